@@ -1,0 +1,10 @@
+"""LarKit's shared core: large-kernel backbones and everything that all modalities have in common.
+
+Importing it registers the backbones with timm, so that ``timm.create_model("unireplknet_t")`` works.
+"""
+
+from core.backbones import UniRepLKNet
+from core.checkpoints import load_weights
+from core.reparam import reparameterize
+
+__all__ = ["UniRepLKNet", "load_weights", "reparameterize"]

@@ -1,0 +1,5 @@
+"""The backbone families, registered with timm when this package is imported."""
+
+from core.backbones.unireplknet import UniRepLKNet, default_kernel_sizes
+
+__all__ = ["UniRepLKNet", "default_kernel_sizes"]

@@ -1,0 +1,402 @@
+"""UniRepLKNet, a large-kernel ConvNet for every modality.
+
+Papers: 'UniRepLKNet: A Universal Perception Large-Kernel ConvNet' (CVPR 2024, arXiv 2311.15599) and 'Scaling Up Your
+Kernels' (TPAMI 2025, arXiv 2410.08049). Official code: github.com/AILab-CVC/UniRepLKNet at b5677d8, Apache-2.0, weights
+Apache-2.0. Tensor names are the official ones in both forms, so official files load without renaming.
+
+Deviations, all deliberate: statistics of half-precision inputs are taken in float32; the map of the last stage, its
+pooled vector and the logits are three methods instead of one output that depends on a flag; the features' norms
+(``norm0`` to ``norm3``) live beside the classifier instead of replacing it; checkpointing is non-reentrant and leaves
+the running statistics as they would be without it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm2d, SelectAdaptivePool2d, trunc_normal_
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from core.backbones.pretrained import UNIREPLKNET_WEIGHTS
+from core.checkpoints import checkpoint_filter_fn
+from core.layers import UniRepLKNetBlock
+from core.layers.checkpointing import checkpoint_blocks
+from core.layers.dilated_reparam import Branches
+
+__all__ = ["KernelSizes", "UniRepLKNet", "default_kernel_sizes"]
+
+KernelSizes = Sequence[int | Sequence[int]]
+
+
+def default_kernel_sizes(depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The papers' kernel size of every block, for the depth of each stage.
+
+    3 in the first stage, 13 in the others; in the third stage, up to 8 blocks are all 13, up to 18 alternate 13 and 3,
+    and deeper ones repeat 13, 3, 3 (UniRepLKNet table 4). That gives every published variant, and a net of one's own
+    the layout of the nearest.
+
+    Example:
+        >>> default_kernel_sizes((1, 1, 4, 1))
+        ((3,), (13,), (13, 13, 13, 13), (13,))
+    """
+    pattern = (13,) if len(depths) < 3 or depths[2] <= 8 else (13, 3) if depths[2] <= 18 else (13, 3, 3)
+    sizes = [(13,) * depth for depth in depths]
+    sizes[0] = (3,) * depths[0]
+    if len(depths) > 2:
+        sizes[2] = tuple(pattern[i % len(pattern)] for i in range(depths[2]))
+    return tuple(sizes)
+
+
+def _per_block(kernel_sizes: KernelSizes | None, depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    if kernel_sizes is None:
+        return default_kernel_sizes(depths)
+    if len(kernel_sizes) != len(depths):
+        raise ValueError(
+            f"kernel_sizes describes {len(kernel_sizes)} stages but depths={tuple(depths)} has {len(depths)}; "
+            "give one entry for each stage"
+        )
+    sizes = tuple((k,) * d if isinstance(k, int) else tuple(k) for k, d in zip(kernel_sizes, depths, strict=True))
+    for stage, (given, depth) in enumerate(zip(sizes, depths, strict=True)):
+        if len(given) != depth:
+            raise ValueError(
+                f"kernel_sizes[{stage}]={given} has {len(given)} entries but depths[{stage}] is {depth}; "
+                "give one kernel size for each block, or one int for the whole stage"
+            )
+    return sizes
+
+
+class UniRepLKNet(nn.Module):
+    """Stem, stages of LarK and SmaK blocks with strided 3x3 convolutions between them, pooled classifier.
+
+    ::
+
+        image ─ stem /4 ─ stage 0 ─ /2 ─ stage 1 ─ /2 ─ stage 2 ─ /2 ─ stage 3 ─ mean ─ LayerNorm ─ Linear ─ logits
+                             │              │              │              └── forward_features
+                             └──────────────┴──────────────┴── forward_intermediates, features_only=True
+
+    Args:
+        in_chans: channels of the input map.
+        num_classes: outputs of the classifier; 0 leaves it out.
+        global_pool: timm's name of the pooling ('avg', 'max', 'avgmax', ...); '' keeps the map and needs num_classes 0.
+        depths: number of blocks of each stage.
+        dims: channels of each stage.
+        kernel_sizes: for each stage one size, or one size a block; by default :func:`default_kernel_sizes`. 0 means no
+            depthwise convolution.
+        branches: kernel size to the (k, r) pairs of its dilated branches, where they differ from the default.
+        drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
+        drop_rate: dropout before the classifier.
+        layer_scale_init_value: start of the per-channel scale of each block; None leaves it out.
+        head_init_scale: factor on the initial weights of the classifier.
+        feature_norms: add a LayerNorm for each stage's map (``norm0``, ...), used by ``forward_intermediates(norm=True)``.
+        inference_mode: build the folded form, for weights that :func:`core.reparameterize` made.
+
+    Raises:
+        ValueError: if depths, dims, kernel_sizes and branches do not fit together.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        *,
+        global_pool: str = "avg",
+        depths: Sequence[int] = (3, 3, 27, 3),
+        dims: Sequence[int] = (96, 192, 384, 768),
+        kernel_sizes: KernelSizes | None = None,
+        branches: Mapping[int, Branches] | None = None,
+        drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        layer_scale_init_value: float | None = 1e-6,
+        head_init_scale: float = 1.0,
+        feature_norms: bool = False,
+        inference_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(depths) != len(dims) or not depths or min(depths) < 1:
+            raise ValueError(f"depths={tuple(depths)} and dims={tuple(dims)}: give both for every stage, depth 1 and up")
+        if min(dims) < 4 or dims[0] % 2:
+            raise ValueError(f"dims={tuple(dims)}: the first must be even and all at least 4")
+        sizes, self.depths = _per_block(kernel_sizes, depths), tuple(depths)
+        unused = set(branches or ()) - {k for stage in sizes for k in stage if k >= 7}
+        if unused:
+            raise ValueError(f"branches are given for kernel sizes {sorted(unused)}, which no LarK block of {sizes} has")
+        self.num_classes, self.num_features, self.head_hidden_size = num_classes, dims[-1], dims[-1]
+        self.grad_checkpointing = False
+        self.downsample_layers = nn.ModuleList([_stem(in_chans, dims[0])])
+        self.downsample_layers += [_downsample(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True)]
+        last_block = max(sum(depths) - 1, 1)
+        rates = iter(drop_path_rate * block / last_block for block in range(sum(depths)))
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *[
+                    UniRepLKNetBlock(
+                        dim,
+                        kernel_size,
+                        drop_path=next(rates),
+                        layer_scale_init_value=layer_scale_init_value,
+                        branches=(branches or {}).get(kernel_size),
+                        inference_mode=inference_mode,
+                    )
+                    for kernel_size in stage
+                ]
+            )
+            for dim, stage in zip(dims, sizes, strict=True)
+        )
+        self.feature_info = [
+            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
+        ]
+        self.feature_norms = feature_norms
+        if feature_norms:
+            for i, dim in enumerate(dims):
+                self.add_module(f"norm{i}", LayerNorm2d(dim, eps=1e-6))
+        self.norm: nn.Module = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head: nn.Module
+        self.reset_classifier(num_classes, global_pool)
+        self._init_weights(head_init_scale)
+
+    def _init_weights(self, head_init_scale: float) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if isinstance(self.head, nn.Linear):
+            with torch.no_grad():
+                self.head.weight.mul_(head_init_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W), normalised, to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last stage's map, (B, dims[-1], ceil(H / 32), ceil(W / 32)) with four stages, before any final norm."""
+        for stage in range(len(self.stages)):
+            x = self._forward_stage(x, stage)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and norm a map of the last stage; with ``pre_logits`` stop before the classifier.
+
+        Returns:
+            (B, num_classes), or (B, dims[-1]) with ``pre_logits`` or without a classifier.
+        """
+        if not self.global_pool.pool_type:
+            return x
+        x = self.head_drop(self.norm(self.global_pool(x)))
+        return x if pre_logits else self.head(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Maps of chosen stages, with timm's arguments.
+
+        Args:
+            x: (B, in_chans, H, W).
+            indices: the last n stages if an int, all if None, else the stages named; negative ones count from the end.
+            norm: apply ``norm0``, ``norm1``, ... to the maps.
+            stop_early: do not compute stages after the last one asked for.
+            output_fmt: 'NCHW', the only layout there is.
+            intermediates_only: return the list alone.
+
+        Returns:
+            The last map computed, before any norm, and the list of maps, stage i being (B, dims[i], H / 4 / 2^i, ...).
+
+        Raises:
+            ValueError: if ``norm`` is asked of a model without feature norms, or another layout.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt is {output_fmt!r}; UniRepLKNet gives 'NCHW'")
+        if norm and not self.feature_norms:
+            raise ValueError("norm=True needs a model built with feature_norms=True; this one has no norm0, norm1, ...")
+        wanted, last = feature_take_indices(len(self.stages), indices)
+        maps = []
+        for stage in range(last + 1 if stop_early else len(self.stages)):
+            x = self._forward_stage(x, stage)
+            if stage in wanted:
+                maps.append(self.get_submodule(f"norm{stage}")(x) if norm else x)
+        return maps if intermediates_only else (x, maps)
+
+    def _forward_stage(self, x: Tensor, stage: int) -> Tensor:
+        x = self.downsample_layers[stage](x)
+        blocks = self.stages[stage]
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint_blocks(blocks, x)
+        return blocks(x)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the named stages do not need, in place; timm's ``features_only`` calls this."""
+        wanted, last = feature_take_indices(len(self.stages), indices)
+        shortened = last < len(self.stages) - 1
+        self.stages, self.downsample_layers = self.stages[: last + 1], self.downsample_layers[: last + 1]
+        for stage in range(len(self.feature_info)):
+            if hasattr(self, f"norm{stage}") and (prune_norm or stage not in wanted):
+                delattr(self, f"norm{stage}")
+        self.feature_norms &= not prune_norm
+        if prune_head or shortened:
+            self.norm = nn.Identity()
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+            self.reset_classifier(0, "")
+        return wanted
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer, or an identity."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a fresh one (0 classes: none), and the pooling if one is named.
+
+        Raises:
+            ValueError: if classes are asked for without a pooling.
+        """
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        if num_classes > 0 and not pool:
+            raise ValueError(f"num_classes={num_classes} needs a pooling; pass global_pool='avg' or num_classes=0")
+        self.global_pool = SelectAdaptivePool2d(pool_type=pool, flatten=bool(pool))
+        like = next(self.parameters())
+        self.num_classes = num_classes
+        self.head = nn.Identity()
+        if num_classes > 0:
+            self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names exempt from weight decay besides those with one dimension: none, as in the papers' recipes."""
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's parameter groups, from input to output, for layer-wise learning-rate decay.
+
+        The rule of the official code for S to XL, carried over to any depth: the stem, then one group a stage, except
+        that the third stage counts every three blocks as a group. A strided layer belongs to the blocks that follow it.
+        """
+        if coarse:
+            return {"stem": r"^downsample_layers\.0\.", "blocks": r"^(?:stages|downsample_layers)\.(\d+)"}
+        blocks: list[tuple[str, tuple[int]]] = []
+        group = 1
+        for stage, depth in enumerate(self.depths[: len(self.stages)]):
+            if stage > 0:
+                blocks.append((rf"^downsample_layers\.{stage}\.", (group,)))
+            width = 3 if stage == 2 else depth
+            for first in range(0, depth, width):
+                members = "|".join(str(i) for i in range(first, min(first + width, depth)))
+                blocks.append((rf"^stages\.{stage}\.(?:{members})\.", (group,)))
+                group += 1
+        return {"stem": r"^downsample_layers\.0\.", "blocks": blocks}
+
+
+def _stem(in_chans: int, dim: int) -> nn.Sequential:
+    half = dim // 2
+    return nn.Sequential(
+        nn.Conv2d(in_chans, half, 3, stride=2, padding=1),
+        LayerNorm2d(half, eps=1e-6),
+        nn.GELU(),
+        nn.Conv2d(half, dim, 3, stride=2, padding=1),
+        LayerNorm2d(dim, eps=1e-6),
+    )
+
+
+def _downsample(dim_in: int, dim_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(dim_in, dim_out, 3, stride=2, padding=1), LayerNorm2d(dim_out, eps=1e-6))
+
+
+default_cfgs = generate_default_cfgs(UNIREPLKNET_WEIGHTS)
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> UniRepLKNet:
+    model: UniRepLKNet = build_model_with_cfg(
+        UniRepLKNet,
+        variant,
+        pretrained,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        pretrained_filter_fn=checkpoint_filter_fn,
+        **kwargs,
+    )
+    return model
+
+
+@register_model
+def unireplknet_a(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-A: 4.4 M parameters and 0.64 GMACs at 224 in inference form."""
+    args = {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)} | kwargs
+    return _create("unireplknet_a", pretrained, **args)
+
+
+@register_model
+def unireplknet_f(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-F: 6.2 M parameters and 0.91 GMACs at 224 in inference form."""
+    args = {"depths": (2, 2, 6, 2), "dims": (48, 96, 192, 384)} | kwargs
+    return _create("unireplknet_f", pretrained, **args)
+
+
+@register_model
+def unireplknet_p(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-P: 10.7 M parameters and 1.57 GMACs at 224 in inference form."""
+    args = {"depths": (2, 2, 6, 2), "dims": (64, 128, 256, 512)} | kwargs
+    return _create("unireplknet_p", pretrained, **args)
+
+
+@register_model
+def unireplknet_n(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-N: 18.3 M parameters and 2.77 GMACs at 224 in inference form."""
+    args = {"depths": (2, 2, 8, 2), "dims": (80, 160, 320, 640)} | kwargs
+    return _create("unireplknet_n", pretrained, **args)
+
+
+@register_model
+def unireplknet_t(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-T: 31.0 M parameters and 4.90 GMACs at 224 in inference form."""
+    args = {"depths": (3, 3, 18, 3), "dims": (80, 160, 320, 640)} | kwargs
+    return _create("unireplknet_t", pretrained, **args)
+
+
+@register_model
+def unireplknet_s(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-S: 55.6 M parameters and 9.09 GMACs at 224 in inference form."""
+    args = {"depths": (3, 3, 27, 3), "dims": (96, 192, 384, 768)} | kwargs
+    return _create("unireplknet_s", pretrained, **args)
+
+
+@register_model
+def unireplknet_b(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-B: 98.0 M parameters and 16.1 GMACs at 224 in inference form."""
+    args = {"depths": (3, 3, 27, 3), "dims": (128, 256, 512, 1024)} | kwargs
+    return _create("unireplknet_b", pretrained, **args)
+
+
+@register_model
+def unireplknet_l(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-L: 218 M parameters and 105 GMACs at 384 in inference form."""
+    args = {"depths": (3, 3, 27, 3), "dims": (192, 384, 768, 1536)} | kwargs
+    return _create("unireplknet_l", pretrained, **args)
+
+
+@register_model
+def unireplknet_xl(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-XL: 387 M parameters and 187 GMACs at 384 in inference form."""
+    args = {"depths": (3, 3, 27, 3), "dims": (256, 512, 1024, 2048)} | kwargs
+    return _create("unireplknet_xl", pretrained, **args)
+
+
+@register_model
+def test_unireplknet(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """A tiny net with every kind of block, for tests; it has no weights."""
+    args = {"depths": (1, 1, 3, 1), "dims": (8, 16, 24, 32)} | kwargs
+    if "depths" not in kwargs:
+        args.setdefault("kernel_sizes", (3, 7, (9, 0, 3), 13))
+    return _create("test_unireplknet", pretrained, **args)

@@ -1,0 +1,224 @@
+"""Read weights from a file or the Hub, fit them to a model, and say by name what does not fit.
+
+Files are read with ``weights_only=True`` or as safetensors: a downloaded checkpoint never runs code.
+"""
+
+import argparse
+import logging
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file
+from timm.models import adapt_input_conv, load_state_dict_from_hf
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+__all__ = ["checkpoint_filter_fn", "load_weights", "read_state_dict"]
+
+_logger = logging.getLogger(__name__)
+_HUB_PREFIX = "hf-hub:"
+_WRAPPERS = ("state_dict", "model", "module")
+_PREFIXES = ("_orig_mod.", "module.", "backbone.", "model.")
+_OUTPUT_PART = re.compile(r"^norm\d*\.")
+
+M = TypeVar("M", bound=nn.Module)
+StateDict = dict[str, Tensor]
+
+
+def load_weights(model: M, source: str | Path) -> M:
+    """Load published or own weights into a model, in place.
+
+    Understood are: official ``.pth`` files, plain or wrapped in ``'model'`` or ``'state_dict'``; checkpoints of
+    detectors and segmentors (``backbone.`` prefixes; ``ema_`` copies are left out); safetensors; Lightning checkpoints
+    of this project; and files in inference form for models in inference form. The first convolution adapts to another
+    number of input channels as timm does it; a classifier of another size, and norms after the stages that one side
+    lacks, keep their initial weights, and a message says so. Everything else must fit exactly.
+
+    Args:
+        model: a backbone, a ``features_only`` model, or a LightningModule with a ``backbone``.
+        source: path of a file, a Hub repository ``org/name``, or one of its files, ``hf-hub:org/name/file.pth``.
+
+    Returns:
+        The same model.
+
+    Raises:
+        FileNotFoundError: if there is no such file or repository.
+        ValueError: if the file is no checkpoint, or its tensors do not fit the model; the message names them.
+    """
+    state_dict = read_state_dict(source)
+    target = _target(model, state_dict)
+    state_dict = _fit(_strip_prefixes(state_dict, target), target, where=str(source))
+    target.load_state_dict(state_dict, strict=False)  # _fit has compared every name and shape
+    return model
+
+
+def read_state_dict(source: str | Path) -> StateDict:
+    """The tensors of a checkpoint by name, unwrapped, on the CPU; ``source`` as for :func:`load_weights`.
+
+    Raises:
+        FileNotFoundError: if there is no such file or repository.
+        ValueError: if the file is no checkpoint.
+    """
+    path, name = Path(source), str(source)
+    if path.is_file():
+        return _unwrap(_read_file(path), name)
+    if name.startswith(_HUB_PREFIX) or re.fullmatch(r"[\w.-]+/[\w-]+(\.\d[\w-]*)*", name):
+        return _unwrap(_read_hub(name.removeprefix(_HUB_PREFIX)), name)
+    kind = "a folder" if path.is_dir() else "not there"
+    raise FileNotFoundError(
+        f"no weights at {name!r} (it is {kind}); give a .pth, .ckpt or .safetensors file, a Hub repository such as "
+        "'org/name', or a file in one: 'hf-hub:org/name/file.pth'"
+    )
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> StateDict:
+    """The hook that timm calls on a pretrained file before it loads it: unwrap, then compare with the model."""
+    unwrapped = _strip_prefixes(_unwrap(state_dict, "the pretrained file"), model)
+    return _fit(unwrapped, model, where="the pretrained file", adapt_stem=False)
+
+
+def _read_file(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the official training scripts store their args
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds Python objects beside tensors ({_unsafe_globals(path)}) and is not opened, since that could "
+            "run code; save its tensors alone with torch.save(state_dict, ...) in an environment you trust"
+        ) from error
+    except Exception as error:
+        raise ValueError(f"{path} is not a checkpoint that torch or safetensors can read: {error}") from error
+
+
+def _unsafe_globals(path: Path) -> str:
+    try:
+        return ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or "unknown"
+    except Exception:  # an old or damaged pickle cannot be listed; the refusal stands without the list
+        return "unknown"
+
+
+def _read_hub(name: str) -> Any:
+    repository, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    try:
+        if file:
+            return load_state_dict_from_hf(repository, file, weights_only=True)
+        return load_state_dict_from_hf(repository, weights_only=True)
+    except (OSError, ValueError) as error:  # the Hub's own errors derive from these
+        raise FileNotFoundError(
+            f"could not get {name!r} from the Hugging Face Hub: {error}; check the name and the network, or download "
+            "the file and pass its path"
+        ) from error
+
+
+def _unwrap(content: Any, where: str) -> StateDict:
+    while isinstance(content, Mapping) and not any(isinstance(v, Tensor) for v in content.values()):
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise ValueError(f"{where} holds no tensors by name; expected a state dict, plain or under 'state_dict'/'model'")
+    return tensors
+
+
+def _target(model: nn.Module, state_dict: StateDict) -> nn.Module:
+    """The part of ``model`` that the file describes: inside a feature wrapper, or a task's backbone."""
+    if isinstance(model, FeatureGetterNet):
+        return _target(model.model, state_dict)
+    backbone = getattr(model, "backbone", None)
+    if isinstance(backbone, nn.Module) and not any(key.startswith("backbone.") for key in state_dict):
+        return _target(backbone, state_dict)
+    return model
+
+
+def _strip_prefixes(state_dict: StateDict, model: nn.Module) -> StateDict:
+    own = model.state_dict()
+    state_dict = {k: v for k, v in state_dict.items() if not k.startswith("ema_")}
+    for prefix in _PREFIXES:
+        if any(k.startswith(prefix) for k in state_dict) and not any(k.startswith(prefix) for k in own):
+            state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    return state_dict
+
+
+def _fit(state_dict: StateDict, model: nn.Module, *, where: str, adapt_stem: bool = True) -> StateDict:
+    own = model.state_dict()
+    state_dict = dict(state_dict)
+    stem = next((f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), "")
+    if stem in state_dict and state_dict[stem].ndim == 4 and state_dict[stem].shape[1] != own[stem].shape[1]:
+        if adapt_stem:
+            state_dict[stem] = adapt_input_conv(own[stem].shape[1], state_dict[stem])
+        else:  # timm adapts it after this hook
+            own[stem] = state_dict[stem]
+    _drop_output_parts(state_dict, own, _classifier_name(model), where)
+    _compare(state_dict, own, where)
+    return state_dict
+
+
+def _classifier_name(model: nn.Module) -> str:
+    get = getattr(model, "get_classifier", None)
+    classifier = get() if callable(get) else None
+    return next((name for name, module in model.named_modules() if module is classifier), "head")
+
+
+def _drop_output_parts(state_dict: StateDict, own: StateDict, classifier: str, where: str) -> None:
+    """Take out of both sides what may differ: a classifier of another size, and norms after the stages."""
+    head = f"{classifier}.weight"
+    fresh = []
+    if head in state_dict and (head not in own or own[head].shape != state_dict[head].shape):
+        if head in own:
+            classes, wanted = state_dict[head].shape[0], own[head].shape[0]
+            _logger.warning("%s has %d classes, the model %d: a new classifier is trained", where, classes, wanted)
+        for name in (head, f"{classifier}.bias"):
+            state_dict.pop(name, None)
+            own.pop(name, None)
+    elif head in own and head not in state_dict:
+        fresh += [name for name in own if name.startswith(f"{classifier}.")]
+    if not (head in own and head in state_dict):  # a classifier that is kept needs the norm it was trained with
+        fresh += [name for name in own if _OUTPUT_PART.match(name) and name not in state_dict]
+    else:
+        fresh += [name for name in own if re.match(r"^norm\d+\.", name) and name not in state_dict]
+    for name in fresh:
+        del own[name]
+    if fresh:
+        _logger.warning("%s has no %s: they keep their initial weights", where, _some(fresh))
+    for name in [name for name in state_dict if _OUTPUT_PART.match(name) and name not in own]:
+        del state_dict[name]
+
+
+def _compare(state_dict: StateDict, own: StateDict, where: str) -> None:
+    missing = [name for name in own if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in own]
+    shapes = [
+        f"{name} {tuple(state_dict[name].shape)} where the model has {tuple(own[name].shape)}"
+        for name in own
+        if name in state_dict and state_dict[name].shape != own[name].shape
+    ]
+    if not (missing or unexpected or shapes):
+        return
+    lines = [f"{where} does not fit the model."]
+    for title, names in (("Missing", missing), ("Unexpected", unexpected), ("Other shape", shapes)):
+        if names:
+            lines.append(f"  {title}: {_some(names)}")
+    raise ValueError("\n".join([*lines, f"  {_advice(missing, unexpected)}"]))
+
+
+def _advice(missing: list[str], unexpected: list[str]) -> str:
+    def has_norms(names: list[str]) -> bool:
+        return any(name.endswith("running_var") for name in names)
+
+    if has_norms(unexpected) and not has_norms(missing):
+        return "The file is in training form: load it before core.reparameterize, or build with inference_mode=False."
+    if has_norms(missing) and not has_norms(unexpected):
+        return "The file is in inference form: build the model with inference_mode=True."
+    return "Build the variant that the file was saved from: same depths, dims and kernel_sizes."
+
+
+def _some(names: list[str], limit: int = 6) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,0 +1,34 @@
+"""``nn.Conv2d`` restricted to depthwise, computed by :func:`core.ops.depthwise_conv2d`."""
+
+from torch import Tensor, nn
+
+from core.ops import depthwise_conv2d
+
+__all__ = ["DepthwiseConv2d"]
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise convolution whose weights and state-dict keys are those of ``nn.Conv2d``.
+
+    Args:
+        channels: C, input and output channels.
+        kernel_size: K, odd.
+        stride: step of the output grid, in pixels.
+        dilation: distance between two taps, in pixels.
+        bias: add a learned offset a channel.
+
+    Raises:
+        ValueError: if ``kernel_size`` is even or not positive.
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int, *, stride: int = 1, dilation: int = 1, bias: bool = False
+    ) -> None:
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {kernel_size}; a depthwise kernel is odd: 1, 3, 5, ...")
+        padding = dilation * (kernel_size - 1) // 2
+        super().__init__(channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+        return depthwise_conv2d(x, self.weight, self.bias, stride=self.stride[0], dilation=self.dilation[0])

@@ -1,0 +1,117 @@
+"""The UniRepLKNet block: one class for large-kernel (LarK) and small-kernel (SmaK) blocks."""
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import Permute
+
+from core.layers.depthwise import DepthwiseConv2d
+from core.layers.dilated_reparam import Branches, DilatedReparamBlock
+from core.layers.grn import GlobalResponseNorm
+from core.layers.squeeze_excite import SqueezeExcite
+from core.reparam import fold_bn, require_eval, set_folded, wide
+
+__all__ = ["UniRepLKNetBlock"]
+
+
+class UniRepLKNetBlock(nn.Module):
+    """Depthwise convolution and feed-forward network under one shortcut (UniRepLKNet, figure 3).
+
+    ::
+
+        x ── dwconv ── BN ── SE ── Linear(C, 4C) ── GELU ── GRN ── Linear(4C, C) ── BN ── layer scale ── DropPath ─┐
+        └──────────────────────────────────────────────────────────────────────────────────────────────────────── + ─► y
+
+    The kernel size decides the kind: 7 and up is a LarK block (a :class:`DilatedReparamBlock`), 3 or 5 a SmaK block (a
+    plain depthwise convolution), 0 a block without depthwise convolution and its norm. There is no activation between
+    the convolution and SE. In inference form both norms, GRN's beta and the layer scale are folded into the convolution
+    and the second linear layer.
+
+    Args:
+        dim: C.
+        kernel_size: 0, 3, 5, or an odd size of 7 and up.
+        drop_path: probability of dropping the residual branch of a sample.
+        layer_scale_init_value: start of the per-channel scale; None or 0 leaves the scale out.
+        branches: (k, r) pairs of a LarK block; by default those of the paper.
+        inference_mode: build the folded form.
+
+    Raises:
+        ValueError: if ``kernel_size`` is negative, even or 1, or ``branches`` do not fit it.
+    """
+
+    gamma: nn.Parameter | None
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        *,
+        drop_path: float = 0.0,
+        layer_scale_init_value: float | None = 1e-6,
+        branches: Branches | None = None,
+        inference_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dwconv = _depthwise(dim, kernel_size, branches, inference_mode)
+        has_norm = kernel_size > 0 and not inference_mode
+        self.norm: nn.Module = nn.BatchNorm2d(dim) if has_norm else nn.Identity()
+        self.se = SqueezeExcite(dim, dim // 4)
+        # Sequential and Permute only place the parameters under the official names: pwconv1.1, act.1, pwconv2.0, .2
+        self.pwconv1 = nn.Sequential(Permute([0, 2, 3, 1]), nn.Linear(dim, 4 * dim))
+        self.act = nn.Sequential(nn.GELU(), GlobalResponseNorm(4 * dim, use_bias=not inference_mode))
+        linear = nn.Linear(4 * dim, dim, bias=inference_mode)
+        self.pwconv2 = nn.Sequential(linear, Permute([0, 3, 1, 2]))
+        if not inference_mode:
+            self.pwconv2.append(nn.BatchNorm2d(dim))
+        scaled = bool(layer_scale_init_value) and not inference_mode
+        self.gamma = nn.Parameter(torch.full((dim,), float(layer_scale_init_value or 0))) if scaled else None
+        self.drop_path: nn.Module = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        y = self.se(self.norm(self.dwconv(x)))
+        y = self.pwconv2(self.act(self.pwconv1(y)))
+        if self.gamma is not None:
+            y = y * self.gamma.view(-1, 1, 1)
+        return x + self.drop_path(y)
+
+    def reparameterize(self) -> None:
+        """Fold the block into its inference form, in place; nothing happens the second time.
+
+        Raises:
+            RuntimeError: if the block is in training mode.
+        """
+        require_eval(self)
+        if isinstance(self.norm, _BatchNorm):
+            if isinstance(self.dwconv, DilatedReparamBlock):
+                self.dwconv.reparameterize()
+            conv = self.dwconv.lk_origin if isinstance(self.dwconv, DilatedReparamBlock) else self.dwconv
+            assert isinstance(conv, nn.Conv2d)
+            set_folded(conv, *fold_bn(conv, self.norm))
+            self.norm = nn.Identity()
+        if len(self.pwconv2) == 3:
+            self._fold_output()
+
+    def _fold_output(self) -> None:
+        """Fold GRN's beta, the second norm and the layer scale into the second linear layer."""
+        grn, linear, bn = self.act[1], self.pwconv2[0], self.pwconv2[2]
+        assert isinstance(grn, GlobalResponseNorm) and isinstance(linear, nn.Linear) and isinstance(bn, _BatchNorm)
+        weight, bias = fold_bn(linear, bn)
+        if grn.beta is not None:  # constant over the map, so the scaled weight turns it into a constant output
+            bias = bias + weight @ wide(grn.beta).flatten()
+        if self.gamma is not None:
+            weight, bias = weight * wide(self.gamma)[:, None], bias * wide(self.gamma)
+        set_folded(linear, weight, bias)
+        grn.beta = self.gamma = None
+        del self.pwconv2[2]
+
+
+def _depthwise(dim: int, kernel_size: int, branches: Branches | None, inference_mode: bool) -> nn.Module:
+    if kernel_size == 0:
+        return nn.Identity()
+    if kernel_size in (3, 5):
+        return DepthwiseConv2d(dim, kernel_size, bias=inference_mode)
+    if kernel_size < 7 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is {kernel_size}; use 0 (none), 3, 5, or an odd size of 7 and up")
+    return DilatedReparamBlock(dim, kernel_size, branches=branches, inference_mode=inference_mode)
