@@ -1,0 +1,127 @@
+"""The ``lightning`` command: fit, validate, test, predict and export from YAML files.
+
+Installed as ``lightning`` and ``larkit``; ``python -m core.cli`` is the same.
+"""
+
+import os
+import shlex
+import sys
+import warnings
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import InputError, MissingError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import ArgsType
+
+__all__ = ["main"]
+
+HELP = """\
+usage: lightning VERB -c FILE [-c FILE ...] [--key value ...]
+
+Train and use large-kernel ConvNets. A second -c changes single values of the first; --key value changes both.
+
+  fit       train, validate after each epoch, keep the best and the last checkpoint
+            lightning fit -c vision/configs/cls.yaml
+            lightning fit -c vision/configs/cls.yaml --ckpt_path last --trainer.max_epochs 20     (go on with a run)
+  validate  measure a checkpoint on the validation split
+            lightning validate -c vision/configs/cls.yaml --ckpt_path best
+  test      measure a checkpoint on the test split
+            lightning test -c vision/configs/cls.yaml --ckpt_path best
+  predict   write a CSV with the class of every file
+            lightning predict -c vision/configs/cls.yaml --ckpt_path best --data.predict_path photos/
+  export    write ONNX or torch.export in inference form, and compare its outputs with the model's
+            lightning export -c vision/configs/cls.yaml --ckpt_path best --format onnx
+
+--ckpt_path takes a file, or 'best' or 'last' for the newest run of the task in lightning_logs/.
+
+  lightning VERB --help                                   options of a verb
+  lightning fit --model.help vision.ImageClassifier       options of a class
+  lightning fit -c FILE --print_config                    the whole configuration
+  lightning --version
+"""
+
+VERBS = ("fit", "validate", "test", "predict", "export")
+
+
+def main(args: "ArgsType" = None) -> None:
+    """Run one verb.
+
+    Args:
+        args: the command line after the program's name; by default that of the process.
+
+    Raises:
+        SystemExit: with one line on the error stream, if what the user gave cannot be used.
+    """
+    words = sys.argv[1:] if args is None else args
+    if isinstance(words, list):
+        if not words or words[0] in ("-h", "--help"):
+            print(HELP, end="")
+            return
+        if words[0] == "--version":
+            print(f"larkit {version('larkit')}")
+            return
+    try:
+        _run(words)
+    except InputError as error:
+        if os.environ.get("LARKIT_TRACEBACK"):
+            raise
+        raise SystemExit(f"lightning: error: {_message(error)}") from None
+
+
+def _run(words: Any) -> None:
+    _quieten()
+    from jsonargparse import ArgumentError
+
+    from core.training.cli import LarKitCLI  # lightning takes seconds, which --help need not wait for
+
+    for modality in entry_points(group="larkit.modalities"):
+        modality.load()  # a class imported here can be named without its module in a YAML file
+    if isinstance(words, list):
+        if words[0] not in VERBS:
+            raise InputError(f"unknown verb {words[0]!r}; expected one of {', '.join(VERBS)}. Type: lightning --help")
+        _check_files(words)
+        command, sys.argv = sys.argv, ["lightning", *words]
+        try:
+            LarKitCLI.run_verb(None)
+        except ArgumentError as error:
+            raise InputError(str(error)) from error
+        finally:
+            sys.argv = command
+    else:
+        LarKitCLI.run_verb(words)
+
+
+def _check_files(words: list[str]) -> None:
+    for flag, file in zip(words, words[1:], strict=False):
+        if flag in ("-c", "--config") and not Path(file).is_file():
+            near = sorted(str(p) for p in Path().glob("*/configs/**/*.yaml"))
+            raise MissingError(f"there is no configuration {file}; here are {', '.join(near) or 'none: see the README'}")
+
+
+def _message(error: InputError) -> str:
+    """The message alone, also where a data-loading process has wrapped it in a traceback."""
+    text, name = str(error), f"{type(error).__name__}: "
+    return text.rsplit(name, 1)[-1].strip() if "Traceback" in text else text
+
+
+def _quieten() -> None:
+    """Leave out warnings that are expected here and that the user cannot act on."""
+    # theirs: Lightning advises more workers than a small data set needs
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # theirs: Lightning's own use of a torch API that torch has renamed
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    # expected: the second logger of a run writes into the folder of the first
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def command_line() -> str:
+    """The command as the user typed it, for messages that say what to type next."""
+    return shlex.join(["lightning", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

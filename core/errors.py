@@ -1,0 +1,14 @@
+"""Errors that tell the user what to change. The command prints their message alone, without a traceback."""
+
+__all__ = ["InputError", "MissingError"]
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message says what was got, what was expected and what to do."""
+
+
+class MissingError(InputError, FileNotFoundError):
+    """A file or folder the user named is not there, or has nothing in it."""
+
+    def __str__(self) -> str:  # OSError would print an errno tuple
+        return str(self.args[0])

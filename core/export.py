@@ -1,0 +1,105 @@
+"""Export a model in inference form, and compare the exported file with the model on real input."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import InputError
+from core.reparam import reparameterize
+
+__all__ = ["export_model"]
+
+TOLERANCE = 1e-4
+"""Largest difference allowed between the exported file and the trained model, relative to the largest output."""
+
+
+def export_model(
+    model: nn.Module, example: Tensor, path: Path, *, format: Literal["onnx", "torch_export"] = "onnx"
+) -> Path:
+    """Fold a model, export it with dynamic batch, height and width, and check the file before it gets its name.
+
+    Args:
+        model: in eval mode; maps (B, C, H, W) to one tensor.
+        example: (B, C, H, W), real input for the comparison.
+        path: file to write; the suffix is set to the format's.
+        format: 'onnx' (needs the ``export`` extra), or 'torch_export' for ``torch.export``'s .pt2.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: if the packages for ONNX are missing.
+        RuntimeError: if the exported file differs from the model by more than :data:`TOLERANCE`.
+    """
+    if format == "onnx":
+        _require("onnx", "onnxscript", "onnxruntime")
+    folded = reparameterize(model)
+    with torch.no_grad():
+        expected, after_fold = model(example), folded(example)
+    path = path.with_suffix(".onnx" if format == "onnx" else ".pt2")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.part{path.suffix}")
+    run = _write_onnx if format == "onnx" else _write_pt2
+    try:
+        exported = run(folded, example, unfinished)
+        fold, total = _relative(after_fold, expected), _relative(exported, expected)
+        print(f"folded against trained form: max relative difference {fold:.1e}")
+        print(f"exported file against trained form: max relative difference {total:.1e}")
+        if not total < TOLERANCE:
+            raise RuntimeError(f"the exported file differs from the model by {total:.1e}, more than {TOLERANCE:.0e}")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), input (batch, {example.shape[1]}, height, width)")
+    return path
+
+
+def _dynamic_shapes() -> tuple[dict[int, Any]]:
+    auto = torch.export.Dim.AUTO
+    return ({0: auto, 2: auto, 3: auto},)
+
+
+def _traced(example: Tensor) -> Tensor:
+    """An input to trace with: a size of 1, in the batch or in the last map, would be taken for a constant."""
+    return example.new_zeros(2, example.shape[1], 96, 128)
+
+
+def _write_pt2(model: nn.Module, example: Tensor, path: Path) -> Tensor:
+    program = torch.export.export(model, (_traced(example),), dynamic_shapes=_dynamic_shapes())
+    torch.export.save(program, path)
+    with torch.no_grad():
+        output: Tensor = torch.export.load(path).module()(example)
+    return output
+
+
+def _write_onnx(model: nn.Module, example: Tensor, path: Path) -> Tensor:
+    import onnxruntime
+
+    program = torch.onnx.export(
+        model,
+        (_traced(example),),
+        dynamo=True,
+        dynamic_shapes=_dynamic_shapes(),
+        input_names=["image"],
+        output_names=["output"],
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: example.numpy()})[0])
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def _require(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"exporting to ONNX needs {', '.join(missing)}; type: pip install 'larkit[export]'")

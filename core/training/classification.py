@@ -1,0 +1,166 @@
+"""Classification of anything that has become a 2D map."""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from core.errors import InputError
+from core.training.data import padding_in_batch
+from core.training.pictures import confusion_figure, save_figure
+from core.training.task import Task
+
+__all__ = ["ClassificationTask"]
+
+
+class ClassificationTask(Task):
+    """A backbone with a linear classifier: cross entropy with mixup, cutmix and label smoothing; top-1 and top-5.
+
+    Batches for training and evaluation are (x, y): x (B, C, H, W) float, y (B,) int64 in [0, num_classes). Batches for
+    prediction are (x, names). Logged are ``train_loss``, ``lr``, ``val_loss``, ``val_acc``, ``val_acc5`` (from ten
+    classes on) and the same for test; a confusion matrix is drawn after each evaluation.
+
+    Args:
+        backbone: name of a LarKit or timm model, or a module; its classifier is set to ``num_classes``.
+        num_classes: number of classes.
+        label_smoothing: share of the target spread over all classes.
+        mixup_alpha: Beta(a, a) of mixup, 0 for none.
+        cutmix_alpha: Beta(a, a) of cutmix, 0 for none; with both, one is drawn for each batch.
+        backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
+        kwargs: the other arguments of :class:`core.training.Task`.
+
+    Raises:
+        InputError: if an argument is out of range or the data have other classes.
+    """
+
+    monitor: ClassVar[str] = "val_acc"
+    monitor_mode: ClassVar[Literal["min", "max"]] = "max"
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        num_classes: int,
+        *,
+        label_smoothing: float = 0.1,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        backbone_args: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if num_classes < 2:
+            raise InputError(f"num_classes={num_classes}; a classifier needs at least 2")
+        if isinstance(backbone, str):
+            backbone_args = {**(backbone_args or {}), "num_classes": num_classes}
+        super().__init__(backbone, backbone_args=backbone_args, **kwargs)
+        if getattr(self.backbone, "num_classes", num_classes) != num_classes:
+            self.backbone.get_submodule("").reset_classifier(num_classes)
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.class_names = [str(i) for i in range(num_classes)]
+        self.mixup: Mixup | None = None
+        if mixup_alpha > 0 or cutmix_alpha > 0:
+            self.mixup = Mixup(mixup_alpha, cutmix_alpha, label_smoothing=label_smoothing, num_classes=num_classes)
+        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val_", "test_")})
+        self.scores = nn.ModuleDict({stage: _accuracies(num_classes, stage) for stage in ("val_", "test_")})
+        self.confusion = MulticlassConfusionMatrix(num_classes)
+
+    def setup(self, stage: str) -> None:
+        """Take the class names from the data and refuse data with other classes.
+
+        Raises:
+            InputError: if the data's classes are not as many as the model's.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        names = list(getattr(data, "classes", ()))
+        if names and len(names) != self.num_classes:
+            raise InputError(
+                f"the model has {self.num_classes} classes and the data {len(names)} ({', '.join(names[:5])}, ...); "
+                f"set --model.num_classes {len(names)}"
+            )
+        self.class_names = names or self.class_names
+        if self.mixup and data is not None and data.batch_size % 2:
+            raise InputError(f"mixup pairs samples, and batch_size is {data.batch_size}; choose an even one")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to logits (B, num_classes)."""
+        logits: Tensor = self.backbone(x)
+        return logits
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse labels outside [0, num_classes) while they are still on the CPU.
+
+        Raises:
+            InputError: naming the label.
+        """
+        labels = batch[1] if not self.trainer.predicting else None
+        if isinstance(labels, Tensor) and len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
+            wrong = next(int(y) for y in labels if not 0 <= y < self.num_classes)
+            raise InputError(f"label {wrong} is outside 0..{self.num_classes - 1}; check the labels or num_classes")
+        return batch
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        x, y = self.mixup(*batch) if self.mixup else batch
+        smoothing = 0.0 if self.mixup else self.label_smoothing  # Mixup has smoothed its targets already
+        loss = F.cross_entropy(self(x), y, label_smoothing=smoothing)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x), sync_dist=True)
+        self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Add one batch to the validation metrics; gives its logits."""
+        return self._evaluate(batch, batch_idx, "val_", self.trainer.val_dataloaders)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Add one batch to the test metrics; gives its logits."""
+        return self._evaluate(batch, batch_idx, "test_", self.trainer.test_dataloaders)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], batch_idx: int, stage: str, loader: Any) -> Tensor:
+        x, y = batch
+        logits: Tensor = self(x)
+        own = len(y) - padding_in_batch(loader, batch_idx, len(y))
+        if own:
+            self.losses[stage].update(F.cross_entropy(logits[:own], y[:own]), weight=own)
+            self.scores[stage].update(logits[:own], y[:own])
+            self.confusion.update(logits[:own], y[:own])
+        self.log(f"{stage}loss", self.losses[stage], on_step=False, on_epoch=True, batch_size=len(x))
+        self.log_dict(self.scores[stage], on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x))
+        return logits
+
+    def on_validation_epoch_end(self) -> None:
+        """Draw the confusion matrix."""
+        self._draw_confusion("confusion_matrix")
+
+    def on_test_epoch_end(self) -> None:
+        """Draw the confusion matrix."""
+        self._draw_confusion("confusion_matrix")
+
+    def _draw_confusion(self, name: str) -> None:
+        if not self.trainer.sanity_checking and self.confusion.update_called:
+            save_figure(self.trainer, name, confusion_figure(self.confusion.compute().cpu(), self.class_names))
+        self.confusion.reset()
+
+    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> dict[str, Any]:
+        """Names, winning class and its probability for one batch, as the prediction writer wants them."""
+        x, names = batch
+        probability, label = torch.softmax(self(x).float(), dim=1).max(dim=1)
+        classes = [self.class_names[i] for i in label.tolist()]
+        return {"file": list(names), "class": classes, "probability": [round(p, 6) for p in probability.tolist()]}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the class names, so that predictions can be named without the training data."""
+        checkpoint["class_names"] = list(self.class_names)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the class names."""
+        self.class_names = checkpoint.get("class_names", self.class_names)
+
+
+def _accuracies(num_classes: int, prefix: str) -> MetricCollection:
+    metrics = {"acc": MulticlassAccuracy(num_classes, average="micro")}
+    if num_classes >= 10:
+        metrics["acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
+    return MetricCollection(metrics, prefix=prefix)

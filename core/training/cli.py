@@ -1,0 +1,149 @@
+"""Lightning's CLI with run folders, checkpoints by name, and refusals instead of silent surprises."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from core.errors import InputError, MissingError
+from core.training.pictures import LearningCurves
+from core.training.predictions import PredictionWriter
+from core.training.task import Task
+from core.training.trainer import ExportingTrainer
+
+__all__ = ["LarKitCLI"]
+
+
+class LarKitCLI(LightningCLI):
+    """Subclass mode for task and data, versioned run folders, best and last checkpoints, the verb export."""
+
+    @classmethod
+    def run_verb(cls, args: ArgsType) -> "LarKitCLI":
+        """Parse ``args``, build everything, run the verb."""
+        return cls(
+            Task,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_class=ExportingTrainer,
+            trainer_defaults={"callbacks": [LearningCurves(), PredictionWriter()], "log_every_n_steps": 10},
+            seed_everything_default=0,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False, **{verb: {"exit_on_error": False} for verb in cls.subcommands()}},
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's verbs and export."""
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the checkpoint callback; what it monitors comes from the task."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        defaults = {"filename": "best", "save_last": True, "save_on_train_epoch_end": True, "enable_version_counter": False}
+        parser.set_defaults({f"checkpoint.{key}": value for key, value in defaults.items()})
+
+    @property
+    def settings(self) -> Namespace:
+        """The configuration of the verb."""
+        settings: Namespace = self.config[self.config.subcommand]
+        return settings
+
+    def _parse_ckpt_path(self) -> None:
+        """Find the checkpoint; resume only what it was, and evaluate what it is."""
+        settings, verb = self.settings, self.config.subcommand
+        path = settings.get("ckpt_path")
+        if path in ("best", "last"):
+            path = settings.ckpt_path = str(self._newest(path))
+        elif path and not Path(path).is_file():
+            raise MissingError(f"there is no checkpoint {path}; give a file, 'best' or 'last'")
+        if path:
+            differing = self._differing(path)
+            if differing and verb == "fit":
+                raise InputError(
+                    f"--ckpt_path continues a run as it was, but {'; '.join(differing)}. Leave that out, or start a "
+                    f"new run from its weights: --model.weights {path}"
+                )
+            if differing:
+                rank_zero_warn(f"the checkpoint decides about the model: {'; '.join(differing)}")
+            super()._parse_ckpt_path()
+        elif verb != "fit" and not self._has_weights():
+            raise InputError(
+                f"{verb} would use random weights. Type: {shlex.join(['lightning', *sys.argv[1:]])} --ckpt_path best"
+            )
+
+    def _has_weights(self) -> bool:
+        args = self.settings.model.get("init_args", Namespace())
+        return bool(args.get("weights") or args.get("pretrained"))
+
+    def _differing(self, path: str) -> list[str]:
+        """Model settings that this command gives otherwise than the checkpoint was trained with."""
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["hyper_parameters"]
+        except Exception as error:
+            raise InputError(f"{path} is not a checkpoint of this command ({error}); for weights use --model.weights")
+        given = self.settings.model.as_dict().get("init_args", {})
+        return [
+            f"{key} is {given[key]!r} here and {stored[key]!r} in the checkpoint"
+            for key in given
+            if key in stored and given[key] != stored[key] and key not in ("pretrained", "weights")
+        ]
+
+    def _runs(self) -> Path:
+        """Folder of all runs of this task."""
+        root = self.settings.trainer.get("default_root_dir") or os.getcwd()
+        return Path(root) / "lightning_logs" / self.settings.model.class_path.rsplit(".", 1)[-1]
+
+    def _newest(self, name: str) -> Path:
+        files = [f for f in self._runs().glob(f"*/checkpoints/{name}.ckpt")]
+        if not files:
+            raise MissingError(
+                f"no {name}.ckpt below {self._runs()}; train first (lightning fit -c ...), or give the path of a file"
+            )
+        return max(files, key=lambda file: file.stat().st_mtime)
+
+    def before_instantiate_classes(self) -> None:
+        """Let the task choose what the best checkpoint is, unless the user has."""
+        if self.settings.checkpoint.monitor is None:
+            task = _import(self.settings.model.class_path)
+            self.settings.checkpoint.monitor, self.settings.checkpoint.mode = task.monitor, task.monitor_mode
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Give the run its own folder with a CSV and a TensorBoard log."""
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") in (None, True) and self.subcommand != "export":
+            place = {"save_dir": self._runs().parent, "name": self._runs().name, "version": self._version()}
+            kwargs["logger"] = [CSVLogger(**place), TensorBoardLogger(**place)]
+        return super().instantiate_trainer(**kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if config.get("enable_checkpointing") is False or not config.get("logger", True):
+            callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _version(self) -> str:
+        """Number of the run, the same in all processes that Lightning starts for it."""
+        if "SLURM_JOB_ID" in os.environ:
+            return f"job_{os.environ['SLURM_JOB_ID']}"
+        if "LOCAL_RANK" in os.environ and "LARKIT_RUN" in os.environ:
+            return os.environ["LARKIT_RUN"]
+        taken = [int(p.name[8:]) for p in self._runs().glob("version_*") if p.name[8:].isdigit()]
+        os.environ["LARKIT_RUN"] = f"version_{max(taken, default=-1) + 1}"
+        return os.environ["LARKIT_RUN"]
+
+
+def _import(class_path: str) -> Any:
+    module, name = class_path.rsplit(".", 1)
+    return getattr(__import__(module, fromlist=[name]), name)

@@ -1,0 +1,122 @@
+"""Data loaders that all modalities share: reproducible shuffling, and evaluation that counts each sample once."""
+
+import os
+from collections.abc import Callable, Sequence, Sized
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from core.errors import InputError, MissingError
+
+__all__ = ["DataModule", "EpochSampler", "padding_in_batch"]
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Shuffles by (seed, epoch) alone, for one process or many, so that a resumed run sees the order it would have seen.
+
+    ``generator`` is re-seeded with each epoch too. A loader that draws its workers' seeds from it repeats their random
+    augmentation.
+    """
+
+    def __init__(self, dataset: Dataset[Any], *, replicas: int = 1, rank: int = 0, seed: int = 0, epoch: int = 0) -> None:
+        super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=True, seed=seed)
+        self.generator = torch.Generator()
+        self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the worker seeds of the next pass."""
+        super().set_epoch(epoch)
+        self.generator.manual_seed(hash((self.seed, epoch, self.rank)) % 2**63)
+
+
+class DataModule(LightningDataModule):
+    """Base of all data modules: subclasses fill ``train_set``, ``val_set``, ``test_set``, ``predict_set`` in ``setup``.
+
+    Args:
+        batch_size: samples a process and step.
+        num_workers: processes that load data, for each training process; 0 loads in the training process.
+        drop_last: leave out the incomplete last training batch, which batch norm and mixup do not like.
+
+    Attributes:
+        classes: names of the classes in the order of their labels; empty where there are none.
+    """
+
+    def __init__(self, *, batch_size: int = 64, num_workers: int = 2, drop_last: bool = True) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise InputError(f"batch_size={batch_size}, num_workers={num_workers}; give at least 1 and at least 0")
+        self.batch_size, self.num_workers, self.drop_last = batch_size, num_workers, drop_last
+        self.classes: Sequence[str] = ()
+        self.train_set: Dataset[Any] | None = None
+        self.val_set: Dataset[Any] | None = None
+        self.test_set: Dataset[Any] | None = None
+        self.predict_set: Dataset[Any] | None = None
+        self.collate: Callable[[list[Any]], Any] | None = None
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled batches of ``train_set``."""
+        dataset, (rank, replicas) = self._filled(self.train_set, "train"), self._place()
+        sampler = EpochSampler(dataset, replicas=replicas, rank=rank, seed=self._seed(), epoch=self._epoch())
+        drop_last = self.drop_last and len(sampler) >= self.batch_size
+        return self._loader(dataset, sampler=sampler, generator=sampler.generator, drop_last=drop_last)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """``val_set`` in order."""
+        return self._ordered(self._filled(self.val_set, "val"))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """``test_set`` in order."""
+        return self._ordered(self._filled(self.test_set, "test"))
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """``predict_set`` in order, shared between processes without repetition."""
+        dataset, (rank, replicas) = self._filled(self.predict_set, "predict"), self._place()
+        sampler = UnrepeatedDistributedSampler(dataset, num_replicas=replicas, rank=rank, shuffle=False)
+        return self._loader(dataset, sampler=sampler)
+
+    def _ordered(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+        rank, replicas = self._place()
+        return self._loader(dataset, sampler=DistributedSampler(dataset, replicas, rank, shuffle=False))
+
+    def _loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
+        pin = torch.cuda.is_available()
+        workers, collate = self.num_workers, self.collate
+        return DataLoader(dataset, self.batch_size, num_workers=workers, collate_fn=collate, pin_memory=pin, **kwargs)
+
+    def _filled(self, dataset: Dataset[Any] | None, split: str) -> Dataset[Any]:
+        if dataset is None or (isinstance(dataset, Sized) and len(dataset) == 0):
+            raise MissingError(f"{type(self).__name__} has no {split} samples; call setup() first, or give it such data")
+        return dataset
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _epoch(self) -> int:
+        # A resumed fit opens its first iterator before Lightning calls set_epoch, so the loader is born in its epoch.
+        return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0
+
+    @staticmethod
+    def _seed() -> int:
+        return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+
+def padding_in_batch(loader: DataLoader[Any], batch_idx: int, size: int) -> int:
+    """How many samples at the end of a batch only repeat others, to give every process the same number.
+
+    ``DistributedSampler`` deals out sample i to process i mod P and fills the last round from the beginning. Leaving
+    those out makes a metric over P processes equal that of one.
+
+    Args:
+        loader: an evaluation loader of this process.
+        batch_idx: index of the batch in it.
+        size: samples in the batch.
+    """
+    sampler = loader.sampler
+    if not isinstance(sampler, DistributedSampler) or not isinstance(loader.dataset, Sized) or not loader.batch_size:
+        return 0
+    first = batch_idx * loader.batch_size
+    places = (place * sampler.num_replicas + sampler.rank for place in range(first, first + size))
+    return sum(place >= len(loader.dataset) for place in places)

@@ -1,0 +1,59 @@
+"""Parameter groups and the learning-rate schedule of the papers' recipes."""
+
+import math
+from typing import Any
+
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
+
+__all__ = ["parameter_groups", "warmup_cosine"]
+
+
+def parameter_groups(
+    module: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups of the trainable parameters of a module that has a ``backbone``.
+
+    Parameters with one dimension and biases do not decay. With layer decay d, the learning rate of a backbone parameter
+    is lr * d^(n - i), where i is its group from the input (``backbone.group_matcher``) and n the last one; parameters
+    outside the backbone get the full rate. timm stores that factor as ``lr_scale``, which torch's schedulers ignore, so
+    here it is multiplied into each group's ``lr``.
+
+    Args:
+        module: a task; its ``backbone`` may be any timm model.
+        lr: learning rate of the last group.
+        weight_decay: decay of the parameters that decay.
+        layer_decay: d, in (0, 1].
+    """
+    backbone = module.get_submodule("backbone")
+    exempt = getattr(backbone, "no_weight_decay", set)()
+    if layer_decay < 1:
+        groups = param_groups_layer_decay(backbone, weight_decay, exempt, layer_decay=layer_decay)
+    else:
+        groups = param_groups_weight_decay(backbone, weight_decay, exempt)
+    inside = {id(p) for p in backbone.parameters()}
+    rest = nn.ParameterList([p for p in module.parameters() if id(p) not in inside and p.requires_grad])
+    groups += param_groups_weight_decay(rest, weight_decay)
+    return [{**group, "lr": lr * group.get("lr_scale", 1.0)} for group in groups if group["params"]]
+
+
+def warmup_cosine(step: int, *, warmup: int, total: int, floor: float = 0.0) -> float:
+    """Factor on the learning rate at a step: linear from 0 to 1 over the warm-up, then half a cosine down to ``floor``.
+
+    Args:
+        step: optimizer steps taken so far.
+        warmup: steps of the warm-up.
+        total: steps of the whole run.
+        floor: last factor, min_lr / lr.
+
+    Returns:
+        A factor in [0, 1]; ``floor`` from ``total`` on.
+
+    Example:
+        >>> [round(warmup_cosine(s, warmup=2, total=6), 3) for s in range(7)]
+        [0.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    if step < warmup:
+        return step / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))

