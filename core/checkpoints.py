@@ -17,6 +17,8 @@ from timm.models import adapt_input_conv, load_state_dict_from_hf
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
+from core.errors import InputError, MissingError
+
 __all__ = ["checkpoint_filter_fn", "load_weights", "read_state_dict"]
 
 _logger = logging.getLogger(__name__)
@@ -46,8 +48,8 @@ def load_weights(model: M, source: str | Path) -> M:
         The same model.
 
     Raises:
-        FileNotFoundError: if there is no such file or repository.
-        ValueError: if the file is no checkpoint, or its tensors do not fit the model; the message names them.
+        MissingError: if there is no such file or repository.
+        InputError: if the file is no checkpoint, or its tensors do not fit the model; the message names them.
     """
     state_dict = read_state_dict(source)
     target = _target(model, state_dict)
@@ -60,8 +62,8 @@ def read_state_dict(source: str | Path) -> StateDict:
     """The tensors of a checkpoint by name, unwrapped, on the CPU; ``source`` as for :func:`load_weights`.
 
     Raises:
-        FileNotFoundError: if there is no such file or repository.
-        ValueError: if the file is no checkpoint.
+        MissingError: if there is no such file or repository.
+        InputError: if the file is no checkpoint.
     """
     path, name = Path(source), str(source)
     if path.is_file():
@@ -69,7 +71,7 @@ def read_state_dict(source: str | Path) -> StateDict:
     if name.startswith(_HUB_PREFIX) or re.fullmatch(r"[\w.-]+/[\w-]+(\.\d[\w-]*)*", name):
         return _unwrap(_read_hub(name.removeprefix(_HUB_PREFIX)), name)
     kind = "a folder" if path.is_dir() else "not there"
-    raise FileNotFoundError(
+    raise MissingError(
         f"no weights at {name!r} (it is {kind}); give a .pth, .ckpt or .safetensors file, a Hub repository such as "
         "'org/name', or a file in one: 'hf-hub:org/name/file.pth'"
     )
@@ -88,12 +90,12 @@ def _read_file(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the official training scripts store their args
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise InputError(
             f"{path} holds Python objects beside tensors ({_unsafe_globals(path)}) and is not opened, since that could "
             "run code; save its tensors alone with torch.save(state_dict, ...) in an environment you trust"
         ) from error
     except Exception as error:
-        raise ValueError(f"{path} is not a checkpoint that torch or safetensors can read: {error}") from error
+        raise InputError(f"{path} is not a checkpoint that torch or safetensors can read: {error}") from error
 
 
 def _unsafe_globals(path: Path) -> str:
@@ -110,7 +112,7 @@ def _read_hub(name: str) -> Any:
             return load_state_dict_from_hf(repository, file, weights_only=True)
         return load_state_dict_from_hf(repository, weights_only=True)
     except (OSError, ValueError) as error:  # the Hub's own errors derive from these
-        raise FileNotFoundError(
+        raise MissingError(
             f"could not get {name!r} from the Hugging Face Hub: {error}; check the name and the network, or download "
             "the file and pass its path"
         ) from error
@@ -124,7 +126,9 @@ def _unwrap(content: Any, where: str) -> StateDict:
         content = inner
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
-        raise ValueError(f"{where} holds no tensors by name; expected a state dict, plain or under 'state_dict'/'model'")
+        raise InputError(
+            f"{where} holds no tensors by name; expected a state dict, plain or in 'state_dict' or 'model'"
+        )
     return tensors
 
 
@@ -206,7 +210,7 @@ def _compare(state_dict: StateDict, own: StateDict, where: str) -> None:
     for title, names in (("Missing", missing), ("Unexpected", unexpected), ("Other shape", shapes)):
         if names:
             lines.append(f"  {title}: {_some(names)}")
-    raise ValueError("\n".join([*lines, f"  {_advice(missing, unexpected)}"]))
+    raise InputError("\n".join([*lines, f"  {_advice(missing, unexpected)}"]))
 
 
 def _advice(missing: list[str], unexpected: list[str]) -> str:

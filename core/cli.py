@@ -8,6 +8,7 @@ import shlex
 import sys
 import warnings
 from importlib.metadata import entry_points, version
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,10 +96,10 @@ def _run(words: Any) -> None:
 
 
 def _check_files(words: list[str]) -> None:
-    for flag, file in zip(words, words[1:], strict=False):
+    for flag, file in pairwise(words):
         if flag in ("-c", "--config") and not Path(file).is_file():
-            near = sorted(str(p) for p in Path().glob("*/configs/**/*.yaml"))
-            raise MissingError(f"there is no configuration {file}; here are {', '.join(near) or 'none: see the README'}")
+            near = ", ".join(sorted(str(path) for path in Path().glob("*/configs/**/*.yaml")))
+            raise MissingError(f"there is no configuration {file}; here are {near or 'none: see the README'}")
 
 
 def _message(error: InputError) -> str:

@@ -1,7 +1,6 @@
 """Export a model in inference form, and compare the exported file with the model on real input."""
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +50,7 @@ def export_model(
         print(f"exported file against trained form: max relative difference {total:.1e}")
         if not total < TOLERANCE:
             raise RuntimeError(f"the exported file differs from the model by {total:.1e}, more than {TOLERANCE:.0e}")
-        os.replace(unfinished, path)
+        unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), input (batch, {example.shape[1]}, height, width)")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -21,7 +20,7 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Mode = Literal["RGB", "L"]
 
 
-class ImageFiles(Dataset[tuple[Tensor, Any]]):
+class ImageFiles(Dataset[tuple[Tensor, Any] | None]):
     """Image files, each with a target.
 
     Args:
@@ -225,8 +224,18 @@ class Digits(ImageDataModule):
         crop: Literal["auto", "center", "squash"] = "squash",
         **kwargs: Any,
     ) -> None:
-        look = {"size": size, "mode": mode, "mean": mean, "std": std, "crop": crop}
-        super().__init__(**look, scale=scale, hflip=hflip, auto_augment=auto_augment, erasing=erasing, **kwargs)
+        super().__init__(
+            size=size,
+            mode=mode,
+            mean=mean,
+            std=std,
+            scale=scale,
+            hflip=hflip,
+            auto_augment=auto_augment,
+            erasing=erasing,
+            crop=crop,
+            **kwargs,
+        )
         self.classes = [str(digit) for digit in range(10)]
 
     def setup(self, stage: str) -> None:

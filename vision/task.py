@@ -22,11 +22,11 @@ class ImageClassifier(ClassificationTask):
     each with the class that the model gives it and its probability, in red where it is wrong.
     """
 
-    def on_validation_batch_end(self, outputs: Tensor, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep some examples of the batch."""
         self._keep_examples(outputs, batch, self.trainer.num_val_batches)
 
-    def on_test_batch_end(self, outputs: Tensor, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep some examples of the batch."""
         self._keep_examples(outputs, batch, self.trainer.num_test_batches)
 
@@ -62,7 +62,8 @@ class ImageClassifier(ClassificationTask):
         kept += [(x[i].float().cpu(), titles[i], wrong[i]) for i in chosen if len(kept) < SHEET]
 
     def _draw_examples(self) -> None:
-        data, kept = getattr(self.trainer, "datamodule", None), self.__dict__.pop("_examples", [])
+        data: Any = getattr(self.trainer, "datamodule", None)
+        kept = self.__dict__.pop("_examples", [])
         if not kept or not hasattr(data, "mean") or self.trainer.sanity_checking:
             return
         images, titles, wrong = zip(*kept, strict=True)

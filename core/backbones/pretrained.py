@@ -9,7 +9,9 @@ from typing import Any
 __all__ = ["UNIREPLKNET_WEIGHTS"]
 
 
-def _unireplknet(filename: str, *, top1: float | None = None, size: int = 224, num_classes: int = 1000) -> dict[str, Any]:
+def _unireplknet(
+    filename: str, *, top1: float | None = None, size: int = 224, num_classes: int = 1000
+) -> dict[str, Any]:
     accuracy = f"ImageNet-1K top-1 {top1} (paper)" if top1 else "ImageNet-22K pretraining, no accuracy published"
     return {
         "hf_hub_id": "DingXiaoH/UniRepLKNet",

@@ -11,7 +11,8 @@ the running statistics as they would be without it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from timm.layers import LayerNorm2d, SelectAdaptivePool2d, trunc_normal_
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from core.backbones.pretrained import UNIREPLKNET_WEIGHTS
 from core.checkpoints import checkpoint_filter_fn
+from core.errors import InputError
 from core.layers import UniRepLKNetBlock
 from core.layers.checkpointing import checkpoint_blocks
 from core.layers.dilated_reparam import Branches
@@ -53,14 +55,14 @@ def _per_block(kernel_sizes: KernelSizes | None, depths: Sequence[int]) -> tuple
     if kernel_sizes is None:
         return default_kernel_sizes(depths)
     if len(kernel_sizes) != len(depths):
-        raise ValueError(
+        raise InputError(
             f"kernel_sizes describes {len(kernel_sizes)} stages but depths={tuple(depths)} has {len(depths)}; "
             "give one entry for each stage"
         )
     sizes = tuple((k,) * d if isinstance(k, int) else tuple(k) for k, d in zip(kernel_sizes, depths, strict=True))
     for stage, (given, depth) in enumerate(zip(sizes, depths, strict=True)):
         if len(given) != depth:
-            raise ValueError(
+            raise InputError(
                 f"kernel_sizes[{stage}]={given} has {len(given)} entries but depths[{stage}] is {depth}; "
                 "give one kernel size for each block, or one int for the whole stage"
             )
@@ -89,11 +91,11 @@ class UniRepLKNet(nn.Module):
         drop_rate: dropout before the classifier.
         layer_scale_init_value: start of the per-channel scale of each block; None leaves it out.
         head_init_scale: factor on the initial weights of the classifier.
-        feature_norms: add a LayerNorm for each stage's map (``norm0``, ...), used by ``forward_intermediates(norm=True)``.
+        feature_norms: add a LayerNorm for each stage's map (``norm0``, ...) for ``forward_intermediates(norm=True)``.
         inference_mode: build the folded form, for weights that :func:`core.reparameterize` made.
 
     Raises:
-        ValueError: if depths, dims, kernel_sizes and branches do not fit together.
+        InputError: if depths, dims, kernel_sizes and branches do not fit together.
     """
 
     def __init__(
@@ -115,17 +117,19 @@ class UniRepLKNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(depths) != len(dims) or not depths or min(depths) < 1:
-            raise ValueError(f"depths={tuple(depths)} and dims={tuple(dims)}: give both for every stage, depth 1 and up")
+            raise InputError(
+                f"depths={tuple(depths)}, dims={tuple(dims)}: give both for every stage, each depth 1 or more"
+            )
         if min(dims) < 4 or dims[0] % 2:
-            raise ValueError(f"dims={tuple(dims)}: the first must be even and all at least 4")
+            raise InputError(f"dims={tuple(dims)}: the first must be even and all at least 4")
         sizes, self.depths = _per_block(kernel_sizes, depths), tuple(depths)
         unused = set(branches or ()) - {k for stage in sizes for k in stage if k >= 7}
         if unused:
-            raise ValueError(f"branches are given for kernel sizes {sorted(unused)}, which no LarK block of {sizes} has")
+            raise InputError(f"branches are given for kernel sizes {sorted(unused)}; no LarK block of {sizes} has them")
         self.num_classes, self.num_features, self.head_hidden_size = num_classes, dims[-1], dims[-1]
         self.grad_checkpointing = False
         self.downsample_layers = nn.ModuleList([_stem(in_chans, dims[0])])
-        self.downsample_layers += [_downsample(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True)]
+        self.downsample_layers += [_downsample(a, b) for a, b in pairwise(dims)]
         last_block = max(sum(depths) - 1, 1)
         rates = iter(drop_path_rate * block / last_block for block in range(sum(depths)))
         self.stages = nn.ModuleList(
@@ -154,6 +158,7 @@ class UniRepLKNet(nn.Module):
         self.norm: nn.Module = nn.LayerNorm(dims[-1], eps=1e-6)
         self.head_drop = nn.Dropout(drop_rate)
         self.head: nn.Module
+        self.global_pool: SelectAdaptivePool2d
         self.reset_classifier(num_classes, global_pool)
         self._init_weights(head_init_scale)
 
@@ -211,12 +216,12 @@ class UniRepLKNet(nn.Module):
             The last map computed, before any norm, and the list of maps, stage i being (B, dims[i], H / 4 / 2^i, ...).
 
         Raises:
-            ValueError: if ``norm`` is asked of a model without feature norms, or another layout.
+            InputError: if ``norm`` is asked of a model without feature norms, or another layout.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}; UniRepLKNet gives 'NCHW'")
+            raise InputError(f"output_fmt is {output_fmt!r}; UniRepLKNet gives 'NCHW'")
         if norm and not self.feature_norms:
-            raise ValueError("norm=True needs a model built with feature_norms=True; this one has no norm0, norm1, ...")
+            raise InputError("norm=True needs a model built with feature_norms=True; this one has no norm0, norm1, ...")
         wanted, last = feature_take_indices(len(self.stages), indices)
         maps = []
         for stage in range(last + 1 if stop_early else len(self.stages)):
@@ -227,7 +232,7 @@ class UniRepLKNet(nn.Module):
 
     def _forward_stage(self, x: Tensor, stage: int) -> Tensor:
         x = self.downsample_layers[stage](x)
-        blocks = self.stages[stage]
+        blocks = cast(nn.Sequential, self.stages[stage])
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint_blocks(blocks, x)
         return blocks(x)
@@ -257,11 +262,11 @@ class UniRepLKNet(nn.Module):
         """Replace the classifier by a fresh one (0 classes: none), and the pooling if one is named.
 
         Raises:
-            ValueError: if classes are asked for without a pooling.
+            InputError: if classes are asked for without a pooling.
         """
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         if num_classes > 0 and not pool:
-            raise ValueError(f"num_classes={num_classes} needs a pooling; pass global_pool='avg' or num_classes=0")
+            raise InputError(f"num_classes={num_classes} needs a pooling; pass global_pool='avg' or num_classes=0")
         self.global_pool = SelectAdaptivePool2d(pool_type=pool, flatten=bool(pool))
         like = next(self.parameters())
         self.num_classes = num_classes
@@ -280,7 +285,7 @@ class UniRepLKNet(nn.Module):
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's parameter groups, from input to output, for layer-wise learning-rate decay.
+        """Parameter groups for timm, from input to output, for layer-wise learning-rate decay.
 
         The rule of the official code for S to XL, carried over to any depth: the stem, then one group a stage, except
         that the third stage counts every three blocks as a group. A strided layer belongs to the blocks that follow it.

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from core.errors import InputError
 from core.ops import depthwise_conv2d
 
 __all__ = ["DepthwiseConv2d"]
@@ -18,14 +19,14 @@ class DepthwiseConv2d(nn.Conv2d):
         bias: add a learned offset a channel.
 
     Raises:
-        ValueError: if ``kernel_size`` is even or not positive.
+        InputError: if ``kernel_size`` is even or not positive.
     """
 
     def __init__(
         self, channels: int, kernel_size: int, *, stride: int = 1, dilation: int = 1, bias: bool = False
     ) -> None:
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size}; a depthwise kernel is odd: 1, 3, 5, ...")
+            raise InputError(f"kernel_size is {kernel_size}; a depthwise kernel is odd: 1, 3, 5, ...")
         padding = dilation * (kernel_size - 1) // 2
         super().__init__(channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=bias)
 

@@ -1,9 +1,12 @@
 """The Dilated Reparam Block of UniRepLKNet (section 3.2 and figure 2 of arXiv 2311.15599)."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from core.errors import InputError
 from core.layers.depthwise import DepthwiseConv2d
 from core.reparam import dilated_to_dense, embed_kernel, fold_bn, set_folded
 
@@ -30,7 +33,7 @@ def dilated_branches(kernel_size: int) -> tuple[tuple[int, int], ...]:
     dense 5x5, the widest kernel of dilation 2, and 3x3 kernels spread to about 1/2, 2/3 and all of the field.
 
     Raises:
-        ValueError: if ``kernel_size`` is even or below 5.
+        InputError: if ``kernel_size`` is even or below 5.
 
     Example:
         >>> dilated_branches(13)
@@ -41,7 +44,7 @@ def dilated_branches(kernel_size: int) -> tuple[tuple[int, int], ...]:
     if kernel_size in PUBLISHED_BRANCHES:
         return PUBLISHED_BRANCHES[kernel_size]
     if kernel_size < 5 or kernel_size % 2 == 0:
-        raise ValueError(f"no dilated branches for a kernel of size {kernel_size}; use an odd size of 5 or more")
+        raise InputError(f"no dilated branches for a kernel of size {kernel_size}; use an odd size of 5 or more")
     reach = (kernel_size - 1) // 2
     return ((5, 1), (reach | 1, 2), (3, reach // 2), (3, 2 * reach // 3), (3, reach))
 
@@ -49,12 +52,12 @@ def dilated_branches(kernel_size: int) -> tuple[tuple[int, int], ...]:
 def _check_branches(kernel_size: int, branches: Branches) -> None:
     for k, r in branches:
         if k % 2 == 0 or k < 1 or r < 1 or (k - 1) * r + 1 > kernel_size:
-            raise ValueError(
+            raise InputError(
                 f"branch (k={k}, r={r}) does not fit a {kernel_size}x{kernel_size} kernel: "
                 f"k must be odd and (k-1)*r+1 = {(k - 1) * r + 1} at most {kernel_size}"
             )
     if len(set(branches)) != len(branches):
-        raise ValueError(f"branches {list(branches)} name the same (k, r) twice; each pair may appear once")
+        raise InputError(f"branches {list(branches)} name the same (k, r) twice; each pair may appear once")
 
 
 class DilatedReparamBlock(nn.Module):
@@ -73,7 +76,7 @@ class DilatedReparamBlock(nn.Module):
         inference_mode: build the merged form, a single convolution with bias.
 
     Raises:
-        ValueError: if K is even or a branch does not fit it.
+        InputError: if K is even or a branch does not fit it.
     """
 
     def __init__(
@@ -115,8 +118,8 @@ class DilatedReparamBlock(nn.Module):
         size = self.lk_origin.kernel_size[0]
         weight, bias = fold_bn(self.lk_origin, self.origin_bn)
         for k, r in self.branches:
-            conv, bn = self.get_submodule(f"dil_conv_k{k}_{r}"), self.get_submodule(f"dil_bn_k{k}_{r}")
-            small, offset = fold_bn(conv, bn)
+            conv = cast(DepthwiseConv2d, self.get_submodule(f"dil_conv_k{k}_{r}"))
+            small, offset = fold_bn(conv, cast(_BatchNorm, self.get_submodule(f"dil_bn_k{k}_{r}")))
             weight = weight + embed_kernel(dilated_to_dense(small, r), size)
             bias = bias + offset
             delattr(self, f"dil_conv_k{k}_{r}")

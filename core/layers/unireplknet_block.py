@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import Permute
 
+from core.errors import InputError
 from core.layers.depthwise import DepthwiseConv2d
 from core.layers.dilated_reparam import Branches, DilatedReparamBlock
 from core.layers.grn import GlobalResponseNorm
@@ -37,7 +38,7 @@ class UniRepLKNetBlock(nn.Module):
         inference_mode: build the folded form.
 
     Raises:
-        ValueError: if ``kernel_size`` is negative, even or 1, or ``branches`` do not fit it.
+        InputError: if ``kernel_size`` is negative, even or 1, or ``branches`` do not fit it.
     """
 
     gamma: nn.Parameter | None
@@ -96,7 +97,9 @@ class UniRepLKNetBlock(nn.Module):
     def _fold_output(self) -> None:
         """Fold GRN's beta, the second norm and the layer scale into the second linear layer."""
         grn, linear, bn = self.act[1], self.pwconv2[0], self.pwconv2[2]
-        assert isinstance(grn, GlobalResponseNorm) and isinstance(linear, nn.Linear) and isinstance(bn, _BatchNorm)
+        assert isinstance(grn, GlobalResponseNorm)
+        assert isinstance(linear, nn.Linear)
+        assert isinstance(bn, _BatchNorm)
         weight, bias = fold_bn(linear, bn)
         if grn.beta is not None:  # constant over the map, so the scaled weight turns it into a constant output
             bias = bias + weight @ wide(grn.beta).flatten()
@@ -113,5 +116,5 @@ def _depthwise(dim: int, kernel_size: int, branches: Branches | None, inference_
     if kernel_size in (3, 5):
         return DepthwiseConv2d(dim, kernel_size, bias=inference_mode)
     if kernel_size < 7 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size is {kernel_size}; use 0 (none), 3, 5, or an odd size of 7 and up")
+        raise InputError(f"kernel_size is {kernel_size}; use 0 (none), 3, 5, or an odd size of 7 and up")
     return DilatedReparamBlock(dim, kernel_size, branches=branches, inference_mode=inference_mode)

@@ -1,12 +1,12 @@
 """Classification of anything that has become a 2D map."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from timm.data import Mixup
+from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from core.errors import InputError
@@ -57,14 +57,15 @@ class ClassificationTask(Task):
             backbone_args = {**(backbone_args or {}), "num_classes": num_classes}
         super().__init__(backbone, backbone_args=backbone_args, **kwargs)
         if getattr(self.backbone, "num_classes", num_classes) != num_classes:
-            self.backbone.get_submodule("").reset_classifier(num_classes)
+            cast(Any, self.backbone).reset_classifier(num_classes)
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.class_names = [str(i) for i in range(num_classes)]
         self.mixup: Mixup | None = None
         if mixup_alpha > 0 or cutmix_alpha > 0:
             self.mixup = Mixup(mixup_alpha, cutmix_alpha, label_smoothing=label_smoothing, num_classes=num_classes)
-        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val_", "test_")})
-        self.scores = nn.ModuleDict({stage: _accuracies(num_classes, stage) for stage in ("val_", "test_")})
+        scores = _accuracies(num_classes)
+        self.val_loss, self.val_scores = MeanMetric(), scores.clone(prefix="val_")
+        self.test_loss, self.test_scores = MeanMetric(), scores.clone(prefix="test_")
         self.confusion = MulticlassConfusionMatrix(num_classes)
 
     def setup(self, stage: str) -> None:
@@ -89,18 +90,6 @@ class ClassificationTask(Task):
         logits: Tensor = self.backbone(x)
         return logits
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Refuse labels outside [0, num_classes) while they are still on the CPU.
-
-        Raises:
-            InputError: naming the label.
-        """
-        labels = batch[1] if not self.trainer.predicting else None
-        if isinstance(labels, Tensor) and len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
-            wrong = next(int(y) for y in labels if not 0 <= y < self.num_classes)
-            raise InputError(f"label {wrong} is outside 0..{self.num_classes - 1}; check the labels or num_classes")
-        return batch
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch."""
         x, y = self.mixup(*batch) if self.mixup else batch
@@ -112,35 +101,42 @@ class ClassificationTask(Task):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Add one batch to the validation metrics; gives its logits."""
-        return self._evaluate(batch, batch_idx, "val_", self.trainer.val_dataloaders)
+        logits = self._evaluate(batch, batch_idx, self.trainer.val_dataloaders, self.val_loss, self.val_scores)
+        self.log("val_loss", self.val_loss, batch_size=len(logits))
+        self.log_dict(self.val_scores, prog_bar=True, batch_size=len(logits))
+        return logits
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Add one batch to the test metrics; gives its logits."""
-        return self._evaluate(batch, batch_idx, "test_", self.trainer.test_dataloaders)
+        logits = self._evaluate(batch, batch_idx, self.trainer.test_dataloaders, self.test_loss, self.test_scores)
+        self.log("test_loss", self.test_loss, batch_size=len(logits))
+        self.log_dict(self.test_scores, batch_size=len(logits))
+        return logits
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], batch_idx: int, stage: str, loader: Any) -> Tensor:
+    def _evaluate(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, loader: Any, loss: MeanMetric, scores: MetricCollection
+    ) -> Tensor:
         x, y = batch
         logits: Tensor = self(x)
         own = len(y) - padding_in_batch(loader, batch_idx, len(y))
         if own:
-            self.losses[stage].update(F.cross_entropy(logits[:own], y[:own]), weight=own)
-            self.scores[stage].update(logits[:own], y[:own])
+            loss.update(F.cross_entropy(logits[:own], y[:own]), weight=own)
+            scores.update(logits[:own], y[:own])
             self.confusion.update(logits[:own], y[:own])
-        self.log(f"{stage}loss", self.losses[stage], on_step=False, on_epoch=True, batch_size=len(x))
-        self.log_dict(self.scores[stage], on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x))
         return logits
 
     def on_validation_epoch_end(self) -> None:
         """Draw the confusion matrix."""
-        self._draw_confusion("confusion_matrix")
+        self._draw_confusion()
 
     def on_test_epoch_end(self) -> None:
         """Draw the confusion matrix."""
-        self._draw_confusion("confusion_matrix")
+        self._draw_confusion()
 
-    def _draw_confusion(self, name: str) -> None:
+    def _draw_confusion(self) -> None:
         if not self.trainer.sanity_checking and self.confusion.update_called:
-            save_figure(self.trainer, name, confusion_figure(self.confusion.compute().cpu(), self.class_names))
+            counts = self.confusion.compute().cpu()
+            save_figure(self.trainer, "confusion_matrix", confusion_figure(counts, self.class_names))
         self.confusion.reset()
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> dict[str, Any]:
@@ -159,8 +155,8 @@ class ClassificationTask(Task):
         self.class_names = checkpoint.get("class_names", self.class_names)
 
 
-def _accuracies(num_classes: int, prefix: str) -> MetricCollection:
-    metrics = {"acc": MulticlassAccuracy(num_classes, average="micro")}
+def _accuracies(num_classes: int) -> MetricCollection:
+    metrics: dict[str, Metric | MetricCollection] = {"acc": MulticlassAccuracy(num_classes, average="micro")}
     if num_classes >= 10:
         metrics["acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
-    return MetricCollection(metrics, prefix=prefix)
+    return MetricCollection(metrics)

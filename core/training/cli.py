@@ -12,7 +12,7 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from core.errors import InputError, MissingError
 from core.training.pictures import LearningCurves
@@ -52,8 +52,9 @@ class LarKitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the checkpoint callback; what it monitors comes from the task."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        defaults = {"filename": "best", "save_last": True, "save_on_train_epoch_end": True, "enable_version_counter": False}
-        parser.set_defaults({f"checkpoint.{key}": value for key, value in defaults.items()})
+        keep = {"filename": "best", "save_last": True}
+        when = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+        parser.set_defaults({f"checkpoint.{key}": value for key, value in (keep | when).items()})
 
     @property
     def settings(self) -> Namespace:
@@ -93,7 +94,9 @@ class LarKitCLI(LightningCLI):
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["hyper_parameters"]
         except Exception as error:
-            raise InputError(f"{path} is not a checkpoint of this command ({error}); for weights use --model.weights")
+            raise InputError(
+                f"{path} is not a checkpoint of this command ({error}); for weights alone use --model.weights"
+            ) from error
         given = self.settings.model.as_dict().get("init_args", {})
         return [
             f"{key} is {given[key]!r} here and {stored[key]!r} in the checkpoint"
@@ -103,11 +106,11 @@ class LarKitCLI(LightningCLI):
 
     def _runs(self) -> Path:
         """Folder of all runs of this task."""
-        root = self.settings.trainer.get("default_root_dir") or os.getcwd()
+        root = self.settings.trainer.get("default_root_dir") or Path.cwd()
         return Path(root) / "lightning_logs" / self.settings.model.class_path.rsplit(".", 1)[-1]
 
     def _newest(self, name: str) -> Path:
-        files = [f for f in self._runs().glob(f"*/checkpoints/{name}.ckpt")]
+        files = list(self._runs().glob(f"*/checkpoints/{name}.ckpt"))
         if not files:
             raise MissingError(
                 f"no {name}.ckpt below {self._runs()}; train first (lightning fit -c ...), or give the path of a file"
@@ -124,8 +127,8 @@ class LarKitCLI(LightningCLI):
         """Give the run its own folder with a CSV and a TensorBoard log."""
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True) and self.subcommand != "export":
-            place = {"save_dir": self._runs().parent, "name": self._runs().name, "version": self._version()}
-            kwargs["logger"] = [CSVLogger(**place), TensorBoardLogger(**place)]
+            folder, name, version = self._runs().parent, self._runs().name, self._version()
+            kwargs["logger"] = [CSVLogger(folder, name, version), TensorBoardLogger(folder, name, version)]
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable, Sequence, Sized
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from core.errors import InputError, MissingError
@@ -15,13 +16,15 @@ __all__ = ["DataModule", "EpochSampler", "padding_in_batch"]
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffles by (seed, epoch) alone, for one process or many, so that a resumed run sees the order it would have seen.
+    """Shuffles by (seed, epoch) alone, for one process or many: a resumed run sees the order it would have seen.
 
     ``generator`` is re-seeded with each epoch too. A loader that draws its workers' seeds from it repeats their random
     augmentation.
     """
 
-    def __init__(self, dataset: Dataset[Any], *, replicas: int = 1, rank: int = 0, seed: int = 0, epoch: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], *, replicas: int = 1, rank: int = 0, seed: int = 0, epoch: int = 0
+    ) -> None:
         super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=True, seed=seed)
         self.generator = torch.Generator()
         self.set_epoch(epoch)
@@ -77,6 +80,19 @@ class DataModule(LightningDataModule):
         sampler = UnrepeatedDistributedSampler(dataset, num_replicas=replicas, rank=rank, shuffle=False)
         return self._loader(dataset, sampler=sampler)
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse class labels outside [0, len(classes)) while they are still on the CPU.
+
+        Raises:
+            InputError: naming the label.
+        """
+        labels = batch[1] if isinstance(batch, list | tuple) else None
+        if self.classes and isinstance(labels, Tensor) and labels.dtype == torch.int64 and len(labels):
+            wrong = labels[(labels < 0) | (labels >= len(self.classes))]
+            if len(wrong):
+                raise InputError(f"label {int(wrong[0])} is outside 0..{len(self.classes) - 1}; check the labels")
+        return batch
+
     def _ordered(self, dataset: Dataset[Any]) -> DataLoader[Any]:
         rank, replicas = self._place()
         return self._loader(dataset, sampler=DistributedSampler(dataset, replicas, rank, shuffle=False))
@@ -88,7 +104,7 @@ class DataModule(LightningDataModule):
 
     def _filled(self, dataset: Dataset[Any] | None, split: str) -> Dataset[Any]:
         if dataset is None or (isinstance(dataset, Sized) and len(dataset) == 0):
-            raise MissingError(f"{type(self).__name__} has no {split} samples; call setup() first, or give it such data")
+            raise MissingError(f"{type(self).__name__} has no {split} samples; call setup(), or give it such data")
         return dataset
 
     def _place(self) -> tuple[int, int]:
@@ -96,7 +112,7 @@ class DataModule(LightningDataModule):
 
     def _epoch(self) -> int:
         # A resumed fit opens its first iterator before Lightning calls set_epoch, so the loader is born in its epoch.
-        return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0
+        return cast(Any, self.trainer.fit_loop.epoch_progress.current).processed if self.trainer else 0
 
     @staticmethod
     def _seed() -> int:

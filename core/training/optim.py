@@ -26,7 +26,7 @@ def parameter_groups(
         layer_decay: d, in (0, 1].
     """
     backbone = module.get_submodule("backbone")
-    exempt = getattr(backbone, "no_weight_decay", set)()
+    exempt: set[str] = getattr(backbone, "no_weight_decay", set)()
     if layer_decay < 1:
         groups = param_groups_layer_decay(backbone, weight_decay, exempt, layer_decay=layer_decay)
     else:

@@ -33,7 +33,7 @@ def save_figure(trainer: Trainer, name: str, figure: Figure) -> Path | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     for logger in trainer.loggers:
-        add_figure = getattr(logger.experiment, "add_figure", None)
+        add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
         if callable(add_figure):
             add_figure(name, figure, trainer.global_step, close=False)
     return path
@@ -93,8 +93,6 @@ class LearningCurves(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the metrics of this epoch and draw the picture again."""
-        if trainer.sanity_checking or trainer.fast_dev_run:
-            return
         for name, value in trainer.callback_metrics.items():
             points = self.history.setdefault(name, [])
             if not points or points[-1][0] < trainer.current_epoch:

@@ -1,7 +1,6 @@
 """Write what ``predict`` returns to a CSV file."""
 
 import csv
-import os
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 __all__ = ["PredictionWriter"]
 
@@ -49,7 +48,7 @@ class PredictionWriter(Callback):
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(unfinished, path)
+        unfinished.replace(path)
         rank_zero_info(f"Wrote {len(rows)} predictions to {path}")
 
     def _gathered(self, processes: int) -> list[dict[str, Any]]:

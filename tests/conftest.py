@@ -1,0 +1,24 @@
+"""Fixtures that every test may use, and global state put back after each."""
+
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _restored_state() -> Iterator[None]:
+    """Same random numbers for every test, and dtype, threads and seed variables as they were."""
+    dtype, seed = torch.get_default_dtype(), os.environ.pop("PL_GLOBAL_SEED", None)
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    os.environ.pop("LARKIT_RUN", None)
+    if seed is not None:
+        os.environ["PL_GLOBAL_SEED"] = seed

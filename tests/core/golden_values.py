@@ -1,0 +1,52 @@
+"""Weights and inputs that depend on names and shapes alone, as the golden values were made."""
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def read_json(name: str) -> dict[str, Any]:
+    with gzip.open(GOLDEN / f"{name}.json.gz", "rt", encoding="utf-8") as file:
+        content: dict[str, Any] = json.load(file)
+    return content
+
+
+def golden_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
+    """The value of the tensor called ``name``: by the last part of its name, from a generator seeded by all of it."""
+    random, last = np.random.RandomState(zlib.crc32(name.encode())), name.split(".")[-1]
+    if last == "num_batches_tracked":
+        return torch.zeros(shape)
+    if last == "running_var" or (last == "weight" and len(shape) == 1):
+        value = random.uniform(0.5, 1.5, shape)
+    elif last in ("running_mean", "bias", "beta"):
+        value = 0.1 * random.standard_normal(shape)
+    elif last == "gamma":
+        value = random.uniform(0.1, 0.5, shape) if len(shape) == 1 else 0.5 * random.standard_normal(shape)
+    else:
+        value = random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+    return torch.from_numpy(np.asarray(value))
+
+
+def fill(model: nn.Module) -> None:
+    """Give every tensor of ``model`` its golden value, in its own dtype."""
+    state = {name: golden_tensor(name, tuple(t.shape)).to(t.dtype) for name, t in model.state_dict().items()}
+    model.load_state_dict(state)
+
+
+def golden_input(*shape: int) -> Tensor:
+    """The standard normal float32 input of this shape."""
+    key = "input:" + "x".join(map(str, shape))
+    return torch.from_numpy(np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)).float()
+
+
+def relative_difference(got: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference, relative to the largest absolute expected value."""
+    return float((got - expected).abs().max() / expected.abs().max())
