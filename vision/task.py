@@ -57,8 +57,8 @@ class ImageClassifier(ClassificationTask):
 
     def _keep(self, x: Tensor, titles: list[str], wrong: list[bool], batches: list[int | float]) -> None:
         share = -(-SHEET // max(1, int(sum(batches))))
-        chosen = torch.linspace(0, len(x) - 1, min(share, len(x))).long().tolist()
         kept = self.__dict__.setdefault("_examples", [])
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(len(kept)))[:share].tolist()
         kept += [(x[i].float().cpu(), titles[i], wrong[i]) for i in chosen if len(kept) < SHEET]
 
     def _draw_examples(self) -> None:

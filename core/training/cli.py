@@ -1,6 +1,5 @@
 """Lightning's CLI with run folders, checkpoints by name, and refusals instead of silent surprises."""
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -11,12 +10,12 @@ from jsonargparse import Namespace
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from core.errors import InputError, MissingError
 from core.training.pictures import LearningCurves
 from core.training.predictions import PredictionWriter
+from core.training.run_folder import newest_checkpoint, run_loggers, run_version
 from core.training.task import Task
 from core.training.trainer import ExportingTrainer
 
@@ -67,7 +66,7 @@ class LarKitCLI(LightningCLI):
         settings, verb = self.settings, self.config.subcommand
         path = settings.get("ckpt_path")
         if path in ("best", "last"):
-            path = settings.ckpt_path = str(self._newest(path))
+            path = settings.ckpt_path = str(newest_checkpoint(self._runs(), path))
         elif path and not Path(path).is_file():
             raise MissingError(f"there is no checkpoint {path}; give a file, 'best' or 'last'")
         if path:
@@ -109,14 +108,6 @@ class LarKitCLI(LightningCLI):
         root = self.settings.trainer.get("default_root_dir") or Path.cwd()
         return Path(root) / "lightning_logs" / self.settings.model.class_path.rsplit(".", 1)[-1]
 
-    def _newest(self, name: str) -> Path:
-        files = list(self._runs().glob(f"*/checkpoints/{name}.ckpt"))
-        if not files:
-            raise MissingError(
-                f"no {name}.ckpt below {self._runs()}; train first (lightning fit -c ...), or give the path of a file"
-            )
-        return max(files, key=lambda file: file.stat().st_mtime)
-
     def before_instantiate_classes(self) -> None:
         """Let the task choose what the best checkpoint is, unless the user has."""
         if self.settings.checkpoint.monitor is None:
@@ -125,26 +116,15 @@ class LarKitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give the run its own folder with a CSV and a TensorBoard log."""
-        config = self._get(self.config_init, "trainer")
-        if config.get("logger") in (None, True) and self.subcommand != "export":
-            folder, name, version = self._runs().parent, self._runs().name, self._version()
-            kwargs["logger"] = [CSVLogger(folder, name, version), TensorBoardLogger(folder, name, version)]
+        if self.settings.trainer.get("logger") in (None, True) and self.subcommand != "export":
+            path = self.settings.get("ckpt_path") if self.subcommand == "fit" else None
+            kwargs["logger"] = run_loggers(self._runs(), run_version(self._runs(), Path(path) if path else None))
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False or not config.get("logger", True):
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         return super()._instantiate_trainer(config, callbacks)
-
-    def _version(self) -> str:
-        """Number of the run, the same in all processes that Lightning starts for it."""
-        if "SLURM_JOB_ID" in os.environ:
-            return f"job_{os.environ['SLURM_JOB_ID']}"
-        if "LOCAL_RANK" in os.environ and "LARKIT_RUN" in os.environ:
-            return os.environ["LARKIT_RUN"]
-        taken = [int(p.name[8:]) for p in self._runs().glob("version_*") if p.name[8:].isdigit()]
-        os.environ["LARKIT_RUN"] = f"version_{max(taken, default=-1) + 1}"
-        return os.environ["LARKIT_RUN"]
 
 
 def _import(class_path: str) -> Any:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence, Sized
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -22,17 +22,26 @@ class EpochSampler(DistributedSampler[Any]):
     augmentation.
     """
 
-    def __init__(
-        self, dataset: Dataset[Any], *, replicas: int = 1, rank: int = 0, seed: int = 0, epoch: int = 0
-    ) -> None:
+    def __init__(self, dataset: Dataset[Any], *, replicas: int = 1, rank: int = 0, seed: int = 0) -> None:
         super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=True, seed=seed)
         self.generator = torch.Generator()
-        self.set_epoch(epoch)
+        self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the worker seeds of the next pass."""
         super().set_epoch(epoch)
         self.generator.manual_seed(hash((self.seed, epoch, self.rank)) % 2**63)
+
+
+class _LazyLoader(DataLoader[Any]):
+    """A loader whose workers start with the first batch, not with the iterator.
+
+    Lightning opens an iterator before it has restored the epoch of a resumed run; workers that started then would
+    already hold batches in the order of epoch 0.
+    """
+
+    def __iter__(self) -> Any:
+        yield from super().__iter__()
 
 
 class DataModule(LightningDataModule):
@@ -62,7 +71,7 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches of ``train_set``."""
         dataset, (rank, replicas) = self._filled(self.train_set, "train"), self._place()
-        sampler = EpochSampler(dataset, replicas=replicas, rank=rank, seed=self._seed(), epoch=self._epoch())
+        sampler = EpochSampler(dataset, replicas=replicas, rank=rank, seed=self._seed())
         drop_last = self.drop_last and len(sampler) >= self.batch_size
         return self._loader(dataset, sampler=sampler, generator=sampler.generator, drop_last=drop_last)
 
@@ -100,7 +109,7 @@ class DataModule(LightningDataModule):
     def _loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
         pin = torch.cuda.is_available()
         workers, collate = self.num_workers, self.collate
-        return DataLoader(dataset, self.batch_size, num_workers=workers, collate_fn=collate, pin_memory=pin, **kwargs)
+        return _LazyLoader(dataset, self.batch_size, num_workers=workers, collate_fn=collate, pin_memory=pin, **kwargs)
 
     def _filled(self, dataset: Dataset[Any] | None, split: str) -> Dataset[Any]:
         if dataset is None or (isinstance(dataset, Sized) and len(dataset) == 0):
@@ -109,10 +118,6 @@ class DataModule(LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _epoch(self) -> int:
-        # A resumed fit opens its first iterator before Lightning calls set_epoch, so the loader is born in its epoch.
-        return cast(Any, self.trainer.fit_loop.epoch_progress.current).processed if self.trainer else 0
 
     @staticmethod
     def _seed() -> int:
