@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
-from timm.models import adapt_input_conv, load_state_dict_from_hf
+from timm.models import adapt_input_conv
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
@@ -53,7 +54,10 @@ def load_weights(model: M, source: str | Path) -> M:
     """
     state_dict = read_state_dict(source)
     target = _target(model, state_dict)
-    state_dict = _fit(_strip_prefixes(state_dict, target), target, where=str(source))
+    state_dict = _strip_prefixes(state_dict, target)
+    if isinstance(model, FeatureGetterNet):  # it has pruned what its maps do not need
+        state_dict = {name: value for name, value in state_dict.items() if name in target.state_dict()}
+    state_dict = _fit(state_dict, target, where=str(source))
     target.load_state_dict(state_dict, strict=False)  # _fit has compared every name and shape
     return model
 
@@ -69,7 +73,7 @@ def read_state_dict(source: str | Path) -> StateDict:
     if path.is_file():
         return _unwrap(_read_file(path), name)
     if name.startswith(_HUB_PREFIX) or re.fullmatch(r"[\w.-]+/[\w-]+(\.\d[\w-]*)*", name):
-        return _unwrap(_read_hub(name.removeprefix(_HUB_PREFIX)), name)
+        return _unwrap(_read_file(_download(name.removeprefix(_HUB_PREFIX))), name)
     kind = "a folder" if path.is_dir() else "not there"
     raise MissingError(
         f"no weights at {name!r} (it is {kind}); give a .pth, .ckpt or .safetensors file, a Hub repository such as "
@@ -90,36 +94,35 @@ def _read_file(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the official training scripts store their args
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        unsafe = re.findall(r"GLOBAL ([\w.]+)", str(error))
+        if not unsafe:
+            reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
+            raise InputError(f"{path} is not a checkpoint that torch or safetensors can read: {reason}") from error
         raise InputError(
-            f"{path} holds Python objects beside tensors ({_unsafe_globals(path)}) and is not opened, since that could "
-            "run code; save its tensors alone with torch.save(state_dict, ...) in an environment you trust"
+            f"{path} holds Python objects beside tensors ({', '.join(unsafe)}) and is not opened, since that could run "
+            "code; save its tensors alone with torch.save(state_dict, ...) in an environment you trust"
         ) from error
     except Exception as error:
         raise InputError(f"{path} is not a checkpoint that torch or safetensors can read: {error}") from error
 
 
-def _unsafe_globals(path: Path) -> str:
-    try:
-        return ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or "unknown"
-    except Exception:  # an old or damaged pickle cannot be listed; the refusal stands without the list
-        return "unknown"
-
-
-def _read_hub(name: str) -> Any:
-    repository, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
-    try:
-        if file:
-            return load_state_dict_from_hf(repository, file, weights_only=True)
-        return load_state_dict_from_hf(repository, weights_only=True)
-    except (OSError, ValueError) as error:  # the Hub's own errors derive from these
-        raise MissingError(
-            f"could not get {name!r} from the Hugging Face Hub: {error}; check the name and the network, or download "
-            "the file and pass its path"
-        ) from error
+def _download(name: str) -> Path:
+    """A file of a Hub repository, from the local cache if it is there."""
+    parts = name.split("/")
+    files = ["/".join(parts[2:])] if len(parts) > 2 else ["model.safetensors", "pytorch_model.bin"]
+    for file in files:
+        try:
+            return Path(hf_hub_download("/".join(parts[:2]), file))
+        except (OSError, ValueError) as error:  # the Hub's own errors derive from these
+            reason = error
+    raise MissingError(
+        f"could not get {' or '.join(files)} of {'/'.join(parts[:2])!r} from the Hugging Face Hub: {reason}; check the "
+        "name and the network, or download the file and pass its path"
+    )
 
 
 def _unwrap(content: Any, where: str) -> StateDict:
-    while isinstance(content, Mapping) and not any(isinstance(v, Tensor) for v in content.values()):
+    while isinstance(content, Mapping):
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break
@@ -145,9 +148,9 @@ def _target(model: nn.Module, state_dict: StateDict) -> nn.Module:
 def _strip_prefixes(state_dict: StateDict, model: nn.Module) -> StateDict:
     own = model.state_dict()
     state_dict = {k: v for k, v in state_dict.items() if not k.startswith("ema_")}
-    for prefix in _PREFIXES:
-        if any(k.startswith(prefix) for k in state_dict) and not any(k.startswith(prefix) for k in own):
-            state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    foreign = [prefix for prefix in _PREFIXES if not any(k.startswith(prefix) for k in own)]
+    while found := next((p for p in foreign if any(k.startswith(p) for k in state_dict)), None):
+        state_dict = {k.removeprefix(found): v for k, v in state_dict.items() if k.startswith(found)}
     return state_dict
 
 
@@ -157,12 +160,22 @@ def _fit(state_dict: StateDict, model: nn.Module, *, where: str, adapt_stem: boo
     stem = next((f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), "")
     if stem in state_dict and state_dict[stem].ndim == 4 and state_dict[stem].shape[1] != own[stem].shape[1]:
         if adapt_stem:
-            state_dict[stem] = adapt_input_conv(own[stem].shape[1], state_dict[stem])
+            state_dict[stem] = _adapt_stem(state_dict[stem], own[stem].shape[1], f"{stem} of {where}")
         else:  # timm adapts it after this hook
             own[stem] = state_dict[stem]
     _drop_output_parts(state_dict, own, _classifier_name(model), where)
     _compare(state_dict, own, where)
     return state_dict
+
+
+def _adapt_stem(weight: Tensor, channels: int, where: str) -> Tensor:
+    try:
+        return adapt_input_conv(channels, weight)
+    except (AssertionError, NotImplementedError):
+        raise InputError(
+            f"{where} takes {weight.shape[1]} input channels, the model {channels}; only files for 3 channels adapt. "
+            f"Build the model with in_chans={weight.shape[1]}"
+        ) from None
 
 
 def _classifier_name(model: nn.Module) -> str:
@@ -210,16 +223,18 @@ def _compare(state_dict: StateDict, own: StateDict, where: str) -> None:
     for title, names in (("Missing", missing), ("Unexpected", unexpected), ("Other shape", shapes)):
         if names:
             lines.append(f"  {title}: {_some(names)}")
-    raise InputError("\n".join([*lines, f"  {_advice(missing, unexpected)}"]))
+    raise InputError("\n".join([*lines, f"  {_advice(state_dict, own, missing, unexpected, shapes)}"]))
 
 
-def _advice(missing: list[str], unexpected: list[str]) -> str:
+def _advice(state_dict: StateDict, own: StateDict, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
     def has_norms(names: list[str]) -> bool:
         return any(name.endswith("running_var") for name in names)
 
-    if has_norms(unexpected) and not has_norms(missing):
+    if shapes:
+        return "Build the variant that the file was saved from: same depths, dims and kernel_sizes."
+    if not has_norms(list(own)) and has_norms(unexpected):
         return "The file is in training form: load it before core.reparameterize, or build with inference_mode=False."
-    if has_norms(missing) and not has_norms(unexpected):
+    if not has_norms(list(state_dict)) and has_norms(missing):
         return "The file is in inference form: build the model with inference_mode=True."
     return "Build the variant that the file was saved from: same depths, dims and kernel_sizes."
 

@@ -3,6 +3,7 @@
 Installed as ``lightning`` and ``larkit``; ``python -m core.cli`` is the same.
 """
 
+import logging
 import os
 import shlex
 import sys
@@ -84,7 +85,8 @@ def _run(words: Any) -> None:
         if words[0] not in VERBS:
             raise InputError(f"unknown verb {words[0]!r}; expected one of {', '.join(VERBS)}. Type: lightning --help")
         _check_files(words)
-        command, sys.argv = sys.argv, ["lightning", *words]
+        # Lightning starts further processes by this command line
+        command, sys.argv = sys.argv, [sys.argv[0] if words == sys.argv[1:] else __file__, *words]
         try:
             LarKitCLI.run_verb(None)
         except ArgumentError as error:
@@ -112,10 +114,17 @@ def _quieten() -> None:
     """Leave out warnings that are expected here and that the user cannot act on."""
     # theirs: Lightning advises more workers than a small data set needs
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # expected: evaluation needs none of the callbacks that training had
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
+    # theirs: torch.export reads its own file into a buffer that is not writable
+    warnings.filterwarnings("ignore", message=".*buffer is not writable.*")
     # theirs: Lightning's own use of a torch API that torch has renamed
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     # expected: the second logger of a run writes into the folder of the first
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    # theirs: invitations to install other packages of Lightning's maker
+    for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(logger).addFilter(lambda record: "\N{ELECTRIC LIGHT BULB} Tip" not in record.getMessage())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 

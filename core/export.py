@@ -21,6 +21,8 @@ def export_model(
 ) -> Path:
     """Fold a model, export it with dynamic batch, height and width, and check the file before it gets its name.
 
+    A .pt2 for input of up to 32 pixels has that height and width fixed.
+
     Args:
         model: in eval mode; maps (B, C, H, W) to one tensor.
         example: (B, C, H, W), real input for the comparison.
@@ -53,22 +55,27 @@ def export_model(
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), input (batch, {example.shape[1]}, height, width)")
+    sizes = "height, width" if _any_size(example, format) else f"{example.shape[2]}, {example.shape[3]}"
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), input (batch, {example.shape[1]}, {sizes})")
     return path
 
 
-def _dynamic_shapes() -> tuple[dict[int, Any]]:
+def _any_size(example: Tensor, format: str) -> bool:
+    """Whether height and width stay free: ``torch.export`` treats a last map of one pixel apart from larger ones."""
+    return format == "onnx" or min(example.shape[2:]) > 32
+
+
+def _trace_with(example: Tensor, *, any_size: bool) -> tuple[tuple[Tensor], tuple[dict[int, Any]]]:
+    """Input and free dimensions for the tracer, which would take a size of 1 for a constant."""
     auto = torch.export.Dim.AUTO
-    return ({0: auto, 2: auto, 3: auto},)
-
-
-def _traced(example: Tensor) -> Tensor:
-    """An input to trace with: a size of 1, in the batch or in the last map, would be taken for a constant."""
-    return example.new_zeros(2, example.shape[1], 96, 128)
+    if any_size:
+        return (example.new_zeros(2, example.shape[1], 96, 128),), ({0: auto, 2: auto, 3: auto},)
+    return (example.new_zeros(2, *example.shape[1:]),), ({0: auto},)
 
 
 def _write_pt2(model: nn.Module, example: Tensor, path: Path) -> Tensor:
-    program = torch.export.export(model, (_traced(example),), dynamic_shapes=_dynamic_shapes())
+    inputs, shapes = _trace_with(example, any_size=_any_size(example, "torch_export"))
+    program = torch.export.export(model, inputs, dynamic_shapes=shapes)
     torch.export.save(program, path)
     with torch.no_grad():
         output: Tensor = torch.export.load(path).module()(example)
@@ -78,11 +85,12 @@ def _write_pt2(model: nn.Module, example: Tensor, path: Path) -> Tensor:
 def _write_onnx(model: nn.Module, example: Tensor, path: Path) -> Tensor:
     import onnxruntime
 
+    inputs, shapes = _trace_with(example, any_size=True)
     program = torch.onnx.export(
         model,
-        (_traced(example),),
+        inputs,
         dynamo=True,
-        dynamic_shapes=_dynamic_shapes(),
+        dynamic_shapes=shapes,
         input_names=["image"],
         output_names=["output"],
         external_data=False,

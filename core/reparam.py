@@ -37,17 +37,18 @@ def require_eval(module: nn.Module) -> None:
         )
 
 
-def fold_bn(layer: nn.Conv2d | nn.Linear, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one layer that equals ``bn(layer(x))`` in eval mode.
+def fold_bn(weight: Tensor, bias: Tensor | None, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one layer that equals a convolution or linear layer and the batch norm after it, in eval mode.
 
     With s = weight / sqrt(var + eps): K' = K * s for each output channel, b' = beta + (b - mean) * s.
 
     Args:
-        layer: a convolution or linear layer with C outputs.
+        weight: (C, ...) of the layer, C outputs.
+        bias: (C,) of the layer, or None.
         bn: batch norm over those C channels, plain or synchronised.
 
     Returns:
-        The weight in the layer's shape and the bias (C,), float64 on the CPU.
+        The weight in its shape and the bias (C,), float64 on the CPU.
 
     Raises:
         RuntimeError: if ``bn`` is in training mode.
@@ -59,13 +60,11 @@ def fold_bn(layer: nn.Conv2d | nn.Linear, bn: _BatchNorm) -> tuple[Tensor, Tenso
     scale = (wide(bn.running_var) + bn.eps).rsqrt()
     if bn.weight is not None:
         scale = scale * wide(bn.weight)
-    weight = wide(layer.weight) * scale.view(-1, *[1] * (layer.weight.ndim - 1))
-    bias = -wide(bn.running_mean) * scale
-    if layer.bias is not None:
-        bias = bias + wide(layer.bias) * scale
+    offset = -wide(bn.running_mean) if bias is None else wide(bias) - wide(bn.running_mean)
+    offset = offset * scale
     if bn.bias is not None:
-        bias = bias + wide(bn.bias)
-    return weight, bias
+        offset = offset + wide(bn.bias)
+    return wide(weight) * scale.view(-1, *[1] * (weight.ndim - 1)), offset
 
 
 def dilated_to_dense(weight: Tensor, dilation: int) -> Tensor:

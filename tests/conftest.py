@@ -11,13 +11,18 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _restored_state() -> Iterator[None]:
-    """Same random numbers for every test, and dtype, threads and seed variables as they were."""
-    dtype, seed = torch.get_default_dtype(), os.environ.pop("PL_GLOBAL_SEED", None)
+    """Same random numbers for every test, and dtype, threads and seed variables as they were.
+
+    One thread: the nets here are so small that threads cost more than they save.
+    """
+    dtype, seed, threads = torch.get_default_dtype(), os.environ.pop("PL_GLOBAL_SEED", None), torch.get_num_threads()
+    torch.set_num_threads(1)
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(dtype)
+    torch.set_num_threads(threads)
     os.environ.pop("PL_GLOBAL_SEED", None)
     os.environ.pop("LARKIT_RUN", None)
     if seed is not None:

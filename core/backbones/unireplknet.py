@@ -89,7 +89,7 @@ class UniRepLKNet(nn.Module):
         branches: kernel size to the (k, r) pairs of its dilated branches, where they differ from the default.
         drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
         drop_rate: dropout before the classifier.
-        layer_scale_init_value: start of the per-channel scale of each block; None leaves it out.
+        layer_scale_init_value: start of the per-channel scale of each block; 0 leaves it out.
         head_init_scale: factor on the initial weights of the classifier.
         feature_norms: add a LayerNorm for each stage's map (``norm0``, ...) for ``forward_intermediates(norm=True)``.
         inference_mode: build the folded form, for weights that :func:`core.reparameterize` made.
@@ -268,6 +268,8 @@ class UniRepLKNet(nn.Module):
         if num_classes > 0 and not pool:
             raise InputError(f"num_classes={num_classes} needs a pooling; pass global_pool='avg' or num_classes=0")
         self.global_pool = SelectAdaptivePool2d(pool_type=pool, flatten=bool(pool))
+        if self.global_pool.feat_mult() != 1:
+            raise InputError(f"global_pool={pool!r} changes the number of features; use 'avg', 'max' or 'avgmax'")
         like = next(self.parameters())
         self.num_classes = num_classes
         self.head = nn.Identity()
@@ -328,7 +330,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> UniRepLKNet:
         UniRepLKNet,
         variant,
         pretrained,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        feature_cfg={"out_indices": tuple(range(len(kwargs["depths"]))), "feature_cls": "getter"},
         pretrained_filter_fn=checkpoint_filter_fn,
         **kwargs,
     )

@@ -37,16 +37,13 @@ def _recompute_contexts(block: nn.Module) -> Callable[[], Contexts]:
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Without this the recomputation would move the running statistics a second time.
-
-    A batch norm in train mode that does not track still normalises by the batch. One in eval mode is left alone: it
-    would turn to the statistics of the batch.
-    """
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    """Lend copies of the running statistics: the recomputation would move them a second time."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
+    kept = [dict(norm.named_buffers()) for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        norm._buffers.update({name: buffer.clone() for name, buffer in buffers.items()})
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)

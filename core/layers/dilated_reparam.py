@@ -107,22 +107,30 @@ class DilatedReparamBlock(nn.Module):
             y = y + self.get_submodule(f"dil_bn_k{k}_{r}")(self.get_submodule(f"dil_conv_k{k}_{r}")(x))
         return y
 
-    def reparameterize(self) -> None:
-        """Merge all branches into ``lk_origin``, in place; nothing happens the second time.
+    def reparameterize(self, following: _BatchNorm | None = None) -> None:
+        """Merge all branches, and a norm that follows, into ``lk_origin``, in place; a merged block stays as it is.
 
         Raises:
             RuntimeError: if the block is in training mode.
         """
         if self.merged:
             return
-        size = self.lk_origin.kernel_size[0]
-        weight, bias = fold_bn(self.lk_origin, self.origin_bn)
+        weight, bias = self._merged_kernel()
+        if following is not None:
+            weight, bias = fold_bn(weight, bias, following)
         for k, r in self.branches:
-            conv = cast(DepthwiseConv2d, self.get_submodule(f"dil_conv_k{k}_{r}"))
-            small, offset = fold_bn(conv, cast(_BatchNorm, self.get_submodule(f"dil_bn_k{k}_{r}")))
-            weight = weight + embed_kernel(dilated_to_dense(small, r), size)
-            bias = bias + offset
             delattr(self, f"dil_conv_k{k}_{r}")
             delattr(self, f"dil_bn_k{k}_{r}")
         del self.origin_bn
         set_folded(self.lk_origin, weight, bias)
+
+    def _merged_kernel(self) -> tuple[Tensor, Tensor]:
+        """(C, 1, K, K) and (C,), float64 on the CPU: the block as one convolution."""
+        size = self.lk_origin.kernel_size[0]
+        weight, bias = fold_bn(self.lk_origin.weight, None, self.origin_bn)
+        for k, r in self.branches:
+            conv = cast(DepthwiseConv2d, self.get_submodule(f"dil_conv_k{k}_{r}"))
+            small, offset = fold_bn(conv.weight, None, cast(_BatchNorm, self.get_submodule(f"dil_bn_k{k}_{r}")))
+            weight = weight + embed_kernel(dilated_to_dense(small, r), size)
+            bias = bias + offset
+        return weight, bias

@@ -33,7 +33,7 @@ class UniRepLKNetBlock(nn.Module):
         dim: C.
         kernel_size: 0, 3, 5, or an odd size of 7 and up.
         drop_path: probability of dropping the residual branch of a sample.
-        layer_scale_init_value: start of the per-channel scale; None or 0 leaves the scale out.
+        layer_scale_init_value: start of the per-channel scale; 0 leaves it out.
         branches: (k, r) pairs of a LarK block; by default those of the paper.
         inference_mode: build the folded form.
 
@@ -65,8 +65,8 @@ class UniRepLKNetBlock(nn.Module):
         self.pwconv2 = nn.Sequential(linear, Permute([0, 3, 1, 2]))
         if not inference_mode:
             self.pwconv2.append(nn.BatchNorm2d(dim))
-        scaled = bool(layer_scale_init_value) and not inference_mode
-        self.gamma = nn.Parameter(torch.full((dim,), float(layer_scale_init_value or 0))) if scaled else None
+        scale = 0.0 if inference_mode else layer_scale_init_value or 0.0
+        self.gamma = nn.Parameter(torch.full((dim,), scale)) if scale > 0 else None
         self.drop_path: nn.Module = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,11 +85,13 @@ class UniRepLKNetBlock(nn.Module):
         """
         require_eval(self)
         if isinstance(self.norm, _BatchNorm):
-            if isinstance(self.dwconv, DilatedReparamBlock):
-                self.dwconv.reparameterize()
-            conv = self.dwconv.lk_origin if isinstance(self.dwconv, DilatedReparamBlock) else self.dwconv
-            assert isinstance(conv, nn.Conv2d)
-            set_folded(conv, *fold_bn(conv, self.norm))
+            conv = self.dwconv
+            if isinstance(conv, DilatedReparamBlock) and not conv.merged:
+                conv.reparameterize(following=self.norm)
+            else:
+                conv = conv.lk_origin if isinstance(conv, DilatedReparamBlock) else conv
+                assert isinstance(conv, nn.Conv2d)
+                set_folded(conv, *fold_bn(conv.weight, conv.bias, self.norm))
             self.norm = nn.Identity()
         if len(self.pwconv2) == 3:
             self._fold_output()
@@ -100,7 +102,7 @@ class UniRepLKNetBlock(nn.Module):
         assert isinstance(grn, GlobalResponseNorm)
         assert isinstance(linear, nn.Linear)
         assert isinstance(bn, _BatchNorm)
-        weight, bias = fold_bn(linear, bn)
+        weight, bias = fold_bn(linear.weight, linear.bias, bn)
         if grn.beta is not None:  # constant over the map, so the scaled weight turns it into a constant output
             bias = bias + weight @ wide(grn.beta).flatten()
         if self.gamma is not None:

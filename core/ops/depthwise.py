@@ -37,11 +37,17 @@ def depthwise_conv2d(
     if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         weight = _reachable(weight, x.shape[2], x.shape[3], dilation)
         height, width = weight.shape[2:]
-    if height == width == stride == 1 and not torch.is_autocast_enabled(x.device.type):
+    if height == width == stride == 1 and not _autocasts(x):
         y = x * weight.view(-1, 1, 1)
         return y if bias is None else y + bias.view(-1, 1, 1)
     padding = (dilation * (height - 1) // 2, dilation * (width - 1) // 2)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups=channels)
+
+
+def _autocasts(x: Tensor) -> bool:
+    """Whether a convolution would change the dtype of ``x``, as a product does not."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _reachable(weight: Tensor, height: int, width: int, dilation: int) -> Tensor:

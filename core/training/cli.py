@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from core.errors import InputError, MissingError
 from core.training.pictures import LearningCurves
@@ -77,7 +77,7 @@ class LarKitCLI(LightningCLI):
                     f"new run from its weights: --model.weights {path}"
                 )
             if differing:
-                rank_zero_warn(f"the checkpoint decides about the model: {'; '.join(differing)}")
+                rank_zero_info(f"The checkpoint decides about the model: {'; '.join(differing)}")
             super()._parse_ckpt_path()
         elif verb != "fit" and not self._has_weights():
             raise InputError(
@@ -122,7 +122,7 @@ class LarKitCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        if config.get("enable_checkpointing") is False or not config.get("logger", True):
+        if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         return super()._instantiate_trainer(config, callbacks)
 

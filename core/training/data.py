@@ -109,7 +109,9 @@ class DataModule(LightningDataModule):
     def _loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
         pin = torch.cuda.is_available()
         workers, collate = self.num_workers, self.collate
-        return _LazyLoader(dataset, self.batch_size, num_workers=workers, collate_fn=collate, pin_memory=pin, **kwargs)
+        return _LazyLoader(
+            dataset, batch_size=self.batch_size, num_workers=workers, collate_fn=collate, pin_memory=pin, **kwargs
+        )
 
     def _filled(self, dataset: Dataset[Any] | None, split: str) -> Dataset[Any]:
         if dataset is None or (isinstance(dataset, Sized) and len(dataset) == 0):

@@ -9,6 +9,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from core.training.run_folder import run_folder
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -27,9 +29,10 @@ def new_figure(width: float = 7, height: float = 4.5) -> Figure:
 
 def save_figure(trainer: Trainer, name: str, figure: Figure) -> Path | None:
     """Write ``name``.png into the run folder and hand the figure to the loggers; nothing without a run folder."""
-    if not trainer.is_global_zero or not trainer.loggers or trainer.log_dir is None:
+    folder = run_folder(trainer)
+    if not trainer.is_global_zero or folder is None:
         return None
-    path = Path(trainer.log_dir) / f"{name}.png"
+    path = folder / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     for logger in trainer.loggers:

@@ -11,6 +11,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from core.training.run_folder import run_folder
+
 __all__ = ["PredictionWriter"]
 
 
@@ -40,8 +42,8 @@ class PredictionWriter(Callback):
         rows, self.rows = self._gathered(trainer.world_size), []
         if not trainer.is_global_zero or not rows:
             return
-        folder = trainer.log_dir or trainer.default_root_dir
-        path = Path(self.path) if self.path else Path(folder) / "predictions.csv"
+        folder = run_folder(trainer) or Path(trainer.default_root_dir)
+        path = Path(self.path) if self.path else folder / "predictions.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".part")
         with unfinished.open("w", newline="", encoding="utf-8") as file:

@@ -3,14 +3,16 @@
 import csv
 import os
 from pathlib import Path
+from typing import cast
 
+from lightning import Trainer
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from core.errors import MissingError
 
-__all__ = ["ContinuedCSVLogger", "newest_checkpoint", "run_loggers", "run_version"]
+__all__ = ["ContinuedCSVLogger", "newest_checkpoint", "run_folder", "run_loggers", "run_version"]
 
 _SHARED = "LARKIT_RUN"  # tells the processes that Lightning starts for a run which folder the first one chose
 
@@ -46,6 +48,15 @@ def run_version(runs: Path, resumed: Path | None = None) -> str:
     return os.environ[_SHARED]
 
 
+def run_folder(trainer: Trainer) -> Path | None:
+    """Folder of the trainer's run, or None without a logger that writes files.
+
+    ``Trainer.log_dir`` says the same but talks to all processes, so that one of them alone must not ask.
+    """
+    folders = [getattr(logger, "log_dir", None) for logger in trainer.loggers]
+    return next((Path(folder) for folder in folders if folder), None)
+
+
 def run_loggers(runs: Path, version: str) -> list[Logger]:
     """A CSV and a TensorBoard log in ``runs/version``."""
     return [
@@ -64,8 +75,9 @@ class ContinuedCSVLogger(CSVLogger):
         if self._experiment is None:
             file = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
             before = file.read_text(encoding="utf-8") if file.is_file() else ""
-            self._experiment = ExperimentWriter(log_dir=self.log_dir)
+            writer = ExperimentWriter(log_dir=self.log_dir)
             if before:
                 file.write_text(before, encoding="utf-8")
-                self._experiment.metrics_keys = next(csv.reader(before.splitlines()))
-        return self._experiment
+                writer.metrics_keys = next(csv.reader(before.splitlines()))
+            self._experiment = writer
+        return cast(ExperimentWriter, self._experiment)

@@ -1,5 +1,6 @@
-"""Weights and inputs that depend on names and shapes alone, as the golden values were made."""
+"""Weights and inputs that depend on names and shapes alone, as the golden values were made, and models with them."""
 
+import functools
 import gzip
 import json
 import zlib
@@ -7,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor, nn
 
+import core
+
 GOLDEN = Path(__file__).parents[1] / "golden"
+TINY = "test_unireplknet"
+NAMES = [*timm.list_models("unireplknet_*"), TINY]
 
 
 def read_json(name: str) -> dict[str, Any]:
@@ -41,6 +47,21 @@ def fill(model: nn.Module) -> None:
     model.load_state_dict(state)
 
 
+def tiny(**options: Any) -> core.UniRepLKNet:
+    """The test net in eval mode with golden values."""
+    model: core.UniRepLKNet = timm.create_model(TINY, **options)
+    fill(model)
+    return model.eval()
+
+
+@functools.cache
+def shapes_only(name: str) -> core.UniRepLKNet:
+    """A registered net in eval mode without data, with drop path rates up to 0.3; shared, so not to be changed."""
+    with torch.device("meta"):
+        model: core.UniRepLKNet = timm.create_model(name, drop_path_rate=0.3)
+    return model.eval()
+
+
 def golden_input(*shape: int) -> Tensor:
     """The standard normal float32 input of this shape."""
     key = "input:" + "x".join(map(str, shape))
@@ -49,4 +70,5 @@ def golden_input(*shape: int) -> Tensor:
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:
     """Largest absolute difference, relative to the largest absolute expected value."""
+    got, expected = got.detach(), expected.detach()
     return float((got - expected).abs().max() / expected.abs().max())
