@@ -1,0 +1,109 @@
+"""Small image sets, their configuration and short runs, shared by the tests of training, command and vision."""
+
+import csv
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning import Callback, Trainer
+from PIL import Image
+
+from core.cli import main
+from core.training.cli import LarKitCLI
+
+CLASSES = ["brick", "leaf", "sea"]
+COLOURS = [(200, 60, 50), (50, 180, 60), (50, 70, 210)]
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+PLAIN = {"scale": [1.0, 1.0], "hflip": 0.0, "auto_augment": None, "erasing": 0.0}
+"""Data settings under which a square training image stays as it is."""
+
+
+def picture(label: int, number: int, size: tuple[int, int] = (40, 40)) -> Image.Image:
+    """Rows, columns or checks in the colour of the class, with noise and a phase of its own."""
+    y, x = np.mgrid[: size[1], : size[0]] // 4 + number
+    pattern = [y, x, x + y][label % 3] % 2
+    noise = np.random.default_rng(97 * label + number).integers(-30, 31, (size[1], size[0], 3))
+    pixels = np.array(COLOURS[label % 3]) * (0.5 + 0.5 * pattern[..., None]) + noise
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def write_photos(root: Path, classes: list[str] = CLASSES, **splits: int) -> Path:
+    """``root/<split>/<class>/<n>.jpg`` and ``.png``, as many of each class as ``splits`` says."""
+    for split, count in splits.items():
+        for label, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                number = i + 100 * list(splits).index(split)
+                picture(label, number).save(folder / f"{i}.{'jpg' if i % 2 else 'png'}", quality=95)
+    return root
+
+
+def write_config(path: Path, root: Path, *, classes: int = 3, **data: Any) -> Path:
+    """A configuration for class folders: a tiny net, small maps, and the data settings given."""
+    init = {"root": str(root), "size": 32, "batch_size": 6, "num_workers": 0} | data
+    backbone = {"backbone": "test_unireplknet", "backbone_args": {"layer_scale_init_value": 0.5}}
+    content = {
+        "model": {"class_path": "ImageClassifier", "init_args": {**backbone, "num_classes": classes, "lr": 0.02}},
+        "data": {"class_path": "ImageFolder", "init_args": init},
+        "trainer": {"max_epochs": 2, "accelerator": "cpu", "log_every_n_steps": 1},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def command(verb: str, config: Path, out: Path, *words: str) -> None:
+    """One verb in this process, quietly, with its run folders below ``out``."""
+    main([verb, "-c", str(config), *QUIET, "--trainer.default_root_dir", str(out), *words])
+
+
+def runs(out: Path) -> list[Path]:
+    """The run folders below ``out``, oldest first."""
+    return sorted((out / "lightning_logs" / "ImageClassifier").glob("version_*"))
+
+
+def saved(run: Path, name: str = "last") -> dict[str, Any]:
+    """A checkpoint of a run."""
+    content: dict[str, Any] = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return content
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def metric(run: Path, name: str) -> list[float]:
+    """The values of one metric in the order they were logged."""
+    return [float(row[name]) for row in table(run / "metrics.csv") if row.get(name)]
+
+
+@functools.cache
+def trained_run(base: Path) -> dict[str, Path]:
+    """A run that has learned its pictures: its ``folder``, ``config``, ``photos``, and ``out``, where it lies."""
+    torch.set_num_threads(1)
+    photos = write_photos(base / "photos", train=8, val=3, test=2)
+    config = write_config(base / "photos.yaml", photos, **PLAIN)
+    before = os.environ.copy()
+    command("fit", config, base / "out", "--trainer.max_epochs", "6")
+    os.environ.clear()
+    os.environ.update(before)
+    return {"folder": runs(base / "out")[0], "config": config, "photos": photos, "out": base / "out"}
+
+
+def add_callbacks(monkeypatch: Any, *added: Callback) -> list[Trainer]:
+    """Give the command's trainers callbacks that no configuration names; the list will hold the trainers."""
+    original, trainers = LarKitCLI._instantiate_trainer, []
+
+    def instantiate(self: LarKitCLI, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        trainers.append(original(self, config, [*callbacks, *added]))
+        return trainers[-1]
+
+    monkeypatch.setattr(LarKitCLI, "_instantiate_trainer", instantiate)
+    return trainers

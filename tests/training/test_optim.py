@@ -1,0 +1,197 @@
+"""Parameter groups, and the learning rate by step, alone and in a run."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning import Callback, LightningModule, Trainer
+from torch import nn
+from training.small_runs import add_callbacks, command, write_config
+
+from core.training.optim import parameter_groups, warmup_cosine
+
+STEPS = st.integers(0, 400)
+FLOORS = st.floats(0, 1)
+
+
+@given(STEPS, st.integers(0, 200), st.integers(1, 400), FLOORS)
+def test_factor_is_between_zero_and_one(step: int, warmup: int, total: int, floor: float) -> None:
+    assert 0 <= warmup_cosine(step, warmup=warmup, total=total, floor=floor) <= 1
+
+
+@given(st.integers(1, 200), st.integers(1, 200), FLOORS, STEPS)
+def test_ends_of_the_schedule(warmup: int, rest: int, floor: float, after: int) -> None:
+    args: dict[str, Any] = {"warmup": warmup, "total": warmup + rest, "floor": floor}
+    assert warmup_cosine(0, **args) == 0
+    assert warmup_cosine(warmup, **args) == 1
+    assert warmup_cosine(warmup + rest + after, **args) == pytest.approx(floor, abs=1e-12)
+
+
+@given(st.integers(0, 100), st.integers(1, 200), FLOORS)
+def test_rises_then_falls(warmup: int, rest: int, floor: float) -> None:
+    factors = [warmup_cosine(s, warmup=warmup, total=warmup + rest, floor=floor) for s in range(warmup + rest + 3)]
+    rising, falling = factors[: warmup + 1], factors[warmup:]
+    assert rising == sorted(rising)
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(falling))
+    assert rising == pytest.approx([s / max(warmup, 1) if warmup else 1.0 for s in range(warmup + 1)])
+
+
+@given(st.integers(0, 300), st.integers(1, 300), FLOORS)
+def test_without_warmup_it_is_the_cosine_of_torch(step: int, total: int, floor: float) -> None:
+    formula = floor + (1 - floor) * (1 + math.cos(math.pi * min(step, total) / total)) / 2
+    assert warmup_cosine(step, warmup=0, total=total, floor=floor) == pytest.approx(formula, abs=1e-12)
+
+
+class _Task(nn.Module):
+    """A backbone with a head of its own, as a detector or a forecaster has it."""
+
+    def __init__(self, name: str = "test_unireplknet", **kwargs: Any) -> None:
+        super().__init__()
+        self.backbone = timm.create_model(name, num_classes=3, **kwargs)
+        self.head = nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 2))
+
+
+def _settings(task: nn.Module, **kwargs: Any) -> dict[str, tuple[float, float]]:
+    """(lr, weight decay) by name; a parameter in two groups fails."""
+    names = {id(p): name for name, p in task.named_parameters()}
+    found: dict[str, tuple[float, float]] = {}
+    for group in parameter_groups(task, lr=2.0, weight_decay=0.1, **kwargs):
+        for parameter in group["params"]:
+            assert names[id(parameter)] not in found
+            found[names[id(parameter)]] = (group["lr"], group["weight_decay"])
+    return found
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+@pytest.mark.parametrize("name", ["test_unireplknet", "resnet18", "test_vit"])
+def test_every_trainable_parameter_is_in_one_group(name: str, layer_decay: float) -> None:
+    task = _Task(name)
+    frozen = next(iter(task.backbone.parameters()))
+    frozen.requires_grad = False
+    assert set(_settings(task, layer_decay=layer_decay)) == {n for n, p in task.named_parameters() if p is not frozen}
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+@pytest.mark.parametrize("name", ["test_unireplknet", "resnet18"])
+def test_vectors_do_not_decay_and_the_rest_does(name: str, layer_decay: float) -> None:
+    task = _Task(name)
+    settings = _settings(task, layer_decay=layer_decay)
+    wrong = [n for n, p in task.named_parameters() if (settings[n][1] == 0) != (p.ndim <= 1 or n.endswith(".bias"))]
+    assert not wrong
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_grn_decays_as_it_has_four_dimensions(layer_decay: float) -> None:
+    task = _Task()
+    grn = [n for n, p in task.named_parameters() if n.endswith((".gamma", ".beta")) and p.ndim == 4]
+    settings = _settings(task, layer_decay=layer_decay)
+    assert len(grn) == 12
+    assert {settings[n][1] for n in grn} == {0.1}
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_names_that_the_backbone_exempts_do_not_decay(layer_decay: float) -> None:
+    task = _Task("test_vit")
+    assert "pos_embed" in task.backbone.no_weight_decay()
+    assert _settings(task, layer_decay=layer_decay)["backbone.pos_embed"][1] == 0
+
+
+def test_layer_decay_of_every_group_of_unireplknet_a() -> None:
+    settings = _settings(_Task("unireplknet_a"), layer_decay=0.5)
+    parts = {  # from the output: classifier, stage 4, stage 3 in threes, stage 2, stage 1, stem
+        0: ["backbone.head.weight", "backbone.norm.weight", "head.1.weight", "head.0.bias"],
+        1: ["backbone.stages.3.1.norm.weight", "backbone.downsample_layers.3.0.weight"],
+        2: ["backbone.stages.2.5.norm.weight", "backbone.stages.2.3.norm.weight"],
+        3: ["backbone.stages.2.2.norm.weight", "backbone.stages.2.0.norm.weight"],
+        4: ["backbone.stages.1.0.norm.weight", "backbone.downsample_layers.1.1.bias"],
+        5: ["backbone.stages.0.0.norm.weight", "backbone.stages.0.1.norm.weight"],
+        6: ["backbone.downsample_layers.0.0.weight", "backbone.downsample_layers.0.4.bias"],
+    }
+    parts[3].append("backbone.downsample_layers.2.0.weight")
+    for distance, names in parts.items():
+        assert {n: settings[n][0] for n in names} == dict.fromkeys(names, 2.0 * 0.5**distance)
+    assert len({lr for lr, _ in settings.values()}) == 7
+
+
+def test_layer_decay_of_a_timm_model() -> None:
+    settings = _settings(_Task("resnet18"), layer_decay=0.5)
+    chain = ["backbone.conv1.weight", "backbone.layer1.0.conv1.weight", "backbone.layer4.1.conv1.weight"]
+    rates = [settings[n][0] for n in [*chain, "backbone.fc.weight", "head.1.weight"]]
+    assert rates == sorted(rates)
+    assert rates[0] < rates[1] < rates[2]
+    assert rates[-2:] == [2.0, 2.0]
+
+
+def test_frozen_stem_does_not_shift_the_other_groups() -> None:
+    free, frozen = _Task(), _Task()
+    frozen.backbone.downsample_layers[0].requires_grad_(False)
+    expected = {n: s for n, s in _settings(free, layer_decay=0.5).items() if "downsample_layers.0." not in n}
+    assert _settings(frozen, layer_decay=0.5) == expected
+
+
+class _Rates(Callback):
+    """Notes the learning rate that each optimizer step is taken with."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.rates.append(optimizer.param_groups[-1]["lr"])
+
+
+def _rates(photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[float]:
+    noted = _Rates()
+    add_callbacks(monkeypatch, noted)
+    config = write_config(out / "photos.yaml", photos, auto_augment=None)  # 18 images, 3 steps an epoch
+    command("fit", config, out, "--trainer.limit_val_batches", "0", "--model.lr", "0.1", *words)
+    return noted.rates
+
+
+def test_run_follows_the_schedule(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--model.warmup_epochs", "1", "--model.min_lr", "0.01"]
+    rates = _rates(photos, tmp_path, monkeypatch, *words)
+    assert rates == pytest.approx([0.1 * warmup_cosine(s, warmup=3, total=6, floor=0.1) for s in range(6)])
+    assert max(rates) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 6), (3, 2)])
+def test_lr_batch_scales_by_the_real_global_batch(
+    accumulate: int, steps: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--model.lr_batch", "24", "--trainer.accumulate_grad_batches", str(accumulate)]
+    rates = _rates(photos, tmp_path, monkeypatch, *words)
+    assert len(rates) == steps
+    assert rates[0] == pytest.approx(0.1 * 6 * accumulate / 24)
+
+
+def test_warmup_counts_optimizer_steps_under_accumulation(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--model.warmup_epochs", "2", "--trainer.max_epochs", "4", "--trainer.accumulate_grad_batches", "3"]
+    assert _rates(photos, tmp_path, monkeypatch, *words)[:3] == pytest.approx([0.0, 0.05, 0.1])
+
+
+@pytest.mark.parametrize("epochs", ["-1", "10"])
+def test_run_of_a_number_of_steps(
+    epochs: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--trainer.max_epochs", epochs, "--trainer.max_steps", "4", "--model.warmup_epochs", "0.67"]
+    rates = _rates(photos, tmp_path, monkeypatch, *words)
+    assert rates == pytest.approx([0.1 * warmup_cosine(s, warmup=2, total=4, floor=1e-5) for s in range(4)])
+
+
+@pytest.mark.parametrize("opt", ["sgd", "adamw", "lamb"])
+def test_optimizer_takes_the_rates_of_the_groups(opt: str) -> None:
+    from timm.optim import create_optimizer_v2
+
+    groups = parameter_groups(_Task(), lr=2.0, weight_decay=0.1, layer_decay=0.5)
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, opt=opt, lr=2.0, weight_decay=0.0)
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        (g["lr"], g["weight_decay"]) for g in groups
+    ]

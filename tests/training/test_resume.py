@@ -1,0 +1,138 @@
+"""A run that was interrupted and resumed ends as one that was not, in one run folder."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning import Callback, LightningModule, Trainer
+from PIL import Image
+from torch.testing import assert_close
+from training.small_runs import add_callbacks, command, metric, runs, saved, table, write_config
+
+RANDOM = [
+    *["--model.backbone_args", "{layer_scale_init_value: 0.5, drop_path_rate: 0.3, drop_rate: 0.1}"],
+    *["--model.mixup_alpha", "0.4", "--model.cutmix_alpha", "1.0", "--model.warmup_epochs", "1"],
+    *["--data.scale", "[0.3,1.0]", "--data.auto_augment", "null", "--data.erasing", "0.5"],
+    *["--trainer.max_epochs", "3"],
+    *["--trainer.callbacks+", "core.training.EMA", "--trainer.callbacks.decay", "0.9"],
+    *["--trainer.callbacks.start_step", "2"],
+]
+"""Everything that draws random numbers, and an average that starts in the first epoch."""
+
+
+class _Interrupt(Callback):
+    """Ctrl-C at the start of an epoch, or after its first batch."""
+
+    def __init__(self, epoch: int, *, after_a_batch: bool = False) -> None:
+        self.epoch, self.after_a_batch = epoch, after_a_batch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == self.epoch and not self.after_a_batch:
+            raise KeyboardInterrupt
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.current_epoch == self.epoch and self.after_a_batch:
+            raise KeyboardInterrupt
+
+
+def _interrupted_and_resumed(config: Path, out: Path, stop: _Interrupt, *words: str) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        add_callbacks(patch, stop)
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            command("fit", config, out, *words)
+    command("fit", config, out, *words, "--ckpt_path", "last")
+    folders = runs(out)
+    assert len(folders) == 1
+    return folders[0]
+
+
+def _same(run: Path, expected: Path) -> None:
+    got, wanted = saved(run), saved(expected)
+    assert set(got) == set(wanted)
+    for part in ("epoch", "global_step", "lr_schedulers", "averaging_state", "state_dict", "current_model_state"):
+        assert_close(got[part], wanted[part], rtol=0, atol=0)
+    assert_close(got["optimizer_states"], wanted["optimizer_states"], rtol=0, atol=0)
+    assert got["epoch"] == 2
+    assert got["global_step"] == 9
+    assert_close(got["callbacks"]["LearningCurves"], wanted["callbacks"]["LearningCurves"], rtol=0, atol=0)
+    for name in ("best", "last"):
+        assert_close(saved(run, name)["state_dict"], saved(expected, name)["state_dict"], rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def straight(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("straight")
+    command("fit", write_config(out / "photos.yaml", photos), out, *RANDOM)
+    return runs(out)[0]
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_resumed_run_equals_an_uninterrupted_one(epoch: int, photos: Path, straight: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "photos.yaml", photos)
+    run = _interrupted_and_resumed(config, tmp_path, _Interrupt(epoch), *RANDOM)
+    _same(run, straight)
+    assert table(run / "metrics.csv") == table(straight / "metrics.csv")
+
+
+def test_interrupted_within_an_epoch(photos: Path, straight: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "photos.yaml", photos)
+    run = _interrupted_and_resumed(config, tmp_path, _Interrupt(1, after_a_batch=True), *RANDOM)
+    _same(run, straight)
+    for name in ("train_loss", "val_loss"):
+        assert metric(run, name) == metric(straight, name)
+
+
+def test_with_data_loading_processes(photos: Path, tmp_path: Path) -> None:
+    words = [*RANDOM, "--data.num_workers", "2", "--trainer.limit_val_batches", "1"]
+    config = write_config(tmp_path / "photos.yaml", photos)
+    command("fit", config, tmp_path / "straight", *words)
+    run = _interrupted_and_resumed(config, tmp_path / "resumed", _Interrupt(1), *words)
+    _same(run, runs(tmp_path / "straight")[0])
+
+
+def test_the_randomness_is_on(photos: Path, straight: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "photos.yaml", photos)
+    command("fit", config, tmp_path / "again", *RANDOM)
+    command("fit", config, tmp_path / "other", *RANDOM, "--seed_everything", "1")
+    again, other = runs(tmp_path / "again")[0], runs(tmp_path / "other")[0]
+    assert metric(again, "train_loss") == metric(straight, "train_loss")
+    assert metric(other, "train_loss") != metric(straight, "train_loss")
+
+
+def test_finished_run_goes_on_with_more_epochs(photos: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "photos.yaml", photos, auto_augment=None)
+    command("fit", config, tmp_path)
+    before = table(runs(tmp_path)[0] / "metrics.csv")
+    command("fit", config, tmp_path, "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    (run,) = runs(tmp_path)
+    rows = table(run / "metrics.csv")
+    assert [{key: row[key] for key in before[0]} for row in rows[: len(before)]] == before
+    assert len(metric(run, "val_acc")) == 3
+    assert len(saved(run)["callbacks"]["LearningCurves"]["history"]["val_acc"]) == 3
+    assert saved(run)["epoch"] == 2
+    Image.open(run / "learning_curves.png").verify()
+
+
+@pytest.mark.parametrize("key", ["lr", "opt"])
+def test_resuming_otherwise_than_trained_refuses(
+    key: str, trained: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    value, stored = {"lr": ("0.5", "0.02"), "opt": ("sgd", "adamw")}[key]
+    words = ["--ckpt_path", "last", "--trainer.max_epochs", "7", f"--model.{key}", value]
+    with pytest.raises(SystemExit) as stopped:
+        command("fit", trained["config"], trained["out"], *words)
+    message = str(stopped.value)
+    assert f"{key} is" in message
+    assert value in message
+    assert stored in message
+    assert "--model.weights" in message
+    assert "Traceback" not in message + capsys.readouterr().err
+    assert len(runs(trained["out"])) == 1
+
+
+def test_resuming_from_another_folder_starts_a_run_of_its_own(trained: dict[str, Path], tmp_path: Path) -> None:
+    last = str(trained["folder"] / "checkpoints" / "last.ckpt")
+    before = sorted(p.name for p in trained["folder"].iterdir())
+    command("fit", trained["config"], tmp_path, "--ckpt_path", last, "--trainer.max_epochs", "7")
+    assert len(metric(runs(tmp_path)[0], "val_acc")) == 1
+    assert sorted(p.name for p in trained["folder"].iterdir()) == before
