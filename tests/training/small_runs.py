@@ -58,7 +58,8 @@ def write_config(path: Path, root: Path, *, classes: int = 3, **data: Any) -> Pa
 
 
 def command(verb: str, config: Path, out: Path, *words: str) -> None:
-    """One verb in this process, quietly, with its run folders below ``out``."""
+    """One verb in this process and one thread, quietly, with its run folders below ``out``."""
+    torch.set_num_threads(1)  # fixtures of a session run before those of a test
     main([verb, "-c", str(config), *QUIET, "--trainer.default_root_dir", str(out), *words])
 
 
@@ -87,7 +88,6 @@ def metric(run: Path, name: str) -> list[float]:
 @functools.cache
 def trained_run(base: Path) -> dict[str, Path]:
     """A run that has learned its pictures: its ``folder``, ``config``, ``photos``, and ``out``, where it lies."""
-    torch.set_num_threads(1)
     photos = write_photos(base / "photos", train=8, val=3, test=2)
     config = write_config(base / "photos.yaml", photos, **PLAIN)
     before = os.environ.copy()

@@ -178,9 +178,7 @@ def test_warmup_counts_optimizer_steps_under_accumulation(
 
 
 @pytest.mark.parametrize("epochs", ["-1", "10"])
-def test_run_of_a_number_of_steps(
-    epochs: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_of_a_number_of_steps(epochs: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--trainer.max_epochs", epochs, "--trainer.max_steps", "4", "--model.warmup_epochs", "0.67"]
     rates = _rates(photos, tmp_path, monkeypatch, *words)
     assert rates == pytest.approx([0.1 * warmup_cosine(s, warmup=2, total=4, floor=1e-5) for s in range(4)])

@@ -1,0 +1,100 @@
+"""The documents agree with the code: every command and program of the README runs, both environments name the same."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from core.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    .*?(lightning (?:fit|test|predict|export) .*)$", README, re.MULTILINE)
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SMALL = {
+    "--trainer.enable_progress_bar": "false",
+    "--trainer.enable_model_summary": "false",
+    "--trainer.max_epochs": "1",
+    "--trainer.limit_train_batches": "1",
+    "--trainer.limit_val_batches": "1",
+    "--trainer.limit_test_batches": "1",
+    "--trainer.accelerator": "cpu",
+}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the README's reader would have it: the configurations, own photos, ImageNet's layout."""
+    for folder in ("photos", "data/imagenet"):
+        for split in ("train", "val"):
+            for label, colour in enumerate(("red", "blue")):
+                place = tmp_path / folder / split / colour
+                place.mkdir(parents=True)
+                for i in range(4):
+                    Image.new("RGB", (70 + i, 60), colour).save(place / f"{label}{i}.jpg")
+    (tmp_path / "vision").symlink_to(ROOT / "vision")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _small(command: str) -> list[str]:
+    words = shlex.split(command.partition("&&")[0])[1:]
+    extra = dict(SMALL) if words[0] != "export" else {}
+    if "imagenet.yaml" in command:
+        extra |= {"--model.num_classes": "2", "--data.num_workers": "0"}
+    if "Digits" not in command and "cls.yaml" not in command:
+        extra |= {"--data.size": "64", "--data.batch_size": "2"}
+    if words[0] == "fit" and "--ckpt_path" not in words:
+        channels = 1 if "cls.yaml" in command else 3
+        extra |= {"--model.backbone": "test_unireplknet", "--model.backbone_args": f"{{in_chans: {channels}}}"}
+    return words + [word for pair in extra.items() for word in pair]
+
+
+def test_readme_has_commands_and_programs() -> None:
+    assert len(COMMANDS) >= 6
+    assert len(PROGRAMS) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("workplace")
+def test_commands_of_the_readme() -> None:
+    for command in COMMANDS:  # in the order of the README: later ones use the checkpoints of earlier ones
+        main(_small(command))
+    runs = Path("lightning_logs/ImageClassifier")
+    assert len(list(runs.glob("*/checkpoints/best.ckpt"))) == sum(c.split()[1] == "fit" for c in COMMANDS)
+    assert len(list(runs.glob("*/predictions.csv"))) == 1
+    assert list(Path("exports").glob("*.onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS, ids=["task", "backbone"])
+def test_programs_of_the_readme(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = program.replace("Trainer(max_epochs=1)", "Trainer(max_epochs=1, limit_train_batches=2)")
+    exec(compile(program, "README.md", "exec"), {})
+
+
+def test_environment_names_what_pyproject_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    named = project["dependencies"] + extras["export"] + [d for d in extras["test"] if not d.startswith("larkit")]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    pip = next(item["pip"] for item in environment if isinstance(item, dict))
+    assert sorted(pip) == sorted([*named, "-e ."])
+    assert f"python={project['requires-python'].removeprefix('>=')}" <= environment[0]
+
+
+def test_every_dependency_has_a_reason() -> None:
+    lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("dependencies = [")[2].partition("\n]")[0]
+    assert all("#" in line for line in lines.strip().splitlines())
+
+
+def test_every_configuration_is_in_a_readme() -> None:
+    for file in ROOT.glob("*/configs/**/*.yaml"):
+        text = (ROOT / file.relative_to(ROOT).parts[0] / "README.md").read_text(encoding="utf-8")
+        family, _, variant = file.stem.partition("_")
+        assert file.name in text or (f"{family}_" in text and f"`_{variant}`" in text), file
