@@ -1,4 +1,6 @@
-"""A linear model on the same images and split as vision/configs/cls.yaml, for comparison: python benchmarks/linear_baseline.py
+"""A linear model on the same images and split as vision/configs/cls.yaml, for comparison.
+
+Run: python benchmarks/linear_baseline.py
 
 Multinomial logistic regression on the pixels (scikit-learn), its strength of regularisation chosen on the validation
 split. Prints both accuracies; nothing is written.

@@ -5,7 +5,6 @@ Installed as ``lightning`` and ``larkit``; ``python -m core.cli`` is the same.
 
 import logging
 import os
-import shlex
 import sys
 import warnings
 from importlib.metadata import entry_points, version
@@ -118,6 +117,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
     # theirs: torch.export reads its own file into a buffer that is not writable
     warnings.filterwarnings("ignore", message=".*buffer is not writable.*")
+    # expected: depthwise weights (C, 1, K, K) have two equal ways to write their strides
+    warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket view strides.*")
     # theirs: Lightning's own use of a torch API that torch has renamed
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     # expected: the second logger of a run writes into the folder of the first
@@ -126,11 +127,6 @@ def _quieten() -> None:
     for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(logger).addFilter(lambda record: "\N{ELECTRIC LIGHT BULB} Tip" not in record.getMessage())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-
-def command_line() -> str:
-    """The command as the user typed it, for messages that say what to type next."""
-    return shlex.join(["lightning", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

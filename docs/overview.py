@@ -1,4 +1,6 @@
-"""Draws docs/overview.png, the picture at the top of the README: python docs/overview.py
+"""Draws docs/overview.png, the picture at the top of the README.
+
+Run: python docs/overview.py
 
 The kernels are those of the code: the branches of a 13 x 13 Dilated Reparam Block and what they merge into.
 """

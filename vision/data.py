@@ -1,66 +1,20 @@
 """Image data sets: class folders in ImageNet's layout, and real handwritten digits that come with a package."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from core.errors import InputError, MissingError
 from core.training.data import DataModule
 from vision.feature_map import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, eval_transform, train_transform
+from vision.files import ImageFiles, Mode, class_files, collate_found, image_files
 
-__all__ = ["SUFFIXES", "Digits", "ImageDataModule", "ImageFiles", "ImageFolder"]
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-Mode = Literal["RGB", "L"]
-
-
-class ImageFiles(Dataset[tuple[Tensor, Any] | None]):
-    """Image files, each with a target.
-
-    Args:
-        files: (path, target) pairs.
-        transform: from a PIL image to a (C, H, W) map.
-        mode: 'RGB' or 'L' (grey), what a file is converted to.
-        skip_broken: leave out files that cannot be decoded, with a warning, instead of stopping.
-    """
-
-    def __init__(
-        self,
-        files: Sequence[tuple[Path, Any]],
-        transform: Callable[[Image.Image], Tensor],
-        *,
-        mode: Mode = "RGB",
-        skip_broken: bool = False,
-    ) -> None:
-        self.files, self.transform, self.mode, self.skip_broken = files, transform, mode, skip_broken
-
-    def __len__(self) -> int:
-        """Number of files."""
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
-        """The map and target of one file, or None if it is broken and may be skipped.
-
-        Raises:
-            InputError: naming the file that cannot be decoded.
-        """
-        path, target = self.files[index]
-        try:
-            with Image.open(path) as image:
-                return self.transform(image.convert(self.mode)), target
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:  # what PIL raises for damaged files
-            if not self.skip_broken:
-                raise InputError(
-                    f"{path} cannot be decoded as an image: {error}; replace it, or type --data.skip_broken true"
-                ) from error
-            warnings.warn(f"skipped {path}, which cannot be decoded: {error}", stacklevel=2)
-            return None
+__all__ = ["Digits", "ImageDataModule", "ImageFolder"]
 
 
 class ImageDataModule(DataModule):
@@ -107,7 +61,7 @@ class ImageDataModule(DataModule):
         )
         self.eval_transform = eval_transform(size, mean=mean, std=std, crop=crop)
         self.predict_path = Path(predict_path) if predict_path else None
-        self.collate = _collate_found
+        self.collate = collate_found
 
     def prepare_data(self) -> None:
         """Check the paths before a run folder is made.
@@ -116,7 +70,7 @@ class ImageDataModule(DataModule):
             MissingError: if there is nothing to read.
         """
         if self.predict_path and self.trainer and self.trainer.predicting:
-            _image_files(self.predict_path)
+            image_files(self.predict_path)
 
     def _image_set(self, files: Sequence[tuple[Path, Any]], *, train: bool = False) -> ImageFiles:
         transform = self.train_transform if train else self.eval_transform
@@ -124,7 +78,7 @@ class ImageDataModule(DataModule):
 
     def _predict_files(self, default: Sequence[tuple[Path, Any]] = ()) -> ImageFiles:
         if self.predict_path:
-            default = [(path, None) for path in _image_files(self.predict_path)]
+            default = [(path, None) for path in image_files(self.predict_path)]
         return self._image_set([(path, str(path)) for path, _ in default])
 
 
@@ -165,21 +119,21 @@ class ImageFolder(ImageDataModule):
         """
         super().prepare_data()
         if self.trainer is None or not self.trainer.predicting or not self.predict_path:
-            _class_files(self._split_folder(self.train_split))
+            class_files(self._split_folder(self.train_split))
 
     def setup(self, stage: str) -> None:
         """List the files of the splits that ``stage`` needs."""
         if stage == "predict" and self.predict_path:
             self.predict_set = self._predict_files()
             return
-        self.classes, files = _class_files(self._split_folder(self.train_split))
+        self.classes, files = class_files(self._split_folder(self.train_split))
         train, val = self._validation(files)
         if stage == "fit":
             self.train_set = self._image_set(train, train=True)
         self.val_set = self._image_set(val)
         assert self.root is not None
         has_test = (self.root / "test").is_dir()
-        test = _class_files(self.root / "test", self.classes)[1] if has_test else val
+        test = class_files(self.root / "test", self.classes)[1] if has_test else val
         self.test_set = self._image_set(test)
         self.predict_set = self._predict_files(val)
 
@@ -191,7 +145,7 @@ class ImageFolder(ImageDataModule):
     def _validation(self, files: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
         folder = self._split_folder(self.val_split)
         if folder.is_dir():
-            return files, _class_files(folder, self.classes)[1]
+            return files, class_files(folder, self.classes)[1]
         generator = np.random.default_rng(0)
         held_out: set[int] = set()
         for label in range(len(self.classes)):
@@ -276,35 +230,3 @@ def _mnist_sample() -> tuple[np.ndarray, list[int]]:
 
     images, labels = mnist_data()
     return images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(int).tolist()
-
-
-def _image_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise MissingError(f"{path} is neither a file nor a folder; give images, or a folder that holds some")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not files:
-        raise MissingError(f"{path} holds no images; expected files ending in {', '.join(SUFFIXES)}")
-    return files
-
-
-def _class_files(folder: Path, classes: Sequence[str] | None = None) -> tuple[list[str], list[tuple[Path, int]]]:
-    """Class names and (file, label) pairs below a split folder."""
-    if not folder.is_dir():
-        raise MissingError(f"there is no folder {folder}; expected {folder}/<class>/*.jpg, one folder for each class")
-    found = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    if len(found) < 2:
-        raise MissingError(f"{folder} has {len(found)} class folders; expected at least two: {folder}/<class>/*.jpg")
-    unknown = sorted(set(found) - set(classes)) if classes is not None else []
-    if unknown:
-        raise InputError(f"{folder} has classes that training has not: {', '.join(unknown[:5])}; expected {classes}")
-    names = list(classes) if classes is not None else found
-    return names, [(file, names.index(name)) for name in found for file in _image_files(folder / name)]
-
-
-def _collate_found(samples: list[Any]) -> Any:
-    found = [sample for sample in samples if sample is not None]
-    if not found:
-        raise InputError("no image of a whole batch can be decoded; check the files named in the warnings")
-    return default_collate(found)

@@ -16,12 +16,9 @@ from typing import Any, cast
 
 import torch
 from timm.layers import LayerNorm2d, SelectAdaptivePool2d, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from core.backbones.pretrained import UNIREPLKNET_WEIGHTS
-from core.checkpoints import checkpoint_filter_fn
 from core.errors import InputError
 from core.layers import UniRepLKNetBlock
 from core.layers.checkpointing import checkpoint_blocks
@@ -320,90 +317,3 @@ def _stem(in_chans: int, dim: int) -> nn.Sequential:
 
 def _downsample(dim_in: int, dim_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(dim_in, dim_out, 3, stride=2, padding=1), LayerNorm2d(dim_out, eps=1e-6))
-
-
-default_cfgs = generate_default_cfgs(UNIREPLKNET_WEIGHTS)
-
-
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> UniRepLKNet:
-    model: UniRepLKNet = build_model_with_cfg(
-        UniRepLKNet,
-        variant,
-        pretrained,
-        feature_cfg={"out_indices": tuple(range(len(kwargs["depths"]))), "feature_cls": "getter"},
-        pretrained_filter_fn=checkpoint_filter_fn,
-        **kwargs,
-    )
-    return model
-
-
-@register_model
-def unireplknet_a(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
-    """UniRepLKNet-A: 4.4 M parameters and 0.64 GMACs at 224 in inference form."""
-    args = {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)} | kwargs
-    return _create("unireplknet_a", pretrained, **args)
-
-
-@register_model
-def unireplknet_f(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
-    """UniRepLKNet-F: 6.2 M parameters and 0.91 GMACs at 224 in inference form."""
-    args = {"depths": (2, 2, 6, 2), "dims": (48, 96, 192, 384)} | kwargs
-    return _create("unireplknet_f", pretrained, **args)
-
-
-@register_model
-def unireplknet_p(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
-    """UniRepLKNet-P: 10.7 M parameters and 1.57 GMACs at 224 in inference form."""
-    args = {"depths": (2, 2, 6, 2), "dims": (64, 128, 256, 512)} | kwargs
-    return _create("unireplknet_p", pretrained, **args)
-
-
-@register_model
-def unireplknet_n(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
-    """UniRepLKNet-N: 18.3 M parameters and 2.77 GMACs at 224 in inference form."""
-    args = {"depths": (2, 2, 8, 2), "dims": (80, 160, 320, 640)} | kwargs
-    return _create("unireplknet_n", pretrained, **args)
-
-
-@register_model
-def unireplknet_t(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
-    """UniRepLKNet-T: 31.0 M parameters and 4.90 GMACs at 224 in inference form."""
-    args = {"depths": (3, 3, 18, 3), "dims": (80, 160, 320, 640)} | kwargs
-    return _create("unireplknet_t", pretrained, **args)
-
-
-@register_model
-def unireplknet_s(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
-    """UniRepLKNet-S: 55.6 M parameters and 9.09 GMACs at 224 in inference form."""
-    args = {"depths": (3, 3, 27, 3), "dims": (96, 192, 384, 768)} | kwargs
-    return _create("unireplknet_s", pretrained, **args)
-
-
-@register_model
-def unireplknet_b(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
-    """UniRepLKNet-B: 98.0 M parameters and 16.1 GMACs at 224 in inference form."""
-    args = {"depths": (3, 3, 27, 3), "dims": (128, 256, 512, 1024)} | kwargs
-    return _create("unireplknet_b", pretrained, **args)
-
-
-@register_model
-def unireplknet_l(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
-    """UniRepLKNet-L: 218 M parameters and 105 GMACs at 384 in inference form."""
-    args = {"depths": (3, 3, 27, 3), "dims": (192, 384, 768, 1536)} | kwargs
-    return _create("unireplknet_l", pretrained, **args)
-
-
-@register_model
-def unireplknet_xl(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
-    """UniRepLKNet-XL: 387 M parameters and 187 GMACs at 384 in inference form."""
-    args = {"depths": (3, 3, 27, 3), "dims": (256, 512, 1024, 2048)} | kwargs
-    return _create("unireplknet_xl", pretrained, **args)
-
-
-@register_model
-def test_unireplknet(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
-    """A tiny net with every kind of block, for tests; it has no weights."""
-    args = {"depths": (1, 1, 3, 1), "dims": (8, 16, 24, 32)} | kwargs
-    if "depths" not in kwargs:
-        args.setdefault("kernel_sizes", (3, 7, (9, 0, 3), 13))
-    return _create("test_unireplknet", pretrained, **args)

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -129,4 +130,4 @@ class LarKitCLI(LightningCLI):
 
 def _import(class_path: str) -> Any:
     module, name = class_path.rsplit(".", 1)
-    return getattr(__import__(module, fromlist=[name]), name)
+    return getattr(import_module(module), name)

@@ -1,0 +1,150 @@
+"""The published variants of UniRepLKNet, by name, and where their weights lie: timm's registry.
+
+File names and resolutions are those of huggingface.co/DingXiaoH/UniRepLKNet (Apache-2.0); accuracies are the papers'.
+Below 384 pixels the shorter side is resized to size / 0.875 and the centre cut out; at 384 the whole image is squashed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+
+from core.backbones.unireplknet import UniRepLKNet
+from core.checkpoints import checkpoint_filter_fn
+
+__all__ = [
+    "test_unireplknet",
+    "unireplknet_a",
+    "unireplknet_b",
+    "unireplknet_f",
+    "unireplknet_l",
+    "unireplknet_n",
+    "unireplknet_p",
+    "unireplknet_s",
+    "unireplknet_t",
+    "unireplknet_xl",
+]
+
+
+def _weights(filename: str, *, top1: float | None = None, size: int = 224, num_classes: int = 1000) -> dict[str, Any]:
+    accuracy = f"ImageNet-1K top-1 {top1} (paper)" if top1 else "ImageNet-22K pretraining, no accuracy published"
+    return {
+        "hf_hub_id": "DingXiaoH/UniRepLKNet",
+        "hf_hub_filename": f"unireplknet_{filename}.pth",
+        "license": "apache-2.0",
+        "origin_url": "https://github.com/AILab-CVC/UniRepLKNet",
+        "paper_ids": "arXiv:2311.15599",
+        "paper_name": "UniRepLKNet: A Universal Perception Large-Kernel ConvNet",
+        "notes": (accuracy,),
+        "input_size": (3, size, size),
+        "crop_pct": 1.0 if size >= 384 else 0.875,
+        "crop_mode": "squash" if size >= 384 else "center",
+        "interpolation": "bicubic",
+        "num_classes": num_classes,
+        "first_conv": "downsample_layers.0.0",
+        "classifier": "head",
+    }
+
+
+_TEST: dict[str, Any] = {
+    "input_size": (3, 64, 64),
+    "first_conv": "downsample_layers.0.0",
+    "classifier": "head",
+}
+
+default_cfgs = generate_default_cfgs(
+    {
+        "unireplknet_a.in1k": _weights("a_in1k_224_acc77.03", top1=77.0),
+        "unireplknet_f.in1k": _weights("f_in1k_224_acc78.58", top1=78.6),
+        "unireplknet_p.in1k": _weights("p_in1k_224_acc80.23", top1=80.2),
+        "unireplknet_n.in1k": _weights("n_in1k_224_acc81.64", top1=81.6),
+        "unireplknet_t.in1k": _weights("t_in1k_224_acc83.21", top1=83.2),
+        "unireplknet_s.in1k": _weights("s_in1k_224_acc83.91", top1=83.9),
+        "unireplknet_s.in22k_ft_in1k_384": _weights("s_in22k_to_in1k_384_acc86.44", top1=86.4, size=384),
+        "unireplknet_s.in22k": _weights("s_in22k_pretrain", num_classes=21841),
+        "unireplknet_b.in22k_ft_in1k_384": _weights("b_in22k_to_in1k_384_acc87.40", top1=87.4, size=384),
+        "unireplknet_b.in22k": _weights("b_in22k_pretrain", num_classes=21841),
+        "unireplknet_l.in22k_ft_in1k_384": _weights("l_in22k_to_in1k_384_acc87.88", top1=87.9, size=384),
+        "unireplknet_l.in22k": _weights("l_in22k_pretrain", size=192, num_classes=21841),
+        "unireplknet_xl.in22k_ft_in1k_384": _weights("xl_in22k_to_in1k_384_acc87.96", top1=88.0, size=384),
+        "unireplknet_xl.in22k": _weights("xl_in22k_pretrain", size=192, num_classes=21841),
+        "test_unireplknet.untrained": _TEST,
+    }
+)
+
+
+def _create(
+    variant: str, pretrained: bool, default_depths: Sequence[int], default_dims: Sequence[int], **kwargs: Any
+) -> UniRepLKNet:
+    args = {"depths": default_depths, "dims": default_dims} | kwargs
+    model: UniRepLKNet = build_model_with_cfg(
+        UniRepLKNet,
+        variant,
+        pretrained,
+        feature_cfg={"out_indices": tuple(range(len(args["depths"]))), "feature_cls": "getter"},
+        pretrained_filter_fn=checkpoint_filter_fn,
+        **args,
+    )
+    return model
+
+
+@register_model
+def unireplknet_a(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-A: 4.4 M parameters and 0.64 GMACs at 224 in inference form."""
+    return _create("unireplknet_a", pretrained, (2, 2, 6, 2), (40, 80, 160, 320), **kwargs)
+
+
+@register_model
+def unireplknet_f(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-F: 6.2 M parameters and 0.91 GMACs at 224 in inference form."""
+    return _create("unireplknet_f", pretrained, (2, 2, 6, 2), (48, 96, 192, 384), **kwargs)
+
+
+@register_model
+def unireplknet_p(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-P: 10.7 M parameters and 1.57 GMACs at 224 in inference form."""
+    return _create("unireplknet_p", pretrained, (2, 2, 6, 2), (64, 128, 256, 512), **kwargs)
+
+
+@register_model
+def unireplknet_n(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-N: 18.3 M parameters and 2.77 GMACs at 224 in inference form."""
+    return _create("unireplknet_n", pretrained, (2, 2, 8, 2), (80, 160, 320, 640), **kwargs)
+
+
+@register_model
+def unireplknet_t(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-T: 31.0 M parameters and 4.90 GMACs at 224 in inference form."""
+    return _create("unireplknet_t", pretrained, (3, 3, 18, 3), (80, 160, 320, 640), **kwargs)
+
+
+@register_model
+def unireplknet_s(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-S: 55.6 M parameters and 9.09 GMACs at 224 in inference form."""
+    return _create("unireplknet_s", pretrained, (3, 3, 27, 3), (96, 192, 384, 768), **kwargs)
+
+
+@register_model
+def unireplknet_b(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-B: 98.0 M parameters and 16.1 GMACs at 224 in inference form."""
+    return _create("unireplknet_b", pretrained, (3, 3, 27, 3), (128, 256, 512, 1024), **kwargs)
+
+
+@register_model
+def unireplknet_l(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-L: 218 M parameters and 105 GMACs at 384 in inference form."""
+    return _create("unireplknet_l", pretrained, (3, 3, 27, 3), (192, 384, 768, 1536), **kwargs)
+
+
+@register_model
+def unireplknet_xl(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-XL: 387 M parameters and 187 GMACs at 384 in inference form."""
+    return _create("unireplknet_xl", pretrained, (3, 3, 27, 3), (256, 512, 1024, 2048), **kwargs)
+
+
+@register_model
+def test_unireplknet(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """A tiny net with every kind of block, for tests; it has no weights."""
+    if "depths" not in kwargs:
+        kwargs.setdefault("kernel_sizes", (3, 7, (9, 0, 3), 13))
+    return _create("test_unireplknet", pretrained, (1, 1, 3, 1), (8, 16, 24, 32), **kwargs)
