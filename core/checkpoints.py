@@ -140,8 +140,10 @@ def _target(model: nn.Module, state_dict: StateDict) -> nn.Module:
     if isinstance(model, FeatureGetterNet):
         return _target(model.model, state_dict)
     backbone = getattr(model, "backbone", None)
-    if isinstance(backbone, nn.Module) and not any(key.startswith("backbone.") for key in state_dict):
-        return _target(backbone, state_dict)
+    if isinstance(backbone, nn.Module):
+        nothing_else = all(key.startswith("backbone.") for key in model.state_dict())
+        if nothing_else or not any(key.startswith("backbone.") for key in state_dict):
+            return _target(backbone, state_dict)
     return model
 
 
@@ -188,7 +190,7 @@ def _drop_output_parts(state_dict: StateDict, own: StateDict, classifier: str, w
     """Take out of both sides what may differ: a classifier of another size, and norms after the stages."""
     head = f"{classifier}.weight"
     fresh = []
-    if head in state_dict and (head not in own or own[head].shape != state_dict[head].shape):
+    if head in state_dict and (head not in own or len(own[head]) != len(state_dict[head])):
         if head in own:
             classes, wanted = state_dict[head].shape[0], own[head].shape[0]
             _logger.warning("%s has %d classes, the model %d: a new classifier is trained", where, classes, wanted)

@@ -56,7 +56,7 @@ def main(args: "ArgsType" = None) -> None:
     Raises:
         SystemExit: with one line on the error stream, if what the user gave cannot be used.
     """
-    words = sys.argv[1:] if args is None else args
+    words = sys.argv[1:] if args is None else list(args) if isinstance(args, tuple) else args
     if isinstance(words, list):
         if not words or words[0] in ("-h", "--help"):
             print(HELP, end="")
@@ -66,10 +66,11 @@ def main(args: "ArgsType" = None) -> None:
             return
     try:
         _run(words)
-    except InputError as error:
-        if os.environ.get("LARKIT_TRACEBACK"):
+    except Exception as error:
+        message = _message(error)
+        if message is None or os.environ.get("LARKIT_TRACEBACK"):
             raise
-        raise SystemExit(f"lightning: error: {_message(error)}") from None
+        raise SystemExit(f"lightning: error: {message}") from None
 
 
 def _run(words: Any) -> None:
@@ -89,7 +90,7 @@ def _run(words: Any) -> None:
         try:
             LarKitCLI.run_verb(None)
         except ArgumentError as error:
-            raise InputError(str(error)) from error
+            raise InputError(_shortened(str(error))) from error
         finally:
             sys.argv = command
     else:
@@ -103,10 +104,25 @@ def _check_files(words: list[str]) -> None:
             raise MissingError(f"there is no configuration {file}; here are {near or 'none: see the README'}")
 
 
-def _message(error: InputError) -> str:
-    """The message alone, also where a data-loading process has wrapped it in a traceback."""
+def _message(error: BaseException | None) -> str | None:
+    """What to tell the user, or None for an error that is not the user's.
+
+    The parser wraps what a constructor raises, and a data-loading process puts its traceback before the message.
+    """
+    while error is not None and not isinstance(error, InputError):
+        if type(error).__name__ == "MisconfigurationException":  # Lightning's word for a setting it cannot use
+            return str(error)
+        error = error.__cause__
     text, name = str(error), f"{type(error).__name__}: "
-    return text.rsplit(name, 1)[-1].strip() if "Traceback" in text else text
+    return None if error is None else text.rsplit(name, 1)[-1].strip() if "Traceback" in text else text
+
+
+def _shortened(text: str) -> str:
+    """The parser's message without the types that the value does not have either."""
+    head, _, reasons = text.partition("Errors:")
+    kept = [line.strip() for line in reasons.splitlines() if line.strip() and "NoneType" not in line]
+    kept = [line for line in kept if not line.startswith("Given value")]
+    return " ".join([head.splitlines()[0], *kept]) if kept else text
 
 
 def _quieten() -> None:

@@ -6,14 +6,23 @@ model has lost the branches and norms that training needs.
 """
 
 import copy
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["dilated_to_dense", "embed_kernel", "fold_bn", "reparameterize", "require_eval", "set_folded", "wide"]
+__all__ = [
+    "dilated_to_dense",
+    "embed_kernel",
+    "fold_bn",
+    "is_batch_norm",
+    "reparameterize",
+    "require_eval",
+    "set_folded",
+    "wide",
+]
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -22,6 +31,11 @@ M = TypeVar("M", bound=nn.Module)
 def wide(x: Tensor) -> Tensor:
     """The values of ``x``, of any shape, as float64 on the CPU, detached."""
     return x.detach().to("cpu", torch.float64)
+
+
+def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether a module normalises by running statistics: batch norm, synchronised or frozen too."""
+    return isinstance(getattr(module, "running_var", None), Tensor)
 
 
 def require_eval(module: nn.Module) -> None:

@@ -150,6 +150,10 @@ class ImageFolder(ImageDataModule):
         held_out: set[int] = set()
         for label in range(len(self.classes)):
             members = [i for i, (_, y) in enumerate(files) if y == label]
+            if len(members) < 2:
+                raise InputError(
+                    f"class {self.classes[label]!r} has one image, too few to hold some out; add images, or {folder}"
+                )
             held_out.update(generator.permutation(members)[: max(1, round(self.val_share * len(members)))].tolist())
         return [f for i, f in enumerate(files) if i not in held_out], [files[i] for i in sorted(held_out)]
 

@@ -70,7 +70,8 @@ def image_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise MissingError(f"{path} is neither a file nor a folder; give images, or a folder that holds some")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    found = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    files = sorted(p for p in found if p.is_file())
     if not files:
         raise MissingError(f"{path} holds no images; expected files ending in {', '.join(SUFFIXES)}")
     return files
@@ -89,7 +90,7 @@ def class_files(folder: Path, classes: Sequence[str] | None = None) -> tuple[lis
     """
     if not folder.is_dir():
         raise MissingError(f"there is no folder {folder}; expected {folder}/<class>/*.jpg, one folder for each class")
-    found = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(found) < 2:
         raise MissingError(f"{folder} has {len(found)} class folders; expected at least two: {folder}/<class>/*.jpg")
     unknown = sorted(set(found) - set(classes)) if classes is not None else []

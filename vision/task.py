@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from core.errors import InputError
 from core.training.classification import ClassificationTask
 from core.training.pictures import image_sheet, save_figure
 from vision.feature_map import to_pixels
@@ -21,6 +22,21 @@ class ImageClassifier(ClassificationTask):
     After a validation, test or prediction the run folder holds ``examples.png``: images spread over the whole split,
     each with the class that the model gives it and its probability, in red where it is wrong.
     """
+
+    def setup(self, stage: str) -> None:
+        """Compare the model with the data: classes, and channels.
+
+        Raises:
+            InputError: if they differ.
+        """
+        super().setup(stage)
+        mode = getattr(getattr(self.trainer, "datamodule", None), "mode", None)
+        stem = next((module for module in self.backbone.modules() if isinstance(module, nn.Conv2d)), None)
+        if mode is not None and stem is not None and stem.in_channels != len(mode):
+            raise InputError(
+                f"the model takes {stem.in_channels} channels and the data have {len(mode)} ({mode}); "
+                f"set --model.backbone_args.in_chans {len(mode)}, or --data.mode, mean and std"
+            )
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep some examples of the batch."""

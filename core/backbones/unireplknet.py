@@ -51,6 +51,8 @@ def default_kernel_sizes(depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 def _per_block(kernel_sizes: KernelSizes | None, depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     if kernel_sizes is None:
         return default_kernel_sizes(depths)
+    if not isinstance(kernel_sizes, Sequence) or not all(isinstance(k, int | Sequence) for k in kernel_sizes):
+        raise InputError(f"kernel_sizes={kernel_sizes!r}; give one entry a stage, an int or a list of ints")
     if len(kernel_sizes) != len(depths):
         raise InputError(
             f"kernel_sizes describes {len(kernel_sizes)} stages but depths={tuple(depths)} has {len(depths)}; "
@@ -88,8 +90,11 @@ class UniRepLKNet(nn.Module):
         drop_rate: dropout before the classifier.
         layer_scale_init_value: start of the per-channel scale of each block; 0 leaves it out.
         head_init_scale: factor on the initial weights of the classifier.
-        feature_norms: add a LayerNorm for each stage's map (``norm0``, ...) for ``forward_intermediates(norm=True)``.
+        feature_norms: add a LayerNorm for each stage's map (``norm0``, ...) for ``forward_intermediates(norm=True)``;
+            timm's ``features_only`` gives the maps before them.
         inference_mode: build the folded form, for weights that :func:`core.reparameterize` made.
+        device: where the parameters are put.
+        dtype: what the parameters are cast to.
 
     Raises:
         InputError: if depths, dims, kernel_sizes and branches do not fit together.
@@ -111,11 +116,18 @@ class UniRepLKNet(nn.Module):
         head_init_scale: float = 1.0,
         feature_norms: bool = False,
         inference_mode: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if len(depths) != len(dims) or not depths or min(depths) < 1:
             raise InputError(
                 f"depths={tuple(depths)}, dims={tuple(dims)}: give both for every stage, each depth 1 or more"
+            )
+        if not 0 <= drop_path_rate < 1 or num_classes < 0 or in_chans < 1:
+            raise InputError(
+                f"drop_path_rate={drop_path_rate}, num_classes={num_classes}, in_chans={in_chans}; "
+                "expected a rate in [0, 1), 0 or more classes, 1 or more channels"
             )
         if min(dims) < 4 or dims[0] % 2:
             raise InputError(f"dims={tuple(dims)}: the first must be even and all at least 4")
@@ -158,6 +170,7 @@ class UniRepLKNet(nn.Module):
         self.global_pool: SelectAdaptivePool2d
         self.reset_classifier(num_classes, global_pool)
         self._init_weights(head_init_scale)
+        self.to(device=device, dtype=dtype)
 
     def _init_weights(self, head_init_scale: float) -> None:
         for module in self.modules():

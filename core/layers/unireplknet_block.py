@@ -3,7 +3,6 @@
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import Permute
 
 from core.errors import InputError
@@ -11,7 +10,7 @@ from core.layers.depthwise import DepthwiseConv2d
 from core.layers.dilated_reparam import Branches, DilatedReparamBlock
 from core.layers.grn import GlobalResponseNorm
 from core.layers.squeeze_excite import SqueezeExcite
-from core.reparam import fold_bn, require_eval, set_folded, wide
+from core.reparam import fold_bn, is_batch_norm, require_eval, set_folded, wide
 
 __all__ = ["UniRepLKNetBlock"]
 
@@ -84,7 +83,7 @@ class UniRepLKNetBlock(nn.Module):
             RuntimeError: if the block is in training mode.
         """
         require_eval(self)
-        if isinstance(self.norm, _BatchNorm):
+        if is_batch_norm(self.norm):
             conv = self.dwconv
             if isinstance(conv, DilatedReparamBlock) and not conv.merged:
                 conv.reparameterize(following=self.norm)
@@ -101,7 +100,7 @@ class UniRepLKNetBlock(nn.Module):
         grn, linear, bn = self.act[1], self.pwconv2[0], self.pwconv2[2]
         assert isinstance(grn, GlobalResponseNorm)
         assert isinstance(linear, nn.Linear)
-        assert isinstance(bn, _BatchNorm)
+        assert is_batch_norm(bn)
         weight, bias = fold_bn(linear.weight, linear.bias, bn)
         if grn.beta is not None:  # constant over the map, so the scaled weight turns it into a constant output
             bias = bias + weight @ wide(grn.beta).flatten()

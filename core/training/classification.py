@@ -51,8 +51,11 @@ class ClassificationTask(Task):
         backbone_args: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if num_classes < 2:
-            raise InputError(f"num_classes={num_classes}; a classifier needs at least 2")
+        if num_classes < 2 or not 0 <= label_smoothing < 1 or min(mixup_alpha, cutmix_alpha) < 0:
+            raise InputError(
+                f"num_classes={num_classes}, label_smoothing={label_smoothing}, mixup_alpha={mixup_alpha}, "
+                f"cutmix_alpha={cutmix_alpha}; expected at least 2, a share in [0, 1), and 0 or more"
+            )
         if isinstance(backbone, str):
             backbone_args = {**(backbone_args or {}), "num_classes": num_classes}
         super().__init__(backbone, backbone_args=backbone_args, **kwargs)
@@ -82,8 +85,6 @@ class ClassificationTask(Task):
                 f"set --model.num_classes {len(names)}"
             )
         self.class_names = names or self.class_names
-        if self.mixup and data is not None and data.batch_size % 2:
-            raise InputError(f"mixup pairs samples, and batch_size is {data.batch_size}; choose an even one")
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to logits (B, num_classes)."""
@@ -92,8 +93,11 @@ class ClassificationTask(Task):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        x, y = self.mixup(*batch) if self.mixup else batch
-        smoothing = 0.0 if self.mixup else self.label_smoothing  # Mixup has smoothed its targets already
+        x, y = batch
+        smoothing = self.label_smoothing
+        if self.mixup and len(x) > 1:
+            even = len(x) // 2 * 2  # it mixes pairs; the odd one of an incomplete batch is left out
+            (x, y), smoothing = self.mixup(x[:even], y[:even]), 0.0  # and smooths the targets itself
         loss = F.cross_entropy(self(x), y, label_smoothing=smoothing)
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x), sync_dist=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)

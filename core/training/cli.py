@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -16,7 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from core.errors import InputError, MissingError
 from core.training.pictures import LearningCurves
 from core.training.predictions import PredictionWriter
-from core.training.run_folder import newest_checkpoint, run_loggers, run_version
+from core.training.run_folder import newest_checkpoint, run_folder, run_loggers, run_version
 from core.training.task import Task
 from core.training.trainer import ExportingTrainer
 
@@ -37,7 +37,7 @@ class LarKitCLI(LightningCLI):
             trainer_class=ExportingTrainer,
             trainer_defaults={"callbacks": [LearningCurves(), PredictionWriter()], "log_every_n_steps": 10},
             seed_everything_default=0,
-            save_config_callback=SaveConfigCallback,
+            save_config_callback=_ConfigInRunFolder,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             parser_kwargs={"exit_on_error": False, **{verb: {"exit_on_error": False} for verb in cls.subcommands()}},
@@ -71,7 +71,7 @@ class LarKitCLI(LightningCLI):
         elif path and not Path(path).is_file():
             raise MissingError(f"there is no checkpoint {path}; give a file, 'best' or 'last'")
         if path:
-            differing = self._differing(path)
+            differing = self._differing(self._stored(path))
             if differing and verb == "fit":
                 raise InputError(
                     f"--ckpt_path continues a run as it was, but {'; '.join(differing)}. Leave that out, or start a "
@@ -80,6 +80,8 @@ class LarKitCLI(LightningCLI):
             if differing:
                 rank_zero_info(f"The checkpoint decides about the model: {'; '.join(differing)}")
             super()._parse_ckpt_path()
+            args = self.settings.model.init_args  # the checkpoint replaces what these would load first
+            args.weights, args.pretrained = None, False
         elif verb != "fit" and not self._has_weights():
             raise InputError(
                 f"{verb} would use random weights. Type: {shlex.join(['lightning', *sys.argv[1:]])} --ckpt_path best"
@@ -89,14 +91,23 @@ class LarKitCLI(LightningCLI):
         args = self.settings.model.get("init_args", Namespace())
         return bool(args.get("weights") or args.get("pretrained"))
 
-    def _differing(self, path: str) -> list[str]:
-        """Model settings that this command gives otherwise than the checkpoint was trained with."""
+    def _stored(self, path: str) -> dict[str, Any]:
+        """The model settings that a checkpoint was trained with."""
         try:
-            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["hyper_parameters"]
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            stored: dict[str, Any] = checkpoint["hyper_parameters"]
         except Exception as error:
             raise InputError(
                 f"{path} is not a checkpoint of this command ({error}); for weights alone use --model.weights"
             ) from error
+        callbacks = self.settings.trainer.get("callbacks") or []
+        averaged = any("EMA" in str(callback.get("class_path")) for callback in callbacks)
+        if self.config.subcommand == "fit" and "current_model_state" in checkpoint and not averaged:
+            raise InputError("the run was trained with an average of its weights; add --trainer.callbacks+ EMA")
+        return stored
+
+    def _differing(self, stored: dict[str, Any]) -> list[str]:
+        """Model settings that this command gives otherwise than the checkpoint was trained with."""
         given = self.settings.model.as_dict().get("init_args", {})
         return [
             f"{key} is {given[key]!r} here and {stored[key]!r} in the checkpoint"
@@ -126,6 +137,14 @@ class LarKitCLI(LightningCLI):
         if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         return super()._instantiate_trainer(config, callbacks)
+
+
+class _ConfigInRunFolder(SaveConfigCallback):
+    """Saves the configuration beside the logs, and nowhere where there are none."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if run_folder(trainer) is not None:
+            super().setup(trainer, pl_module, stage)
 
 
 def _import(class_path: str) -> Any:

@@ -50,7 +50,8 @@ class DataModule(LightningDataModule):
     Args:
         batch_size: samples a process and step.
         num_workers: processes that load data, for each training process; 0 loads in the training process.
-        drop_last: leave out the incomplete last training batch, which batch norm and mixup do not like.
+        drop_last: leave out the incomplete last training batch; one of a single sample is always left out, since
+            batch norm cannot train on it.
 
     Attributes:
         classes: names of the classes in the order of their labels; empty where there are none.
@@ -72,7 +73,10 @@ class DataModule(LightningDataModule):
         """Shuffled batches of ``train_set``."""
         dataset, (rank, replicas) = self._filled(self.train_set, "train"), self._place()
         sampler = EpochSampler(dataset, replicas=replicas, rank=rank, seed=self._seed())
+        if len(sampler) < 2:
+            raise InputError("there is one training sample for each process; batch norm needs at least two in a batch")
         drop_last = self.drop_last and len(sampler) >= self.batch_size
+        drop_last |= len(sampler) % self.batch_size == 1 and self.batch_size > 1
         return self._loader(dataset, sampler=sampler, generator=sampler.generator, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Any]:

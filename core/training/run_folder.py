@@ -9,6 +9,7 @@ from lightning import Trainer
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from core.errors import MissingError
 
@@ -40,8 +41,8 @@ def run_version(runs: Path, resumed: Path | None = None) -> str:
     """
     if resumed is not None and resumed.resolve().parent.parent.parent == runs.resolve():
         return resumed.resolve().parent.parent.name
-    if "SLURM_JOB_ID" in os.environ:
-        return f"job_{os.environ['SLURM_JOB_ID']}"
+    if SLURMEnvironment.detect():  # all tasks of a step agree on this name, and a requeued job finds its folder again
+        return f"job_{os.environ.get('SLURM_JOB_ID')}_step_{os.environ.get('SLURM_STEP_ID', 0)}"
     if "LOCAL_RANK" not in os.environ or _SHARED not in os.environ:
         taken = [int(path.name[8:]) for path in runs.glob("version_*") if path.name[8:].isdigit()]
         os.environ[_SHARED] = f"version_{max(taken, default=-1) + 1}"

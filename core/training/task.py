@@ -35,8 +35,15 @@ def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.
         raise InputError(f"unknown model {name!r}; {hint}")
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
+    except InputError:
+        raise
     except TypeError as error:
         raise InputError(f"{name} does not take these backbone_args: {error}") from error
+    except (RuntimeError, OSError, ValueError) as error:  # unknown tag, no weights, no network
+        tags = ", ".join(timm.list_models(f"{name.partition('.')[0]}*", pretrained=True)) or "none of this model"
+        raise InputError(
+            f"{name} cannot be built: {error}; published weights: {tags}. Downloaded ones go to --model.weights FILE"
+        ) from error
 
 
 class Task(LightningModule):
@@ -49,7 +56,8 @@ class Task(LightningModule):
         backbone: name of a LarKit or timm model, or a module.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         pretrained: load the published weights of the named model.
-        weights: file or Hub name for :func:`core.load_weights`, loaded after building.
+        weights: file or Hub name for :func:`core.load_weights`, loaded after building; weights alone, a checkpoint's
+            class names come with ``--ckpt_path``.
         opt: name of a timm optimizer.
         lr: learning rate after the warm-up; for ``lr_batch`` samples a step if that is given.
         lr_batch: scale ``lr`` by the real global batch (samples x processes x accumulation) over this number.
@@ -133,6 +141,8 @@ class Task(LightningModule):
             self, lr=self.lr * scale, weight_decay=self.weight_decay, layer_decay=self.layer_decay
         )
         optimizer = create_optimizer_v2(groups, opt=self.opt, lr=self.lr * scale, weight_decay=0.0)
+        if self.trainer.estimated_stepping_batches == float("inf"):
+            raise InputError("the cosine needs an end; set --trainer.max_epochs or --trainer.max_steps")
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.warmup_epochs * self._steps_per_epoch(total))
         floor = min(1.0, self.min_lr / self.lr)

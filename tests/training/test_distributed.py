@@ -1,0 +1,117 @@
+"""Two processes through the command against one process with the whole batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+from training.small_runs import CLASSES, PLAIN, QUIET, command, metric, picture, runs, saved, table, write_config
+
+pytestmark = pytest.mark.slow
+
+PAIR = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
+ONE_STEP = [
+    *["--model.norm_eval", "true", "--model.opt", "sgd", "--model.lr", "0.2", "--model.lr_batch", "8"],
+    *["--model.layer_decay", "0.9", "--trainer.max_epochs", "1", "--trainer.num_sanity_val_steps", "0"],
+]
+
+
+def _in_processes(verb: str, config: Path, out: Path, *words: str) -> str:
+    """A verb in two processes, started as a user would; killed with its group when it hangs."""
+    line = [sys.executable, "-m", "core.cli", verb, "-c", str(config), *QUIET, *PAIR]
+    line += ["--trainer.default_root_dir", str(out), *words]
+    environment = {k: v for k, v in os.environ.items() if k not in ("PL_GLOBAL_SEED", "LARKIT_RUN", "LOCAL_RANK")}
+    environment["OMP_NUM_THREADS"] = "1"
+    process = subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=150)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+            process.wait()
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 training images, which two processes share evenly, and 9 for validation, which they cannot."""
+    root = tmp_path_factory.mktemp("uneven")
+    for split, count in {"train": 8, "val": 9}.items():
+        for i in range(count):
+            file = root / split / CLASSES[i % 3] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture(i % 3, i + 50 * (split == "val")).save(file)
+    return write_config(root / "photos.yaml", root, **PLAIN)
+
+
+@pytest.fixture(scope="module")
+def one(config: Path) -> Path:
+    out = config.parent / "one"
+    command("fit", config, out, *ONE_STEP, "--data.batch_size", "8")
+    return runs(out)[0]
+
+
+@pytest.fixture(scope="module")
+def two(config: Path) -> Path:
+    out = config.parent / "two"
+    _in_processes("fit", config, out, *ONE_STEP, "--data.batch_size", "4")
+    folders = runs(out)
+    assert [folder.name for folder in folders] == ["version_0"]
+    return folders[0]
+
+
+def test_one_step_gives_the_same_weights(one: Path, two: Path) -> None:
+    got, expected = saved(two), saved(one)
+    assert got["global_step"] == expected["global_step"] == 1
+    assert_close(got["state_dict"], expected["state_dict"], rtol=0, atol=1e-6)
+    torch.manual_seed(0)
+    moved = got["optimizer_states"][0]["state"]
+    assert sum(float(state["momentum_buffer"].abs().sum()) for state in moved.values()) > 1
+
+
+def test_learning_rate_is_that_of_the_global_batch(one: Path, two: Path) -> None:
+    groups = [
+        [group["initial_lr"] for group in saved(run)["optimizer_states"][0]["param_groups"]] for run in (one, two)
+    ]
+    assert groups[0] == groups[1]
+    assert max(groups[1]) == pytest.approx(0.2)
+
+
+def test_metrics_are_those_of_one_process(one: Path, two: Path) -> None:
+    for name in ("val_loss", "val_acc", "train_loss"):
+        assert len(metric(two, name)) == 1
+        assert metric(two, name) == pytest.approx(metric(one, name), abs=1e-5)
+
+
+def test_pictures_and_files_of_a_run_in_processes(one: Path, two: Path) -> None:
+    def names(run: Path) -> set[str]:
+        return {p.name for p in run.rglob("*") if not p.name.startswith("events")}
+
+    assert names(two) == names(one)
+    assert len(list(two.glob("events*"))) == 1
+
+
+def test_prediction_in_processes_writes_every_file_once_in_order(config: Path, one: Path) -> None:
+    words = ["--ckpt_path", str(one / "checkpoints" / "last.ckpt"), "--data.batch_size", "2"]
+    command("predict", config, config.parent / "p1", *words)
+    output = _in_processes("predict", config, config.parent / "p2", *words)
+    (alone,), (shared,) = runs(config.parent / "p1"), runs(config.parent / "p2")
+    expected, got = table(alone / "predictions.csv"), table(shared / "predictions.csv")
+    assert [row["file"] for row in got] == [row["file"] for row in expected]
+    assert len({row["file"] for row in got}) == len(got) == 9
+    assert [row["class"] for row in got] == [row["class"] for row in expected]
+    assert [float(row["probability"]) for row in got] == pytest.approx([float(r["probability"]) for r in expected])
+    assert output.count("Wrote 9 predictions") == 1
+
+
+def test_more_processes_than_files_to_predict(config: Path, one: Path) -> None:
+    file = next((config.parent / "val" / CLASSES[0]).iterdir())
+    words = ["--ckpt_path", str(one / "checkpoints" / "last.ckpt"), "--data.predict_path", str(file)]
+    _in_processes("predict", config, config.parent / "p3", *words)
+    assert [row["file"] for row in table(runs(config.parent / "p3")[0] / "predictions.csv")] == [str(file)]

@@ -1,0 +1,140 @@
+"""The pictures that a run leaves: readable sizes, something drawn, errors in red."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from core.training.pictures import LearningCurves, confusion_figure, image_sheet, save_figure
+
+RED = to_rgb("crimson")
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _drawn(figure: Any) -> np.ndarray:
+    """The pixels of a figure at the resolution of the saved files."""
+    figure.set_dpi(120)
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3]
+
+
+@pytest.mark.parametrize("name", ["learning_curves", "confusion_matrix", "examples"])
+def test_pictures_of_a_run_have_a_readable_size_and_content(name: str, trained: dict[str, Path]) -> None:
+    pixels = _pixels(trained["folder"] / f"{name}.png")
+    assert min(pixels.shape[:2]) >= 200
+    assert max(pixels.shape[:2]) <= 2500
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+
+
+@pytest.mark.parametrize("classes", [2, 10, 30, 200])
+def test_confusion_matrix_of_any_number_of_classes(classes: int) -> None:
+    counts = torch.eye(classes, dtype=torch.int64) * 4
+    counts[0, 1] = 4
+    figure = confusion_figure(counts, [f"class {i}" for i in range(classes)])
+    axes = figure.axes[0]
+    accuracy = classes / (classes + 1)
+    assert axes.get_title() == f"{4 * classes + 4} samples, accuracy {accuracy:.3f}"
+    shown = np.asarray(axes.images[0].get_array())
+    assert shown[0].tolist()[:2] == [0.5, 0.5]
+    assert shown[1, 1] == 1
+    height, width, _ = _drawn(figure).shape
+    assert 400 <= height == width <= 1800
+    texts = sorted(text.get_text() for text in axes.texts)
+    assert texts == (["4"] * (classes + 1) if classes <= 20 else [])
+
+
+def test_confusion_matrix_names_rows_and_columns_and_takes_empty_classes() -> None:
+    figure = confusion_figure(torch.tensor([[3, 0], [0, 0]]), ["cat", "dog"])
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    assert np.isfinite(np.asarray(axes.images[0].get_array())).all()
+    assert "accuracy 1.000" in axes.get_title()
+    assert "accuracy 0.000" in confusion_figure(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"]).axes[0].get_title()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("count", [1, 3, 9, 32])
+def test_sheet_has_a_place_for_every_image(count: int, channels: int) -> None:
+    figure = image_sheet(torch.rand(count, channels, 8, 8), [f"t{i}" for i in range(count)])
+    shown = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in shown] == [f"t{i}" for i in range(count)]
+    assert len(figure.axes) == min(count, 8) * -(-count // 8)
+    assert {np.asarray(axes.images[0].get_array()).ndim for axes in shown} == {3 if channels == 3 else 2}
+    height, width, _ = _drawn(figure).shape
+    assert width == pytest.approx(180 * min(count, 8), abs=2)
+    assert height == pytest.approx(210 * -(-count // 8), abs=2)
+
+
+def test_wrong_titles_are_red() -> None:
+    figure = image_sheet(torch.zeros(3, 3, 8, 8), ["cat", "dog", "cow"], [False, True, False])
+    assert [to_rgb(axes.title.get_color()) == RED for axes in figure.axes] == [False, True, False]
+    pixels = _drawn(figure).astype(int)
+    reddish = (pixels[..., 0] - pixels[..., 1]) > 100
+    third = pixels.shape[1] // 3
+    assert [bool(reddish[:, i * third : (i + 1) * third].any()) for i in range(3)] == [False, True, False]
+
+
+def test_grey_images_use_the_whole_range_from_black_to_white() -> None:
+    figure = image_sheet(torch.full((1, 1, 8, 8), 0.5), ["grey"])
+    image = figure.axes[0].images[0]
+    assert image.get_clim() == (0, 1)
+
+
+class _Logger:
+    """A logger with a folder that keeps the figures it is given, as TensorBoard does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log_dir, self.experiment, self.figures = str(folder), self, list[str]()
+
+    def add_figure(self, name: str, figure: Any, step: int, close: bool) -> None:
+        self.figures.append(f"{name} {step}")
+
+
+class _Trainer:
+    is_global_zero, global_step, current_epoch = True, 5, 0
+
+    def __init__(self, *loggers: Any) -> None:
+        self.loggers, self.callback_metrics = list(loggers), dict[str, Any]()
+
+
+def test_figure_goes_to_the_folder_and_to_the_loggers(tmp_path: Path) -> None:
+    logger = _Logger(tmp_path / "run")
+    figure = confusion_figure(torch.eye(2, dtype=torch.int64), ["a", "b"])
+    assert save_figure(_Trainer(logger), "picture", figure) == tmp_path / "run" / "picture.png"  # type: ignore[arg-type]
+    assert _pixels(tmp_path / "run" / "picture.png").shape == _drawn(figure).shape
+    assert logger.figures == ["picture 5"]
+
+
+def test_nothing_is_drawn_without_a_run_folder_or_by_other_processes(tmp_path: Path) -> None:
+    figure, other = confusion_figure(torch.eye(2, dtype=torch.int64), ["a", "b"]), _Trainer(_Logger(tmp_path))
+    other.is_global_zero = False
+    assert save_figure(_Trainer(), "picture", figure) is None  # type: ignore[arg-type]
+    assert save_figure(other, "picture", figure) is None  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_learning_curves_pair_training_and_validation_and_survive_a_state_dict(tmp_path: Path) -> None:
+    trainer: Any = _Trainer(_Logger(tmp_path))
+    curves = LearningCurves()
+    for epoch in range(3):
+        trainer.current_epoch = epoch
+        trainer.callback_metrics = {"train_loss": torch.tensor(3.0 - epoch), "val_loss": 4.0 - epoch, "val_acc": 0.5}
+        curves.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    assert _pixels(tmp_path / "learning_curves.png").shape[1] == 960
+    resumed = LearningCurves()
+    resumed.load_state_dict(curves.state_dict())
+    resumed.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    assert resumed.history["val_loss"] == [(0, 4.0), (1, 3.0), (2, 2.0)]
+    panels = {axes.get_title(): axes for axes in resumed._draw().axes}
+    assert set(panels) == {"acc", "loss"}
+    lines = {line.get_label(): list(line.get_ydata()) for line in panels["loss"].lines}
+    assert lines == {"train_loss": [3.0, 2.0, 1.0], "val_loss": [4.0, 3.0, 2.0]}

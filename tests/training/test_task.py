@@ -1,0 +1,227 @@
+"""The base task and the classification task: what they refuse, what they measure, what their checkpoints hold."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils.data import TensorDataset
+from training.small_runs import CLASSES, PLAIN, add_callbacks, command, metric, runs, saved, write_config, write_photos
+
+from core.errors import InputError, MissingError
+from core.training import DataModule
+from core.training.task import build_backbone
+from vision import ImageClassifier, ImageFolder
+
+TINY = "test_unireplknet"
+OPTIONS: dict[str, Any] = {
+    **{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False},
+    **{"enable_model_summary": False, "max_epochs": 1},
+}
+
+
+class _Labels(DataModule):
+    """Random 32 x 32 maps with the labels given."""
+
+    def __init__(self, labels: list[int], classes: list[str], **kwargs: Any) -> None:
+        super().__init__(num_workers=0, **kwargs)
+        self.classes = classes
+        x = torch.randn(len(labels), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        self.train_set = self.val_set = TensorDataset(x, torch.tensor(labels))
+
+
+def _own(**kwargs: Any) -> ImageClassifier:
+    return ImageClassifier(TINY, 3, backbone_args={"layer_scale_init_value": 0.5}, **kwargs)
+
+
+def test_unknown_model_suggests_near_names() -> None:
+    with pytest.raises(InputError, match=r"unknown model 'unireplknet_tt'; did you mean .*unireplknet_t"):
+        ImageClassifier("unireplknet_tt", 3)
+    with pytest.raises(InputError, match=r"unknown model 'qqqqqqqq'; list them"):
+        build_backbone("qqqqqqqq")
+
+
+def test_argument_that_the_backbone_does_not_take() -> None:
+    with pytest.raises(InputError, match=r"test_unireplknet does not take these backbone_args.*colour"):
+        ImageClassifier(TINY, 3, backbone_args={"colour": 1})
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"opt": "adamww"}, r"unknown optimizer 'adamww'; timm has .*adamw"),
+        ({"lr": 0.0}, r"lr=0.0.*expected lr > 0"),
+        ({"layer_decay": 0.0}, r"layer_decay=0.0.*0 < layer_decay <= 1"),
+        ({"layer_decay": 1.5}, r"layer_decay=1.5.*0 < layer_decay <= 1"),
+        ({"warmup_epochs": -1.0}, r"warmup_epochs=-1.0.*warmup_epochs >= 0"),
+    ],
+)
+def test_arguments_out_of_range(argument: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ImageClassifier(TINY, 3, **argument)
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(InputError, match=r"num_classes=1;.*at least 2"):
+        ImageClassifier(TINY, 1)
+
+
+@pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"num_workers": -1}])
+def test_impossible_loader_is_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="give at least 1 and at least 0"):
+        DataModule(**sizes)
+
+
+def test_data_module_without_samples_says_which() -> None:
+    with pytest.raises(MissingError, match="DataModule has no test samples"):
+        DataModule().test_dataloader()
+
+
+def test_module_as_backbone_gets_a_classifier_of_the_right_size() -> None:
+    task = ImageClassifier(timm.create_model(TINY, num_classes=7), 3)
+    assert task(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    assert ImageClassifier(plain, 3)(torch.randn(2, 3, 4, 4)).shape == (2, 3)
+    with pytest.raises(InputError, match="a module is already built"):
+        ImageClassifier(timm.create_model(TINY), 3, backbone_args={"in_chans": 1})
+
+
+def test_weights_are_loaded_into_the_backbone(tmp_path: Path) -> None:
+    source = timm.create_model(TINY, num_classes=3)
+    torch.save({"model": source.state_dict()}, tmp_path / "weights.pth")
+    assert_close(_own(weights=str(tmp_path / "weights.pth")).backbone.head.weight, source.head.weight, rtol=0, atol=0)
+    with pytest.raises(MissingError, match="no weights at"):
+        _own(weights=str(tmp_path / "absent.pth"))
+
+
+class _Modes(Callback):
+    """Whether batch norms were in train mode, and dropout with them, in each training step."""
+
+    def __init__(self) -> None:
+        self.norms: set[bool] = set()
+        self.others: set[bool] = set()
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        for module in pl_module.get_submodule("backbone").modules():
+            (self.norms if isinstance(module, nn.BatchNorm2d) else self.others).add(module.training)
+
+
+@pytest.mark.parametrize("norm_eval", [True, False])
+def test_norm_eval_keeps_the_statistics_through_a_run(norm_eval: bool) -> None:
+    task, modes = _own(norm_eval=norm_eval), _Modes()
+    before = {n: b.clone() for n, b in task.named_buffers() if "running" in n}
+    weight = task.backbone.stages[0][0].norm.weight.detach().clone()
+    data = _Labels([0, 1, 2, 0], CLASSES, batch_size=2)
+    Trainer(**OPTIONS | {"max_epochs": 2}, callbacks=[modes]).fit(task, datamodule=data)
+    assert modes.norms == {not norm_eval}
+    assert modes.others == {True}
+    changed = any(not torch.equal(before[n], b) for n, b in task.named_buffers() if n in before)
+    assert changed != norm_eval
+    assert not torch.equal(task.backbone.stages[0][0].norm.weight, weight)
+
+
+def test_data_with_other_classes(photos: Path) -> None:
+    data = ImageFolder(str(photos), size=32, batch_size=6, num_workers=0)
+    with pytest.raises(InputError, match=r"model has 5 classes and the data 3 \(brick, leaf, sea, .*num_classes 3"):
+        Trainer(**OPTIONS).fit(ImageClassifier(TINY, 5), datamodule=data)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 255])
+def test_label_outside_the_classes(label: int) -> None:
+    with pytest.raises(InputError, match=rf"label {label} is outside 0..2"):
+        Trainer(**OPTIONS).fit(_own(), datamodule=_Labels([0, 1, label, 2], CLASSES, batch_size=2))
+
+
+def test_mixup_refuses_an_odd_batch_size() -> None:
+    with pytest.raises(InputError, match=r"batch_size is 3; choose an even one"):
+        Trainer(**OPTIONS).fit(_own(mixup_alpha=0.5), datamodule=_Labels([0, 1, 2], CLASSES, batch_size=3))
+
+
+@pytest.mark.parametrize(("samples", "drop_last"), [(5, False), (3, True)])
+def test_mixup_with_an_odd_last_batch(samples: int, drop_last: bool) -> None:
+    """Five samples leave a batch of one; three are fewer than a batch, which is then not dropped."""
+    data = _Labels([0, 1, 2, 1, 0][:samples], CLASSES, batch_size=4, drop_last=drop_last)
+    with contextlib.suppress(InputError):  # a clear refusal is as good as training
+        Trainer(**OPTIONS).fit(_own(cutmix_alpha=0.5), datamodule=data)
+
+
+def test_top_five_appears_from_ten_classes_on() -> None:
+    assert set(ImageClassifier(TINY, 9).val_scores) == {"val_acc"}
+    assert set(ImageClassifier(TINY, 10).val_scores) == {"val_acc", "val_acc5"}
+    assert set(ImageClassifier(TINY, 10).test_scores) == {"test_acc", "test_acc5"}
+
+
+def test_accuracy_and_loss_equal_a_count_by_hand(trained: dict[str, Path], tmp_path: Path) -> None:
+    path = trained["folder"] / "checkpoints" / "best.ckpt"
+    root = write_photos(tmp_path / "photos", train=1, val=5)
+    for wrong in (root / "val" / "brick").glob("*.png"):  # some that the model takes for another class
+        wrong.rename(root / "val" / "sea" / f"wrong_{wrong.name}")
+    config = write_config(tmp_path / "photos.yaml", root, batch_size=4)
+    command("validate", config, tmp_path, "--ckpt_path", str(path))
+    data = ImageFolder(str(root), size=32, batch_size=15, num_workers=0)
+    data.setup("validate")
+    x, y = next(iter(data.val_dataloader()))
+    with torch.no_grad():
+        logits = ImageClassifier.load_from_checkpoint(path, map_location="cpu").eval()(x)
+    accuracy = sum(int(row.argmax()) == int(label) for row, label in zip(logits, y, strict=True)) / 15
+    assert 0 < accuracy < 1
+    (run,) = runs(tmp_path)
+    assert metric(run, "val_acc") == pytest.approx([accuracy])
+    loss = [-float(torch.log_softmax(row, 0)[label]) for row, label in zip(logits, y, strict=True)]
+    assert metric(run, "val_loss") == pytest.approx([sum(loss) / 15], rel=1e-5)
+
+
+def test_checkpoint_restores_outputs_and_class_names(trained: dict[str, Path]) -> None:
+    content = saved(trained["folder"], "best")  # opened with weights_only=True
+    assert content["class_names"] == CLASSES
+    assert content["hyper_parameters"]["num_classes"] == 3
+    first, second = (
+        ImageClassifier.load_from_checkpoint(
+            trained["folder"] / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True
+        )
+        for _ in range(2)
+    )
+    assert first.class_names == CLASSES
+    own = _own()
+    own.load_state_dict(content["state_dict"])
+    x: Tensor = torch.randn(2, 3, 32, 32)
+    assert_close(first.eval()(x), own.eval()(x), rtol=0, atol=0)
+    assert_close(second.eval()(x), own(x), rtol=0, atol=0)
+
+
+def test_module_backbone_trains_and_its_checkpoint_loads(tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        return timm.create_model(TINY, num_classes=3)
+
+    trainer = Trainer(**OPTIONS | {"enable_checkpointing": True})
+    trainer.fit(task := ImageClassifier(net(), 3), datamodule=_Labels([0, 1, 2, 0], CLASSES, batch_size=2))
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    again = ImageClassifier.load_from_checkpoint(tmp_path / "own.ckpt", backbone=net(), weights_only=True)
+    x = torch.randn(1, 3, 32, 32)
+    assert_close(again.eval()(x), task.eval()(x), rtol=0, atol=0)
+
+
+def test_lr_batch_needs_to_know_the_batch() -> None:
+    loader = torch.utils.data.DataLoader(_Labels([0, 1], CLASSES).train_set, batch_size=2)
+    with pytest.raises(InputError, match=r"lr_batch needs a core\.training\.DataModule"):
+        Trainer(**OPTIONS).fit(_own(lr_batch=8), loader)
+
+
+def test_training_learns_the_photos(trained: dict[str, Path]) -> None:
+    assert max(metric(trained["folder"], "val_acc")) == 1.0
+    losses = metric(trained["folder"], "train_loss")
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_early_stopping_by_a_word(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainers = add_callbacks(monkeypatch)
+    config = write_config(tmp_path / "photos.yaml", photos, **PLAIN)
+    words = ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val_loss"]
+    words += ["--trainer.callbacks.min_delta", "100", "--trainer.callbacks.patience", "1"]
+    command("fit", config, tmp_path, *words, "--trainer.max_epochs", "5")
+    assert trainers[0].current_epoch == 2
