@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from timm.layers import LayerNorm2d, SelectAdaptivePool2d, trunc_normal_
+from timm.models import register_notrace_function
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -23,6 +24,9 @@ from core.errors import InputError
 from core.layers import UniRepLKNetBlock
 from core.layers.checkpointing import checkpoint_blocks
 from core.layers.dilated_reparam import Branches
+from core.ops import depthwise_conv2d
+
+register_notrace_function(depthwise_conv2d)  # it looks at sizes, which timm's graph extraction cannot follow
 
 __all__ = ["KernelSizes", "UniRepLKNet", "default_kernel_sizes"]
 

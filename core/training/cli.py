@@ -1,6 +1,7 @@
 """Lightning's CLI with run folders, checkpoints by name, and refusals instead of silent surprises."""
 
 import shlex
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,8 @@ __all__ = ["LarKitCLI"]
 
 class LarKitCLI(LightningCLI):
     """Subclass mode for task and data, versioned run folders, best and last checkpoints, the verb export."""
+
+    _started: Path | None = None  # the run folder, if this command makes it
 
     @classmethod
     def run_verb(cls, args: ArgsType) -> "LarKitCLI":
@@ -130,8 +133,19 @@ class LarKitCLI(LightningCLI):
         """Give the run its own folder with a CSV and a TensorBoard log."""
         if self.settings.trainer.get("logger") in (None, True) and self.subcommand != "export":
             path = self.settings.get("ckpt_path") if self.subcommand == "fit" else None
-            kwargs["logger"] = run_loggers(self._runs(), run_version(self._runs(), Path(path) if path else None))
+            version = run_version(self._runs(), Path(path) if path else None)
+            kwargs["logger"] = run_loggers(self._runs(), version)
+            self._started = self._runs() / version if not (self._runs() / version).exists() else None
         return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb; if the input turns out unusable, take away the run folder that has nothing in it yet."""
+        try:
+            super()._run_subcommand(subcommand)
+        except InputError:
+            if self._started and self.trainer.is_global_zero and not (self._started / "checkpoints").exists():
+                shutil.rmtree(self._started, ignore_errors=True)
+            raise
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if self.subcommand != "fit" or config.get("enable_checkpointing") is False:

@@ -92,14 +92,12 @@ def test_engine_can_be_built(config: Path) -> None:
     parser.add_argument("--strategy", type=str | Strategy)
     parser.add_argument("--plugins", type=list[ClusterEnvironment])
     given = {"strategy": trainer.get("strategy", "auto"), "plugins": trainer.get("plugins", [])}
-    built = parser.instantiate(parser.parse_object(given))
     named = [entry["class_path"] for entry in [given["strategy"], *given["plugins"]] if isinstance(entry, dict)]
+    built = parser.instantiate(parser.parse_object(given))
     objects = [thing for thing in [built.strategy, *built.plugins] if not isinstance(thing, str)]
     assert [name.rsplit(".", 1)[-1] for name in named] == [type(thing).__name__ for thing in objects]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=_name)
 def test_configuration_says_what_it_is(config: Path) -> None:
-    text = config.read_text(encoding="utf-8")
-    assert text.startswith("# ")
-    assert max(map(len, text.splitlines())) <= 120
+    assert config.read_text(encoding="utf-8").startswith("# ")

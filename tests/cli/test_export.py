@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -53,43 +52,33 @@ def test_exported_file_runs_on_another_batch_size(
     assert "exported file against trained form: max relative difference" in printed
     assert f"wrote {file}" in printed
     task = _task(trained)
-    for batch in (1, 7):
-        x = torch.randn(batch, 3, 32, 32)
+    sizes = [(1, 3, 32, 32), (7, 3, 32, 32)] + [(2, 3, 96, 65)] * (format == "onnx")
+    for x in map(torch.randn, sizes):
         with torch.no_grad():
             assert_close(run(file, x), task(x), rtol=1e-4, atol=1e-4)
     assert not list(tmp_path.rglob("lightning_logs"))
 
 
-def test_onnx_takes_other_heights_and_widths(trained: dict[str, Path], tmp_path: Path) -> None:
-    file, task, x = _export(trained, tmp_path), _task(trained), torch.randn(2, 3, 96, 65)
-    with torch.no_grad():
-        assert_close(_run_onnx(file, x), task(x), rtol=1e-4, atol=1e-4)
-
-
-def test_export_of_larger_maps_leaves_their_size_free(tmp_path: Path) -> None:
+def test_export_of_larger_maps_leaves_their_size_free_and_the_model_as_it_was(tmp_path: Path) -> None:
     model = core.UniRepLKNet(depths=(1, 1), dims=(8, 16), num_classes=4).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     file = export_model(model, torch.randn(2, 3, 64, 64), tmp_path / "net", format="torch_export")
     x = torch.randn(3, 3, 96, 72)
     with torch.no_grad():
         assert_close(_run_pt2(file, x), model(x), rtol=1e-4, atol=1e-4)
-
-
-class _Half(nn.Module):
-    """Loses precision when its file is run, as a bad exporter would."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = core.UniRepLKNet(depths=(1, 1), dims=(8, 16), num_classes=4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
 def test_file_that_differs_from_the_model_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = core.export._write_pt2
     monkeypatch.setattr(core.export, "_write_pt2", lambda model, x, path: right(model, x, path) * 1.001)
-    with pytest.raises(RuntimeError, match="differs from the model by 1.0e-03, more than 1e-04"):
-        export_model(_Half().eval(), torch.randn(2, 3, 64, 64), tmp_path / "net", format="torch_export")
+    with pytest.raises(RuntimeError, match=r"differs from the model by 1\.0e-03, more than 1e-04"):
+        export_model(
+            core.UniRepLKNet(depths=(1, 1), dims=(8, 16), num_classes=4).eval(),
+            torch.randn(2, 3, 64, 64),
+            tmp_path / "net",
+            format="torch_export",
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -97,11 +86,3 @@ def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch
     monkeypatch.setattr(core.export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs onnx, onnxscript, onnxruntime; type: pip install 'larkit\[export\]'"):
         export_model(nn.Identity(), torch.zeros(1, 3, 32, 32), tmp_path / "net")
-
-
-def test_export_leaves_the_trained_model_as_it_was(tmp_path: Path) -> None:
-    model = _Half().eval()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    export_model(model, torch.randn(2, 3, 64, 64), tmp_path / "net", format="torch_export")
-    assert_close(model.state_dict(), before, rtol=0, atol=0)
-    assert np.isfinite((tmp_path / "net.pt2").stat().st_size)

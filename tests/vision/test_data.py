@@ -1,0 +1,213 @@
+"""Class folders and digits: which files go to which split, with which label."""
+
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from training.small_runs import CLASSES, picture, write_photos
+
+from core.errors import InputError, MissingError
+from vision import Digits, ImageFolder
+
+
+def _folder(root: Path | None, **options: Any) -> ImageFolder:
+    return ImageFolder(None if root is None else str(root), size=32, batch_size=4, num_workers=0, **options)
+
+
+def _set_up(data: Any, stage: str = "fit") -> Any:
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+def _files(dataset: Any) -> set[str]:
+    return {str(path) for path, _ in dataset.files}
+
+
+def test_splits_are_the_folders(tmp_path: Path) -> None:
+    data = _set_up(_folder(write_photos(tmp_path, train=4, val=3, test=2)))
+    assert [len(s) for s in (data.train_set, data.val_set, data.test_set, data.predict_set)] == [12, 9, 6, 9]
+    for split, dataset in {"train": data.train_set, "val": data.val_set, "test": data.test_set}.items():
+        assert all(Path(path).is_relative_to(tmp_path / split) for path in _files(dataset))
+    assert data.predict_set[0][1] == str(tmp_path / "val" / "brick" / "0.png")
+
+
+def test_classes_are_numbered_by_name_and_labels_follow_the_folder(tmp_path: Path) -> None:
+    data = _set_up(_folder(write_photos(tmp_path, ["n02", "n10", "n01"], train=2, val=1)))
+    assert data.classes == ["n01", "n02", "n10"]
+    for path, label in [*data.train_set.files, *data.val_set.files]:
+        assert path.parent.name == data.classes[label]
+
+
+def test_test_falls_back_to_validation_and_other_split_names(tmp_path: Path) -> None:
+    data = _set_up(
+        _folder(write_photos(tmp_path, training=2, validation=1), train_split="training", val_split="validation")
+    )
+    assert _files(data.test_set) == _files(data.val_set)
+    assert len(data.val_set) == 3
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(0.1, 1), (0.3, 3), (0.99, 9)])
+def test_without_a_validation_folder_a_share_of_each_class_is_held_out(
+    share: float, held_out: int, tmp_path: Path
+) -> None:
+    root = write_photos(tmp_path, train=10)
+    first, second = _set_up(_folder(root, val_share=share)), _set_up(_folder(root, val_share=share))
+    train, val = _files(first.train_set), _files(first.val_set)
+    assert not train & val
+    assert len(train | val) == 30
+    assert Counter(label for _, label in first.val_set.files) == dict.fromkeys(range(3), held_out)
+    assert _files(second.val_set) == val
+    alone = _folder(root, val_share=share)
+    alone.setup("validate")
+    assert _files(alone.val_set) == val
+
+
+def test_held_out_share_leaves_something_to_train_on(tmp_path: Path) -> None:
+    """A class of one image cannot be both trained and validated: keep it for training, or say so."""
+    root = write_photos(tmp_path, train=1)
+    data = _folder(root)
+    try:
+        _set_up(data)
+    except InputError:
+        return
+    assert {label for _, label in data.train_set.files} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5])
+def test_share_out_of_range(share: float) -> None:
+    with pytest.raises(InputError, match=rf"val_share={share}"):
+        _folder(None, val_share=share)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"no folder .*/nowhere/train; expected .*/<class>/\*\.jpg"):
+        _folder(tmp_path / "nowhere").prepare_data()
+    with pytest.raises(MissingError, match=r"type --data\.root FOLDER"):
+        _folder(None).prepare_data()
+
+
+def test_empty_folder_and_a_single_class(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(MissingError, match="has 0 class folders; expected at least two"):
+        _folder(tmp_path).prepare_data()
+    write_photos(tmp_path, ["only"], train=1)
+    with pytest.raises(MissingError, match="has 1 class folders"):
+        _folder(tmp_path).prepare_data()
+
+
+@pytest.mark.parametrize("content", [[], ["notes.txt"]])
+def test_class_folder_without_images(content: list[str], tmp_path: Path) -> None:
+    folder = write_photos(tmp_path, train=1) / "train" / "zebra"
+    folder.mkdir()
+    for name in content:
+        (folder / name).write_text("no image")
+    with pytest.raises(MissingError, match=r"zebra holds no images; expected files ending in \.bmp"):
+        _folder(tmp_path).prepare_data()
+
+
+def test_class_in_validation_that_training_lacks(tmp_path: Path) -> None:
+    root = write_photos(write_photos(tmp_path, train=1), [*CLASSES, "zebra"], val=1)
+    with pytest.raises(InputError, match=r"val has classes that training has not: zebra"):
+        _set_up(_folder(root))
+
+
+def test_validation_may_lack_a_class_and_labels_stay(tmp_path: Path) -> None:
+    root = write_photos(write_photos(tmp_path, train=1), ["leaf", "sea"], val=1)
+    data = _set_up(_folder(root))
+    assert [label for _, label in data.val_set.files] == [1, 2]
+    assert data.classes == CLASSES
+
+
+def test_upper_case_suffixes_and_folders_within_a_class(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, train=1, val=1)
+    (root / "train" / "sea" / "deep").mkdir()
+    picture(2, 5).save(root / "train" / "sea" / "deep" / "A.JPEG")
+    data = _set_up(_folder(root))
+    assert (root / "train" / "sea" / "deep" / "A.JPEG", 2) in data.train_set.files
+    assert len(data.train_set) == 4
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1"])
+def test_any_image_mode_becomes_three_channels(mode: str, tmp_path: Path) -> None:
+    root = write_photos(tmp_path, train=1, val=1)
+    image = Image.fromarray(np.full((40, 40), 40000, np.uint16)) if mode == "I;16" else picture(0, 0).convert(mode)
+    image.save(root / "val" / "brick" / "0.tif")
+    (root / "val" / "brick" / "0.png").unlink()
+    x, label = _set_up(_folder(root)).val_set[0]
+    assert x.shape == (3, 32, 32)
+    assert label == 0
+    assert x.std() > 0
+
+
+def test_grey_mode_has_one_channel(tmp_path: Path) -> None:
+    data = _set_up(_folder(write_photos(tmp_path, train=1, val=1), mode="L", mean=[0.5], std=[0.2]))
+    assert data.val_set[0][0].shape == data.train_set[0][0].shape == (1, 32, 32)
+
+
+def _broken(root: Path, split: str) -> Path:
+    """Cuts a JPEG of a split in half."""
+    file = root / split / "leaf" / "1.jpg"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return file
+
+
+def test_truncated_file_is_named(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, train=2, val=2)
+    file = _broken(root, "val")
+    loader = _set_up(_folder(root)).val_dataloader()
+    with pytest.raises(InputError, match=rf"{file} cannot be decoded.*--data\.skip_broken true"):
+        list(loader)
+
+
+def test_truncated_file_is_skipped_on_request_with_a_warning(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, train=2, val=2)
+    file = _broken(root, "val")
+    loader = _set_up(_folder(root, skip_broken=True)).val_dataloader()
+    with pytest.warns(UserWarning, match=f"skipped {file}"):
+        labels = torch.cat([y for _, y in loader])
+    assert labels.tolist() == [0, 0, 1, 2, 2]
+
+
+def test_all_files_of_a_batch_broken(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, train=2, val=1)
+    for file in (root / "val").rglob("*.png"):
+        file.write_bytes(b"nothing")
+    loader = _set_up(_folder(root, skip_broken=True)).val_dataloader()
+    with warnings.catch_warnings(), pytest.raises(InputError, match="no image of a whole batch can be decoded"):
+        warnings.simplefilter("ignore")
+        list(loader)
+
+
+def test_digits_are_split_for_good_in_balance() -> None:
+    data, again = _set_up(Digits(num_workers=0, batch_size=50)), _set_up(Digits(num_workers=0))
+    assert [len(s) for s in (data.train_set, data.val_set, data.test_set, data.predict_set)] == [3500, 500, 1000, 1000]
+    for name, count in {"train_set": 350, "val_set": 50, "test_set": 100}.items():
+        assert Counter(getattr(data, name).targets) == dict.fromkeys(range(10), count)
+        assert np.array_equal(getattr(data, name).images, getattr(again, name).images)
+    x, y = next(iter(data.val_dataloader()))
+    assert x.shape == (50, 1, 32, 32)
+    assert Counter(y.tolist()) == dict.fromkeys(range(10), 5)
+    assert data.classes == [str(d) for d in range(10)]
+
+
+def test_digits_of_the_splits_are_disjoint() -> None:
+    data = _set_up(Digits(num_workers=0))
+    splits = [{i.tobytes() for i in s.images} for s in (data.train_set, data.val_set, data.test_set)]
+    assert sum(map(len, splits)) == 5000
+    assert len(set.union(*splits)) == 5000
+
+
+def test_digits_look_like_their_normalised_selves() -> None:
+    data = _set_up(Digits(num_workers=0))
+    x: Tensor = torch.stack([data.val_set[i][0] for i in range(100)])
+    assert x.mean().abs() < 0.2
+    assert 0.7 < x.std() < 1.3
+    assert data.predict_set[0][1].startswith("digits/")
+    assert _set_up(Digits(num_workers=0, mode="RGB", mean=[0.1] * 3, std=[0.3] * 3)).val_set[0][0].shape == (3, 32, 32)
