@@ -12,6 +12,8 @@ import core.cli
 from core.cli import HELP, VERBS, main
 from core.training.cli import LarKitCLI
 
+pytest_plugins = ["training.shared_fixtures"]
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -105,8 +107,7 @@ def test_configuration_of_a_run_repeats_it(trained: dict[str, Path], tmp_path: P
     assert (runs(tmp_path)[0] / "config.yaml").is_file()
 
 
-@pytest.mark.parametrize("verb", ["validate", "test"])
-@pytest.mark.parametrize("name", ["best", "last"])
+@pytest.mark.parametrize(("verb", "name"), [("validate", "best"), ("validate", "last"), ("test", "last")])
 def test_evaluation_by_name_of_the_checkpoint(
     verb: str, name: str, trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

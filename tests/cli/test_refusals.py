@@ -12,6 +12,8 @@ from training.small_runs import command, runs, write_config
 from core.cli import VERBS, main
 from core.errors import InputError
 
+pytest_plugins = ["training.shared_fixtures"]
+
 Refusal = Callable[..., str]
 
 
@@ -19,8 +21,11 @@ Refusal = Callable[..., str]
 def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
     """Runs words that must be refused and gives the message; nothing may have been written."""
 
-    def run(*words: str, folder: Path = tmp_path / "out") -> str:
-        before = sorted(folder.rglob("*"))
+    def files() -> list[Path]:
+        return sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+
+    def run(*words: str) -> str:
+        before = files()
         with pytest.raises(SystemExit) as stopped:
             main([*words])
         assert isinstance(stopped.value.code, str), "a refusal exits with its message, which is status 1"
@@ -28,7 +33,7 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
         printed = capsys.readouterr()
         assert "Traceback" not in message + printed.err + printed.out
         assert message.startswith("lightning: error: ")
-        assert sorted(folder.rglob("*")) == before
+        assert files() == before
         return message
 
     return run

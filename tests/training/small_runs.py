@@ -1,8 +1,6 @@
 """Small image sets, their configuration and short runs, shared by the tests of training, command and vision."""
 
 import csv
-import functools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +81,6 @@ def table(path: Path) -> list[dict[str, str]]:
 def metric(run: Path, name: str) -> list[float]:
     """The values of one metric in the order they were logged."""
     return [float(row[name]) for row in table(run / "metrics.csv") if row.get(name)]
-
-
-@functools.cache
-def trained_run(base: Path) -> dict[str, Path]:
-    """A run that has learned its pictures: its ``folder``, ``config``, ``photos``, and ``out``, where it lies."""
-    photos = write_photos(base / "photos", train=8, val=3, test=2)
-    config = write_config(base / "photos.yaml", photos, **PLAIN)
-    before = os.environ.copy()
-    command("fit", config, base / "out", "--trainer.max_epochs", "6")
-    os.environ.clear()
-    os.environ.update(before)
-    return {"folder": runs(base / "out")[0], "config": config, "photos": photos, "out": base / "out"}
 
 
 def add_callbacks(monkeypatch: Any, *added: Callback) -> list[Trainer]:

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from torch.testing import assert_close
 from training.small_runs import CLASSES, PLAIN, QUIET, command, metric, picture, runs, saved, table, write_config
 
@@ -70,7 +69,6 @@ def test_one_step_gives_the_same_weights(one: Path, two: Path) -> None:
     got, expected = saved(two), saved(one)
     assert got["global_step"] == expected["global_step"] == 1
     assert_close(got["state_dict"], expected["state_dict"], rtol=0, atol=1e-6)
-    torch.manual_seed(0)
     moved = got["optimizer_states"][0]["state"]
     assert sum(float(state["momentum_buffer"].abs().sum()) for state in moved.values()) > 1
 
@@ -108,10 +106,3 @@ def test_prediction_in_processes_writes_every_file_once_in_order(config: Path, o
     assert [row["class"] for row in got] == [row["class"] for row in expected]
     assert [float(row["probability"]) for row in got] == pytest.approx([float(r["probability"]) for r in expected])
     assert output.count("Wrote 9 predictions") == 1
-
-
-def test_more_processes_than_files_to_predict(config: Path, one: Path) -> None:
-    file = next((config.parent / "val" / CLASSES[0]).iterdir())
-    words = ["--ckpt_path", str(one / "checkpoints" / "last.ckpt"), "--data.predict_path", str(file)]
-    _in_processes("predict", config, config.parent / "p3", *words)
-    assert [row["file"] for row in table(runs(config.parent / "p3")[0] / "predictions.csv")] == [str(file)]

@@ -16,6 +16,9 @@ from training.small_runs import add_callbacks, command, write_config
 
 from core.training.optim import parameter_groups, warmup_cosine
 
+pytest_plugins = ["training.shared_fixtures"]
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 STEPS = st.integers(0, 400)
 FLOORS = st.floats(0, 1)
 

@@ -11,6 +11,8 @@ from PIL import Image
 
 from core.training.pictures import LearningCurves, confusion_figure, image_sheet, save_figure
 
+pytest_plugins = ["training.shared_fixtures"]
+
 RED = to_rgb("crimson")
 
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 from lightning import Callback, LightningModule, Trainer
-from PIL import Image
 from torch.testing import assert_close
 from training.small_runs import add_callbacks, command, metric, runs, saved, table, write_config
+
+pytest_plugins = ["training.shared_fixtures"]
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 RANDOM = [
     *["--model.backbone_args", "{layer_scale_init_value: 0.5, drop_path_rate: 0.3, drop_rate: 0.1}"],
@@ -60,7 +62,7 @@ def _same(run: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def straight(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(photos: Path, no_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("straight")
     command("fit", write_config(out / "photos.yaml", photos), out, *RANDOM)
     return runs(out)[0]
@@ -115,7 +117,6 @@ def test_finished_run_goes_on_with_more_epochs(photos: Path, tmp_path: Path) -> 
     assert len(metric(run, "val_acc")) == 3
     assert len(saved(run)["callbacks"]["LearningCurves"]["history"]["val_acc"]) == 3
     assert saved(run)["epoch"] == 2
-    Image.open(run / "learning_curves.png").verify()
 
 
 @pytest.mark.parametrize("key", ["lr", "opt"])

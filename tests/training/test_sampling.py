@@ -1,6 +1,7 @@
 """Which samples each process sees: every training sample by a fixed order, every evaluation sample once."""
 
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from core.training.data import EpochSampler, padding_in_batch
+from core.training.data import DataModule, EpochSampler, padding_in_batch
 
 SIZES, PROCESSES, BATCHES = st.integers(1, 60), st.integers(1, 8), st.integers(1, 20)
 
@@ -36,6 +37,16 @@ def test_all_processes_together_count_each_sample_once(size: int, processes: int
 def test_no_padding_without_a_distributed_sampler(size: int, batch_size: int) -> None:
     loader = DataLoader(_numbers(size), batch_size=batch_size)
     assert [padding_in_batch(loader, i, len(batch[0])) for i, batch in enumerate(loader)] == [0] * len(loader)
+
+
+@given(SIZES, PROCESSES, BATCHES)
+def test_prediction_deals_out_each_sample_once_in_turn(size: int, processes: int, batch_size: int) -> None:
+    dealt: list[list[int]] = []
+    for rank in range(processes):
+        data: Any = DataModule(batch_size=batch_size, num_workers=0)
+        data.trainer, data.predict_set = SimpleNamespace(global_rank=rank, world_size=processes), _numbers(size)
+        dealt.append([n for batch in data.predict_dataloader() for n in batch[0].tolist()])
+    assert dealt == [list(range(rank, size, processes)) for rank in range(processes)]
 
 
 @given(SIZES, PROCESSES, st.integers(0, 5), st.integers(0, 5))

@@ -1,6 +1,5 @@
 """The base task and the classification task: what they refuse, what they measure, what their checkpoints hold."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from core.errors import InputError, MissingError
 from core.training import DataModule
 from core.training.task import build_backbone
 from vision import ImageClassifier, ImageFolder
+
+pytest_plugins = ["training.shared_fixtures"]
 
 TINY = "test_unireplknet"
 OPTIONS: dict[str, Any] = {
@@ -67,7 +68,7 @@ def test_arguments_out_of_range(argument: dict[str, Any], message: str) -> None:
 
 
 def test_one_class_is_refused() -> None:
-    with pytest.raises(InputError, match=r"num_classes=1;.*at least 2"):
+    with pytest.raises(InputError, match=r"num_classes=1,.*at least 2"):
         ImageClassifier(TINY, 1)
 
 
@@ -137,17 +138,35 @@ def test_label_outside_the_classes(label: int) -> None:
         Trainer(**OPTIONS).fit(_own(), datamodule=_Labels([0, 1, label, 2], CLASSES, batch_size=2))
 
 
-def test_mixup_refuses_an_odd_batch_size() -> None:
-    with pytest.raises(InputError, match=r"batch_size is 3; choose an even one"):
-        Trainer(**OPTIONS).fit(_own(mixup_alpha=0.5), datamodule=_Labels([0, 1, 2], CLASSES, batch_size=3))
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "drop_last", "sizes"),
+    [(6, 3, True, [2, 2]), (7, 4, False, [4, 2]), (3, 4, True, [2]), (5, 4, False, [4])],
+)
+def test_mixup_leaves_out_the_sample_without_a_partner(
+    samples: int, batch_size: int, drop_last: bool, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An odd batch loses one sample; a batch of one is not trained on at all."""
+    seen, forward = list[int](), ImageClassifier.forward
+
+    def noted(self: ImageClassifier, x: Tensor) -> Tensor:
+        seen.append(len(x)) if self.training else None
+        return forward(self, x)
+
+    monkeypatch.setattr(ImageClassifier, "forward", noted)
+    data = _Labels([i % 3 for i in range(samples)], CLASSES, batch_size=batch_size, drop_last=drop_last)
+    Trainer(**OPTIONS).fit(_own(cutmix_alpha=0.5), datamodule=data)
+    assert seen == sizes
 
 
-@pytest.mark.parametrize(("samples", "drop_last"), [(5, False), (3, True)])
-def test_mixup_with_an_odd_last_batch(samples: int, drop_last: bool) -> None:
-    """Five samples leave a batch of one; three are fewer than a batch, which is then not dropped."""
-    data = _Labels([0, 1, 2, 1, 0][:samples], CLASSES, batch_size=4, drop_last=drop_last)
-    with contextlib.suppress(InputError):  # a clear refusal is as good as training
-        Trainer(**OPTIONS).fit(_own(cutmix_alpha=0.5), datamodule=data)
+def test_one_training_sample_is_refused() -> None:
+    with pytest.raises(InputError, match="batch norm needs at least two"):
+        Trainer(**OPTIONS).fit(_own(), datamodule=_Labels([0], CLASSES, batch_size=4))
+
+
+@pytest.mark.parametrize(("argument", "text"), [({"label_smoothing": 1.0}, "1.0"), ({"mixup_alpha": -0.1}, "-0.1")])
+def test_smoothing_and_mixing_out_of_range(argument: dict[str, float], text: str) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(argument))}={text}"):
+        _own(**argument)
 
 
 def test_top_five_appears_from_ten_classes_on() -> None:
@@ -198,7 +217,7 @@ def test_module_backbone_trains_and_its_checkpoint_loads(tmp_path: Path) -> None
     def net() -> nn.Module:
         return timm.create_model(TINY, num_classes=3)
 
-    trainer = Trainer(**OPTIONS | {"enable_checkpointing": True})
+    trainer = Trainer(**OPTIONS)
     trainer.fit(task := ImageClassifier(net(), 3), datamodule=_Labels([0, 1, 2, 0], CLASSES, batch_size=2))
     trainer.save_checkpoint(tmp_path / "own.ckpt")
     again = ImageClassifier.load_from_checkpoint(tmp_path / "own.ckpt", backbone=net(), weights_only=True)

@@ -10,6 +10,8 @@ from training.small_runs import CLASSES, command, metric, picture, runs, table, 
 
 from core.cli import main
 
+pytest_plugins = ["training.shared_fixtures"]
+
 
 def _best(trained: dict[str, Path]) -> list[str]:
     return ["--ckpt_path", str(trained["folder"] / "checkpoints" / "best.ckpt")]
@@ -71,8 +73,8 @@ def test_predictions_may_go_elsewhere(trained: dict[str, Path], tmp_path: Path) 
 @pytest.mark.parametrize(("kind", "text"), [("missing", "neither a file nor a folder"), ("empty", "holds no images")])
 def test_nothing_to_predict(kind: str, text: str, trained: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SystemExit, match=rf"error: .*{kind} .*{text}|error: .*{kind} {text}"):
-        words = ["--data.predict_path", str(tmp_path / kind)]
+    words = ["--data.predict_path", str(tmp_path / kind)]
+    with pytest.raises(SystemExit, match=rf"^lightning: error: .*/{kind} (is )?{text}"):
         command("predict", trained["config"], tmp_path / "out", *_best(trained), *words)
     assert not runs(tmp_path / "out")
 
