@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from core.errors import InputError, MissingError
 
 if TYPE_CHECKING:
@@ -102,6 +104,11 @@ def _check_files(words: list[str]) -> None:
         if flag in ("-c", "--config") and not Path(file).is_file():
             near = ", ".join(sorted(str(path) for path in Path().glob("*/configs/**/*.yaml")))
             raise MissingError(f"there is no configuration {file}; here are {near or 'none: see the README'}")
+        if flag in ("-c", "--config"):
+            try:
+                yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise InputError(f"{file} is not YAML: {error}") from error
 
 
 def _message(error: BaseException | None) -> str | None:

@@ -154,7 +154,8 @@ class ImageFolder(ImageDataModule):
                 raise InputError(
                     f"class {self.classes[label]!r} has one image, too few to hold some out; add images, or {folder}"
                 )
-            held_out.update(generator.permutation(members)[: max(1, round(self.val_share * len(members)))].tolist())
+            share = min(max(1, round(self.val_share * len(members))), len(members) - 1)
+            held_out.update(generator.permutation(members)[:share].tolist())
         return [f for i, f in enumerate(files) if i not in held_out], [files[i] for i in sorted(held_out)]
 
 

@@ -55,9 +55,8 @@ class LarKitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the checkpoint callback; what it monitors comes from the task."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        keep = {"filename": "best", "save_last": True}
-        when = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-        parser.set_defaults({f"checkpoint.{key}": value for key, value in (keep | when).items()})
+        defaults = {"filename": "best", "save_on_train_epoch_end": True, "enable_version_counter": False}
+        parser.set_defaults({f"checkpoint.{key}": value for key, value in defaults.items()})
 
     @property
     def settings(self) -> Namespace:
@@ -150,6 +149,9 @@ class LarKitCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
+        else:  # ModelCheckpoint's own save_last waits for the next best one
+            last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+            callbacks = [*callbacks, last]
         return super()._instantiate_trainer(config, callbacks)
 
 

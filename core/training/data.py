@@ -90,6 +90,8 @@ class DataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """``predict_set`` in order, shared between processes without repetition."""
         dataset, (rank, replicas) = self._filled(self.predict_set, "predict"), self._place()
+        if isinstance(dataset, Sized) and len(dataset) < replicas:
+            raise InputError(f"{len(dataset)} samples for {replicas} processes; type --trainer.devices 1")
         sampler = UnrepeatedDistributedSampler(dataset, num_replicas=replicas, rank=rank, shuffle=False)
         return self._loader(dataset, sampler=sampler)
 
@@ -145,5 +147,6 @@ def padding_in_batch(loader: DataLoader[Any], batch_idx: int, size: int) -> int:
     if not isinstance(sampler, DistributedSampler) or not isinstance(loader.dataset, Sized) or not loader.batch_size:
         return 0
     first = batch_idx * loader.batch_size
-    places = (place * sampler.num_replicas + sampler.rank for place in range(first, first + size))
-    return sum(place >= len(loader.dataset) for place in places)
+    last = min(first + loader.batch_size, len(sampler))  # not first + size: broken files may have been left out
+    places = (place * sampler.num_replicas + sampler.rank for place in range(first, last))
+    return min(size, sum(place >= len(loader.dataset) for place in places))

@@ -28,9 +28,9 @@ def parameter_groups(
     backbone = module.get_submodule("backbone")
     exempt: set[str] = getattr(backbone, "no_weight_decay", set)()
     if layer_decay < 1:
-        groups = param_groups_layer_decay(backbone, weight_decay, exempt, layer_decay=layer_decay)
+        groups = param_groups_layer_decay(backbone, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
     else:
-        groups = param_groups_weight_decay(backbone, weight_decay, exempt)
+        groups = param_groups_weight_decay(backbone, weight_decay, no_weight_decay_list=exempt)
     inside = {id(p) for p in backbone.parameters()}
     rest = nn.ParameterList([p for p in module.parameters() if id(p) not in inside and p.requires_grad])
     groups += param_groups_weight_decay(rest, weight_decay)

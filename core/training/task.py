@@ -1,6 +1,7 @@
 """The base task: a backbone by name, the papers' optimizer and schedule, and a run that can be resumed exactly."""
 
 import difflib
+import math
 import os
 import random
 from typing import Any, ClassVar, Literal
@@ -104,6 +105,7 @@ class Task(LightningModule):
         self.norm_eval = norm_eval
         if weights is not None:
             load_weights(self, weights)
+        self.train()  # Lightning keeps the modes that it finds
 
     @staticmethod
     def _check(opt: str, lr: float, layer_decay: float, warmup_epochs: float) -> None:
@@ -141,19 +143,16 @@ class Task(LightningModule):
             self, lr=self.lr * scale, weight_decay=self.weight_decay, layer_decay=self.layer_decay
         )
         optimizer = create_optimizer_v2(groups, opt=self.opt, lr=self.lr * scale, weight_decay=0.0)
-        if self.trainer.estimated_stepping_batches == float("inf"):
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
             raise InputError("the cosine needs an end; set --trainer.max_epochs or --trainer.max_steps")
-        total = int(self.trainer.estimated_stepping_batches)
-        warmup = round(self.warmup_epochs * self._steps_per_epoch(total))
+        # where only steps are limited, Lightning answers without having counted the batches of an epoch
+        self.trainer.fit_loop.setup_data()
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        total, warmup = int(steps), round(self.warmup_epochs * steps_per_epoch)
         floor = min(1.0, self.min_lr / self.lr)
         schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup=warmup, total=total, floor=floor))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _steps_per_epoch(self, total: int) -> float:
-        epochs = self.trainer.max_epochs or -1
-        if epochs > 0:
-            return total / epochs
-        return self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
 
     def _batch_scale(self) -> float:
         if self.lr_batch is None:

@@ -11,15 +11,6 @@ import pytest
 from training.small_runs import PLAIN, command, runs, write_config, write_photos
 
 
-@pytest.fixture(scope="module")
-def no_pictures() -> Iterator[None]:
-    """Runs draw nothing, which takes most of the time of a run as short as these."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("core.training.classification", "core.training.pictures", "vision.task"):
-            patch.setattr(f"{name}.save_figure", lambda *_: None)
-        yield
-
-
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders that are only read: of each class 6 training and 3 validation images."""
@@ -36,3 +27,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     os.environ.clear()
     os.environ.update(environment)
     return {"folder": runs(base / "out")[0], "config": config, "photos": root, "out": base / "out"}
+
+
+@pytest.fixture(scope="module")
+def no_pictures(trained: dict[str, Path]) -> Iterator[None]:
+    """Runs draw nothing, which takes most of the time of a run as short as these. The shared run has its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("core.training.classification", "core.training.pictures", "vision.task"):
+            patch.setattr(f"{name}.save_figure", lambda *_: None)
+        yield

@@ -4,11 +4,13 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from core.errors import InputError
 from core.training.data import DataModule, EpochSampler, padding_in_batch
 
 SIZES, PROCESSES, BATCHES = st.integers(1, 60), st.integers(1, 8), st.integers(1, 20)
@@ -41,6 +43,7 @@ def test_no_padding_without_a_distributed_sampler(size: int, batch_size: int) ->
 
 @given(SIZES, PROCESSES, BATCHES)
 def test_prediction_deals_out_each_sample_once_in_turn(size: int, processes: int, batch_size: int) -> None:
+    assume(size >= processes)
     dealt: list[list[int]] = []
     for rank in range(processes):
         data: Any = DataModule(batch_size=batch_size, num_workers=0)
@@ -81,3 +84,10 @@ def test_every_epoch_seed_and_process_has_its_own_order() -> None:
     (one, seed_one), (two, seed_two) = order(0, 0, 0, 2), order(0, 0, 1, 2)
     assert not set(one) & set(two)
     assert seed_one != seed_two
+
+
+def test_fewer_samples_than_processes_to_predict() -> None:
+    data: Any = DataModule(batch_size=2, num_workers=0)
+    data.trainer, data.predict_set = SimpleNamespace(global_rank=0, world_size=3), _numbers(2)
+    with pytest.raises(InputError, match=r"2 samples for 3 processes; type --trainer\.devices 1"):
+        data.predict_dataloader()
