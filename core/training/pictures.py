@@ -1,12 +1,14 @@
-"""Pictures that a run leaves: as PNG in its folder and in every logger that takes figures."""
+"""Pictures that a run leaves: as PNG in its folder and in every logger that takes images."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from PIL import Image
 from torch import Tensor
 
 from core.training.run_folder import run_folder
@@ -17,28 +19,31 @@ if TYPE_CHECKING:
 __all__ = ["LearningCurves", "confusion_figure", "image_sheet", "new_figure", "save_figure"]
 
 
-def new_figure(width: float = 7, height: float = 4.5) -> Figure:
+def new_figure(
+    width: float = 7, height: float = 4.5, *, layout: Literal["constrained", "none"] = "constrained"
+) -> Figure:
     """An empty figure in inches, drawn without a display and without touching pyplot's state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second to import, and only some verbs draw
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
 def save_figure(trainer: Trainer, name: str, figure: Figure) -> Path | None:
-    """Write ``name``.png into the run folder and hand the figure to the loggers; nothing without a run folder."""
+    """Write ``name``.png into the run folder and hand its pixels to the loggers; nothing without a run folder."""
     folder = run_folder(trainer)
     if not trainer.is_global_zero or folder is None:
         return None
     path = folder / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+    pixels = np.asarray(Image.open(path).convert("RGB"))  # drawing takes longer than reading
     for logger in trainer.loggers:
-        add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
-        if callable(add_figure):
-            add_figure(name, figure, trainer.global_step, close=False)
+        add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
+        if callable(add_image):
+            add_image(name, pixels, trainer.global_step, dataformats="HWC")
     return path
 
 
@@ -78,7 +83,8 @@ def image_sheet(images: Tensor, titles: list[str], wrong: list[bool] | None = No
     """
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
-    figure = new_figure(1.5 * columns, 1.75 * rows)
+    figure = new_figure(1.5 * columns, 1.75 * rows, layout="none")  # the automatic one takes a second for a sheet
+    figure.subplots_adjust(0.01, 0.02, 0.99, 1 - 0.22 / rows, wspace=0.06, hspace=0.25)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")

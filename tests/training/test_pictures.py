@@ -92,12 +92,14 @@ def test_grey_images_use_the_whole_range_from_black_to_white() -> None:
 
 
 class _Logger:
-    """A logger with a folder that keeps the figures it is given, as TensorBoard does."""
+    """A logger with a folder that keeps the pictures it is given, as TensorBoard does."""
 
     def __init__(self, folder: Path) -> None:
         self.log_dir, self.experiment, self.figures = str(folder), self, list[str]()
 
-    def add_figure(self, name: str, figure: Any, step: int, close: bool) -> None:
+    def add_image(self, name: str, pixels: np.ndarray, step: int, dataformats: str) -> None:
+        assert pixels.shape[2] == 3
+        assert dataformats == "HWC"
         self.figures.append(f"{name} {step}")
 
 
