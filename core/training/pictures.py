@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,14 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["LearningCurves", "confusion_figure", "image_sheet", "new_figure", "save_figure"]
 
 
-def new_figure(
-    width: float = 7, height: float = 4.5, *, layout: Literal["constrained", "none"] = "constrained"
-) -> Figure:
-    """An empty figure in inches, drawn without a display and without touching pyplot's state."""
+def new_figure(width: float = 7, height: float = 4.5, *, automatic: bool = True) -> Figure:
+    """An empty figure in inches, without a display or pyplot's state; ``automatic`` lets matplotlib lay it out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second to import, and only some verbs draw
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout=layout)
+    figure = Figure(figsize=(width, height), layout="constrained" if automatic else None)
     FigureCanvasAgg(figure)
     return figure
 
@@ -83,7 +81,7 @@ def image_sheet(images: Tensor, titles: list[str], wrong: list[bool] | None = No
     """
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
-    figure = new_figure(1.5 * columns, 1.75 * rows, layout="none")  # the automatic one takes a second for a sheet
+    figure = new_figure(1.5 * columns, 1.75 * rows, automatic=False)  # a second for a sheet
     figure.subplots_adjust(0.01, 0.02, 0.99, 1 - 0.22 / rows, wspace=0.06, hspace=0.25)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
