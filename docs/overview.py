@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 
-import core  # noqa: F401  registers the models
 from core.layers import dilated_branches
 from core.reparam import dilated_to_dense, embed_kernel
 from core.training.pictures import new_figure
