@@ -109,4 +109,6 @@ def _relative(a: Tensor, b: Tensor) -> float:
 def _require(*packages: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"exporting to ONNX needs {', '.join(missing)}; type: pip install 'larkit[export]'")
+        raise InputError(
+            f"exporting to ONNX needs {', '.join(missing)}; type in LarKit's folder: pip install -e '.[export]'"
+        )

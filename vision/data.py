@@ -86,7 +86,8 @@ class ImageFolder(ImageDataModule):
     """Class folders in ImageNet's layout: ``root/train/<class>/*.jpg`` and ``root/val/<class>/*.jpg``.
 
     Classes are numbered by name. ``root/test`` is used for ``test`` if it is there, else ``root/val``. Without a
-    ``val`` folder a share of each class is held out of ``train``. ImageNet-1K and -22K are read as they unpack.
+    ``val`` folder a share of each class is held out of ``train``. ImageNet-1K's validation
+    images have to be sorted into class folders first, as torchvision and timm expect them.
 
     Args:
         root: folder with the split folders; may be left out for ``predict`` alone.

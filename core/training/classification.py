@@ -138,7 +138,7 @@ class ClassificationTask(Task):
         self._draw_confusion()
 
     def _draw_confusion(self) -> None:
-        if not self.trainer.sanity_checking and self.confusion.update_called:
+        if not self.trainer.sanity_checking:  # in every process, since compute() talks to the others
             counts = self.confusion.compute().cpu()
             save_figure(self.trainer, "confusion_matrix", confusion_figure(counts, self.class_names))
         self.confusion.reset()

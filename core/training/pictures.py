@@ -81,7 +81,7 @@ def image_sheet(images: Tensor, titles: list[str], wrong: list[bool] | None = No
     """
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
-    figure = new_figure(1.5 * columns, 1.75 * rows, automatic=False)  # a second for a sheet
+    figure = new_figure(1.5 * columns, 1.75 * rows, automatic=False)  # automatic: a second longer
     figure.subplots_adjust(0.01, 0.02, 0.99, 1 - 0.22 / rows, wspace=0.06, hspace=0.25)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
