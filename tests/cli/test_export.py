@@ -86,5 +86,7 @@ def test_file_that_differs_from_the_model_gets_no_name(tmp_path: Path, monkeypat
 
 def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core.export.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs onnx, onnxscript, onnxruntime; type: pip install 'larkit\[export\]'"):
+    with pytest.raises(
+        InputError, match=r"needs onnx, onnxscript, onnxruntime; type in LarKit's folder: pip install -e '\.\[export\]'"
+    ):
         export_model(nn.Identity(), torch.zeros(1, 3, 32, 32), tmp_path / "net")
