@@ -3,8 +3,8 @@
 Importing it registers the backbones with timm, so that ``timm.create_model("unireplknet_t")`` works.
 """
 
-from core.backbones import UniRepLKNet
+from core.backbones import RepLKNet, UniRepLKNet
 from core.checkpoints import load_weights
 from core.reparam import reparameterize
 
-__all__ = ["UniRepLKNet", "load_weights", "reparameterize"]
+__all__ = ["RepLKNet", "UniRepLKNet", "load_weights", "reparameterize"]

@@ -26,7 +26,8 @@ _logger = logging.getLogger(__name__)
 _HUB_PREFIX = "hf-hub:"
 _WRAPPERS = ("state_dict", "model", "module")
 _PREFIXES = ("_orig_mod.", "module.", "backbone.", "model.")
-_OUTPUT_PART = re.compile(r"^norm\d*\.")
+_OUTPUT_PART = re.compile(r"^(norm\d*|stages\.\d+\.norm)\.")
+_FEATURE_NORM = re.compile(r"^(norm\d+|stages\.\d+\.norm)\.")
 
 M = TypeVar("M", bound=nn.Module)
 StateDict = dict[str, Tensor]
@@ -35,11 +36,12 @@ StateDict = dict[str, Tensor]
 def load_weights(model: M, source: str | Path) -> M:
     """Load published or own weights into a model, in place.
 
-    Understood are: official ``.pth`` files, plain or wrapped in ``'model'`` or ``'state_dict'``; checkpoints of
-    detectors and segmentors (``backbone.`` prefixes; ``ema_`` copies are left out); safetensors; Lightning checkpoints
-    of this project; and files in inference form for models in inference form. The first convolution adapts to another
-    number of input channels as timm does it; a classifier of another size, and norms after the stages that one side
-    lacks, keep their initial weights, and a message says so. Everything else must fit exactly.
+    Understood are: official ``.pth`` files, plain or wrapped in ``'model'`` or ``'state_dict'``; mmpretrain's RepLKNet
+    files; checkpoints of detectors and segmentors (``backbone.`` prefixes; ``ema_`` copies are left out); safetensors;
+    Lightning checkpoints of this project; and files in inference form for models in inference form. The first
+    convolution adapts to another number of input channels as timm does it; a classifier of another size, and norms
+    after the stages that one side lacks, keep their initial weights, and a message says so. Everything else must fit
+    exactly.
 
     Args:
         model: a backbone, a ``features_only`` model, or a LightningModule with a ``backbone``.
@@ -149,11 +151,21 @@ def _target(model: nn.Module, state_dict: StateDict) -> nn.Module:
 
 def _strip_prefixes(state_dict: StateDict, model: nn.Module) -> StateDict:
     own = model.state_dict()
-    state_dict = {k: v for k, v in state_dict.items() if not k.startswith("ema_")}
+    state_dict = _from_mmpretrain({k: v for k, v in state_dict.items() if not k.startswith("ema_")})
     foreign = [prefix for prefix in _PREFIXES if not any(k.startswith(prefix) for k in own)]
     while found := next((p for p in foreign if any(k.startswith(p) for k in state_dict)), None):
         state_dict = {k.removeprefix(found): v for k, v in state_dict.items() if k.startswith(found)}
     return state_dict
+
+
+def _from_mmpretrain(state_dict: StateDict) -> StateDict:
+    """The official names of a RepLKNet file of mmpretrain, which keeps the last norm in the last stage."""
+    norms = [name for name in state_dict if re.match(r"^backbone\.stages\.\d+\.norm\.", name)]
+    if "head.fc.weight" not in state_dict or not norms:
+        return state_dict
+    last = max(norms).rsplit(".", 1)[0] + "."
+    renamed = {name.replace(last, "backbone.norm."): value for name, value in state_dict.items()}
+    return {re.sub(r"^head\.fc\.", "head.", name.removeprefix("backbone.")): value for name, value in renamed.items()}
 
 
 def _fit(state_dict: StateDict, model: nn.Module, *, where: str, adapt_stem: bool = True) -> StateDict:
@@ -202,7 +214,7 @@ def _drop_output_parts(state_dict: StateDict, own: StateDict, classifier: str, w
     if not (head in own and head in state_dict):  # a classifier that is kept needs the norm it was trained with
         fresh += [name for name in own if _OUTPUT_PART.match(name) and name not in state_dict]
     else:
-        fresh += [name for name in own if re.match(r"^norm\d+\.", name) and name not in state_dict]
+        fresh += [name for name in own if _FEATURE_NORM.match(name) and name not in state_dict]
     for name in fresh:
         del own[name]
     if fresh:
@@ -234,6 +246,10 @@ def _advice(state_dict: StateDict, own: StateDict, missing: list[str], unexpecte
 
     if shapes:
         return "Build the variant that the file was saved from: same depths, dims and kernel_sizes."
+    if any("lkb_reparam" in name for name in unexpected) and has_norms(list(state_dict)):
+        return "The small kernels of the file are merged: build the model with small_kernel_merged=True."
+    if any("lkb_reparam" in name for name in missing) and has_norms(list(own)):
+        return "The file is in training form: load it before model.merge_small_kernels()."
     if not has_norms(list(own)) and has_norms(unexpected):
         return "The file is in training form: load it before core.reparameterize, or build with inference_mode=False."
     if not has_norms(list(state_dict)) and has_norms(missing):

@@ -1,6 +1,7 @@
 """The backbone families, registered with timm when this package is imported."""
 
-from core.backbones import unireplknet_variants
+from core.backbones import replknet_variants, unireplknet_variants
+from core.backbones.replknet import RepLKNet
 from core.backbones.unireplknet import UniRepLKNet, default_kernel_sizes
 
-__all__ = ["UniRepLKNet", "default_kernel_sizes", "unireplknet_variants"]
+__all__ = ["RepLKNet", "UniRepLKNet", "default_kernel_sizes", "replknet_variants", "unireplknet_variants"]

@@ -15,18 +15,15 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from timm.layers import LayerNorm2d, SelectAdaptivePool2d, trunc_normal_
-from timm.models import register_notrace_function
-from timm.models._features import feature_take_indices
+from timm.layers import LayerNorm2d, trunc_normal_
 from torch import Tensor, nn
 
+from core.backbones.staged import StagedNet, drop_path_rates
 from core.errors import InputError
 from core.layers import UniRepLKNetBlock
-from core.layers.checkpointing import checkpoint_blocks
-from core.layers.dilated_reparam import Branches
-from core.ops import depthwise_conv2d
-
-register_notrace_function(depthwise_conv2d)  # it looks at sizes, which timm's graph extraction cannot follow
+from core.layers.dilated_reparam import Branches, BranchType
+from core.layers.extra_structure import ExtraStructure
+from core.reparam import fold_affine, norm_affine, require_eval, set_folded
 
 __all__ = ["KernelSizes", "UniRepLKNet", "default_kernel_sizes"]
 
@@ -72,7 +69,7 @@ def _per_block(kernel_sizes: KernelSizes | None, depths: Sequence[int]) -> tuple
     return sizes
 
 
-class UniRepLKNet(nn.Module):
+class UniRepLKNet(StagedNet):
     """Stem, stages of LarK and SmaK blocks with strided 3x3 convolutions between them, pooled classifier.
 
     ::
@@ -89,7 +86,11 @@ class UniRepLKNet(nn.Module):
         dims: channels of each stage.
         kernel_sizes: for each stage one size, or one size a block; by default :func:`default_kernel_sizes`. 0 means no
             depthwise convolution.
-        branches: kernel size to the (k, r) pairs of its dilated branches, where they differ from the default.
+        reparam: the parallel branches of every LarK block, see :func:`core.layers.dilated_branches`: 'dilated', or one
+            of the paper's ablations: 'none', 'same_kernel', 'same_equivalent_kernel' (section 3.1).
+        branches: kernel size to the (k, r) pairs of its branches, where they differ from that.
+        extra: what follows the depthwise convolution in every block: 'se', or one of the paper's ablations: 'none',
+            'bottleneck', 'two_1x1', 'two_dw3x3' (section 3.1).
         drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
         drop_rate: dropout before the classifier.
         layer_scale_init_value: start of the per-channel scale of each block; 0 leaves it out.
@@ -113,7 +114,9 @@ class UniRepLKNet(nn.Module):
         depths: Sequence[int] = (3, 3, 27, 3),
         dims: Sequence[int] = (96, 192, 384, 768),
         kernel_sizes: KernelSizes | None = None,
+        reparam: BranchType = "dilated",
         branches: Mapping[int, Branches] | None = None,
+        extra: ExtraStructure = "se",
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
         layer_scale_init_value: float | None = 1e-6,
@@ -123,28 +126,18 @@ class UniRepLKNet(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        if len(depths) != len(dims) or not depths or min(depths) < 1:
-            raise InputError(
-                f"depths={tuple(depths)}, dims={tuple(dims)}: give both for every stage, each depth 1 or more"
-            )
-        if not 0 <= drop_path_rate < 1 or num_classes < 0 or in_chans < 1:
-            raise InputError(
-                f"drop_path_rate={drop_path_rate}, num_classes={num_classes}, in_chans={in_chans}; "
-                "expected a rate in [0, 1), 0 or more classes, 1 or more channels"
-            )
+        super().__init__(
+            in_chans=in_chans, num_classes=num_classes, depths=depths, dims=dims, drop_path_rate=drop_path_rate
+        )
         if min(dims) < 4 or dims[0] % 2:
             raise InputError(f"dims={tuple(dims)}: the first must be even and all at least 4")
-        sizes, self.depths = _per_block(kernel_sizes, depths), tuple(depths)
+        sizes = _per_block(kernel_sizes, depths)
         unused = set(branches or ()) - {k for stage in sizes for k in stage if k >= 7}
         if unused:
             raise InputError(f"branches are given for kernel sizes {sorted(unused)}; no LarK block of {sizes} has them")
-        self.num_classes, self.num_features, self.head_hidden_size = num_classes, dims[-1], dims[-1]
-        self.grad_checkpointing = False
         self.downsample_layers = nn.ModuleList([_stem(in_chans, dims[0])])
         self.downsample_layers += [_downsample(a, b) for a, b in pairwise(dims)]
-        last_block = max(sum(depths) - 1, 1)
-        rates = iter(drop_path_rate * block / last_block for block in range(sum(depths)))
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stages = nn.ModuleList(
             nn.Sequential(
                 *[
@@ -153,7 +146,8 @@ class UniRepLKNet(nn.Module):
                         kernel_size,
                         drop_path=next(rates),
                         layer_scale_init_value=layer_scale_init_value,
-                        branches=(branches or {}).get(kernel_size),
+                        branches=(branches or {}).get(kernel_size, reparam),
+                        extra=extra,
                         inference_mode=inference_mode,
                     )
                     for kernel_size in stage
@@ -161,17 +155,12 @@ class UniRepLKNet(nn.Module):
             )
             for dim, stage in zip(dims, sizes, strict=True)
         )
-        self.feature_info = [
-            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
-        ]
         self.feature_norms = feature_norms
         if feature_norms:
             for i, dim in enumerate(dims):
                 self.add_module(f"norm{i}", LayerNorm2d(dim, eps=1e-6))
-        self.norm: nn.Module = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head: nn.Module
-        self.global_pool: SelectAdaptivePool2d
         self.reset_classifier(num_classes, global_pool)
         self._init_weights(head_init_scale)
         self.to(device=device, dtype=dtype)
@@ -186,15 +175,9 @@ class UniRepLKNet(nn.Module):
             with torch.no_grad():
                 self.head.weight.mul_(head_init_scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W), normalised, to logits (B, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last stage's map, (B, dims[-1], ceil(H / 32), ceil(W / 32)) with four stages, before any final norm."""
-        for stage in range(len(self.stages)):
-            x = self._forward_stage(x, stage)
-        return x
+    def _init_classifier(self, head: nn.Linear) -> None:
+        trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and norm a map of the last stage; with ``pre_logits`` stop before the classifier.
@@ -207,98 +190,33 @@ class UniRepLKNet(nn.Module):
         x = self.head_drop(self.norm(self.global_pool(x)))
         return x if pre_logits else self.head(x)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps of chosen stages, with timm's arguments.
+    def reparameterize(self) -> None:
+        """Fold the last norm's scale and shift into the classifier, in place; ``core.reparameterize`` does the blocks.
 
-        Args:
-            x: (B, in_chans, H, W).
-            indices: the last n stages if an int, all if None, else the stages named; negative ones count from the end.
-            norm: apply ``norm0``, ``norm1``, ... to the maps.
-            stop_early: do not compute stages after the last one asked for.
-            output_fmt: 'NCHW', the only layout there is.
-            intermediates_only: return the list alone.
-
-        Returns:
-            The last map computed, before any norm, and the list of maps, stage i being (B, dims[i], H / 4 / 2^i, ...).
+        The norm keeps its names, with a scale of 1 and a shift of 0, so that the form's names stay the official ones.
 
         Raises:
-            InputError: if ``norm`` is asked of a model without feature norms, or another layout.
+            RuntimeError: if the model is in training mode.
         """
-        if output_fmt != "NCHW":
-            raise InputError(f"output_fmt is {output_fmt!r}; UniRepLKNet gives 'NCHW'")
-        if norm and not self.feature_norms:
-            raise InputError("norm=True needs a model built with feature_norms=True; this one has no norm0, norm1, ...")
-        wanted, last = feature_take_indices(len(self.stages), indices)
-        maps = []
-        for stage in range(last + 1 if stop_early else len(self.stages)):
-            x = self._forward_stage(x, stage)
-            if stage in wanted:
-                maps.append(self.get_submodule(f"norm{stage}")(x) if norm else x)
-        return maps if intermediates_only else (x, maps)
+        require_eval(self)
+        if isinstance(self.head, nn.Linear) and isinstance(self.norm, nn.LayerNorm):
+            set_folded(self.head, *fold_affine(self.head.weight, self.head.bias, *norm_affine(self.norm)))
+            self.norm.reset_parameters()
 
-    def _forward_stage(self, x: Tensor, stage: int) -> Tensor:
-        x = self.downsample_layers[stage](x)
-        blocks = cast(nn.Sequential, self.stages[stage])
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint_blocks(blocks, x)
-        return blocks(x)
+    def _before_stage(self, x: Tensor, stage: int) -> Tensor:
+        return self.downsample_layers[stage](x)
 
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what the named stages do not need, in place; timm's ``features_only`` calls this."""
-        wanted, last = feature_take_indices(len(self.stages), indices)
-        shortened = last < len(self.stages) - 1
-        self.stages, self.downsample_layers = self.stages[: last + 1], self.downsample_layers[: last + 1]
-        for stage in range(len(self.feature_info)):
-            if hasattr(self, f"norm{stage}") and (prune_norm or stage not in wanted):
-                delattr(self, f"norm{stage}")
-        self.feature_norms &= not prune_norm
-        if prune_head or shortened:
-            self.norm = nn.Identity()
-            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
-            self.reset_classifier(0, "")
-        return wanted
+    def _blocks(self, stage: int) -> nn.Sequential:
+        return cast(nn.Sequential, self.stages[stage])
 
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer, or an identity."""
-        return self.head
+    def _feature_norm(self, stage: int) -> nn.Module:
+        return self.get_submodule(f"norm{stage}")
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one (0 classes: none), and the pooling if one is named.
+    def _drop_feature_norm(self, stage: int) -> None:
+        delattr(self, f"norm{stage}")
 
-        Raises:
-            InputError: if classes are asked for without a pooling.
-        """
-        pool = self.global_pool.pool_type if global_pool is None else global_pool
-        if num_classes > 0 and not pool:
-            raise InputError(f"num_classes={num_classes} needs a pooling; pass global_pool='avg' or num_classes=0")
-        self.global_pool = SelectAdaptivePool2d(pool_type=pool, flatten=bool(pool))
-        if self.global_pool.feat_mult() != 1:
-            raise InputError(f"global_pool={pool!r} changes the number of features; use 'avg', 'max' or 'avgmax'")
-        like = next(self.parameters())
-        self.num_classes = num_classes
-        self.head = nn.Identity()
-        if num_classes > 0:
-            self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Names exempt from weight decay besides those with one dimension: none, as in the papers' recipes."""
-        return set()
+    def _keep_stages(self, count: int) -> None:
+        self.stages, self.downsample_layers = self.stages[:count], self.downsample_layers[:count]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm, from input to output, for layer-wise learning-rate decay.

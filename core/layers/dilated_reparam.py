@@ -1,18 +1,18 @@
 """The Dilated Reparam Block of UniRepLKNet (section 3.2 and figure 2 of arXiv 2311.15599)."""
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import Literal, cast, get_args
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from core.errors import InputError
 from core.layers.depthwise import DepthwiseConv2d
-from core.reparam import dilated_to_dense, embed_kernel, fold_bn, set_folded
+from core.reparam import fold_bn, merged_kernel, set_folded
 
-__all__ = ["PUBLISHED_BRANCHES", "DilatedReparamBlock", "dilated_branches"]
+__all__ = ["PUBLISHED_BRANCHES", "BranchType", "Branches", "DilatedReparamBlock", "dilated_branches"]
 
 Branches = Sequence[tuple[int, int]]
+BranchType = Literal["dilated", "none", "same_kernel", "same_equivalent_kernel"]
 
 PUBLISHED_BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
     17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
@@ -26,27 +26,40 @@ PUBLISHED_BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
 """K to the (k, r) pairs of the official code: kernel size and dilation of each parallel branch."""
 
 
-def dilated_branches(kernel_size: int) -> tuple[tuple[int, int], ...]:
+def dilated_branches(kernel_size: int, reparam: BranchType = "dilated") -> tuple[tuple[int, int], ...]:
     """The (k, r) pairs that go with a large kernel of size K.
 
     Published sizes answer from :data:`PUBLISHED_BRANCHES`. Any other odd K above 5 follows the pattern of the table: a
     dense 5x5, the widest kernel of dilation 2, and 3x3 kernels spread to about 1/2, 2/3 and all of the field.
 
+    Args:
+        kernel_size: K.
+        reparam: 'dilated', or what the paper compares it with (section 3.1): 'none', the same k without dilation
+            ('same_kernel'), or dense kernels as wide as the dilated ones ('same_equivalent_kernel').
+
     Raises:
-        InputError: if ``kernel_size`` is even or below 5.
+        InputError: if ``kernel_size`` is even or below 5, or ``reparam`` is none of these.
 
     Example:
         >>> dilated_branches(13)
         ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5))
+        >>> dilated_branches(13, "same_equivalent_kernel")
+        ((5, 1), (13, 1), (7, 1), (9, 1), (11, 1))
         >>> dilated_branches(31)
         ((5, 1), (15, 2), (3, 7), (3, 10), (3, 15))
     """
-    if kernel_size in PUBLISHED_BRANCHES:
-        return PUBLISHED_BRANCHES[kernel_size]
+    if reparam not in get_args(BranchType):
+        raise InputError(f"reparam={reparam!r}; expected one of {', '.join(get_args(BranchType))}")
     if kernel_size < 5 or kernel_size % 2 == 0:
-        raise InputError(f"no dilated branches for a kernel of size {kernel_size}; use an odd size of 5 or more")
+        raise InputError(f"no branches for a kernel of size {kernel_size}; use an odd size of 5 or more")
     reach = (kernel_size - 1) // 2
-    return ((5, 1), (reach | 1, 2), (3, reach // 2), (3, 2 * reach // 3), (3, reach))
+    pattern = ((5, 1), (reach | 1, 2), (3, reach // 2), (3, 2 * reach // 3), (3, reach))
+    branches = PUBLISHED_BRANCHES.get(kernel_size, pattern)
+    if reparam == "same_kernel":
+        return tuple((k, 1) for k, _ in branches)
+    if reparam == "same_equivalent_kernel":
+        return tuple(((k - 1) * r + 1, 1) for k, r in branches)
+    return branches if reparam == "dilated" else ()
 
 
 def _check_branches(kernel_size: int, branches: Branches) -> None:
@@ -56,8 +69,15 @@ def _check_branches(kernel_size: int, branches: Branches) -> None:
                 f"branch (k={k}, r={r}) does not fit a {kernel_size}x{kernel_size} kernel: "
                 f"k must be odd and (k-1)*r+1 = {(k - 1) * r + 1} at most {kernel_size}"
             )
-    if len(set(branches)) != len(branches):
-        raise InputError(f"branches {list(branches)} name the same (k, r) twice; each pair may appear once")
+
+
+def _branch_names(branches: Branches) -> list[str]:
+    """The official k{k}_{r} of each branch; a pair that appears again gets its number as well."""
+    names: list[str] = []
+    for k, r in branches:
+        before = sum(name.startswith(f"k{k}_{r}") for name in names)
+        names.append(f"k{k}_{r}" + (f"_{before + 1}" if before else ""))
+    return names
 
 
 class DilatedReparamBlock(nn.Module):
@@ -72,7 +92,7 @@ class DilatedReparamBlock(nn.Module):
     Args:
         channels: C.
         kernel_size: K, odd.
-        branches: (k, r) pairs with (k-1)r+1 <= K; by default :func:`dilated_branches`.
+        branches: (k, r) pairs with (k-1)r+1 <= K, or a kind of :func:`dilated_branches`.
         inference_mode: build the merged form, a single convolution with bias.
 
     Raises:
@@ -80,17 +100,24 @@ class DilatedReparamBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, kernel_size: int, *, branches: Branches | None = None, inference_mode: bool = False
+        self,
+        channels: int,
+        kernel_size: int,
+        *,
+        branches: Branches | BranchType = "dilated",
+        inference_mode: bool = False,
     ) -> None:
         super().__init__()
-        self.branches = tuple((k, r) for k, r in (dilated_branches(kernel_size) if branches is None else branches))
+        if isinstance(branches, str):
+            branches = dilated_branches(kernel_size, branches)
+        self.branches = tuple((k, r) for k, r in branches)
         _check_branches(kernel_size, self.branches)
         self.lk_origin = DepthwiseConv2d(channels, kernel_size, bias=inference_mode)
         if not inference_mode:
             self.origin_bn = nn.BatchNorm2d(channels)
-            for k, r in self.branches:
-                self.add_module(f"dil_conv_k{k}_{r}", DepthwiseConv2d(channels, k, dilation=r))
-                self.add_module(f"dil_bn_k{k}_{r}", nn.BatchNorm2d(channels))
+            for name, (k, r) in zip(_branch_names(self.branches), self.branches, strict=True):
+                self.add_module(f"dil_conv_{name}", DepthwiseConv2d(channels, k, dilation=r))
+                self.add_module(f"dil_bn_{name}", nn.BatchNorm2d(channels))
 
     @property
     def merged(self) -> bool:
@@ -103,11 +130,16 @@ class DilatedReparamBlock(nn.Module):
         if self.merged:
             return y
         y = self.origin_bn(y)
-        for k, r in self.branches:
-            y = y + self.get_submodule(f"dil_bn_k{k}_{r}")(self.get_submodule(f"dil_conv_k{k}_{r}")(x))
+        for conv, norm in self._parallel():
+            y = y + norm(conv(x))
         return y
 
-    def reparameterize(self, following: _BatchNorm | None = None) -> None:
+    def _parallel(self) -> Iterator[tuple[DepthwiseConv2d, nn.BatchNorm2d]]:
+        for name in _branch_names(self.branches):
+            conv, norm = self.get_submodule(f"dil_conv_{name}"), self.get_submodule(f"dil_bn_{name}")
+            yield cast(DepthwiseConv2d, conv), cast(nn.BatchNorm2d, norm)
+
+    def reparameterize(self, following: nn.Module | None = None) -> None:
         """Merge all branches, and a norm that follows, into ``lk_origin``, in place; a merged block stays as it is.
 
         Raises:
@@ -115,22 +147,11 @@ class DilatedReparamBlock(nn.Module):
         """
         if self.merged:
             return
-        weight, bias = self._merged_kernel()
+        weight, bias = merged_kernel([(self.lk_origin, self.origin_bn), *self._parallel()])
         if following is not None:
             weight, bias = fold_bn(weight, bias, following)
-        for k, r in self.branches:
-            delattr(self, f"dil_conv_k{k}_{r}")
-            delattr(self, f"dil_bn_k{k}_{r}")
+        for name in _branch_names(self.branches):
+            delattr(self, f"dil_conv_{name}")
+            delattr(self, f"dil_bn_{name}")
         del self.origin_bn
         set_folded(self.lk_origin, weight, bias)
-
-    def _merged_kernel(self) -> tuple[Tensor, Tensor]:
-        """(C, 1, K, K) and (C,), float64 on the CPU: the block as one convolution."""
-        size = self.lk_origin.kernel_size[0]
-        weight, bias = fold_bn(self.lk_origin.weight, None, self.origin_bn)
-        for k, r in self.branches:
-            conv = cast(DepthwiseConv2d, self.get_submodule(f"dil_conv_k{k}_{r}"))
-            small, offset = fold_bn(conv.weight, None, cast(_BatchNorm, self.get_submodule(f"dil_bn_k{k}_{r}")))
-            weight = weight + embed_kernel(dilated_to_dense(small, r), size)
-            bias = bias + offset
-        return weight, bias

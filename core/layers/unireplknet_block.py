@@ -7,9 +7,9 @@ from torchvision.ops import Permute
 
 from core.errors import InputError
 from core.layers.depthwise import DepthwiseConv2d
-from core.layers.dilated_reparam import Branches, DilatedReparamBlock
+from core.layers.dilated_reparam import Branches, BranchType, DilatedReparamBlock
+from core.layers.extra_structure import ExtraStructure, extra_structure
 from core.layers.grn import GlobalResponseNorm
-from core.layers.squeeze_excite import SqueezeExcite
 from core.reparam import fold_bn, is_batch_norm, require_eval, set_folded, wide
 
 __all__ = ["UniRepLKNetBlock"]
@@ -33,7 +33,8 @@ class UniRepLKNetBlock(nn.Module):
         kernel_size: 0, 3, 5, or an odd size of 7 and up.
         drop_path: probability of dropping the residual branch of a sample.
         layer_scale_init_value: start of the per-channel scale; 0 leaves it out.
-        branches: (k, r) pairs of a LarK block; by default those of the paper.
+        branches: (k, r) pairs of a LarK block, or a kind of :func:`core.layers.dilated_branches`.
+        extra: what stands at SE's place, see :func:`core.layers.extra_structure`.
         inference_mode: build the folded form.
 
     Raises:
@@ -49,14 +50,15 @@ class UniRepLKNetBlock(nn.Module):
         *,
         drop_path: float = 0.0,
         layer_scale_init_value: float | None = 1e-6,
-        branches: Branches | None = None,
+        branches: Branches | BranchType = "dilated",
+        extra: ExtraStructure = "se",
         inference_mode: bool = False,
     ) -> None:
         super().__init__()
         self.dwconv = _depthwise(dim, kernel_size, branches, inference_mode)
         has_norm = kernel_size > 0 and not inference_mode
         self.norm: nn.Module = nn.BatchNorm2d(dim) if has_norm else nn.Identity()
-        self.se = SqueezeExcite(dim, dim // 4)
+        self.se = extra_structure(extra, dim)
         # Sequential and Permute only place the parameters under the official names: pwconv1.1, act.1, pwconv2.0, .2
         self.pwconv1 = nn.Sequential(Permute([0, 2, 3, 1]), nn.Linear(dim, 4 * dim))
         self.act = nn.Sequential(nn.GELU(), GlobalResponseNorm(4 * dim, use_bias=not inference_mode))
@@ -111,7 +113,7 @@ class UniRepLKNetBlock(nn.Module):
         del self.pwconv2[2]
 
 
-def _depthwise(dim: int, kernel_size: int, branches: Branches | None, inference_mode: bool) -> nn.Module:
+def _depthwise(dim: int, kernel_size: int, branches: Branches | BranchType, inference_mode: bool) -> nn.Module:
     if kernel_size == 0:
         return nn.Identity()
     if kernel_size in (3, 5):
