@@ -1,4 +1,4 @@
-"""The ``lightning`` command: fit, validate, test, predict and export from YAML files.
+"""The ``lightning`` command: fit, validate, test, predict and export from YAML files, and the papers' analyses.
 
 Installed as ``lightning`` and ``larkit``; ``python -m core.cli`` is the same.
 """
@@ -23,6 +23,7 @@ __all__ = ["main"]
 
 HELP = """\
 usage: lightning VERB -c FILE [-c FILE ...] [--key value ...]
+       lightning ANALYSIS MODEL [MODEL ...] [--key value ...]
 
 Train and use large-kernel ConvNets. A second -c changes single values of the first; --key value changes both.
 
@@ -38,6 +39,16 @@ Train and use large-kernel ConvNets. A second -c changes single values of the fi
   export    write ONNX or torch.export in inference form, and compare its outputs with the model's
             lightning export -c vision/configs/cls.yaml --ckpt_path best --format onnx
 
+Analyses take names of timm or LarKit models, NAME=FILE for weights of your own, or checkpoints that fit wrote; they
+print a table and write a picture and a JSON file.
+
+  erf         effective receptive field on your images
+              lightning erf resnet50 unireplknet_t --images photos/
+  shape-bias  shape against texture on cue-conflict images
+              lightning shape-bias resnet50 unireplknet_t --images cue-conflict/
+  cost        parameters, multiplications, memory and speed in training and inference form
+              lightning cost resnet50 unireplknet_t replknet_31b --size 224
+
 --ckpt_path takes a file, or 'best' or 'last' for the newest run of the task in lightning_logs/.
 
   lightning VERB --help                                   options of a verb
@@ -47,6 +58,7 @@ Train and use large-kernel ConvNets. A second -c changes single values of the fi
 """
 
 VERBS = ("fit", "validate", "test", "predict", "export")
+ANALYSES = ("erf", "shape-bias", "cost")
 
 
 def main(args: "ArgsType" = None) -> None:
@@ -77,6 +89,10 @@ def main(args: "ArgsType" = None) -> None:
 
 def _run(words: Any) -> None:
     _quieten()
+    if isinstance(words, list) and words[0] in ANALYSES:
+        from core.analysis.verbs import run_analysis
+
+        return run_analysis(words)
     from jsonargparse import ArgumentError
 
     from core.training.cli import LarKitCLI  # lightning takes seconds, which --help need not wait for
@@ -85,7 +101,8 @@ def _run(words: Any) -> None:
         modality.load()  # a class imported here can be named without its module in a YAML file
     if isinstance(words, list):
         if words[0] not in VERBS:
-            raise InputError(f"unknown verb {words[0]!r}; expected one of {', '.join(VERBS)}. Type: lightning --help")
+            known = ", ".join(VERBS + ANALYSES)
+            raise InputError(f"unknown verb {words[0]!r}; expected one of {known}. Type: lightning --help")
         _check_files(words)
         # Lightning starts further processes by this command line
         command, sys.argv = sys.argv, [sys.argv[0] if words == sys.argv[1:] else __file__, *words]
@@ -97,6 +114,7 @@ def _run(words: Any) -> None:
             sys.argv = command
     else:
         LarKitCLI.run_verb(words)
+    return None
 
 
 def _check_files(words: list[str]) -> None:
@@ -149,6 +167,10 @@ def _quieten() -> None:
     # theirs: invitations to install other packages of Lightning's maker
     for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(logger).addFilter(lambda record: "\N{ELECTRIC LIGHT BULB} Tip" not in record.getMessage())
+    # expected: a compiler for CUDA without a GPU
+    logging.getLogger("torch.utils.cpp_extension").addFilter(
+        lambda record: "No CUDA runtime" not in record.getMessage()
+    )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from core.layers import dilated_branches
 from core.reparam import dilated_to_dense, embed_kernel
-from core.training.pictures import new_figure
+from core.figures import new_figure
 from vision import Digits
 
 SIZE = 13

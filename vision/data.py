@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from core.errors import InputError, MissingError
+from core.images import Mode, image_files
 from core.training.data import DataModule
 from vision.feature_map import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, eval_transform, train_transform
-from vision.files import ImageFiles, Mode, class_files, collate_found, image_files
+from vision.files import ImageFiles, class_files, collate_found
 
 __all__ = ["Digits", "ImageDataModule", "ImageFolder"]
 

@@ -3,18 +3,16 @@
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from core.errors import InputError, MissingError
+from core.images import Mode, image_files, read_image
 
-__all__ = ["SUFFIXES", "ImageFiles", "Mode", "class_files", "collate_found", "image_files"]
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-Mode = Literal["RGB", "L"]
+__all__ = ["ImageFiles", "class_files", "collate_found"]
 
 
 class ImageFiles(Dataset[tuple[Tensor, Any] | None]):
@@ -49,32 +47,12 @@ class ImageFiles(Dataset[tuple[Tensor, Any] | None]):
         """
         path, target = self.files[index]
         try:
-            with Image.open(path) as image:
-                return self.transform(image.convert(self.mode)), target
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:  # what PIL raises for damaged files
+            return self.transform(read_image(path, self.mode)), target
+        except InputError as error:
             if not self.skip_broken:
-                raise InputError(
-                    f"{path} cannot be decoded as an image: {error}; replace it, or type --data.skip_broken true"
-                ) from error
-            warnings.warn(f"skipped {path}, which cannot be decoded: {error}", stacklevel=2)
+                raise InputError(f"{error}, or type --data.skip_broken true") from error
+            warnings.warn(f"skipped: {error}", stacklevel=2)
             return None
-
-
-def image_files(path: Path) -> list[Path]:
-    """The image itself, or all images below a folder, sorted.
-
-    Raises:
-        MissingError: if there is none.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise MissingError(f"{path} is neither a file nor a folder; give images, or a folder that holds some")
-    found = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    files = sorted(p for p in found if p.is_file())
-    if not files:
-        raise MissingError(f"{path} holds no images; expected files ending in {', '.join(SUFFIXES)}")
-    return files
 
 
 def class_files(folder: Path, classes: Sequence[str] | None = None) -> tuple[list[str], list[tuple[Path, int]]]:

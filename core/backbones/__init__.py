@@ -1,7 +1,14 @@
 """The backbone families, registered with timm when this package is imported."""
 
-from core.backbones import replknet_variants, unireplknet_variants
+from core.backbones import enlarged_variants, replknet_variants, unireplknet_variants
 from core.backbones.replknet import RepLKNet
 from core.backbones.unireplknet import UniRepLKNet, default_kernel_sizes
 
-__all__ = ["RepLKNet", "UniRepLKNet", "default_kernel_sizes", "replknet_variants", "unireplknet_variants"]
+__all__ = [
+    "RepLKNet",
+    "UniRepLKNet",
+    "default_kernel_sizes",
+    "enlarged_variants",
+    "replknet_variants",
+    "unireplknet_variants",
+]

@@ -69,7 +69,8 @@ class RepLKNet(StagedNet):
         depths: pairs of blocks of each stage.
         dims: channels of each stage.
         kernel_sizes: odd size of the large kernels of each stage.
-        small_kernel: size of the branch beside each large kernel, at most as large as the smallest; None for none.
+        small_kernel: size of the branch beside each large kernel, at most as large as the smallest; 0 for none (and
+            None, which ``timm.create_model`` does not pass on).
         dw_ratio: channels of the large kernels over those of the stage.
         ffn_ratio: hidden channels of the 1x1 networks over those of the stage.
         drop_path_rate: stochastic depth of the last pair; rates rise linearly from 0, the two of a pair share theirs.
@@ -108,6 +109,7 @@ class RepLKNet(StagedNet):
         super().__init__(
             in_chans=in_chans, num_classes=num_classes, depths=depths, dims=dims, drop_path_rate=drop_path_rate
         )
+        small_kernel = small_kernel or None
         _check_kernels(kernel_sizes, small_kernel, depths)
         if min(dims) * min(dw_ratio, ffn_ratio, 1) < 1:
             raise InputError(
@@ -222,7 +224,7 @@ def _check_kernels(kernel_sizes: Sequence[int], small_kernel: int | None, depths
     if min(kernel_sizes) < (small_kernel or 1):
         raise InputError(
             f"kernel_sizes={tuple(kernel_sizes)} has a kernel smaller than small_kernel={small_kernel}; choose larger "
-            "ones, or small_kernel=None for no small branch"
+            "ones, or small_kernel=0 for no small branch"
         )
 
 

@@ -111,7 +111,7 @@ def replknet_31l(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
 @register_model
 def replknet_xl(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-XL: 335 M parameters, 129 GMACs at 320; no small kernels, wider large-kernel layers."""
-    defaults: dict[str, Any] = {"kernel_sizes": (27, 27, 27, 13), "small_kernel": None, "dw_ratio": 1.5}
+    defaults: dict[str, Any] = {"kernel_sizes": (27, 27, 27, 13), "small_kernel": 0, "dw_ratio": 1.5}
     return _create("replknet_xl", pretrained, (256, 512, 1024, 2048), **defaults | kwargs)
 
 

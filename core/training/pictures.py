@@ -11,22 +11,13 @@ from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 
+from core.figures import new_figure
 from core.training.run_folder import run_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LearningCurves", "confusion_figure", "image_sheet", "new_figure", "save_figure"]
-
-
-def new_figure(width: float = 7, height: float = 4.5, *, automatic: bool = True) -> Figure:
-    """An empty figure in inches, without a display or pyplot's state; ``automatic`` lets matplotlib lay it out."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second to import, and only some verbs draw
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained" if automatic else None)
-    FigureCanvasAgg(figure)
-    return figure
+__all__ = ["LearningCurves", "confusion_figure", "image_sheet", "save_figure"]
 
 
 def save_figure(trainer: Trainer, name: str, figure: Figure) -> Path | None:

@@ -7,7 +7,6 @@ import random
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import timm
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -16,35 +15,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
+from core.backbones.build import build_backbone
 from core.checkpoints import load_weights
 from core.errors import InputError
 from core.training.data import DataModule
 from core.training.optim import parameter_groups, warmup_cosine
 
-__all__ = ["Task", "build_backbone"]
-
-
-def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """``timm.create_model`` with an error that suggests the names that come near.
-
-    Raises:
-        InputError: if timm knows no such model or refuses the arguments.
-    """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "list them with timm.list_models()"
-        raise InputError(f"unknown model {name!r}; {hint}")
-    try:
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
-    except InputError:
-        raise
-    except TypeError as error:
-        raise InputError(f"{name} does not take these backbone_args: {error}") from error
-    except (RuntimeError, OSError, ValueError) as error:  # unknown tag, no weights, no network
-        tags = ", ".join(timm.list_models(f"{name.partition('.')[0]}*", pretrained=True)) or "none of this model"
-        raise InputError(
-            f"{name} cannot be built: {error}; published weights: {tags}. Downloaded ones go to --model.weights FILE"
-        ) from error
+__all__ = ["Task"]
 
 
 class Task(LightningModule):

@@ -14,7 +14,7 @@ from training.small_runs import CLASSES
 
 from core.errors import InputError, MissingError
 from core.training import DataModule
-from core.training.task import build_backbone
+from core.backbones.build import build_backbone
 from vision import ImageClassifier, ImageFolder
 
 pytest_plugins = ["training.shared_fixtures"]

@@ -1,0 +1,14 @@
+"""The papers' analyses: effective receptive field, shape bias, and what a model costs. Any timm or LarKit model."""
+
+from core.analysis.cost import Cost, model_cost
+from core.analysis.receptive_field import ReceptiveField, effective_receptive_field
+from core.analysis.shape_bias import ShapeBias, shape_bias
+
+__all__ = [
+    "Cost",
+    "ReceptiveField",
+    "ShapeBias",
+    "effective_receptive_field",
+    "model_cost",
+    "shape_bias",
+]

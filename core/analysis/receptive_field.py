@@ -1,0 +1,139 @@
+"""Effective receptive field: which pixels the centre of the last map depends on, and over how large an area."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.errors import InputError
+from core.figures import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["THRESHOLDS", "ReceptiveField", "effective_receptive_field", "receptive_field_figure"]
+
+THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
+"""Shares of all contributions in the papers' table of high-contribution area ratios."""
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """Contribution of each pixel to the centre of a model's last map, averaged over images.
+
+    Attributes:
+        contributions: (H, W) float64, at least 0: the positive part of the gradient, summed over channels.
+        images: number of images averaged.
+        skipped: number of images left out because their gradients were not finite.
+    """
+
+    contributions: np.ndarray
+    images: int
+    skipped: int = 0
+
+    @property
+    def scores(self) -> np.ndarray:
+        """log10(contributions + 1) over its largest value, (H, W) in [0, 1]; what the papers draw and measure."""
+        scores = np.log10(self.contributions + 1)
+        return scores / max(float(scores.max()), np.finfo(float).tiny)
+
+    def area_ratios(self, thresholds: Sequence[float] = THRESHOLDS) -> dict[float, float | None]:
+        """Share of the input that the smallest centred square with more than a share t of the scores covers.
+
+        Squares have odd sides from 3 to H - 1 around pixel (H // 2, W // 2), as in RepLKNet's analysis; a t that none
+        of them reaches has None.
+
+        Args:
+            thresholds: shares t in (0, 1).
+        """
+        scores, (height, width) = self.scores, self.contributions.shape
+        rows, columns = np.abs(np.arange(height) - height // 2), np.abs(np.arange(width) - width // 2)
+        ring = np.maximum(rows[:, None], columns[None, :])
+        within = np.cumsum(np.bincount(ring.ravel(), scores.ravel())) / max(scores.sum(), np.finfo(float).tiny)
+        reach = range(1, min(height, width) // 2)
+        smallest = {t: next((i for i in reach if within[i] > t), None) for t in thresholds}
+        return {t: None if i is None else (2 * i + 1) ** 2 / (height * width) for t, i in smallest.items()}
+
+
+def effective_receptive_field(model: nn.Module, batches: Iterable[Tensor]) -> ReceptiveField:
+    """Measure the effective receptive field of a model's last map (RepLKNet, section 5 and appendix; TPAMI figure 2).
+
+    The centre of ``model.forward_features(x)`` is passed through a ReLU and summed over channels; the positive part of
+    its gradient at the input, summed over channels, is averaged over images. Images are independent of each other in
+    eval mode, so that any batch size gives the same.
+
+    Args:
+        model: a timm or LarKit model in eval mode.
+        batches: (B, C, H, W) float32, normalised, all of one size, on the model's device.
+
+    Raises:
+        InputError: if the model is in training mode, its last map is not 4-D, there are no images, they differ in size,
+            or no image has finite gradients.
+    """
+    if model.training:
+        raise InputError("the receptive field is that of eval mode; call model.eval() first")
+    total, images, skipped = None, 0, 0
+    for x_BCHW in batches:
+        gradient = _centre_gradient(model, x_BCHW).relu().sum(dim=1).double().cpu()
+        finite = gradient.isfinite().all(dim=(1, 2))
+        images, skipped = images + int(finite.sum()), skipped + int((~finite).sum())
+        if total is not None and total.shape != gradient.shape[1:]:
+            raise InputError(f"images of {tuple(total.shape)} and {tuple(gradient.shape[1:])} pixels; use one size")
+        total = gradient[finite].sum(dim=0) + (0 if total is None else total)
+    if total is None or images == 0:
+        raise InputError(f"no image gave finite gradients ({skipped} tried); give images, and whole weights")
+    return ReceptiveField((total / images).numpy(), images, skipped)
+
+
+def _centre_gradient(model: nn.Module, x_BCHW: Tensor) -> Tensor:
+    x_BCHW = x_BCHW.detach().requires_grad_()
+    with torch.enable_grad():
+        last = _last_map(model, x_BCHW)
+        centre = last[:, :, last.shape[2] // 2, last.shape[3] // 2].relu().sum()
+        return torch.autograd.grad(centre, x_BCHW)[0]
+
+
+def _last_map(model: nn.Module, x: Tensor) -> Tensor:
+    """(B, C, h, w), whatever the model's own order of axes is."""
+    name = type(model).__name__
+    forward = getattr(model, "forward_features", None)
+    if not callable(forward):
+        raise InputError(f"{name} has no forward_features, which gives the last map; use a timm or LarKit model")
+    last = forward(x)
+    if not isinstance(last, Tensor) or last.ndim != 4:
+        shape = tuple(last.shape) if isinstance(last, Tensor) else type(last).__name__
+        raise InputError(
+            f"the last map of {name} is {shape}, not (B, C, H, W): its places are not on a grid. Choose a model whose "
+            "forward_features gives a 4-D map"
+        )
+    return last.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else last
+
+
+def receptive_field_figure(fields: dict[str, ReceptiveField], title: str) -> Figure:
+    """Heat maps side by side, each with its table of area ratios.
+
+    Args:
+        fields: title of each panel, and what it shows.
+        title: of the whole figure: images, size, normalisation.
+    """
+    figure = new_figure(3.6 * len(fields) + 0.8, 5)
+    figure.suptitle(title, fontsize=10)
+    panels = figure.subplots(1, len(fields), squeeze=False)[0]
+    for axes, (name, field) in zip(panels, fields.items(), strict=True):
+        image = axes.imshow(field.scores, cmap="RdYlGn", vmin=0, vmax=1)
+        axes.set_title(name, fontsize=9)
+        axes.set(xticks=[], yticks=[])
+        lines = [f"{t:.0%} in {ratio_text(r)} of the area" for t, r in field.area_ratios().items()]
+        axes.set_xlabel("\n".join(lines), fontsize=8)
+    figure.colorbar(image, ax=list(panels), shrink=0.6, label="log contribution / largest")
+    return figure
+
+
+def ratio_text(ratio: float | None) -> str:
+    """An area ratio in percent, or that it is not reached."""
+    return "more than any centred square" if ratio is None else f"{ratio:.2%}"

@@ -1,0 +1,173 @@
+"""Shape bias: of images whose shape and texture show different things, how many are seen by their shape."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from core.errors import InputError
+from core.figures import new_figure
+from core.images import image_files, read_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["CATEGORIES", "ShapeBias", "category_probabilities", "conflict_images", "shape_bias", "shape_bias_figure"]
+
+CATEGORIES: dict[str, tuple[int, ...]] = {
+    "airplane": (404,),
+    "bear": (294, 295, 296, 297),
+    "bicycle": (444, 671),
+    "bird": (
+        *(8, *range(10, 17), 18, 19, 20, 22, 23, 24, *range(80, 84), *range(87, 97), 98, 99, 100),
+        *(*range(127, 134), *range(135, 146)),
+    ),
+    "boat": (472, 554, 625, 814, 914),
+    "bottle": (440, 720, 737, 898, 899, 901, 907),
+    "car": (436, 511, 817),
+    "cat": tuple(range(281, 287)),
+    "chair": (423, 559, 765, 857),
+    "clock": (409, 530, 892),
+    "dog": tuple(i for i in range(152, 269) if i not in (192, 204, 227, 242, 251, 258, 260, 264)),
+    "elephant": (385, 386),
+    "keyboard": (508, 878),
+    "knife": (499,),
+    "oven": (766,),
+    "truck": (555, 569, 656, 675, 717, 734, 864, 867),
+}
+"""The 16 categories of the cue-conflict images (Geirhos et al., ICLR 2019) and their ImageNet-1K class numbers."""
+
+_NAME = re.compile(r"([a-z]+)\d+-([a-z]+)\d+")
+
+
+@dataclass
+class ShapeBias:
+    """Decisions of a model on cue-conflict images, counted by the category of the shape.
+
+    Attributes:
+        shape: images seen as their shape.
+        texture: images seen as their texture.
+        other: images seen as neither.
+    """
+
+    shape: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0))
+    texture: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0))
+    other: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0))
+
+    @property
+    def overall(self) -> float | None:
+        """Shape decisions over shape plus texture decisions in [0, 1]; None if there are none of both."""
+        return _share(sum(self.shape.values()), sum(self.texture.values()))
+
+    @property
+    def by_category(self) -> dict[str, float | None]:
+        """The same for each category of the shape."""
+        return {name: _share(self.shape[name], self.texture[name]) for name in CATEGORIES}
+
+
+def _share(shape: int, texture: int) -> float | None:
+    return shape / (shape + texture) if shape + texture else None
+
+
+def conflict_images(folder: str | Path) -> list[tuple[Path, str, str]]:
+    """Files of a cue-conflict folder with their shape and texture, as their names say: ``cat3-knife1.png``.
+
+    Images whose shape and texture agree show no conflict and are left out.
+
+    Raises:
+        MissingError: if there are no images.
+        InputError: if a name says no shape and texture, a category is none of the 16, or no image shows a conflict.
+    """
+    found = []
+    for path in image_files(Path(folder)):
+        match = _NAME.fullmatch(path.stem)
+        if match is None or not set(match.groups()) <= CATEGORIES.keys():
+            raise InputError(
+                f"{path} is not named after a shape and a texture; expected names such as cat3-knife1.png with two of "
+                f"{', '.join(CATEGORIES)}"
+            )
+        found.append((path, match[1], match[2]))
+    conflicts = [(path, shape, texture) for path, shape, texture in found if shape != texture]
+    if not conflicts:
+        raise InputError(f"in all {len(found)} images of {folder} shape and texture agree; there is no conflict to see")
+    return conflicts
+
+
+def category_probabilities(logits: Tensor) -> Tensor:
+    """Probabilities of the 16 categories, each the mean over its classes, in the order of :data:`CATEGORIES`.
+
+    Args:
+        logits: (B, 1000) of an ImageNet-1K classifier.
+
+    Returns:
+        (B, 16) in [0, 1]; they do not add up to 1, since most classes belong to no category.
+
+    Raises:
+        InputError: if there are not 1000 classes.
+    """
+    if logits.ndim != 2 or logits.shape[1] != 1000:
+        raise InputError(
+            f"the model gives {tuple(logits.shape)}; shape bias needs the 1000 classes of ImageNet-1K, which belong to "
+            "the 16 categories"
+        )
+    probabilities = logits.double().softmax(dim=1)
+    return torch.stack([probabilities[:, list(classes)].mean(dim=1) for classes in CATEGORIES.values()], dim=1)
+
+
+def shape_bias(
+    model: nn.Module, folder: str | Path, transform: Callable[[Image.Image], Tensor], *, batch_size: int = 32
+) -> ShapeBias:
+    """Count a classifier's shape and texture decisions (Geirhos et al., 2019; RepLKNet section 5).
+
+    Args:
+        model: an ImageNet-1K classifier in eval mode.
+        folder: cue-conflict images, at any depth; see :func:`conflict_images`.
+        transform: from an RGB image to the model's map (C, H, W), normalised.
+        batch_size: images at a time.
+
+    Raises:
+        MissingError: if there are no images.
+        InputError: if the model is in training mode or has other classes, or a file is unreadable or wrongly named.
+    """
+    if model.training:
+        raise InputError("decisions are those of eval mode; call model.eval() first")
+    images, result, names = conflict_images(folder), ShapeBias(), list(CATEGORIES)
+    device = next(model.parameters()).device
+    for first in range(0, len(images), batch_size):
+        batch = images[first : first + batch_size]
+        x_BCHW = torch.stack([transform(read_image(path)) for path, _, _ in batch]).to(device)
+        with torch.no_grad():
+            decisions = category_probabilities(model(x_BCHW)).argmax(dim=1).tolist()
+        for (_, shape, texture), decision in zip(batch, decisions, strict=True):
+            counts = {shape: result.shape, texture: result.texture}.get(names[decision], result.other)
+            counts[shape] += 1
+    return result
+
+
+def shape_bias_figure(results: dict[str, ShapeBias]) -> Figure:
+    """Bars of the shape bias for each category, a colour for each model, and a line at its overall value."""
+    figure = new_figure(8, 6.5)
+    axes = figure.subplots()
+    thickness = 0.8 / len(results)
+    for i, (name, result) in enumerate(results.items()):
+        shares = [share if share is not None else 0.0 for share in result.by_category.values()]
+        places = [row + (i + 0.5) * thickness - 0.4 for row in range(len(CATEGORIES))]
+        overall = "none" if result.overall is None else f"{result.overall:.3f}"
+        bars = axes.barh(places, shares, thickness, label=f"{name}: {overall} overall")
+        if result.overall is not None:
+            axes.axvline(result.overall, color=bars[0].get_facecolor(), linestyle="--")
+        for place, share in zip(places, result.by_category.values(), strict=True):
+            if share is None:
+                axes.text(0.005, place, "no shape or texture decision", va="center", fontsize=6)
+    axes.set_yticks(range(len(CATEGORIES)), list(CATEGORIES))
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="shape decisions / (shape + texture decisions)", title="Shape bias by shape category")
+    figure.legend(loc="outside lower center", fontsize=8)
+    return figure

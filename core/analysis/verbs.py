@@ -1,0 +1,250 @@
+"""The analyses as verbs of the command: each prints a table, and writes a picture and a JSON file."""
+
+import json
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+
+from core.analysis.cost import cost_figure, model_cost
+from core.analysis.models import Normalisation, image_mode, normalisation, open_model, square_transform
+from core.analysis.receptive_field import (
+    THRESHOLDS,
+    effective_receptive_field,
+    ratio_text,
+    receptive_field_figure,
+)
+from core.analysis.shape_bias import ShapeBias, shape_bias, shape_bias_figure
+from core.errors import InputError
+from core.images import image_files, read_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["VERBS", "cost_verb", "erf_verb", "run_analysis", "shape_bias_verb"]
+
+
+def erf_verb(
+    models: list[str],
+    images: str,
+    *,
+    size: int = 1024,
+    num_images: int = 50,
+    batch_size: int = 1,
+    pretrained: bool = True,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    device: str = "cpu",
+    output: str = "erf",
+) -> None:
+    """Effective receptive field of models on images: table, erf.png and erf.json.
+
+    Args:
+        models: timm or LarKit names, NAME=FILE for weights of your own, or checkpoints that fit wrote.
+        images: an image or a folder of images; the first ones by name are used.
+        size: side in pixels that every image is squashed to, bicubic.
+        num_images: how many images.
+        batch_size: images at a time; the result does not depend on it.
+        pretrained: load published weights for models named without a file; false measures random weights.
+        mean: of each channel, for pixels in [0, 1]; by default each model's own.
+        std: of each channel.
+        device: cpu, cuda, ...
+        output: folder for the picture and the JSON file.
+    """
+    _check_positive(size=size, num_images=num_images, batch_size=batch_size)
+    files, fields, numbers, titles = image_files(Path(images))[:num_images], {}, {}, {}
+    for name in models:
+        model = open_model(name, pretrained=pretrained, device=device)
+        norm = _given(mean, std) or normalisation(model)
+        batches = _batches(files, model, size, norm, batch_size, device)
+        label = _label(name, pretrained)
+        field = fields[label] = effective_receptive_field(model, batches)
+        ratios = {f"{t:.0%}": ratio for t, ratio in field.area_ratios().items()}
+        counts = {"images": field.images, "skipped": field.skipped}
+        numbers[label] = {"area_ratios": ratios, **counts, "mean": norm[0], "std": norm[1]}
+        titles[label] = f"{label}\nmean {_numbers(norm[0])}, std {_numbers(norm[1])}"
+    _table(
+        ["model", *[f"t = {t:.0%}" for t in THRESHOLDS], "images"],
+        [[name, *map(ratio_text, f.area_ratios().values()), str(f.images)] for name, f in fields.items()],
+    )
+    title = f"effective receptive field, {len(files)} images of {size} x {size}"
+    figure = receptive_field_figure({titles[name]: field for name, field in fields.items()}, title)
+    _write(output, "erf", figure, {"size": size, "models": numbers})
+
+
+def shape_bias_verb(
+    models: list[str],
+    images: str,
+    *,
+    batch_size: int = 32,
+    pretrained: bool = True,
+    device: str = "cpu",
+    output: str = "shape_bias",
+) -> None:
+    """Shape bias of ImageNet classifiers on cue-conflict images: table, shape_bias.png and shape_bias.json.
+
+    Args:
+        models: timm or LarKit names, NAME=FILE for weights of your own, or checkpoints that fit wrote; 1000 classes.
+        images: folder of images named after shape and texture, as cat3-knife1.png.
+        batch_size: images at a time.
+        pretrained: load published weights for models named without a file.
+        device: cpu, cuda, ...
+        output: folder for the picture and the JSON file.
+    """
+    _check_positive(batch_size=batch_size)
+    results: dict[str, ShapeBias] = {}
+    for name in models:
+        model = open_model(name, pretrained=pretrained, device=device)
+        transform = create_transform(**resolve_model_data_config(model), is_training=False)
+        results[_label(name, pretrained)] = shape_bias(model, images, transform, batch_size=batch_size)
+    first = next(iter(results.values()))
+    rows = [[name, *[_share(r.by_category[name]) for r in results.values()]] for name in first.by_category]
+    rows += [["overall", *[_share(result.overall) for result in results.values()]]]
+    rows += [[f"decided by {kind}", *[str(_sum(result, kind)) for result in results.values()]] for kind in _KINDS]
+    _table(["shape category", *results], rows)
+    numbers = {
+        name: asdict(result) | {"overall": result.overall, "by_category": result.by_category}
+        for name, result in results.items()
+    }
+    _write(output, "shape_bias", shape_bias_figure(results), numbers)
+
+
+def cost_verb(
+    models: list[str],
+    *,
+    size: int = 224,
+    width: int | None = None,
+    batch_size: int = 8,
+    rounds: int = 5,
+    device: str = "cpu",
+    output: str = "cost",
+) -> None:
+    """Parameters, multiplications, memory and speed of models in both forms: table, cost.png and cost.json.
+
+    Args:
+        models: timm or LarKit names, or checkpoints that fit wrote; weights do not matter.
+        size: height of the input in pixels.
+        width: width of the input in pixels; by default the height.
+        batch_size: images of a timed batch.
+        rounds: timed batches of each form; the forms of a model take turns. 0 leaves the timing out.
+        device: cpu, cuda, ...
+        output: folder for the picture and the JSON file.
+    """
+    _check_positive(size=size, batch_size=batch_size, width=1 if width is None else width)
+    costs = []
+    for name in models:
+        model = open_model(name, device=device)
+        input_size = (len(image_mode(model)), size, width or size)
+        costs += model_cost(model, input_size, name=name, batch_size=batch_size, rounds=rounds)
+    _table(
+        ["model", "form", "parameters", "GMACs", "saved for backward", "peak activations", "images/s"],
+        [
+            [
+                cost.model,
+                cost.form,
+                f"{cost.parameters / 1e6:.2f} M",
+                f"{cost.macs / 1e9:.3f}",
+                "" if cost.saved_bytes is None else f"{cost.saved_bytes / 2**20:.1f} MiB",
+                f"{cost.peak_bytes / 2**20:.1f} MiB",
+                "" if cost.images_per_second is None else f"{cost.images_per_second:.1f}",
+            ]
+            for cost in costs
+        ],
+    )
+    where = {"device": _device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    title = f"input {size} x {width or size}, batch {batch_size}, {where['device']}, torch {where['torch']}"
+    print(f"one image of {size} x {width or size}; speed: batches of {batch_size} on {where['device']}")
+    content = {"costs": [asdict(cost) for cost in costs], "batch_size": batch_size, **where}
+    _write(output, "cost", cost_figure(costs, title) if rounds else None, content)
+
+
+VERBS: dict[str, Callable[..., None]] = {"erf": erf_verb, "shape-bias": shape_bias_verb, "cost": cost_verb}
+_KINDS = ("shape", "texture", "other")
+
+
+def run_analysis(words: Sequence[str]) -> None:
+    """Run one verb from the words of the command line, the verb first.
+
+    Raises:
+        InputError: if an option is unknown, or something given cannot be used.
+    """
+    verb = VERBS[words[0]]
+    summary = (verb.__doc__ or "").partition("\n")[0]
+    parser = ArgumentParser(prog=f"lightning {words[0]}", description=summary, exit_on_error=False)
+    parser.add_argument("models", nargs="+", type=str, help="names of models, NAME=FILE, or checkpoints that fit wrote")
+    parser.add_function_arguments(verb, as_group=False, skip={"models"})
+    try:
+        given = parser.parse_args(list(words[1:]))
+    except ArgumentError as error:
+        raise InputError(f"{error}. Type: lightning {words[0]} --help") from error
+    verb(**given.as_dict())
+
+
+def _batches(
+    files: Sequence[Path], model: nn.Module, size: int, norm: Normalisation, batch_size: int, device: str
+) -> Iterator[Tensor]:
+    mode = image_mode(model)
+    if not len(norm[0]) == len(norm[1]) == len(mode):
+        raise InputError(f"--mean has {len(norm[0])} and --std {len(norm[1])} values; the model takes {len(mode)}")
+    transform = square_transform(size, norm)
+    for first in range(0, len(files), batch_size):
+        yield torch.stack([transform(read_image(f, mode)) for f in files[first : first + batch_size]]).to(device)
+
+
+def _given(mean: list[float] | None, std: list[float] | None) -> Normalisation | None:
+    if (mean is None) != (std is None):
+        raise InputError("give both --mean and --std, or neither for each model's own")
+    return None if mean is None or std is None else (tuple(mean), tuple(std))
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise InputError(f"--{name} is {value}; give 1 or more")
+
+
+def _label(name: str, pretrained: bool) -> str:
+    known = pretrained or "=" in name or name.endswith(".ckpt")
+    return name if known else f"{name} (random weights)"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3g}" for value in values)
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def _sum(result: ShapeBias, kind: str) -> int:
+    return int(sum(getattr(result, kind).values()))
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> None:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, ["-" * width for width in widths], *rows]:
+        cells = [row[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]]
+        print("  ".join(cells).rstrip())
+
+
+def _write(output: str, name: str, figure: "Figure | None", content: Any) -> None:
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file; give a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if figure is not None:
+        figure.savefig(folder / f"{name}.png", dpi=120)
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {' and '.join(str(p) for p in sorted(folder.glob(f'{name}.*')))}")

@@ -1,0 +1,46 @@
+"""Models by name, with errors that help."""
+
+import difflib
+from typing import Any
+
+import timm
+from torch import nn
+
+from core.errors import InputError
+
+__all__ = ["build_backbone"]
+
+
+def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """``timm.create_model`` with an error that suggests the names that come near.
+
+    Raises:
+        InputError: if timm knows no such model or refuses the arguments.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "list them with timm.list_models()"
+        raise InputError(f"unknown model {name!r}; {hint}")
+    try:
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+    except InputError:
+        raise
+    except TypeError as error:
+        raise InputError(f"{name} does not take these backbone_args: {error}") from error
+    except (RuntimeError, OSError, ValueError) as error:  # unknown tag, no weights, no network
+        tags = ", ".join(timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)) or "none of this model"
+        raise InputError(
+            f"{name} cannot be built: {error}; published weights: {tags}.{_by_hand(name)} A downloaded file goes to "
+            f"--model.weights FILE, or {name}=FILE in an analysis"
+        ) from error
+
+
+def _by_hand(name: str) -> str:
+    """Where the weights of a tag lie that no program can download."""
+    try:
+        cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # unknown tag
+        return ""
+    if cfg is None or cfg.has_weights or not cfg.origin_url:
+        return ""
+    return f" This one has to be downloaded by hand: {cfg.origin_url}."
