@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 
+from core.figures import new_figure
 from core.layers import dilated_branches
 from core.reparam import dilated_to_dense, embed_kernel
-from core.figures import new_figure
 from vision import Digits
 
 SIZE = 13

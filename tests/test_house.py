@@ -14,6 +14,8 @@ from core.cli import main
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    .*?(lightning (?:fit|test|predict|export) .*)$", README, re.MULTILINE)
+ANALYSES = re.findall(r"^    (lightning (?:erf|shape-bias|cost) .*)$", README, re.MULTILINE)
+NETS = {"resnet50": "test_resnet", "unireplknet_t": "test_unireplknet", "replknet_31b": "test_replknet"}
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SMALL = {
     "--trainer.enable_progress_bar": "false",
@@ -36,6 +38,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 place.mkdir(parents=True)
                 for i in range(4):
                     Image.new("RGB", (70 + i, 60), colour).save(place / f"{label}{i}.jpg")
+    (tmp_path / "cue-conflict").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "cue-conflict" / "cat1-knife2.png")
     (tmp_path / "vision").symlink_to(ROOT / "vision")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -43,19 +47,23 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _small(command: str) -> list[str]:
     words = shlex.split(command.partition("&&")[0])[1:]
+    if command in ANALYSES:
+        return [NETS.get(word, word) for word in words] + ["--pretrained", "false"] * (words[0] != "cost")
     extra = dict(SMALL) if words[0] != "export" else {}
     if "imagenet.yaml" in command:
         extra |= {"--model.num_classes": "2", "--data.num_workers": "0"}
-    if "Digits" not in command and "cls.yaml" not in command:
+    digits = any(word in command for word in ("Digits", "cls.yaml", "ablation.yaml"))
+    if not digits:
         extra |= {"--data.size": "64", "--data.batch_size": "2"}
     if words[0] == "fit" and "--ckpt_path" not in words:
-        channels = 1 if "cls.yaml" in command else 3
+        channels = 1 if digits else 3
         extra |= {"--model.backbone": "test_unireplknet", "--model.backbone_args": f"{{in_chans: {channels}}}"}
     return words + [word for pair in extra.items() for word in pair]
 
 
 def test_readme_has_commands_and_programs() -> None:
     assert len(COMMANDS) >= 6
+    assert {command.split()[1] for command in ANALYSES} == {"erf", "shape-bias", "cost"}
     assert len(PROGRAMS) >= 2
 
 
@@ -68,10 +76,14 @@ def test_commands_of_the_readme() -> None:
     assert len(list(runs.glob("*/checkpoints/best.ckpt"))) == sum(c.split()[1] == "fit" for c in COMMANDS)
     assert len(list(runs.glob("*/predictions.csv"))) == 1
     assert list(Path("exports").glob("*.onnx"))
+    for command in ANALYSES:
+        main(_small(command))
+        name = command.split()[1].replace("-", "_")
+        assert {path.name for path in Path(name).iterdir()} == {f"{name}.png", f"{name}.json"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", PROGRAMS, ids=["task", "backbone"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_programs_of_the_readme(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     program = program.replace("Trainer(max_epochs=1)", "Trainer(max_epochs=1, limit_train_batches=2)")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from core.errors import InputError
@@ -24,10 +25,10 @@ class ImageClassifier(ClassificationTask):
     """
 
     def setup(self, stage: str) -> None:
-        """Compare the model with the data: classes, and channels.
+        """Compare the model with the data: classes, channels, and the normalisation that its weights were trained with.
 
         Raises:
-            InputError: if they differ.
+            InputError: if classes or channels differ; another normalisation is a warning.
         """
         super().setup(stage)
         mode = getattr(getattr(self.trainer, "datamodule", None), "mode", None)
@@ -37,6 +38,20 @@ class ImageClassifier(ClassificationTask):
                 f"the model takes {stem.in_channels} channels and the data have {len(mode)} ({mode}); "
                 f"set --model.backbone_args.in_chans {len(mode)}, or --data.mode, mean and std"
             )
+        self._compare_normalisation()
+
+    def _compare_normalisation(self) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        cfg = getattr(self.backbone, "pretrained_cfg", None) or {}
+        if not self.hparams.get("pretrained") or len(cfg.get("mean") or ()) != len(getattr(data, "mean", ())):
+            return
+        for name in ("mean", "std"):
+            trained, given = tuple(cfg[name]), tuple(getattr(data, name))
+            if trained != given:
+                rank_zero_warn(
+                    f"the pretrained weights know pixels with {name} {trained}, the data are normalised by {given}; "
+                    f"set --data.{name} '{list(trained)}'"
+                )
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep some examples of the batch."""

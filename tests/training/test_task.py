@@ -12,9 +12,9 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 from training.small_runs import CLASSES
 
+from core.backbones.build import build_backbone
 from core.errors import InputError, MissingError
 from core.training import DataModule
-from core.backbones.build import build_backbone
 from vision import ImageClassifier, ImageFolder
 
 pytest_plugins = ["training.shared_fixtures"]
