@@ -5,7 +5,8 @@ from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 
-from core.errors import InputError, MissingError
+from core.errors import InputError
+from core.files import find_files
 
 __all__ = ["SUFFIXES", "Mode", "image_files", "read_image"]
 
@@ -19,15 +20,7 @@ def image_files(path: Path) -> list[Path]:
     Raises:
         MissingError: if there is none.
     """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise MissingError(f"{path} is neither a file nor a folder; give images, or a folder that holds some")
-    found = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    files = sorted(p for p in found if p.is_file())
-    if not files:
-        raise MissingError(f"{path} holds no images; expected files ending in {', '.join(SUFFIXES)}")
-    return files
+    return find_files(path, SUFFIXES, "images")
 
 
 def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:

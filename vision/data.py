@@ -9,11 +9,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from core.errors import InputError, MissingError
+from core.errors import InputError
+from core.files import ClassFolders
 from core.images import Mode, image_files
 from core.training.data import DataModule
 from vision.feature_map import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, eval_transform, train_transform
-from vision.files import ImageFiles, class_files, collate_found
+from vision.files import ImageFiles, collate_found
 
 __all__ = ["Digits", "ImageDataModule", "ImageFolder"]
 
@@ -108,10 +109,9 @@ class ImageFolder(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 < val_share < 1:
-            raise InputError(f"val_share={val_share}; give a share between 0 and 1")
-        self.root = Path(root) if root else None
-        self.train_split, self.val_split, self.val_share = train_split, val_split, val_share
+        self.folders = ClassFolders(
+            Path(root) if root else None, image_files, "*.jpg", train_split, val_split, val_share
+        )
 
     def prepare_data(self) -> None:
         """Check the folders before a run folder is made.
@@ -121,44 +121,19 @@ class ImageFolder(ImageDataModule):
         """
         super().prepare_data()
         if self.trainer is None or not self.trainer.predicting or not self.predict_path:
-            class_files(self._split_folder(self.train_split))
+            self.folders.check()
 
     def setup(self, stage: str) -> None:
         """List the files of the splits that ``stage`` needs."""
         if stage == "predict" and self.predict_path:
             self.predict_set = self._predict_files()
             return
-        self.classes, files = class_files(self._split_folder(self.train_split))
-        train, val = self._validation(files)
+        splits = self.folders.split()
+        self.classes = splits.classes
         if stage == "fit":
-            self.train_set = self._image_set(train, train=True)
-        self.val_set = self._image_set(val)
-        assert self.root is not None
-        has_test = (self.root / "test").is_dir()
-        test = class_files(self.root / "test", self.classes)[1] if has_test else val
-        self.test_set = self._image_set(test)
-        self.predict_set = self._predict_files(val)
-
-    def _split_folder(self, split: str) -> Path:
-        if self.root is None:
-            raise MissingError("ImageFolder needs a folder; type --data.root FOLDER, with FOLDER/train/<class>/*.jpg")
-        return self.root / split
-
-    def _validation(self, files: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
-        folder = self._split_folder(self.val_split)
-        if folder.is_dir():
-            return files, class_files(folder, self.classes)[1]
-        generator = np.random.default_rng(0)
-        held_out: set[int] = set()
-        for label in range(len(self.classes)):
-            members = [i for i, (_, y) in enumerate(files) if y == label]
-            if len(members) < 2:
-                raise InputError(
-                    f"class {self.classes[label]!r} has one image, too few to hold some out; add images, or {folder}"
-                )
-            share = min(max(1, round(self.val_share * len(members))), len(members) - 1)
-            held_out.update(generator.permutation(members)[:share].tolist())
-        return [f for i, f in enumerate(files) if i not in held_out], [files[i] for i in sorted(held_out)]
+            self.train_set = self._image_set(splits.train, train=True)
+        self.val_set, self.test_set = self._image_set(splits.val), self._image_set(splits.test)
+        self.predict_set = self._predict_files(splits.val)
 
 
 class Digits(ImageDataModule):

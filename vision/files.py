@@ -1,4 +1,4 @@
-"""Image files on disk: found by class folder, decoded, and named when they are broken."""
+"""Image files as a data set; broken ones are named, or left out on request."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from core.errors import InputError, MissingError
-from core.images import Mode, image_files, read_image
+from core.errors import InputError
+from core.images import Mode, read_image
 
-__all__ = ["ImageFiles", "class_files", "collate_found"]
+__all__ = ["ImageFiles", "collate_found"]
 
 
 class ImageFiles(Dataset[tuple[Tensor, Any] | None]):
@@ -51,31 +51,8 @@ class ImageFiles(Dataset[tuple[Tensor, Any] | None]):
         except InputError as error:
             if not self.skip_broken:
                 raise InputError(f"{error}, or type --data.skip_broken true") from error
-            warnings.warn(f"skipped: {error}", stacklevel=2)
+            warnings.warn(f"skipped {path}, which cannot be decoded: {error.__cause__}", stacklevel=2)
             return None
-
-
-def class_files(folder: Path, classes: Sequence[str] | None = None) -> tuple[list[str], list[tuple[Path, int]]]:
-    """Class names and (file, label) pairs below a split folder.
-
-    Args:
-        folder: holds one folder for each class.
-        classes: the names in the order of their labels; by default the folders' names, sorted.
-
-    Raises:
-        MissingError: if there are fewer than two class folders, or one without images.
-        InputError: if a folder is none of ``classes``.
-    """
-    if not folder.is_dir():
-        raise MissingError(f"there is no folder {folder}; expected {folder}/<class>/*.jpg, one folder for each class")
-    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(found) < 2:
-        raise MissingError(f"{folder} has {len(found)} class folders; expected at least two: {folder}/<class>/*.jpg")
-    unknown = sorted(set(found) - set(classes)) if classes is not None else []
-    if unknown:
-        raise InputError(f"{folder} has classes that training has not: {', '.join(unknown[:5])}; expected {classes}")
-    names = list(classes) if classes is not None else found
-    return names, [(file, names.index(name)) for name in found for file in image_files(folder / name)]
 
 
 def collate_found(samples: list[Any]) -> Any:

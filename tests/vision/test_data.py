@@ -69,7 +69,7 @@ def test_without_a_validation_folder_a_share_of_each_class_is_held_out(
 
 
 def test_held_out_share_leaves_something_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"class 'brick' has one image, too few to hold some out"):
+    with pytest.raises(InputError, match=r"class 'brick' has one file, too few to hold some out"):
         _set_up(_folder(write_photos(tmp_path / "one", train=1)))
     for share, images in ((0.99, 10), (0.9, 2)):
         root = write_photos(tmp_path / str(images), train=images)

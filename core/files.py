@@ -1,0 +1,149 @@
+"""Files of one kind below a folder, and class folders in ImageNet's layout."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from core.errors import InputError, MissingError
+
+__all__ = ["ClassFolders", "Labelled", "Splits", "class_files", "find_files"]
+
+Labelled = list[tuple[Path, int]]
+"""Files with their class numbers."""
+
+
+def find_files(path: Path, suffixes: Sequence[str], kind: str) -> list[Path]:
+    """The file itself, or all files below a folder that end in one of the suffixes, sorted; hidden ones are left out.
+
+    Args:
+        path: a file or a folder.
+        suffixes: in lower case, with the dot.
+        kind: what they are called in messages, as in 'images'.
+
+    Raises:
+        MissingError: if there is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise MissingError(f"{path} is neither a file nor a folder; give {kind}, or a folder that holds some")
+    found = (p for p in path.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    files = sorted(p for p in found if p.is_file())
+    if not files:
+        raise MissingError(f"{path} holds no {kind}; expected files ending in {', '.join(suffixes)}")
+    return files
+
+
+def class_files(
+    folder: Path, find: Callable[[Path], list[Path]], *, pattern: str = "*", classes: Sequence[str] | None = None
+) -> tuple[list[str], Labelled]:
+    """Class names and (file, label) pairs below a split folder.
+
+    Args:
+        folder: holds one folder for each class.
+        find: gives the files of a class folder.
+        pattern: how a file is written in messages, as in '*.jpg'.
+        classes: the names in the order of their labels; by default the folders' names, sorted.
+
+    Raises:
+        MissingError: if there are fewer than two class folders, or one without files.
+        InputError: if a folder is none of ``classes``.
+    """
+    layout = f"{folder}/<class>/{pattern}"
+    if not folder.is_dir():
+        raise MissingError(f"there is no folder {folder}; expected {layout}, one folder for each class")
+    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
+    if len(found) < 2:
+        raise MissingError(f"{folder} has {len(found)} class folders; expected at least two: {layout}")
+    unknown = sorted(set(found) - set(classes)) if classes is not None else []
+    if unknown:
+        raise InputError(f"{folder} has classes that training has not: {', '.join(unknown[:5])}; expected {classes}")
+    names = list(classes) if classes is not None else found
+    return names, [(file, names.index(name)) for name in found for file in find(folder / name)]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Class names in the order of their labels, and the files of each split."""
+
+    classes: list[str]
+    train: Labelled
+    val: Labelled
+    test: Labelled
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """``root/<split>/<class>/<file>``; without a validation folder a share of each class is held out of training.
+
+    ``root/test`` is the test split if it is there, else the validation split is.
+
+    Attributes:
+        root: folder of the split folders; None where a user may still leave it out.
+        find: gives the files of a class folder.
+        pattern: how a file is written in messages.
+        train_split: name of the training folder.
+        val_split: name of the validation folder.
+        val_share: share of each class held out, in (0, 1); which files is always the same.
+
+    Raises:
+        InputError: if ``val_share`` is out of range.
+    """
+
+    root: Path | None
+    find: Callable[[Path], list[Path]]
+    pattern: str
+    train_split: str = "train"
+    val_split: str = "val"
+    val_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_share < 1:
+            raise InputError(f"val_share={self.val_share}; give a share between 0 and 1")
+
+    def _folder(self, split: str) -> Path:
+        if self.root is None:
+            raise MissingError(
+                f"no folder was given; type --data.root FOLDER, with FOLDER/train/<class>/{self.pattern}"
+            )
+        return self.root / split
+
+    def _files(self, split: str, classes: Sequence[str] | None = None) -> tuple[list[str], Labelled]:
+        return class_files(self._folder(split), self.find, pattern=self.pattern, classes=classes)
+
+    def check(self) -> None:
+        """Look at the training folder.
+
+        Raises:
+            MissingError: if it is missing, or a class folder is empty.
+        """
+        self._files(self.train_split)
+
+    def split(self) -> Splits:
+        """List all files.
+
+        Raises:
+            MissingError: if a folder is missing or empty.
+            InputError: if a split has classes that training has not, or a class is too small to hold some out.
+        """
+        classes, train = self._files(self.train_split)
+        if self._folder(self.val_split).is_dir():
+            val = self._files(self.val_split, classes)[1]
+        else:
+            train, val = self._hold_out(classes, train)
+        has_test = self._folder("test").is_dir()
+        return Splits(classes, train, val, self._files("test", classes)[1] if has_test else val)
+
+    def _hold_out(self, classes: Sequence[str], files: Labelled) -> tuple[Labelled, Labelled]:
+        generator = np.random.default_rng(0)
+        held_out: set[int] = set()
+        for label, name in enumerate(classes):
+            members = [i for i, (_, y) in enumerate(files) if y == label]
+            if len(members) < 2:
+                folder = self._folder(self.val_split)
+                raise InputError(f"class {name!r} has one file, too few to hold some out; add files, or {folder}")
+            share = min(max(1, round(self.val_share * len(members))), len(members) - 1)
+            held_out.update(generator.permutation(members)[:share].tolist())
+        return [f for i, f in enumerate(files) if i not in held_out], [files[i] for i in sorted(held_out)]
