@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from core.errors import InputError
 from core.training.data import padding_in_batch
+from core.training.examples import Examples
 from core.training.pictures import confusion_figure, save_figure
 from core.training.task import Task
 
@@ -22,7 +23,9 @@ class ClassificationTask(Task):
 
     Batches for training and evaluation are (x, y): x (B, C, H, W) float, y (B,) int64 in [0, num_classes). Batches for
     prediction are (x, names). Logged are ``train_loss``, ``lr``, ``val_loss``, ``val_acc``, ``val_acc5`` (from ten
-    classes on) and the same for test; a confusion matrix is drawn after each evaluation.
+    classes on) and the same for test. After each evaluation the run folder holds ``confusion_matrix.png`` and, of maps
+    that :meth:`to_pictures` can show, ``examples.png``: maps spread over the split with the class that the model gives
+    and its probability, in red with the true class where it is wrong.
 
     Args:
         backbone: name of a LarKit or timm model, or a module; its classifier is set to ``num_classes``.
@@ -66,10 +69,14 @@ class ClassificationTask(Task):
         self.mixup: Mixup | None = None
         if mixup_alpha > 0 or cutmix_alpha > 0:
             self.mixup = Mixup(mixup_alpha, cutmix_alpha, label_smoothing=label_smoothing, num_classes=num_classes)
-        scores = _accuracies(num_classes)
-        self.val_loss, self.val_scores = MeanMetric(), scores.clone(prefix="val_")
-        self.test_loss, self.test_scores = MeanMetric(), scores.clone(prefix="test_")
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.use_metrics(_accuracies(num_classes))
         self.confusion = MulticlassConfusionMatrix(num_classes)
+        self.examples = Examples()
+
+    def use_metrics(self, scores: MetricCollection) -> None:
+        """Measure these on the validation and test split; each is updated with (logits, y)."""
+        self.val_scores, self.test_scores = scores.clone(prefix="val_"), scores.clone(prefix="test_")
 
     def setup(self, stage: str) -> None:
         """Take the class names from the data and refuse data with other classes.
@@ -98,10 +105,24 @@ class ClassificationTask(Task):
         if self.mixup and len(x) > 1:
             even = len(x) // 2 * 2  # it mixes pairs; the odd one of an incomplete batch is left out
             (x, y), smoothing = self.mixup(x[:even], y[:even]), 0.0  # and smooths the targets itself
-        loss = F.cross_entropy(self(x), y, label_smoothing=smoothing)
+        loss = self.loss(self(x), y, smoothing=smoothing)
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x), sync_dist=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
         return loss
+
+    def loss(self, logits: Tensor, y: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        """Cross entropy.
+
+        Args:
+            logits: (B, num_classes).
+            y: (B,) int64 labels, or (B, num_classes) float probabilities.
+            smoothing: share of the target spread over all classes.
+        """
+        return F.cross_entropy(logits, y, label_smoothing=smoothing)
+
+    def to_pictures(self, x: Tensor) -> Tensor | None:
+        """Maps (N, C, H, W) as pictures of 1 or 3 channels in [0, 1]; None, as here, for no sheet of examples."""
+        return None
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Add one batch to the validation metrics; gives its logits."""
@@ -124,24 +145,59 @@ class ClassificationTask(Task):
         logits: Tensor = self(x)
         own = len(y) - padding_in_batch(loader, batch_idx, len(y))
         if own:
-            loss.update(F.cross_entropy(logits[:own], y[:own]), weight=own)
+            loss.update(self.loss(logits[:own], y[:own]), weight=own)
             scores.update(logits[:own], y[:own])
             self.confusion.update(logits[:own], y[:own])
         return logits
 
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keep some examples of the batch."""
+        self._keep_examples(outputs, batch, self.trainer.num_val_batches)
+
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keep some examples of the batch."""
+        self._keep_examples(outputs, batch, self.trainer.num_test_batches)
+
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keep some examples of the batch, titled with their predicted class."""
+        titles = [f"{c} {p:.2f}" for c, p in zip(outputs["class"], outputs["probability"], strict=True)]
+        self.examples.keep(batch[0], titles, [False] * len(titles), self.trainer.num_predict_batches)
+
+    def _keep_examples(self, logits: Tensor, batch: Any, batches: list[int | float]) -> None:
+        x, y = batch
+        probability, label = torch.softmax(logits.float(), dim=1).max(dim=1)
+        titles, wrong = [], (label != y).tolist()
+        for i, (p, c) in enumerate(zip(probability.tolist(), label.tolist(), strict=True)):
+            truth = f" ({self.class_names[int(y[i])]})" if wrong[i] else ""
+            titles.append(f"{self.class_names[c]} {p:.2f}{truth}")
+        self.examples.keep(x, titles, wrong, batches)
+
     def on_validation_epoch_end(self) -> None:
-        """Draw the confusion matrix."""
-        self._draw_confusion()
+        """Draw the examples and the confusion matrix."""
+        self._draw()
 
     def on_test_epoch_end(self) -> None:
-        """Draw the confusion matrix."""
-        self._draw_confusion()
+        """Draw the examples and the confusion matrix."""
+        self._draw()
 
-    def _draw_confusion(self) -> None:
+    def on_predict_epoch_end(self) -> None:
+        """Draw the examples."""
+        self._draw_examples()
+
+    def _draw(self) -> None:
+        self._draw_examples()
         if not self.trainer.sanity_checking:  # in every process, since compute() talks to the others
             counts = self.confusion.compute().cpu()
             save_figure(self.trainer, "confusion_matrix", confusion_figure(counts, self.class_names))
         self.confusion.reset()
+
+    def _draw_examples(self) -> None:
+        if self.trainer.sanity_checking:
+            self.examples.kept.clear()
+            return
+        figure = self.examples.draw(self.to_pictures)
+        if figure is not None:
+            save_figure(self.trainer, "examples", figure)
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> dict[str, Any]:
         """Names, winning class and its probability for one batch, as the prediction writer wants them."""

@@ -33,6 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def no_pictures(trained: dict[str, Path]) -> Iterator[None]:
     """Runs draw nothing, which takes most of the time of a run as short as these. The shared run has its own."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("core.training.classification", "core.training.pictures", "vision.task"):
+        for name in ("core.training.classification", "core.training.pictures"):
             patch.setattr(f"{name}.save_figure", lambda *_: None)
+        patch.setattr("core.training.examples.Examples.draw", lambda *_: None)
         yield

@@ -1,0 +1,56 @@
+"""A sheet of examples: some maps of an evaluation, spread over the whole split, with what the model says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from core.training.pictures import image_sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Examples"]
+
+
+class Examples:
+    """Keeps a share of each batch until there are enough for a sheet.
+
+    Args:
+        size: maps on a sheet.
+        columns: maps a row.
+    """
+
+    def __init__(self, size: int = 32, columns: int = 8) -> None:
+        self.size, self.columns = size, columns
+        self.kept: list[tuple[Tensor, str, bool]] = []
+
+    def keep(self, x_BCHW: Tensor, titles: list[str], wrong: list[bool], batches: list[int | float]) -> None:
+        """Choose from one batch, by a seed of its own.
+
+        Args:
+            x_BCHW: maps.
+            titles: B lines of text.
+            wrong: B flags; marked ones are drawn in red.
+            batches: number of batches of each loader, to spread the choice.
+        """
+        share = -(-self.size // max(1, int(sum(batches))))
+        generator = torch.Generator().manual_seed(len(self.kept))
+        chosen = torch.randperm(len(x_BCHW), generator=generator)[:share].tolist()
+        self.kept += [(x_BCHW[i].float().cpu(), titles[i], wrong[i]) for i in chosen][: self.size - len(self.kept)]
+
+    def draw(self, to_pictures: Callable[[Tensor], Tensor | None]) -> Figure | None:
+        """The sheet, and an empty list again; None if there is nothing to show.
+
+        Args:
+            to_pictures: turns maps (N, C, H, W) into pictures of 1 or 3 channels in [0, 1], or None.
+        """
+        kept, self.kept = self.kept, []
+        if not kept:
+            return None
+        maps, titles, wrong = zip(*kept, strict=True)
+        pictures = to_pictures(torch.stack(maps))
+        return None if pictures is None else image_sheet(pictures, list(titles), list(wrong), self.columns)
