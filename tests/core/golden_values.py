@@ -5,18 +5,24 @@ import gzip
 import json
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
 
-import core
+from core.backbones.staged import StagedNet
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = "test_unireplknet"
-NAMES = [*timm.list_models("unireplknet_*"), TINY]
+TINY_REPLKNET = "test_replknet"
+TINIES = [TINY, TINY_REPLKNET]
+UNIREPLKNETS = [*timm.list_models("unireplknet_*"), TINY]
+REPLKNETS = [*timm.list_models("replknet_*"), TINY_REPLKNET]
+NAMES = UNIREPLKNETS + REPLKNETS
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def read_json(name: str) -> dict[str, Any]:
@@ -47,18 +53,22 @@ def fill(model: nn.Module) -> None:
     model.load_state_dict(state)
 
 
-def tiny(**options: Any) -> core.UniRepLKNet:
-    """The test net in eval mode with golden values."""
-    model: core.UniRepLKNet = timm.create_model(TINY, **options)
-    fill(model)
-    return model.eval()
+def filled(module: M) -> M:
+    """The same module in eval mode with golden values: norms, layer scales and GRN far from their initial values."""
+    fill(module)
+    return module.eval()
+
+
+def tiny(name: str = TINY, **options: Any) -> Any:
+    """A test net in eval mode with golden values."""
+    return filled(timm.create_model(name, **options))
 
 
 @functools.cache
-def shapes_only(name: str) -> core.UniRepLKNet:
+def shapes_only(name: str) -> StagedNet:
     """A registered net in eval mode without data, with drop path rates up to 0.3; shared, so not to be changed."""
     with torch.device("meta"):
-        model: core.UniRepLKNet = timm.create_model(name, drop_path_rate=0.3)
+        model: StagedNet = timm.create_model(name, drop_path_rate=0.3)
     return model.eval()
 
 
@@ -68,7 +78,14 @@ def golden_input(*shape: int) -> Tensor:
     return torch.from_numpy(np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)).float()
 
 
+def difference(model: nn.Module, other: nn.Module, x: Tensor) -> float:
+    """The relative difference of what ``other`` gives for ``x`` from what ``model`` gives."""
+    with torch.no_grad():
+        return relative_difference(other(x), model(x))
+
+
 def relative_difference(got: Tensor, expected: Tensor) -> float:
     """Largest absolute difference, relative to the largest absolute expected value."""
     got, expected = got.detach(), expected.detach()
+    assert got.shape == expected.shape
     return float((got - expected).abs().max() / expected.abs().max())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_values import fill, golden_input, relative_difference, tiny
+from golden_values import TINIES, TINY, TINY_REPLKNET, fill, golden_input, relative_difference, tiny
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
@@ -18,6 +18,11 @@ from core.export import export_model
 from core.layers import GlobalResponseNorm
 
 SMALL: dict[str, Any] = {"depths": (1, 2), "dims": (8, 12), "kernel_sizes": (3, (9, 0)), "num_classes": 5}
+SMALL_REPLKNET: dict[str, Any] = {"depths": (1, 1), "dims": (8, 12), "kernel_sizes": (9, 7), "num_classes": 5}
+FORMS = [
+    *[(TINY, SMALL, form) for form in ("train", "checkpointing", "inference")],
+    *[(TINY_REPLKNET, SMALL_REPLKNET, form) for form in ("train", "inference")],
+]
 SIZES = [(1, 3, 97, 131), (3, 3, 64, 64), (2, 3, 480, 256)]
 
 
@@ -28,9 +33,10 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("net", TINIES)
 @pytest.mark.parametrize("folded", [False, True])
-def test_autocast_to_bfloat16(folded: bool) -> None:
-    model, x = tiny(), golden_input(2, 3, 64, 96)
+def test_autocast_to_bfloat16(net: str, folded: bool) -> None:
+    model, x = tiny(net), golden_input(2, 3, 64, 96)
     if folded:
         model = core.reparameterize(model)
     with torch.no_grad():
@@ -41,10 +47,11 @@ def test_autocast_to_bfloat16(folded: bool) -> None:
     assert relative_difference(got.float(), expected) < 0.03
 
 
+@pytest.mark.parametrize("net", TINIES)
 @pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 0.005), (torch.bfloat16, 0.03)])
-def test_pure_half_precision_with_large_inputs(dtype: torch.dtype, limit: float, folded: bool) -> None:
-    model, x = tiny().to(dtype), (400 * golden_input(2, 3, 64, 96)).to(dtype)
+def test_pure_half_precision_with_large_inputs(net: str, dtype: torch.dtype, limit: float, folded: bool) -> None:
+    model, x = tiny(net).to(dtype), (400 * golden_input(2, 3, 64, 96)).to(dtype)
     wide = copy.deepcopy(model).float()
     if folded:
         model = core.reparameterize(model)
@@ -64,8 +71,9 @@ def test_norms_do_not_overflow_in_half_precision(layer: nn.Module) -> None:
     assert relative_difference(got.float(), expected) < 2e-3
 
 
-def test_channels_last_is_the_same() -> None:
-    model, x = tiny(), golden_input(2, 3, 96, 64)
+@pytest.mark.parametrize("net", TINIES)
+def test_channels_last_is_the_same(net: str) -> None:
+    model, x = tiny(net), golden_input(2, 3, 96, 64)
     expected = model(x)
     got = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     assert relative_difference(got, expected) < 1e-5
@@ -110,9 +118,9 @@ def _step(model: nn.Module, run: Any, x: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("form", ["train", "checkpointing", "inference"])
-def test_compiled_model_is_the_same(form: str) -> None:
-    model, x = tiny(**SMALL).double(), golden_input(2, 3, 64, 96).double()
+@pytest.mark.parametrize(("net", "options", "form"), FORMS)
+def test_compiled_model_is_the_same(net: str, options: dict[str, Any], form: str) -> None:
+    model, x = tiny(net, **options).double(), golden_input(2, 3, 64, 96).double()
     model = core.reparameterize(model) if form == "inference" else model.train()
     plain = copy.deepcopy(model)
     model.set_grad_checkpointing(form == "checkpointing")
@@ -133,9 +141,12 @@ def test_one_compilation_serves_other_sizes() -> None:
     assert counter.frame_count <= 2  # one more for a batch of 1
 
 
-@pytest.mark.parametrize("folded", [False, True])
-def test_exported_program_runs_at_other_sizes(folded: bool) -> None:
-    model = core.reparameterize(tiny()) if folded else tiny(**SMALL)
+@pytest.mark.parametrize(
+    ("net", "options", "folded"), [(TINY, SMALL, False), (TINY, {}, True), (TINY_REPLKNET, SMALL_REPLKNET, True)]
+)
+def test_exported_program_runs_at_other_sizes(net: str, options: dict[str, Any], folded: bool) -> None:
+    model = tiny(net, **options)
+    model = core.reparameterize(model) if folded else model
     auto = torch.export.Dim.AUTO
     program = torch.export.export(model, (golden_input(2, 3, 64, 96),), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
     exported = program.module()

@@ -1,4 +1,4 @@
-"""Freely chosen depths, widths and kernels of UniRepLKNet, refusals, and its parameter groups."""
+"""What only UniRepLKNet has: free depths, widths and kernels, refusals, parameter groups, published files."""
 
 import re
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import timm
 import torch
-from golden_values import NAMES, fill, golden_input, relative_difference, shapes_only
+from golden_values import TINY, UNIREPLKNETS, difference, filled, golden_input, shapes_only, tiny
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
+from torch.testing import assert_close
 
 import core
 from core.backbones import default_kernel_sizes
@@ -23,9 +24,7 @@ FREE: dict[str, Any] = {
 
 
 def _model(name: str = "unireplknet_a", **options: Any) -> core.UniRepLKNet:
-    model = timm.create_model(name, **options)
-    fill(model)
-    return model.eval()
+    return filled(timm.create_model(name, **options))
 
 
 def _sizes(model: core.UniRepLKNet) -> list[list[int]]:
@@ -74,15 +73,12 @@ def test_other_numbers_of_stages(stages: int) -> None:
 
 @pytest.mark.parametrize("size", [19, 31])
 def test_kernels_beyond_the_published_table(size: int) -> None:
-    model, x = (
-        _model(**FREE | {"kernel_sizes": ((size,), (size, 3), (3, 3, size), (size,))}),
-        golden_input(1, 3, 96, 70),
-    )
+    sizes = ((size,), (size, 3), (3, 3, size), (size,))
+    model, x = _model(**FREE | {"kernel_sizes": sizes}), golden_input(1, 3, 96, 70)
     block = model.stages[0][0].dwconv
     assert block.branches == dilated_branches(size)
     assert all((k - 1) * r + 1 <= size for k, r in block.branches)
-    with torch.no_grad():
-        assert relative_difference(core.reparameterize(model)(x), model(x)) < 1e-5
+    assert difference(model, core.reparameterize(model), x) < 1e-5
 
 
 @pytest.mark.parametrize("size", [5, *range(7, 64, 2)])
@@ -101,8 +97,7 @@ def test_explicit_branches() -> None:
     assert names == {"lk_origin", "origin_bn", "dil_conv_k3_8", "dil_bn_k3_8", "dil_conv_k5_2", "dil_bn_k5_2"}
     assert model.stages[3][0].dwconv.branches == ()
     assert model.stages[2][0].dwconv.branches == dilated_branches(15)
-    with torch.no_grad():
-        assert relative_difference(core.reparameterize(model)(x), model(x)) < 1e-5
+    assert difference(model, core.reparameterize(model), x) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -116,7 +111,6 @@ def test_explicit_branches() -> None:
         ({"kernel_sizes": None, "branches": {13: [(7, 3)]}}, "branch (k=7, r=3) does not fit a 13x13 kernel"),
         ({"kernel_sizes": None, "branches": {13: [(4, 1)]}}, "branch (k=4, r=1) does not fit a 13x13 kernel"),
         ({"kernel_sizes": None, "branches": {13: [(3, 0)]}}, "branch (k=3, r=0) does not fit a 13x13 kernel"),
-        ({"kernel_sizes": None, "branches": {13: [(3, 1), (3, 1)]}}, "name the same (k, r) twice"),
         ({"branches": {21: [(3, 1)]}}, "branches are given for kernel sizes [21]"),
         ({"branches": {5: [(3, 1)]}}, "branches are given for kernel sizes [5]"),
         ({"dims": (8, 16, 24)}, "dims=(8, 16, 24): give both for every stage"),
@@ -143,7 +137,7 @@ def _official_layer(name: str, depths: tuple[int, ...]) -> int:
     return (1, 2, 3 + block // 3, last)[index]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", UNIREPLKNETS)
 def test_layer_groups_are_the_official_ones(name: str) -> None:
     model = shapes_only(name)
     layers = group_parameters(model, model.group_matcher(), reverse=True)
@@ -178,3 +172,31 @@ def test_weight_decay_spares_what_has_one_dimension_and_nothing_else() -> None:
     grn = model.stages[0][0].act[1]
     assert {id(grn.gamma), id(grn.beta)} < {id(p) for p in decayed["params"]}  # four dimensions, as the papers train
     assert all(p.ndim == 1 for p in kept["params"])
+
+
+def test_pooled_vector_is_normed_mean_of_the_map() -> None:
+    model, x = tiny(), golden_input(2, 3, 64, 96)
+    mean = model.forward_features(x).mean((2, 3))
+    expected = nn.functional.layer_norm(mean, (32,), model.norm.weight, model.norm.bias, eps=1e-6)
+    assert_close(model.forward_head(model.forward_features(x), pre_logits=True), expected)
+
+
+def test_a_new_classifier_starts_as_the_official_one() -> None:
+    model = tiny()
+    model.reset_classifier(50)
+    assert 0.018 < model.head.weight.std() < 0.022
+    assert not model.head.bias.any()
+
+
+@pytest.mark.parametrize("name", UNIREPLKNETS)
+def test_published_files(name: str) -> None:
+    tags = timm.list_pretrained(f"{name}.*")
+    for tag in tags:
+        cfg = timm.get_pretrained_cfg(tag)
+        assert (cfg.hf_hub_id, cfg.license) == ("DingXiaoH/UniRepLKNet", "apache-2.0")
+        assert cfg.hf_hub_filename.startswith(f"{name}_in" if "in22k" not in tag else f"{name}_in22k")
+        assert cfg.hf_hub_filename.endswith(".pth")
+        pretrained_at = 192 if tag[12:] in ("l.in22k", "xl.in22k") else 224
+        assert cfg.input_size[-1] == (384 if tag.endswith("384") else pretrained_at)
+    expected = {TINY: 0, "unireplknet_s": 3, "unireplknet_b": 2, "unireplknet_l": 2, "unireplknet_xl": 2}
+    assert len(tags) == expected.get(name, 1)
