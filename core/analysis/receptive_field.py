@@ -128,7 +128,8 @@ def receptive_field_figure(fields: dict[str, ReceptiveField], title: str) -> Fig
         image = axes.imshow(field.scores, cmap="RdYlGn", vmin=0, vmax=1)
         axes.set_title(name, fontsize=9)
         axes.set(xticks=[], yticks=[])
-        lines = [f"{t:.0%} in {ratio_text(r)} of the area" for t, r in field.area_ratios().items()]
+        ratios = field.area_ratios().items()
+        lines = [f"{t:.0%}: {ratio_text(r)}{' of the area' if r is not None else ''}" for t, r in ratios]
         axes.set_xlabel("\n".join(lines), fontsize=8)
     figure.colorbar(image, ax=list(panels), shrink=0.6, label="log contribution / largest")
     return figure
@@ -136,4 +137,4 @@ def receptive_field_figure(fields: dict[str, ReceptiveField], title: str) -> Fig
 
 def ratio_text(ratio: float | None) -> str:
     """An area ratio in percent, or that it is not reached."""
-    return "more than any centred square" if ratio is None else f"{ratio:.2%}"
+    return "not reached" if ratio is None else f"{ratio:.2%}"
