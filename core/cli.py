@@ -38,6 +38,8 @@ Train and use large-kernel ConvNets. A second -c changes single values of the fi
             lightning predict -c vision/configs/cls.yaml --ckpt_path best --data.predict_path photos/
   export    write ONNX or torch.export in inference form, and compare its outputs with the model's
             lightning export -c vision/configs/cls.yaml --ckpt_path best --format onnx
+  stats     measure mean and standard deviation of the training data, for data that need it before fit
+            lightning stats -c audio/configs/cls.yaml
 
 Analyses take names of timm or LarKit models, NAME=FILE for weights of your own, or checkpoints that fit wrote; they
 print a table and write a picture and a JSON file.
@@ -57,7 +59,7 @@ print a table and write a picture and a JSON file.
   lightning --version
 """
 
-VERBS = ("fit", "validate", "test", "predict", "export")
+VERBS = ("fit", "validate", "test", "predict", "export", "stats")
 ANALYSES = ("erf", "shape-bias", "cost")
 
 

@@ -146,9 +146,13 @@ class ClassificationTask(Task):
         own = len(y) - padding_in_batch(loader, batch_idx, len(y))
         if own:
             loss.update(self.loss(logits[:own], y[:own]), weight=own)
-            scores.update(logits[:own], y[:own])
-            self.confusion.update(logits[:own], y[:own])
+            self.update_metrics(scores, logits[:own], y[:own])
         return logits
+
+    def update_metrics(self, scores: MetricCollection, logits: Tensor, y: Tensor) -> None:
+        """Add one batch to the metrics of a split."""
+        scores.update(logits, y)
+        self.confusion.update(logits, y)
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep some examples of the batch."""

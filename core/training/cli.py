@@ -49,8 +49,8 @@ class LarKitCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's verbs and export."""
-        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+        """Lightning's verbs, export and stats."""
+        return {**LightningCLI.subcommands(), **{verb: {"model", "datamodule"} for verb in ("export", "stats")}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the checkpoint callback; what it monitors comes from the task."""
@@ -84,7 +84,7 @@ class LarKitCLI(LightningCLI):
             super()._parse_ckpt_path()
             args = self.settings.model.init_args  # the checkpoint replaces what these would load first
             args.weights, args.pretrained = None, False
-        elif verb != "fit" and not self._has_weights():
+        elif verb not in ("fit", "stats") and not self._has_weights():
             raise InputError(
                 f"{verb} would use random weights. Type: {shlex.join(['lightning', *sys.argv[1:]])} --ckpt_path best"
             )
@@ -130,7 +130,7 @@ class LarKitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give the run its own folder with a CSV and a TensorBoard log."""
-        if self.settings.trainer.get("logger") in (None, True) and self.subcommand != "export":
+        if self.settings.trainer.get("logger") in (None, True) and self.subcommand not in ("export", "stats"):
             path = self.settings.get("ckpt_path") if self.subcommand == "fit" else None
             version = run_version(self._runs(), Path(path) if path else None)
             kwargs["logger"] = run_loggers(self._runs(), version)

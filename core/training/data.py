@@ -1,7 +1,7 @@
 """Data loaders that all modalities share: reproducible shuffling, and evaluation that counts each sample once."""
 
 import os
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -22,10 +22,27 @@ class EpochSampler(DistributedSampler[Any]):
     augmentation.
     """
 
-    def __init__(self, dataset: Dataset[Any], *, replicas: int = 1, rank: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=True, seed=seed)
         self.generator = torch.Generator()
+        self.weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
         self.set_epoch(0)
+
+    def __iter__(self) -> Iterator[int]:
+        """The samples of this process: all of them once, or by weight with replacement."""
+        if self.weights is None:
+            return super().__iter__()
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
+        drawn = torch.multinomial(self.weights, self.total_size, replacement=True, generator=generator)
+        return iter(drawn[self.rank :: self.num_replicas].tolist())
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the worker seeds of the next pass."""
@@ -55,6 +72,7 @@ class DataModule(LightningDataModule):
 
     Attributes:
         classes: names of the classes in the order of their labels; empty where there are none.
+        train_weights: draw training samples by these weights with replacement; None for each once an epoch.
     """
 
     def __init__(self, *, batch_size: int = 64, num_workers: int = 2, drop_last: bool = True) -> None:
@@ -67,12 +85,14 @@ class DataModule(LightningDataModule):
         self.val_set: Dataset[Any] | None = None
         self.test_set: Dataset[Any] | None = None
         self.predict_set: Dataset[Any] | None = None
+        self.train_weights: Sequence[float] | None = None
         self.collate: Callable[[list[Any]], Any] | None = None
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches of ``train_set``."""
         dataset, (rank, replicas) = self._filled(self.train_set, "train"), self._place()
-        sampler = EpochSampler(dataset, replicas=replicas, rank=rank, seed=self._seed())
+        options: dict[str, Any] = {"seed": self._seed(), "weights": self.train_weights}
+        sampler = EpochSampler(dataset, replicas=replicas, rank=rank, **options)
         if len(sampler) < 2:
             raise InputError("there is one training sample for each process; batch norm needs at least two in a batch")
         drop_last = self.drop_last and len(sampler) >= self.batch_size
@@ -107,6 +127,16 @@ class DataModule(LightningDataModule):
             if len(wrong):
                 raise InputError(f"label {int(wrong[0])} is outside 0..{len(self.classes) - 1}; check the labels")
         return batch
+
+    def measure(self) -> dict[str, float]:
+        """Measure the statistics that normalise this kind of data, and store them; the verb ``stats``.
+
+        Raises:
+            InputError: if this kind of data is normalised by given numbers.
+        """
+        raise InputError(
+            f"{type(self).__name__} measures no statistics; it is normalised by --data.mean and --data.std"
+        )
 
     def _ordered(self, dataset: Dataset[Any]) -> DataLoader[Any]:
         rank, replicas = self._place()

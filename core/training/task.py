@@ -43,6 +43,9 @@ class Task(LightningModule):
         weight_decay: decay of parameters with two dimensions and more.
         layer_decay: factor on the learning rate for each layer group further from the output.
         warmup_epochs: length of the linear warm-up.
+        opt_args: further arguments of the optimizer, such as ``betas``.
+        decay_rate: instead of the cosine, multiply the learning rate by this after each epoch from ``decay_start`` on.
+        decay_start: last epoch, counted from 1, at the full rate when ``decay_rate`` is given.
         norm_eval: keep batch norms in eval mode while training, for small batches; their weights still train.
 
     Raises:
@@ -67,11 +70,18 @@ class Task(LightningModule):
         weight_decay: float = 0.05,
         layer_decay: float = 1.0,
         warmup_epochs: float = 0.0,
+        opt_args: dict[str, Any] | None = None,
+        decay_rate: float | None = None,
+        decay_start: int = 1,
         norm_eval: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else None)
         self._check(opt, lr, layer_decay, warmup_epochs)
+        if decay_rate is not None and (not 0 < decay_rate <= 1 or decay_start < 1):
+            raise InputError(
+                f"decay_rate={decay_rate}, decay_start={decay_start}; a factor in (0, 1], an epoch from 1 on"
+            )
         if isinstance(backbone, str):
             backbone = build_backbone(backbone, pretrained=pretrained, **(backbone_args or {}))
         elif backbone_args or pretrained:
@@ -79,6 +89,7 @@ class Task(LightningModule):
         self.backbone = backbone
         self.opt, self.lr, self.lr_batch, self.min_lr = opt, lr, lr_batch, min_lr
         self.weight_decay, self.layer_decay, self.warmup_epochs = weight_decay, layer_decay, warmup_epochs
+        self.opt_args, self.decay_rate, self.decay_start = opt_args or {}, decay_rate, decay_start
         self.norm_eval = norm_eval
         if weights is not None:
             load_weights(self, weights)
@@ -119,7 +130,7 @@ class Task(LightningModule):
         groups = parameter_groups(
             self, lr=self.lr * scale, weight_decay=self.weight_decay, layer_decay=self.layer_decay
         )
-        optimizer = create_optimizer_v2(groups, opt=self.opt, lr=self.lr * scale, weight_decay=0.0)
+        optimizer = create_optimizer_v2(groups, opt=self.opt, lr=self.lr * scale, weight_decay=0.0, **self.opt_args)
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise InputError("the cosine needs an end; set --trainer.max_epochs or --trainer.max_steps")
@@ -128,7 +139,13 @@ class Task(LightningModule):
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         total, warmup = int(steps), round(self.warmup_epochs * steps_per_epoch)
         floor = min(1.0, self.min_lr / self.lr)
-        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup=warmup, total=total, floor=floor))
+
+        def factor(step: int) -> float:
+            if self.decay_rate is None or step < warmup:
+                return warmup_cosine(step, warmup=warmup, total=total, floor=floor)
+            return self.decay_rate ** max(0, step // steps_per_epoch - self.decay_start + 1)
+
+        schedule = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _batch_scale(self) -> float:

@@ -1,4 +1,4 @@
-"""Lightning's trainer with one more verb: export."""
+"""Lightning's trainer with two more verbs: export and stats."""
 
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,20 @@ __all__ = ["ExportingTrainer"]
 
 
 class ExportingTrainer(Trainer):
-    """``lightning.Trainer`` that also exports, so that the command has the verb."""
+    """``lightning.Trainer`` that also exports and measures, so that the command has these verbs."""
+
+    def stats(self, model: Task, datamodule: DataModule) -> dict[str, float]:
+        """Measures the mean and standard deviation of the training data, and stores them beside the data.
+
+        Args:
+            model: not used; the command builds what a configuration names.
+            datamodule: what is measured.
+
+        Returns:
+            The numbers stored, by name.
+        """
+        datamodule.prepare_data()
+        return datamodule.measure()
 
     def export(
         self,
@@ -41,7 +54,8 @@ class ExportingTrainer(Trainer):
             load_weights(model, ckpt_path)
         datamodule.prepare_data()
         datamodule.setup("validate")
-        images = next(iter(datamodule.val_dataloader()))[0][:4]
+        batch = next(iter(datamodule.val_dataloader()))
+        images = datamodule.on_after_batch_transfer(batch, 0)[0][:4]
         name = str(model.hparams.get("backbone", type(model.backbone).__name__))
         with torch.no_grad():
             return export_model(model.backbone.eval(), images, Path(output) / name, format=format)

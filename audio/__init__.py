@@ -1,0 +1,18 @@
+"""Audio: recordings become log-mel maps, maps become classes."""
+
+from audio.data import AudioDataModule
+from audio.feature_map import LogMel
+from audio.sets import ESC50, AudioFolder, AudioTable, SpeechCommands
+from audio.spoken_words import SpokenWords
+from audio.task import AudioClassifier
+
+__all__ = [
+    "ESC50",
+    "AudioClassifier",
+    "AudioDataModule",
+    "AudioFolder",
+    "AudioTable",
+    "LogMel",
+    "SpeechCommands",
+    "SpokenWords",
+]

@@ -1,0 +1,109 @@
+"""Recordings on disk: found, decoded by libsndfile, resampled, and named when they are broken."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from audio.feature_map import resample_wave
+from core.errors import InputError, MissingError
+from core.files import find_files
+
+__all__ = ["SUFFIXES", "Recordings", "audio_files", "read_wave"]
+
+SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
+
+
+def audio_files(path: Path) -> list[Path]:
+    """The recording itself, or all recordings below a folder, sorted.
+
+    Raises:
+        MissingError: if there is none.
+    """
+    return find_files(path, SUFFIXES, "recordings")
+
+
+def read_wave(path: Path, sample_rate: int, *, shortest: int = 1) -> Tensor:
+    """A recording as a waveform (T,) float32 in [-1, 1]: channels averaged, at the given rate.
+
+    Args:
+        path: wav, flac, mp3, ogg, aiff; any bit depth, rate and number of channels.
+        sample_rate: samples a second of the result.
+        shortest: samples that it must have at least.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if the file cannot be decoded, is cut off, too short, or holds NaN.
+    """
+    if not path.is_file():
+        raise MissingError(f"there is no recording {path}; correct the list that names it")
+    try:
+        with soundfile.SoundFile(path) as file:
+            expected, rate = file.frames, file.samplerate
+            samples = file.read(dtype="float32", always_2d=True)
+            cut = "should be" in file.extra_info  # libsndfile's note on a header that promises more than there is
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+        raise InputError(f"{path} cannot be decoded as a recording: {error}; replace it") from error
+    if cut or (len(samples) < expected and path.suffix.lower() != ".mp3"):  # the length of an mp3 is an estimate
+        raise InputError(f"{path} is cut off after {len(samples) / rate:.2f} s; replace it")
+    if not np.isfinite(samples).all():
+        raise InputError(f"{path} holds NaN or infinity; replace it")
+    wave = resample_wave(torch.from_numpy(samples.mean(axis=1)), rate, sample_rate)
+    if len(wave) < max(shortest, 1):
+        raise InputError(
+            f"{path} has {len(samples)} samples at {rate} Hz, {len(wave)} at {sample_rate} Hz; at least {shortest} are "
+            "needed for one frame. Replace it"
+        )
+    return wave
+
+
+class Recordings(Dataset[tuple[Tensor, Any] | None]):
+    """Recordings, each with a target.
+
+    Args:
+        files: (path, target) pairs.
+        sample_rate: samples a second.
+        shortest: samples that each must have at least.
+        longest: samples to keep from the start, or None for all.
+        skip_broken: leave out files that cannot be used, with a warning, instead of stopping.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[Path, Any]],
+        sample_rate: int,
+        *,
+        shortest: int = 1,
+        longest: int | None = None,
+        skip_broken: bool = False,
+    ) -> None:
+        self.files, self.sample_rate = files, sample_rate
+        self.shortest, self.longest, self.skip_broken = shortest, longest, skip_broken
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
+        """The waveform (T,) and target of one file, or None if it is broken and may be skipped.
+
+        Raises:
+            MissingError: if the file is not there.
+            InputError: naming the file that cannot be used.
+        """
+        path, target = self.files[index]
+        try:
+            return read_wave(path, self.sample_rate, shortest=self.shortest)[: self.longest], target
+        except MissingError:
+            raise
+        except InputError as error:
+            if not self.skip_broken:
+                raise InputError(f"{error}, or type --data.skip_broken true") from error
+            warnings.warn(f"skipped: {error}", stacklevel=2)
+            return None
