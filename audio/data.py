@@ -94,8 +94,20 @@ class AudioDataModule(DataModule):
         """
         if self.predict_path and self.trainer and self.trainer.predicting:
             audio_files(self.predict_path)
-        if self.trainer:
-            self._use_statistics()
+        self.check_data()
+        self._use_statistics()
+
+    def check_data(self) -> None:
+        """Look at the data on disk, or make them; subclasses say how, and raise what ``prepare_data`` raises."""
+
+    def setup(self, stage: str) -> None:
+        """List the recordings of the splits, and read the statistics."""
+        self.fill(stage)
+        self._use_statistics()
+
+    def fill(self, stage: str) -> None:
+        """Set ``classes`` and the splits that ``stage`` needs; subclasses say how."""
+        raise NotImplementedError
 
     def stats_file(self) -> Path:
         """Where the measured statistics of this data set are stored; subclasses say it.
@@ -131,7 +143,8 @@ class AudioDataModule(DataModule):
         Raises:
             InputError: if a recording cannot be used, or the maps are all the same.
         """
-        self.setup("fit")
+        self.check_data()
+        self.fill("fit")
         total, squares, count = 0.0, 0.0, 0
         for (wave_BT, lengths_B), _ in self._ordered(self._filled(self.train_set, "train")):
             mel = self.maps.filter_bank(wave_BT, lengths_B).double()

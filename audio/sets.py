@@ -54,7 +54,7 @@ class AudioFolder(AudioDataModule):
             Path(root) if root else None, audio_files, "*.wav", train_split, val_split, val_share
         )
 
-    def prepare_data(self) -> None:
+    def check_data(self) -> None:
         """Check the folders before a run folder is made.
 
         Raises:
@@ -62,7 +62,6 @@ class AudioFolder(AudioDataModule):
         """
         if self.trainer is None or not self.trainer.predicting or not self.predict_path:
             self.folders.check()
-        super().prepare_data()
 
     def stats_file(self) -> Path:
         """``root/log_mel_stats.json``."""
@@ -70,7 +69,7 @@ class AudioFolder(AudioDataModule):
             return super().stats_file()
         return self.folders.root / STATS
 
-    def setup(self, stage: str) -> None:
+    def fill(self, stage: str) -> None:
         """List the files of the splits that ``stage`` needs."""
         if stage == "predict" and self.predict_path:
             self.predict_set = self._predict_files()
@@ -96,7 +95,7 @@ class SpeechCommands(AudioDataModule):
         super().__init__(**kwargs)
         self.root, self.classes = Path(root), list(WORDS)
 
-    def prepare_data(self) -> None:
+    def check_data(self) -> None:
         """Check folders and lists before a run folder is made.
 
         Raises:
@@ -104,13 +103,12 @@ class SpeechCommands(AudioDataModule):
             InputError: if there is a folder that is none of the words.
         """
         self._splits()
-        super().prepare_data()
 
     def stats_file(self) -> Path:
         """``root/log_mel_stats.json``."""
         return self.root / STATS
 
-    def setup(self, stage: str) -> None:
+    def fill(self, stage: str) -> None:
         """Deal the files to the splits."""
         train, val, test = self._splits()
         self.train_set, self.val_set, self.test_set = map(self._recordings, (train, val, test))
@@ -164,21 +162,20 @@ class AudioTable(AudioDataModule):
         self.labels_csv, self.multi_label = Path(labels_csv), multi_label
         self.weights_csv = Path(weights_csv) if weights_csv else None
 
-    def prepare_data(self) -> None:
+    def check_data(self) -> None:
         """Read all tables before a run folder is made.
 
         Raises:
             MissingError: if a file is missing.
             InputError: if a table is not in the layout, or names a label that the CSV has not.
         """
-        self.setup("fit")
-        super().prepare_data()
+        self.fill("fit")
 
     def stats_file(self) -> Path:
         """``log_mel_stats.json`` beside the training table."""
         return self.tables["train"].parent / STATS
 
-    def setup(self, stage: str) -> None:
+    def fill(self, stage: str) -> None:
         """Read the tables."""
         rows = _read_csv(self.labels_csv, ("index", "mid", "display_name"))
         rows.sort(key=lambda row: int(row["index"]))
@@ -236,20 +233,19 @@ class ESC50(AudioDataModule):
         if not {fold, self.val_fold} <= {1, 2, 3, 4, 5}:
             raise InputError(f"fold={fold}, val_fold={val_fold}; ESC-50 has the folds 1 to 5")
 
-    def prepare_data(self) -> None:
+    def check_data(self) -> None:
         """Read the table before a run folder is made.
 
         Raises:
             MissingError: if it is not there.
         """
-        self.setup("fit")
-        super().prepare_data()
+        self.fill("fit")
 
     def stats_file(self) -> Path:
         """``root/log_mel_stats.json``."""
         return self.root / STATS
 
-    def setup(self, stage: str) -> None:
+    def fill(self, stage: str) -> None:
         """Deal the folds to the splits."""
         rows = _read_csv(self.root / "meta" / "esc50.csv", ("filename", "fold", "target", "category"))
         names = {int(row["target"]): row["category"] for row in rows}

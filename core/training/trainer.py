@@ -27,7 +27,6 @@ class ExportingTrainer(Trainer):
         Returns:
             The numbers stored, by name.
         """
-        datamodule.prepare_data()
         return datamodule.measure()
 
     def export(
