@@ -169,6 +169,8 @@ def _quieten() -> None:
     # theirs: invitations to install other packages of Lightning's maker
     for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(logger).addFilter(lambda record: "\N{ELECTRIC LIGHT BULB} Tip" not in record.getMessage())
+    # expected: two batches before training do not hold every class
+    warnings.filterwarnings("ignore", message=".*No (positive|negative) samples.*")
     # expected: a compiler for CUDA without a GPU
     logging.getLogger("torch.utils.cpp_extension").addFilter(
         lambda record: "No CUDA runtime" not in record.getMessage()
