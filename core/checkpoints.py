@@ -54,7 +54,7 @@ def load_weights(model: M, source: str | Path) -> M:
         MissingError: if there is no such file or repository.
         InputError: if the file is no checkpoint, or its tensors do not fit the model; the message names them.
     """
-    state_dict = read_state_dict(source)
+    state_dict = _from_mmpretrain(read_state_dict(source))
     target = _target(model, state_dict)
     state_dict = _strip_prefixes(state_dict, target)
     if isinstance(model, FeatureGetterNet):  # it has pruned what its maps do not need
@@ -237,15 +237,15 @@ def _compare(state_dict: StateDict, own: StateDict, where: str) -> None:
     for title, names in (("Missing", missing), ("Unexpected", unexpected), ("Other shape", shapes)):
         if names:
             lines.append(f"  {title}: {_some(names)}")
-    raise InputError("\n".join([*lines, f"  {_advice(state_dict, own, missing, unexpected, shapes)}"]))
+    raise InputError("\n".join([*lines, f"  {_advice(state_dict, own, missing, unexpected)}"]))
 
 
-def _advice(state_dict: StateDict, own: StateDict, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
+def _advice(state_dict: StateDict, own: StateDict, missing: list[str], unexpected: list[str]) -> str:
     def has_norms(names: list[str]) -> bool:
         return any(name.endswith("running_var") for name in names)
 
-    if shapes:
-        return "Build the variant that the file was saved from: same depths, dims and kernel_sizes."
+    if not has_norms(list(own)) and has_norms(list(state_dict)) and any("lkb_reparam" in name for name in state_dict):
+        return "The file has norms left: build with small_kernel_merged=True, load it, then call core.reparameterize."
     if any("lkb_reparam" in name for name in unexpected) and has_norms(list(state_dict)):
         return "The small kernels of the file are merged: build the model with small_kernel_merged=True."
     if any("lkb_reparam" in name for name in missing) and has_norms(list(own)):

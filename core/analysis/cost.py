@@ -127,9 +127,11 @@ def activation_peak(model: nn.Module, input_size: tuple[int, int, int]) -> int:
         InputError: if the model does not take this input.
     """
     shadow, x = _shadow(model).eval(), _empty(model, 1, input_size)
-    with _LiveBytes() as live, torch.no_grad():
+    live = _LiveBytes()
+    live.follow(x)
+    with live, torch.no_grad():
         _run(shadow, x)
-    return live.peak + x.nbytes
+    return live.peak
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -144,10 +146,11 @@ class _LiveBytes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor) and not func.is_view:
-                self._follow(tensor)
+                self.follow(tensor)
         return result
 
-    def _follow(self, tensor: Tensor) -> None:
+    def follow(self, tensor: Tensor) -> None:
+        """Count a tensor's storage once, and until it is freed."""
         storage = tensor.untyped_storage()
         if storage._cdata in self.seen:
             return
@@ -186,7 +189,7 @@ def _images_per_second(
 ) -> list[float | None]:
     if rounds < 1:
         return [None] * len(models)
-    like = next(models[0].parameters())
+    like = next(models[0].parameters(), torch.zeros(()))
     x = torch.randn(batch_size, *input_size, device=like.device, dtype=like.dtype)
     timers = [
         Timer("model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads()) for model in models

@@ -14,7 +14,7 @@ from core.checkpoints import load_weights
 from core.errors import InputError, MissingError
 from core.images import Mode
 
-__all__ = ["Normalisation", "image_mode", "normalisation", "open_model", "square_transform"]
+__all__ = ["Normalisation", "image_mode", "input_channels", "normalisation", "open_model", "square_transform"]
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, for pixels in [0, 1]."""
@@ -33,10 +33,10 @@ def open_model(name: str, *, pretrained: bool = False, device: str = "cpu") -> n
         MissingError: if a file is not there.
         InputError: if there is no such model, or a file does not fit it.
     """
-    name, _, file = name.partition("=")
-    if name.endswith(".ckpt"):
+    if name.endswith(".ckpt") and (Path(name).is_file() or "=" not in name):
         model = _from_checkpoint(Path(name))
     else:
+        name, _, file = name.partition("=")
         model = build_backbone(name, pretrained=pretrained and not file)
         if file:
             load_weights(model, file)
@@ -59,14 +59,19 @@ def _from_checkpoint(path: Path) -> nn.Module:
     return load_weights(build_backbone(name, **args), path)
 
 
+def input_channels(model: nn.Module) -> int:
+    """Channels that the model's first convolution takes; 3 without one."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return 3 if first is None else first.in_channels
+
+
 def image_mode(model: nn.Module) -> Mode:
-    """'RGB' or 'L', by the channels that the model's first convolution takes.
+    """'RGB' or 'L', by the channels that the model takes.
 
     Raises:
         InputError: if that is neither 1 nor 3.
     """
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    channels = 3 if first is None else first.in_channels
+    channels = input_channels(model)
     if channels not in (1, 3):
         raise InputError(f"{type(model).__name__} takes {channels} channels; images have 1 or 3")
     return "L" if channels == 1 else "RGB"

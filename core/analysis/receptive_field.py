@@ -104,7 +104,12 @@ def _last_map(model: nn.Module, x: Tensor) -> Tensor:
     forward = getattr(model, "forward_features", None)
     if not callable(forward):
         raise InputError(f"{name} has no forward_features, which gives the last map; use a timm or LarKit model")
-    last = forward(x)
+    try:
+        last = forward(x)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"{name} does not take an input of {tuple(x.shape[1:])} ({error}); choose another size"
+        ) from error
     if not isinstance(last, Tensor) or last.ndim != 4:
         shape = tuple(last.shape) if isinstance(last, Tensor) else type(last).__name__
         raise InputError(

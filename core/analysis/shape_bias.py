@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.errors import InputError
 from core.figures import new_figure
-from core.images import image_files, read_image
+from core.images import Mode, image_files, read_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,15 +122,21 @@ def category_probabilities(logits: Tensor) -> Tensor:
 
 
 def shape_bias(
-    model: nn.Module, folder: str | Path, transform: Callable[[Image.Image], Tensor], *, batch_size: int = 32
+    model: nn.Module,
+    folder: str | Path,
+    transform: Callable[[Image.Image], Tensor],
+    *,
+    batch_size: int = 32,
+    mode: Mode = "RGB",
 ) -> ShapeBias:
     """Count a classifier's shape and texture decisions (Geirhos et al., 2019; RepLKNet section 5).
 
     Args:
         model: an ImageNet-1K classifier in eval mode.
         folder: cue-conflict images, at any depth; see :func:`conflict_images`.
-        transform: from an RGB image to the model's map (C, H, W), normalised.
+        transform: from an image to the model's map (C, H, W), normalised.
         batch_size: images at a time.
+        mode: 'RGB' or 'L', what the images are converted to.
 
     Raises:
         MissingError: if there are no images.
@@ -142,7 +148,7 @@ def shape_bias(
     device = next(model.parameters()).device
     for first in range(0, len(images), batch_size):
         batch = images[first : first + batch_size]
-        x_BCHW = torch.stack([transform(read_image(path)) for path, _, _ in batch]).to(device)
+        x_BCHW = torch.stack([transform(read_image(path, mode)) for path, _, _ in batch]).to(device)
         with torch.no_grad():
             decisions = category_probabilities(model(x_BCHW)).argmax(dim=1).tolist()
         for (_, shape, texture), decision in zip(batch, decisions, strict=True):

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from core.analysis.cost import cost_figure, model_cost
-from core.analysis.models import Normalisation, image_mode, normalisation, open_model, square_transform
+from core.analysis.models import Normalisation, image_mode, input_channels, normalisation, open_model, square_transform
 from core.analysis.receptive_field import (
     THRESHOLDS,
     effective_receptive_field,
@@ -101,8 +100,10 @@ def shape_bias_verb(
     results: dict[str, ShapeBias] = {}
     for name in models:
         model = open_model(name, pretrained=pretrained, device=device)
-        transform = create_transform(**resolve_model_data_config(model), is_training=False)
-        results[_label(name, pretrained)] = shape_bias(model, images, transform, batch_size=batch_size)
+        mean, std = normalisation(model)
+        transform = create_transform(**resolve_model_data_config(model) | {"mean": mean, "std": std}, is_training=False)
+        mode = image_mode(model)
+        results[_label(name, pretrained)] = shape_bias(model, images, transform, batch_size=batch_size, mode=mode)
     first = next(iter(results.values()))
     rows = [[name, *[_share(r.by_category[name]) for r in results.values()]] for name in first.by_category]
     rows += [["overall", *[_share(result.overall) for result in results.values()]]]
@@ -137,10 +138,12 @@ def cost_verb(
         output: folder for the picture and the JSON file.
     """
     _check_positive(size=size, batch_size=batch_size, width=1 if width is None else width)
+    if rounds < 0:
+        raise InputError(f"--rounds is {rounds}; give 0 for no timing, or more")
     costs = []
     for name in models:
         model = open_model(name, device=device)
-        input_size = (len(image_mode(model)), size, width or size)
+        input_size = (input_channels(model), size, width or size)
         costs += model_cost(model, input_size, name=name, batch_size=batch_size, rounds=rounds)
     _table(
         ["model", "form", "parameters", "GMACs", "saved for backward", "peak activations", "images/s"],
@@ -174,6 +177,8 @@ def run_analysis(words: Sequence[str]) -> None:
     Raises:
         InputError: if an option is unknown, or something given cannot be used.
     """
+    from jsonargparse import ArgumentError, ArgumentParser  # Lightning's, which the functions do not need
+
     verb = VERBS[words[0]]
     summary = (verb.__doc__ or "").partition("\n")[0]
     parser = ArgumentParser(prog=f"lightning {words[0]}", description=summary, exit_on_error=False)
@@ -182,7 +187,9 @@ def run_analysis(words: Sequence[str]) -> None:
     try:
         given = parser.parse_args(list(words[1:]))
     except ArgumentError as error:
-        raise InputError(f"{error}. Type: lightning {words[0]} --help") from error
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = f"{lines[0]} write lists as [0.5, 0.5, 0.5]" if "list[" in str(error) else " ".join(lines)
+        raise InputError(f"{reason}. Type: lightning {words[0]} --help") from error
     verb(**given.as_dict())
 
 
@@ -200,6 +207,8 @@ def _batches(
 def _given(mean: list[float] | None, std: list[float] | None) -> Normalisation | None:
     if (mean is None) != (std is None):
         raise InputError("give both --mean and --std, or neither for each model's own")
+    if std is not None and min(std) <= 0:
+        raise InputError(f"--std is {std}; give numbers above 0")
     return None if mean is None or std is None else (tuple(mean), tuple(std))
 
 
@@ -241,10 +250,15 @@ def _table(head: list[str], rows: list[list[str]]) -> None:
 
 def _write(output: str, name: str, figure: "Figure | None", content: Any) -> None:
     folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output {folder} is a file; give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    if figure is not None:
-        figure.savefig(folder / f"{name}.png", dpi=120)
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {' and '.join(str(p) for p in sorted(folder.glob(f'{name}.*')))}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--output {folder} is a file, or below one; give a folder") from None
+    table = folder / f"{name}.json"
+    table.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if figure is None:
+        print(f"wrote {table}")
+        return
+    picture = folder / f"{name}.png"
+    figure.savefig(picture, dpi=120)
+    print(f"wrote {table} and {picture}")

@@ -191,7 +191,8 @@ class RepLKNet(StagedNet):
         return cast(RepLKNetStage, self.stages[stage]).norm
 
     def _drop_feature_norm(self, stage: int) -> None:
-        del self.stages[stage].norm
+        if hasattr(self.stages[stage], "norm"):
+            del self.stages[stage].norm
 
     def _keep_stages(self, count: int) -> None:
         self.stages, self.transitions = self.stages[:count], self.transitions[: count - 1]
@@ -217,7 +218,8 @@ class RepLKNet(StagedNet):
 
 
 def _check_kernels(kernel_sizes: Sequence[int], small_kernel: int | None, depths: Sequence[int]) -> None:
-    if len(kernel_sizes) != len(depths) or not all(isinstance(size, int) for size in kernel_sizes):
+    given = list(kernel_sizes) if isinstance(kernel_sizes, Sequence) else []
+    if len(given) != len(depths) or not all(isinstance(size, int) for size in given):
         raise InputError(
             f"kernel_sizes={kernel_sizes!r} for {len(depths)} stages; give one odd size for each, as (31, 29, 27, 13)"
         )
@@ -229,7 +231,7 @@ def _check_kernels(kernel_sizes: Sequence[int], small_kernel: int | None, depths
 
 
 def _norm(dim: int, inference_mode: bool) -> nn.Module:
-    return DepthwiseConv2d(dim, 1, bias=True) if inference_mode else nn.BatchNorm2d(dim)
+    return _affine_layer(nn.BatchNorm2d(dim, eps=0.0).eval()) if inference_mode else nn.BatchNorm2d(dim)
 
 
 def _affine_layer(norm: nn.Module) -> nn.Module:

@@ -98,13 +98,13 @@ def _create(variant: str, pretrained: bool, default_dims: Sequence[int], **kwarg
 
 @register_model
 def replknet_31b(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
-    """RepLKNet-31B: 79.5 M parameters with merged kernels, 15.4 GMACs at 224."""
+    """RepLKNet-31B: 79.9 M parameters in training form and 79.5 M with merged kernels, 15.4 GMACs at 224."""
     return _create("replknet_31b", pretrained, (128, 256, 512, 1024), **kwargs)
 
 
 @register_model
 def replknet_31l(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
-    """RepLKNet-31L: 172 M parameters with merged kernels, 96.3 GMACs at 384."""
+    """RepLKNet-31L: 173 M parameters in training form and 172 M with merged kernels, 96 GMACs at 384."""
     return _create("replknet_31l", pretrained, (192, 384, 768, 1536), **kwargs)
 
 

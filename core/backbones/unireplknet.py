@@ -213,7 +213,8 @@ class UniRepLKNet(StagedNet):
         return self.get_submodule(f"norm{stage}")
 
     def _drop_feature_norm(self, stage: int) -> None:
-        delattr(self, f"norm{stage}")
+        if hasattr(self, f"norm{stage}"):
+            delattr(self, f"norm{stage}")
 
     def _keep_stages(self, count: int) -> None:
         self.stages, self.downsample_layers = self.stages[:count], self.downsample_layers[:count]

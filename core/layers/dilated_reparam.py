@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from core.errors import InputError
 from core.layers.depthwise import DepthwiseConv2d
-from core.reparam import fold_bn, merged_kernel, set_folded
+from core.reparam import fold_bn, merged_kernel, require_eval, set_folded
 
 __all__ = ["PUBLISHED_BRANCHES", "BranchType", "Branches", "DilatedReparamBlock", "dilated_branches"]
 
@@ -73,11 +73,8 @@ def _check_branches(kernel_size: int, branches: Branches) -> None:
 
 def _branch_names(branches: Branches) -> list[str]:
     """The official k{k}_{r} of each branch; a pair that appears again gets its number as well."""
-    names: list[str] = []
-    for k, r in branches:
-        before = sum(name.startswith(f"k{k}_{r}") for name in names)
-        names.append(f"k{k}_{r}" + (f"_{before + 1}" if before else ""))
-    return names
+    before = [branches[:i].count(branch) for i, branch in enumerate(branches)]
+    return [f"k{k}_{r}" + (f"_{n + 1}" if n else "") for (k, r), n in zip(branches, before, strict=True)]
 
 
 class DilatedReparamBlock(nn.Module):
@@ -145,6 +142,7 @@ class DilatedReparamBlock(nn.Module):
         Raises:
             RuntimeError: if the block is in training mode.
         """
+        require_eval(self)
         if self.merged:
             return
         weight, bias = merged_kernel([(self.lk_origin, self.origin_bn), *self._parallel()])

@@ -146,9 +146,13 @@ class ReparamLargeKernelConv(nn.Module):
 
 
 def fold_norm_before(norm: nn.Module, layer: ConvBN) -> nn.Module:
-    """Fold a batch norm into the 1x1 layer after it, in place, and return what stands in the norm's place."""
+    """Fold a batch norm and the 1x1 layer's own one into that layer; returns what stands in the first norm's place."""
     if is_batch_norm(norm):
-        set_folded(layer.conv, *fold_affine(layer.conv.weight, layer.conv.bias, *norm_affine(norm)))
+        weight, bias = fold_affine(layer.conv.weight, layer.conv.bias, *norm_affine(norm))
+        if is_batch_norm(layer.bn):  # at once, so that half precision is rounded once
+            weight, bias = fold_bn(weight, bias, layer.bn)
+            layer.bn = nn.Identity()
+        set_folded(layer.conv, weight, bias)
     return nn.Identity()
 
 

@@ -120,7 +120,11 @@ def _check_branches(convs: list[_ConvNd], identity: bool) -> None:
             f"the centres of the branches do not align: kernel {[c.kernel_size for c in convs]}, dilation "
             f"{[c.dilation for c in convs]}, padding {[c.padding for c in convs]}; use padding (k-1)*r//2 in each"
         )
-    if identity and (first.in_channels != first.out_channels or set(first.stride) != {1} or set(*offsets) != {1}):
+    padding = first.output_padding
+    if isinstance(first, _ConvTransposeNd) and any(p >= s for p, s in zip(padding, first.stride, strict=True)):
+        raise InputError(f"output_padding={padding} needs dilation, which merging takes away; keep it below the stride")
+    keeps_shape = first.in_channels == first.out_channels and set(first.stride) == {1} and set(*offsets) == {1}
+    if identity and not (keeps_shape and set(padding) == {0}):
         raise InputError(f"an identity merges only where the output has the input's shape; got {first}")
 
 

@@ -137,6 +137,7 @@ def fuse_conv_bn(conv: Conv, bn: nn.Module) -> Conv:
         RuntimeError: if ``bn`` is in training mode.
         InputError: if ``bn`` keeps no running statistics, or normalises another number of channels.
     """
+    _check_norm(bn)
     channels = getattr(bn, "num_features", conv.out_channels)
     if channels != conv.out_channels:
         raise InputError(f"the batch norm has {channels} channels and the convolution gives {conv.out_channels}")
@@ -154,11 +155,12 @@ def fuse_bn_conv(bn: nn.Module, layer: Layer) -> Layer:
         InputError: if the layer is transposed, padded or larger than 1x1, where this would not be exact at the border.
     """
     if isinstance(layer, _ConvNd) and (
-        isinstance(layer, _ConvTransposeNd) or set(layer.kernel_size) != {1} or set(layer.padding) - {0, "v"}
+        isinstance(layer, _ConvTransposeNd) or set(layer.kernel_size) != {1} or _padded(layer)
     ):
         raise InputError(
             f"a norm folds into the layer after it only if that is pointwise; got {layer}: kernel_size 1 and padding 0"
         )
+    _check_norm(bn)
     fused = copy.deepcopy(layer)
     groups = layer.groups if isinstance(layer, _ConvNd) else 1
     set_folded(fused, *fold_affine(layer.weight, layer.bias, *norm_affine(bn), groups=groups))
@@ -170,6 +172,20 @@ def set_folded(layer: _ConvNd | nn.Linear, weight: Tensor, bias: Tensor) -> None
     like = layer.weight
     layer.weight = nn.Parameter(weight.to(like), requires_grad=like.requires_grad)
     layer.bias = nn.Parameter(bias.to(like), requires_grad=like.requires_grad)
+
+
+def _padded(conv: _ConvNd) -> bool:
+    """Whether a 1x1 convolution sees a border of zeros; 'same' and 'valid' are no padding for it."""
+    return not isinstance(conv.padding, str) and set(conv.padding) != {0}
+
+
+def _check_norm(bn: nn.Module) -> None:
+    activation = getattr(bn, "act", None)
+    if not is_batch_norm(bn) or not isinstance(activation, nn.Identity | None):
+        raise InputError(
+            f"cannot fuse {type(bn).__name__}: it has no running statistics (track_running_stats=True), or an "
+            "activation of its own; expected a plain batch norm"
+        )
 
 
 def _like(scale: Tensor, kernel: Tensor) -> Tensor:

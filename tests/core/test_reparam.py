@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 import core
-from core.layers import ReparamLargeKernelConv
+from core.layers import DepthwiseConv2d, ReparamLargeKernelConv
 from vision.task import ImageClassifier
 
 both = pytest.mark.parametrize("net", TINIES)
@@ -89,6 +89,18 @@ def test_without_a_classifier_the_vector_stays(net: str) -> None:
     assert relative_difference(folded(x), model(x)) < 1e-12
     if net == TINY:
         assert_close(folded.norm.state_dict(), model.norm.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("pool", ["max", "avgmax"])
+def test_a_norm_before_a_maximum_becomes_a_scale_and_a_shift_of_the_map(pool: str) -> None:
+    model, x = tiny(TINY_REPLKNET, global_pool=pool).double(), golden_input(2, 3, 64, 96).double()
+    with torch.no_grad():
+        model.norm.weight[::2] *= -1  # a maximum does not commute with a change of sign
+    folded = core.reparameterize(model)
+    assert isinstance(folded.norm, DepthwiseConv2d)
+    assert folded.norm.weight.shape == (32, 1, 1, 1)
+    assert_close(folded.head.state_dict(), model.head.state_dict(), rtol=0, atol=0)
+    assert difference(model, folded, x) < 1e-12
 
 
 def test_small_kernels_first_and_the_norms_later() -> None:
