@@ -18,7 +18,7 @@ from core.errors import InputError
 __all__ = ["SpokenWords", "speak_words"]
 
 _RATE = 16_000
-_SYNCHRONOUS, _UTF8 = 2, 1  # espeak_Initialize's output mode, espeak_Synth's flag
+_SYNCHRONOUS, _DONT_EXIT, _UTF8 = 2, 0x8000, 1  # espeak_Initialize's mode and option, espeak_Synth's flag
 _WORDS_A_MINUTE, _PITCH = 1, 3  # espeak_SetParameter's names; the defaults are 175 and 50 of 100
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -96,7 +96,7 @@ class _Voices:
             ) from None
         self.folder = Path(espeakng_loader.get_data_path())
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
-        self.rate: int = self.library.espeak_Initialize(_SYNCHRONOUS, 0, str(self.folder).encode(), 0)
+        self.rate: int = self.library.espeak_Initialize(_SYNCHRONOUS, 0, str(self.folder).encode(), _DONT_EXIT)
         if self.rate <= 0:
             raise InputError(f"eSpeak NG cannot read its voices in {self.folder}; install espeakng-loader again")
         self.parts: list[np.ndarray] = []

@@ -7,20 +7,48 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAUROC, MultilabelAveragePrecision
+from torchmetrics.utilities import dim_zero_cat
 
 from core.errors import InputError
 from core.training.classification import ClassificationTask
 
-__all__ = ["AudioClassifier", "SensitivityIndex"]
+__all__ = ["AudioClassifier", "MeanArea", "MeanAveragePrecision", "SensitivityIndex"]
 
 
-class SensitivityIndex(MultilabelAUROC):
-    """d' = sqrt(2) * inverse normal of the mean area under the ROC curve; an area of 1 counts as 1 - 1e-7 (7.3)."""
+class MeanAveragePrecision(MultilabelAveragePrecision):
+    """Mean average precision over the classes that the split holds; torchmetrics counts the others as 0."""
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__(num_labels, average="none")
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """A scalar in [0, 1]; 0 if no class occurs."""
+        return _mean(torch.as_tensor(super().compute()), dim_zero_cat(self.target).any(dim=0))
+
+
+class MeanArea(MultilabelAUROC):
+    """Mean area under the ROC curve over the classes that some recordings of the split have and some have not."""
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__(num_labels, average="none")
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """A scalar in [0, 1], 0.5 for guessing; 0 if there is no such class."""
+        target = dim_zero_cat(self.target)
+        return _mean(torch.as_tensor(super().compute()), target.any(dim=0) & ~target.all(dim=0))
+
+
+class SensitivityIndex(MeanArea):
+    """d' = sqrt(2) * inverse normal of :class:`MeanArea`; an area of 1 counts as 1 - 1e-7, which is 7.35."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
         """A scalar: 0 for guessing, above 2 for a good tagger of AudioSet."""
-        area = torch.as_tensor(super().compute()).double().clamp(1e-7, 1 - 1e-7)
+        area = super().compute().double().clamp(1e-7, 1 - 1e-7)
         return (2**0.5 * torch.special.ndtri(area)).float()
+
+
+def _mean(values_K: Tensor, counted_K: Tensor) -> Tensor:
+    return values_K[counted_K].mean() if counted_K.any() else values_K.new_zeros(())
 
 
 class AudioClassifier(ClassificationTask):
@@ -164,8 +192,8 @@ class AudioClassifier(ClassificationTask):
 def _one_against_rest(num_classes: int) -> MetricCollection:
     return MetricCollection(
         {
-            "mAP": MultilabelAveragePrecision(num_classes),
-            "auc": MultilabelAUROC(num_classes),
+            "mAP": MeanAveragePrecision(num_classes),
+            "auc": MeanArea(num_classes),
             "dprime": SensitivityIndex(num_classes),
         },
         compute_groups=False,  # two of them compute from the same states in place

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
@@ -33,9 +33,9 @@ def enlarge_kernels(
     the small branch if that has its size; large kernels start as torch starts them.
 
     Args:
-        model: any module with ``nn.Conv2d`` layers of odd size, 'same' padding and stride 1 or 2, such as timm's
-            ``mobilenetv2_100``.
-        kernel_size: K, odd; kernels of this size and larger stay as they are.
+        model: any module with ``nn.Conv2d`` layers of odd size and 'same' padding, such as timm's ``mobilenetv2_100``;
+            layers of derived classes, as in timm's ``tf_`` models, stay as they are.
+        kernel_size: K, odd; depthwise kernels of this size and larger stay as they are.
         small_kernel: size of the branch beside each large kernel, odd; 0 for none.
         identity: add the input of each stride-1 convolution to its output as well; merges into the kernel.
         dense: also replace dense convolutions that have as many outputs as inputs by depthwise ones of the large size;
@@ -63,9 +63,11 @@ def enlarge_kernels(
     }
     if not chosen:
         raise InputError(
-            f"{type(model).__name__} has no depthwise convolution smaller than {kernel_size}x{kernel_size} at "
-            f"where={where!r}; for a ResNet set dense=True, which makes its convolutions depthwise"
+            f"{type(model).__name__} has no plain depthwise nn.Conv2d smaller than {kernel_size}x{kernel_size} at "
+            f"where={where!r}, dense={dense}; dense=True also takes dense convolutions, of which a ResNet consists"
         )
+    if "" in chosen:  # the model is the convolution
+        return cast(M, _enlarged(model, kernel_size, small_kernel, identity))
     for name, conv in chosen.items():
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, _enlarged(conv, kernel_size, small_kernel, identity))
@@ -88,6 +90,8 @@ def remove_shortcuts(model: M) -> M:
         elif isinstance(module, BasicBlock | Bottleneck) and module.downsample is None:
             module.downsample = _NoShortcut()
             found += 1
+        if isinstance(module, BasicBlock | Bottleneck):
+            _start_last_norm(module)
     if not found:
         raise InputError(
             f"{type(model).__name__} has no identity shortcuts that can be taken away; known are those of timm's "
@@ -115,10 +119,19 @@ def _enlarged(conv: nn.Module, kernel_size: int, small_kernel: int, identity: bo
         stride=conv.stride[0],
         identity=identity and conv.stride[0] == 1,
     )
-    if conv.kernel_size[0] == small_kernel and conv.groups == conv.in_channels:
-        with torch.no_grad():
+    with torch.no_grad():
+        if conv.kernel_size[0] == small_kernel and conv.groups == conv.in_channels:
             large.small_conv.conv.weight.copy_(conv.weight)
+        if conv.bias is not None:
+            cast(nn.BatchNorm2d, large.lkb_origin.bn).bias.copy_(conv.bias)
     return large.to(conv.weight).train(conv.training)
+
+
+def _start_last_norm(block: BasicBlock | Bottleneck) -> None:
+    """Give the last norm a weight: timm starts it at 0, which leaves the shortcut alone, and without it nothing."""
+    norm = block.bn2 if isinstance(block, BasicBlock) else block.bn3
+    if not norm.weight.any():
+        nn.init.ones_(norm.weight)
 
 
 class _NoShortcut(nn.Module):

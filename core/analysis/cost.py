@@ -100,6 +100,8 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
 def saved_for_backward(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Bytes that autograd keeps for the backward pass of a training step, for one image of a batch of two.
 
+    What activation checkpointing keeps and recomputes is not in it: measure the model without.
+
     Raises:
         InputError: if the model does not take this input.
     """

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
@@ -37,7 +38,11 @@ def open_model(name: str, *, pretrained: bool = False, device: str = "cpu") -> n
         model = _from_checkpoint(Path(name))
     else:
         name, _, file = name.partition("=")
-        model = build_backbone(name, pretrained=pretrained and not file)
+        try:
+            model = build_backbone(name, pretrained=pretrained and not file)
+        except InputError as error:
+            hint = ", --pretrained false for random weights" if pretrained and timm.is_model(name) else ""
+            raise InputError(f"{error}{hint}") from error
         if file:
             load_weights(model, file)
     try:

@@ -45,8 +45,8 @@ class ReceptiveField:
     def area_ratios(self, thresholds: Sequence[float] = THRESHOLDS) -> dict[float, float | None]:
         """Share of the input that the smallest centred square with more than a share t of the scores covers.
 
-        Squares have odd sides from 3 to H - 1 around pixel (H // 2, W // 2), as in RepLKNet's analysis; a t that none
-        of them reaches has None.
+        Squares have odd sides from 3 up, below the shorter side of the input, around pixel (H // 2, W // 2), as in
+        RepLKNet's analysis; a t that none of them reaches has None.
 
         Args:
             thresholds: shares t in (0, 1).
@@ -79,8 +79,9 @@ def effective_receptive_field(model: nn.Module, batches: Iterable[Tensor]) -> Re
         raise InputError("the receptive field is that of eval mode; call model.eval() first")
     total, images, skipped = None, 0, 0
     for x_BCHW in batches:
-        gradient = _centre_gradient(model, x_BCHW).relu().sum(dim=1).double().cpu()
-        finite = gradient.isfinite().all(dim=(1, 2))
+        gradient = _centre_gradient(model, x_BCHW).cpu()
+        finite = gradient.isfinite().all(dim=(1, 2, 3))
+        gradient = gradient.double().relu().sum(dim=1)
         images, skipped = images + int(finite.sum()), skipped + int((~finite).sum())
         if total is not None and total.shape != gradient.shape[1:]:
             raise InputError(f"images of {tuple(total.shape)} and {tuple(gradient.shape[1:])} pixels; use one size")
@@ -126,11 +127,16 @@ def receptive_field_figure(fields: dict[str, ReceptiveField], title: str) -> Fig
         fields: title of each panel, and what it shows.
         title: of the whole figure: images, size, normalisation.
     """
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
     figure = new_figure(3.6 * len(fields) + 0.8, 5)
     figure.suptitle(title, fontsize=10)
     panels = figure.subplots(1, len(fields), squeeze=False)[0]
+    half = colormaps["RdYlGn"](np.linspace(0.5, 1, 128))  # the papers' colours, which they centre at 0
+    colours = ListedColormap(half)
     for axes, (name, field) in zip(panels, fields.items(), strict=True):
-        image = axes.imshow(field.scores, cmap="RdYlGn", vmin=0, vmax=1)
+        image = axes.imshow(field.scores, cmap=colours, vmin=0, vmax=1)
         axes.set_title(name, fontsize=9)
         axes.set(xticks=[], yticks=[])
         ratios = field.area_ratios().items()

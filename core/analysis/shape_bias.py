@@ -145,7 +145,7 @@ def shape_bias(
     if model.training:
         raise InputError("decisions are those of eval mode; call model.eval() first")
     images, result, names = conflict_images(folder), ShapeBias(), list(CATEGORIES)
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.zeros(())).device
     for first in range(0, len(images), batch_size):
         batch = images[first : first + batch_size]
         x_BCHW = torch.stack([transform(read_image(path, mode)) for path, _, _ in batch]).to(device)

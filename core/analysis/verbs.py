@@ -57,6 +57,7 @@ def erf_verb(
         output: folder for the picture and the JSON file.
     """
     _check_positive(size=size, num_images=num_images, batch_size=batch_size)
+    _check_output(output)
     files, fields, numbers, titles = image_files(Path(images))[:num_images], {}, {}, {}
     for name in models:
         model = open_model(name, pretrained=pretrained, device=device)
@@ -97,6 +98,7 @@ def shape_bias_verb(
         output: folder for the picture and the JSON file.
     """
     _check_positive(batch_size=batch_size)
+    _check_output(output)
     results: dict[str, ShapeBias] = {}
     for name in models:
         model = open_model(name, pretrained=pretrained, device=device)
@@ -138,6 +140,7 @@ def cost_verb(
         output: folder for the picture and the JSON file.
     """
     _check_positive(size=size, batch_size=batch_size, width=1 if width is None else width)
+    _check_output(output)
     if rounds < 0:
         raise InputError(f"--rounds is {rounds}; give 0 for no timing, or more")
     costs = []
@@ -220,6 +223,8 @@ def _check_positive(**numbers: int) -> None:
 
 def _label(name: str, pretrained: bool) -> str:
     known = pretrained or "=" in name or name.endswith(".ckpt")
+    if known and name.startswith("lk_") and "=" not in name:
+        return f"{name} (large kernels random)"
     return name if known else f"{name} (random weights)"
 
 
@@ -248,12 +253,16 @@ def _table(head: list[str], rows: list[list[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
+def _check_output(output: str) -> None:
+    """Refuse before anything is measured what could not be written after it."""
+    existing = next(path for path in (Path(output), *Path(output).resolve().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"--output {output} is a file, or below one; give a folder")
+
+
 def _write(output: str, name: str, figure: "Figure | None", content: Any) -> None:
     folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"--output {folder} is a file, or below one; give a folder") from None
+    folder.mkdir(parents=True, exist_ok=True)
     table = folder / f"{name}.json"
     table.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if figure is None:

@@ -29,8 +29,9 @@ def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.
         raise InputError(f"{name} does not take these backbone_args: {error}") from error
     except (RuntimeError, OSError, ValueError) as error:  # unknown tag, no weights, no network
         tags = ", ".join(timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)) or "none of this model"
+        reason = str(error).partition(" Use `pretrained")[0]
         raise InputError(
-            f"{name} cannot be built: {error}; published weights: {tags}.{_by_hand(name)} A downloaded file goes to "
+            f"{name} cannot be built: {reason}; published weights: {tags}.{_by_hand(name)} A downloaded file goes to "
             f"--model.weights FILE, or {name}=FILE in an analysis"
         ) from error
 

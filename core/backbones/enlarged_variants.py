@@ -2,9 +2,9 @@
 
 ``timm.create_model("lk_mobilenetv2_100", kernel_size=13, shortcut=False)`` takes the arguments of
 :func:`core.enlarge_kernels` beside those of the network itself, and ``shortcut=False`` for
-:func:`core.enlarge.remove_shortcuts`. ``kernel_size=3`` is the network to compare with: MobileNetV2 as it is, a ResNet
-with depthwise 3x3 convolutions where they have as many outputs as inputs. The papers' files of these studies were never
-published, so there are no weights; ``pretrained=True`` takes the small network's own.
+:func:`core.enlarge.remove_shortcuts`. ``kernel_size=3`` is the network to compare with, without small branches:
+MobileNetV2 as it is, a ResNet with depthwise 3x3 convolutions where they have as many outputs as inputs. The papers'
+files of these studies were never published, so there are no weights; ``pretrained=True`` takes the small network's own.
 """
 
 from typing import Any

@@ -1,15 +1,18 @@
 """The command as a user types it: help, what a run leaves, checkpoints by name, configurations that add up."""
 
+import functools
 import re
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 from training.small_runs import PLAIN, command, metric, runs, saved, table, write_config
 
+import core.analysis.verbs
 import core.cli
-from core.cli import HELP, VERBS, main
+from core.cli import ANALYSES, HELP, VERBS, main
 from core.training.cli import LarKitCLI
 
 pytest_plugins = ["training.shared_fixtures"]
@@ -28,6 +31,26 @@ def test_help_has_an_example_line_for_each_verb() -> None:
     assert set(examples) - {"VERB"} == set(VERBS) == set(LarKitCLI.subcommands())
 
 
+def test_help_has_an_example_line_for_each_analysis() -> None:
+    examples = re.findall(r"^ +lightning ([a-z-]+) [a-z]\w+ [a-z]\w+ .*--", HELP, flags=re.MULTILINE)
+    described = re.findall(r"^  ([a-z-]+)  +[a-z]", HELP, flags=re.MULTILINE)
+    assert tuple(examples) == ANALYSES == tuple(core.analysis.verbs.VERBS)
+    assert described == [*VERBS, *ANALYSES]
+    assert not set(VERBS) & set(ANALYSES)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^ {14}lightning (.*)$", HELP, flags=re.MULTILINE))
+def test_example_lines_of_the_analyses_are_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    verb, *words = line.split()
+    verbs, given = core.analysis.verbs.VERBS, []
+    monkeypatch.setitem(verbs, verb, functools.wraps(verbs[verb])(lambda **options: given.append(options)))
+    main([verb, *words])
+    assert all(timm.is_model(name) for name in given[0]["models"])
+    for option, value in pairwise(words):
+        if option.startswith("--"):
+            assert str(given[0][option[2:]]) == value
+
+
 @pytest.mark.parametrize("line", re.findall(r"^ {12}lightning (.*)$", HELP, flags=re.MULTILINE))
 def test_example_lines_parse(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(REPOSITORY)
@@ -36,7 +59,8 @@ def test_example_lines_parse(line: str, monkeypatch: pytest.MonkeyPatch, capsys:
         main([*words, "--print_config"])
     assert stopped.value.code in (None, 0)
     content = yaml.safe_load(capsys.readouterr().out)
-    assert content["model"]["class_path"] == "vision.ImageClassifier"
+    modality = words[words.index("-c") + 1].partition("/")[0]
+    assert content["model"]["class_path"].startswith(f"{modality}.")
     for option, value in pairwise(words):
         if option.startswith("--") and option.count(".") == 1:
             part, key = option[2:].split(".")

@@ -5,6 +5,7 @@ from typing import Any
 
 import onnxruntime
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -28,6 +29,15 @@ def _export(trained: dict[str, Path], output: Path, *words: str) -> Path:
     command("export", trained["config"], output, "--ckpt_path", best, "--output", str(output / "files"), *words)
     (file,) = (output / "files").iterdir()
     return file
+
+
+def _with_statistics(model: nn.Module) -> nn.Module:
+    """The model in eval mode, with norms that have seen something."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, std=0.1)
+    return model.eval()
 
 
 def _run_onnx(file: Path, x: Tensor) -> Tensor:
@@ -69,6 +79,39 @@ def test_export_of_larger_maps_leaves_their_size_free_and_the_model_as_it_was(tm
     with torch.no_grad():
         assert_close(_run_pt2(file, x), model(x), rtol=1e-4, atol=1e-4)
     assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("format", "run", "options"),
+    [("onnx", _run_onnx, {}), ("onnx", _run_onnx, {"small_kernel_merged": True}), ("torch_export", _run_pt2, {})],
+)
+def test_replknet_of_any_size(format: Any, run: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    model = _with_statistics(timm.create_model("test_replknet", **options))
+    file = export_model(model, torch.randn(2, 3, 64, 64), tmp_path / "net", format=format)
+    assert file.suffix == (".onnx" if format == "onnx" else ".pt2")
+    for x in map(torch.randn, [(1, 3, 64, 64), (3, 3, 96, 72), (2, 3, 33, 160)]):
+        with torch.no_grad():
+            assert_close(run(file, x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+def test_replknet_from_an_example_smaller_than_its_kernels(
+    format: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = _with_statistics(timm.create_model("test_replknet"))
+    file = export_model(model, torch.randn(2, 3, 32, 32), tmp_path / "net", format=format)
+    assert f"input (batch, 3, {'height, width' if format == 'onnx' else '32, 32'})" in capsys.readouterr().out
+    x = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        assert_close((_run_onnx if format == "onnx" else _run_pt2)(file, x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_exported_file_holds_the_inference_form(tmp_path: Path) -> None:
+    model = _with_statistics(timm.create_model("test_replknet", num_classes=5))
+    file = export_model(model, torch.randn(2, 3, 32, 32), tmp_path / "net", format="torch_export")
+    held = sum(tensor.numel() for tensor in torch.export.load(file).state_dict.values())
+    assert held == sum(tensor.numel() for tensor in core.reparameterize(model).state_dict().values())
+    assert held < sum(tensor.numel() for tensor in model.state_dict().values())
 
 
 def test_file_that_differs_from_the_model_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

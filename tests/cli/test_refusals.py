@@ -9,7 +9,7 @@ import pytest
 import torch
 from training.small_runs import command, runs, write_config
 
-from core.cli import VERBS, main
+from core.cli import ANALYSES, VERBS, main
 from core.errors import InputError
 
 pytest_plugins = ["training.shared_fixtures"]
@@ -43,12 +43,19 @@ def _words(verb: str, config: Path, out: Path, *more: str) -> list[str]:
     return [verb, "-c", str(config), "--trainer.default_root_dir", str(out), *more]
 
 
-@pytest.mark.parametrize("verb", ["train", "--fit", "Fit"])
+@pytest.mark.parametrize("verb", ["train", "--fit", "Fit", "shape_bias", "ERF", "-c"])
 def test_unknown_verb(verb: str, refusal: Refusal) -> None:
     message = refusal(verb, "-c", "whatever.yaml")
     assert repr(verb) in message
-    assert all(known in message for known in VERBS)
+    assert f"expected one of {', '.join([*VERBS, *ANALYSES])}. Type: " in message
     assert "lightning --help" in message
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_analyses_take_names_and_not_configurations(analysis: str, refusal: Refusal) -> None:
+    images = [] if analysis == "cost" else ["--images", "photos"]
+    message = refusal(analysis, "test_replknet", *images, "-c", "vision/configs/cls.yaml")
+    assert message.endswith(f"arguments: -c vision/configs/cls.yaml. Type: lightning {analysis} --help")
 
 
 @pytest.mark.parametrize("flag", [["-c"], ["--config"]])
@@ -192,11 +199,14 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LARKIT_TRACEBACK", "1")
     with pytest.raises(InputError, match="unknown verb"):
         main(["train"])
+    with pytest.raises(InputError, match="unknown model 'resnet5'; did you mean"):
+        main(["cost", "resnet5"])
 
 
 @pytest.mark.slow
-def test_message_is_all_that_a_shell_sees(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "core.cli", "fit", "-c", "gone.yaml"]
+@pytest.mark.parametrize("words", [["fit", "-c", "gone.yaml"], ["erf", "test_replknet", "--images", "gone"]])
+def test_message_is_all_that_a_shell_sees(words: list[str], tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "core.cli", *words]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert done.stdout == ""

@@ -203,7 +203,6 @@ def test_every_parameter_trains(name: str, options: dict[str, Any]) -> None:
     assert [name for name, gradient in gradients.items() if not gradient.any()] == []
 
 
-@pytest.mark.xfail(strict=True, reason="blocks that end in a norm with weight 0 give 0 without their shortcut")
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_resnets_without_shortcuts_train_from_their_initial_weights(name: str) -> None:
     gradients = _gradients(timm.create_model(name, num_classes=4, shortcut=False))
@@ -267,10 +266,10 @@ def test_sizes_that_do_not_fit(kernel_size: int, small_kernel: int) -> None:
         (
             "resnet18",
             {},
-            "ResNet has no depthwise convolution smaller than 7x7 at where=''; for a ResNet set dense=True",
+            "ResNet has no plain depthwise nn.Conv2d smaller than 7x7 at where='', dense=False; dense=True also takes dense convolutions",
         ),
-        ("mobilenetv2_050", {"where": "^stages"}, "EfficientNet has no depthwise convolution smaller than 7x7 at"),
-        ("convnext_atto", {}, "ConvNeXt has no depthwise convolution smaller than 7x7"),
+        ("mobilenetv2_050", {"where": "^stages"}, "EfficientNet has no plain depthwise nn.Conv2d smaller than 7x7 at"),
+        ("convnext_atto", {}, "ConvNeXt has no plain depthwise nn.Conv2d smaller than 7x7"),
     ],
 )
 def test_nothing_to_enlarge(name: str, options: dict[str, Any], message: str) -> None:
@@ -285,6 +284,5 @@ def test_no_shortcuts_to_take_away(model: nn.Module) -> None:
         remove_shortcuts(model)
 
 
-@pytest.mark.xfail(strict=True, reason="a module that is itself the convolution keeps its forward")
 def test_a_convolution_alone() -> None:
     assert isinstance(core.enlarge_kernels(_depthwise()[0], 7), ReparamLargeKernelConv)
