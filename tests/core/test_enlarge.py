@@ -206,7 +206,7 @@ def test_every_parameter_trains(name: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_resnets_without_shortcuts_train_from_their_initial_weights(name: str) -> None:
     gradients = _gradients(timm.create_model(name, num_classes=4, shortcut=False))
-    assert [name for name, gradient in gradients.items() if name.endswith("conv2.weight") and gradient.any()]
+    assert [name for name, gradient in gradients.items() if not gradient.any()] == []
 
 
 def test_mobilenet_without_shortcuts() -> None:
@@ -266,7 +266,7 @@ def test_sizes_that_do_not_fit(kernel_size: int, small_kernel: int) -> None:
         (
             "resnet18",
             {},
-            "ResNet has no plain depthwise nn.Conv2d smaller than 7x7 at where='', dense=False; dense=True also takes dense convolutions",
+            "ResNet has no plain depthwise nn.Conv2d smaller than 7x7 at where='', dense=False; dense=True also takes",
         ),
         ("mobilenetv2_050", {"where": "^stages"}, "EfficientNet has no plain depthwise nn.Conv2d smaller than 7x7 at"),
         ("convnext_atto", {}, "ConvNeXt has no plain depthwise nn.Conv2d smaller than 7x7"),
