@@ -14,8 +14,9 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import Strategy
+from small_sets import small_data
 from torch import nn
-from training.small_runs import add_callbacks, write_photos
+from training.small_runs import add_callbacks
 
 import vision.data
 from core.cli import main
@@ -40,7 +41,7 @@ SMALL = {
     **{f"trainer.{key}": value for key, value in HERE.items()},
     **{"trainer.enable_progress_bar": "false", "trainer.enable_model_summary": "false"},
     **{"trainer.accumulate_grad_batches": "1", "trainer.fast_dev_run": "2"},
-    **{"data.batch_size": "4", "data.num_workers": "0", "data.size": "32"},
+    **{"data.batch_size": "4", "data.num_workers": "0"},
     **{"model.pretrained": "false", "model.weights": "null"},
 }
 
@@ -86,19 +87,9 @@ def _shapes(config: Path) -> Any:
         return timm.create_model(args["backbone"], num_classes=args["num_classes"], **args.get("backbone_args") or {})
 
 
-def _data(config: Path, folder: Path) -> dict[str, str]:
-    """Options that put small data in the place of a configuration's own."""
-    kind = _content(config)["data"]["class_path"].rsplit(".", 1)[-1]
-    if kind == "Digits":
-        return {}
-    if kind == "ImageFolder":
-        return {"data.root": str(write_photos(folder / "photos", train=4, val=2)), "model.num_classes": "3"}
-    pytest.fail(f"{config} reads {kind}: write small data for it here")
-
-
 def test_there_are_configurations() -> None:
     names = {_name(path) for path in CONFIGS}
-    assert {"vision/configs/cls.yaml", "vision/configs/imagenet.yaml"} <= names
+    assert {"vision/configs/cls.yaml", "vision/configs/imagenet.yaml", "audio/configs/cls.yaml"} <= names
     assert len([name for name in names if "recipes" in name]) >= 20
     assert len([name for name in names if "ablations" in name]) >= 36
 
@@ -107,7 +98,7 @@ def test_there_are_configurations() -> None:
 def test_configuration_trains(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainers = add_callbacks(monkeypatch)
     monkeypatch.chdir(tmp_path)
-    options = SMALL | {"model.backbone": _backbone(config)} | _data(config, tmp_path)
+    options = SMALL | {"model.backbone": _backbone(config)} | small_data(_content(config)["data"], tmp_path)
     words = [word for file in _stack(config) for word in ("-c", str(file))]
     words += [word for key, value in options.items() for word in (f"--{key}", value)]
     main(["fit", *words])

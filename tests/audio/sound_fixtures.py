@@ -1,0 +1,38 @@
+"""Fixtures of several modules of these tests, which take them by ``pytest_plugins``."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_sounds import UNCHANGED, sound_runs, write_sound_config, write_tones
+from training.small_runs import command
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders that are only read: of each class 6 training and 3 validation recordings."""
+    return write_tones(tmp_path_factory.mktemp("tones"), train=6, val=3)
+
+
+@pytest.fixture(scope="session")
+def trained_sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run that is only read and has learned its tones: ``folder``, ``config``, ``tones``, and ``out`` above."""
+    base, environment = tmp_path_factory.mktemp("trained_sounds"), os.environ.copy()
+    root = write_tones(base / "tones", train=8, val=3, test=2)
+    config = write_sound_config(base / "tones.yaml", root, **UNCHANGED)
+    command("stats", config, base / "out")
+    command("fit", config, base / "out", "--trainer.max_epochs", "4")
+    os.environ.clear()
+    os.environ.update(environment)
+    return {"folder": sound_runs(base / "out")[0], "config": config, "tones": root, "out": base / "out"}
+
+
+@pytest.fixture(scope="module")
+def no_sound_pictures(trained_sounds: dict[str, Path]) -> Iterator[None]:
+    """Runs draw nothing, which takes most of the time of a run as short as these. The shared run has its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("core.training.classification", "core.training.pictures"):
+            patch.setattr(f"{name}.save_figure", lambda *_: None)
+        patch.setattr("core.training.examples.Examples.draw", lambda *_: None)
+        yield

@@ -1,0 +1,197 @@
+"""What training adds to recordings: mixing of waveforms, masks, noise and rolling, each by its formula, in order."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from audio import LogMel
+from audio.feature_map import AudioAugment, mix_waveforms, noise_and_roll, pad_waves, spec_augment
+from core.errors import InputError
+
+MAPS = LogMel(sample_rate=8_000, num_mels=16, target_length=20, mean=-6.0, std=3.0)
+OFF: dict[str, Any] = {"mixup": 0.0, "frequency_mask": 0, "time_mask": 0, "noise": 0.0, "roll": 0}
+
+
+def _waves(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise with an offset of its own for each waveform, the lengths, and one class for each."""
+    waves = [0.2 * torch.randn(length) + 0.1 * i for i, length in enumerate(lengths)]
+    return *pad_waves(waves), torch.eye(len(lengths))
+
+
+def _plain(wave: Tensor, length: int) -> Tensor:
+    """A waveform of a batch by itself, minus its mean."""
+    own = wave[:length].double()
+    return own - own.mean()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(2, 200), min_size=1, max_size=8), st.integers(0, 10**6))
+def test_mixing_equals_the_formula(lengths: list[int], seed: int) -> None:
+    """Each waveform has a class of its own, so that the targets tell the partner and the share."""
+    torch.manual_seed(seed)
+    wave_BT, lengths_B, y_BK = _waves(lengths)
+    mixed_BT, target_BK = mix_waveforms(wave_BT, lengths_B, y_BK, probability=1.0)
+    assert mixed_BT.shape == wave_BT.shape
+    assert_close(target_BK.sum(dim=1), torch.ones(len(lengths)))
+    for i, length in enumerate(lengths):
+        others = [j for j in target_BK[i].nonzero().flatten().tolist() if j != i]
+        partner, share = (others[0], float(target_BK[i, i])) if others else (i, 1.0)
+        assert len(others) <= 1
+        other = _plain(wave_BT[partner], lengths[partner])[:length]
+        other = F.pad(other, (0, length - len(other)))
+        expected = share * _plain(wave_BT[i], length) + (1 - share) * other
+        assert_close(mixed_BT[i, :length].double(), expected - expected.mean(), rtol=0, atol=1e-5)
+        assert bool((mixed_BT[i, length:] == 0).all())
+        assert abs(float(mixed_BT[i, :length].mean())) < 1e-5
+
+
+def test_without_mixing_only_the_means_go() -> None:
+    wave_BT, lengths_B, y_BK = _waves([50, 300, 120])
+    plain_BT, target_BK = mix_waveforms(wave_BT, lengths_B, y_BK, probability=0.0)
+    assert_close(target_BK, y_BK, rtol=0, atol=0)
+    for i, length in enumerate(lengths_B.tolist()):
+        assert_close(plain_BT[i, :length].double(), _plain(wave_BT[i], length), rtol=0, atol=1e-6)
+        assert bool((plain_BT[i, length:] == 0).all())
+
+
+def test_share_of_mixed_waveforms_and_distribution_of_their_shares() -> None:
+    wave_BT, lengths_B, y_BK = _waves([4] * 2_000)
+    _, target_BK = mix_waveforms(wave_BT, lengths_B, y_BK, probability=0.6)
+    own = target_BK.diagonal()
+    mixed = own[own < 1]
+    assert len(mixed) / 2_000 == pytest.approx(0.6, abs=0.05)
+    assert float(mixed.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(mixed.std()) == pytest.approx((1 / 84) ** 0.5, abs=0.015)  # of Beta(10, 10)
+
+
+def test_two_of_one_class_and_several_labels_add_up() -> None:
+    wave_BT, lengths_B, _ = _waves([40] * 6)
+    same = torch.tensor([[0.0, 1.0]]).repeat(6, 1)
+    assert_close(mix_waveforms(wave_BT, lengths_B, same, probability=1.0)[1], same)
+    several = torch.tensor([[1.0, 1.0]]).repeat(6, 1)
+    assert_close(mix_waveforms(wave_BT, lengths_B, several, probability=1.0)[1], several)
+
+
+def _masked(x_FT: Tensor) -> tuple[list[int], list[int]]:
+    """Rows and columns of a map without zeros that are now zero throughout."""
+    rows = (x_FT == 0).all(dim=1).nonzero().flatten().tolist()
+    columns = (x_FT == 0).all(dim=0).nonzero().flatten().tolist()
+    return rows, columns
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 30), st.integers(0, 30), st.integers(0, 10**6))
+def test_one_band_and_one_stretch_are_masked(bands: int, frames: int, high: int, wide: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    x_BFT = torch.rand(3, bands, frames) + 1
+    masked_BFT = spec_augment(x_BFT, frequency_mask=high, time_mask=wide)
+    for before, after in zip(x_BFT, masked_BFT, strict=True):
+        rows, columns = _masked(after)
+        assert len(rows) <= max(0, high - 1)
+        assert len(columns) <= max(0, wide - 1)
+        for found in (rows, columns):
+            assert found == list(range(found[0], found[0] + len(found)) if found else [])
+        expected = before.clone()
+        expected[rows], expected[:, columns] = 0, 0
+        assert_close(after, expected, rtol=0, atol=0)
+
+
+def test_masks_differ_from_map_to_map_and_take_every_width_below_the_limit() -> None:
+    masked_BFT = spec_augment(torch.ones(2_000, 16, 24), frequency_mask=6, time_mask=9)
+    found = [_masked(x) for x in masked_BFT]
+    assert len({(tuple(rows), tuple(columns)) for rows, columns in found}) > 200
+    for axis, limit in ((0, 6), (1, 9)):
+        counts = torch.bincount(torch.tensor([len(part[axis]) for part in found]), minlength=limit)
+        assert len(counts) == limit
+        assert_close(counts / 2_000, torch.full((limit,), 1 / limit), rtol=0, atol=0.05)
+    assert {row for rows, _ in found for row in rows} >= set(range(15))  # torchaudio spares the last one
+    assert {column for _, columns in found for column in columns} >= set(range(23))
+
+
+def test_no_mask_leaves_the_map_as_it_is() -> None:
+    x_BFT = torch.randn(4, 8, 9)
+    assert_close(spec_augment(x_BFT, frequency_mask=0, time_mask=0), x_BFT, rtol=0, atol=0)
+    rows, columns = zip(*map(_masked, spec_augment(x_BFT, frequency_mask=7, time_mask=0)), strict=True)
+    assert any(rows)
+    assert not any(columns)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 15), st.integers(0, 10**6))
+def test_rolling_is_that_of_torch(frames: int, limit: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    x_BFT = torch.randn(5, 3, frames)
+    rolled_BFT = noise_and_roll(x_BFT, noise=0.0, roll=limit)
+    for before, after in zip(x_BFT, rolled_BFT, strict=True):
+        assert any(torch.equal(after, before.roll(step, dims=1)) for step in range(-limit, limit))
+
+
+def test_every_roll_in_range_and_no_other() -> None:
+    x_BFT = torch.arange(64.0).expand(3_000, 2, 64)
+    rolled_BFT = noise_and_roll(x_BFT, noise=0.0, roll=10)
+    assert torch.equal(rolled_BFT[:, 0], rolled_BFT[:, 1])
+    steps = (-rolled_BFT[:, 0, 0] + 32).remainder(64) - 32
+    assert set(steps.int().tolist()) == set(range(-10, 10))
+
+
+def test_noise_is_uniform_and_its_strength_differs_from_map_to_map() -> None:
+    noise_BFT = noise_and_roll(torch.zeros(400, 16, 16), noise=0.1, roll=0)
+    assert noise_BFT.min() >= 0
+    assert noise_BFT.max() < 0.1
+    strength = noise_BFT.amax(dim=(1, 2))
+    assert float(strength.mean()) == pytest.approx(0.05, abs=0.01)
+    assert float(strength.min()) < 0.01 < 0.09 < float(strength.max())
+    assert_close(noise_BFT.mean(dim=(1, 2)) / strength, torch.full((400,), 0.5), rtol=0, atol=0.1)
+    x_BFT = torch.randn(2, 3, 4)
+    assert noise_and_roll(x_BFT, noise=0.0, roll=0) is x_BFT
+
+
+def test_with_everything_off_maps_and_targets_are_those_of_evaluation() -> None:
+    wave_BT, lengths_B, y_BK = _waves([900, 2_000, 1_500])
+    x, y = AudioAugment(**OFF)(MAPS, wave_BT, lengths_B, y_BK)
+    assert_close(x, MAPS(wave_BT, lengths_B), rtol=0, atol=1e-4)
+    assert_close(y, y_BK, rtol=0, atol=0)
+
+
+def test_masked_cells_have_the_value_of_padded_ones() -> None:
+    wave_BT, lengths_B, y_BK = _waves([1_200] * 64)
+    augment = AudioAugment(**OFF | {"frequency_mask": 8, "time_mask": 6})
+    x, plain = augment(MAPS, wave_BT, lengths_B, y_BK)[0], MAPS(wave_BT, lengths_B)
+    assert_close(x[..., 13:], torch.full((64, 1, 16, 7), 1.0))  # (0 + 6) / (2 * 3)
+    masked = (x - plain).abs() > 1e-3
+    assert int(masked.any(dim=3).any(dim=2).sum()) > 50
+    assert_close(x[masked], torch.ones(int(masked.sum())), rtol=0, atol=0)
+
+
+def test_noise_is_added_after_the_masks_and_before_rolling_the_padding() -> None:
+    wave_BT, lengths_B, y_BK = _waves([400] * 300)  # 3 frames, 17 of padding
+    augment = AudioAugment(**OFF | {"frequency_mask": 17, "noise": 0.1, "roll": 10})
+    x, _ = augment(MAPS, wave_BT, lengths_B, y_BK)
+    padding = (x >= 1) & (x < 1.1)
+    assert padding.float().mean() > 0.8
+    assert padding[..., 0].float().mean() == pytest.approx(0.9, abs=0.1)  # rolled away from the end
+    assert x.unique().numel() > 0.9 * x.numel()  # noise on masked and padded cells too
+
+
+def test_maps_keep_their_shape_and_are_finite_by_default() -> None:
+    wave_BT, lengths_B, y_BK = _waves([16_000, 400, 12_345])
+    x, y = AudioAugment()(LogMel(), wave_BT.half(), lengths_B, y_BK)
+    assert x.shape == (3, 1, 128, 128)
+    assert x.dtype == y.dtype == torch.float32
+    assert bool(x.isfinite().all())
+    assert_close(y.sum(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mixup", -0.1), ("mixup", 1.1), ("frequency_mask", -1), ("time_mask", -1), ("noise", -0.1), ("roll", -1)],
+)
+def test_numbers_out_of_range(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=rf"{name}={value}.*mixup is a probability, the others are 0 or more"):
+        AudioAugment(**OFF | {name: value})

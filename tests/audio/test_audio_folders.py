@@ -1,0 +1,132 @@
+"""Class folders: which recordings are in which split with which label, and what is refused."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_sounds import SMALL, tone, write_tone, write_tones
+
+from audio import AudioFolder
+from core.errors import InputError, MissingError
+
+KNOWN: dict[str, Any] = {**SMALL, "mean": -5.0, "std": 3.0}
+
+
+def _set_up(data: Any, stage: str = "fit") -> Any:
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+def _names(dataset: Any) -> set[str]:
+    return {f"{path.parent.name}/{path.name}" for path, _ in dataset.files}
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    root = write_tones(tmp_path, train=3, val=2)
+    write_tone(root / "train" / "_noise_" / "0.wav", 50.0)
+    write_tone(root / "train" / "low" / "deep" / "x.WAV", 300.0)
+    data = _set_up(AudioFolder(str(root), **KNOWN))
+    assert data.classes == ["high", "low", "mid"]
+    assert Counter(label for _, label in data.train_set.files) == {0: 3, 1: 4, 2: 3}
+    assert [label for _, label in data.val_set.files] == [0, 0, 1, 1, 2, 2]
+    assert data.test_set.files == data.val_set.files
+    assert [name for _, name in data.predict_set.files] == [str(path) for path, _ in data.val_set.files]
+    (waves, lengths), y = next(iter(data.val_dataloader()))
+    assert waves.shape == (6, 2_680)
+    assert lengths.tolist() == [2_680, 2_580] * 3
+    assert y.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_folder_named_test_and_splits_under_other_names(tmp_path: Path) -> None:
+    root = write_tones(tmp_path, learn=2, check=1, test=3)
+    data = _set_up(AudioFolder(str(root), train_split="learn", val_split="check", **KNOWN))
+    assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == [6, 3, 9]
+
+
+def test_held_out_share_when_there_is_no_validation_folder(tmp_path: Path) -> None:
+    root = write_tones(tmp_path, train=10)
+    first, second = (_set_up(AudioFolder(str(root), val_share=0.3, **KNOWN)) for _ in range(2))
+    assert not _names(first.train_set) & _names(first.val_set)
+    assert Counter(label for _, label in first.val_set.files) == dict.fromkeys(range(3), 3)
+    assert first.val_set.files == second.val_set.files
+    with pytest.raises(InputError, match=r"val_share=1\.0; give a share between 0 and 1"):
+        AudioFolder(str(root), val_share=1.0)
+
+
+def test_training_recordings_are_cut_to_what_a_map_sees(tmp_path: Path) -> None:
+    root = write_tones(tmp_path, train=1, val=1)
+    write_tone(root / "train" / "low" / "long.wav", 300.0, 90_000)
+    data = _set_up(AudioFolder(str(root), **KNOWN))
+    lengths = {path.name: len(data.train_set[i][0]) for i, (path, _) in enumerate(data.train_set.files)}
+    assert lengths == {"0.wav": 2_680, "long.wav": 2_680}
+    assert data.maps.frames(2_680) == 32
+
+
+def test_labels_become_targets_of_every_class_in_training_alone(tmp_path: Path) -> None:
+    data = _set_up(AudioFolder(str(write_tones(tmp_path, train=2, val=1)), **KNOWN))
+    (waves, lengths), y = next(iter(data.val_dataloader()))
+    x, kept = data.on_after_batch_transfer(((waves, lengths), y), 0)
+    assert x.shape == (3, 1, 32, 32)
+    assert torch.equal(kept, y)
+
+    class Training:
+        training = True
+
+    data.trainer = Training()
+    x, targets = data.on_after_batch_transfer(((waves, lengths), torch.tensor([2, 0, 1])), 0)
+    assert x.shape == (3, 1, 32, 32)
+    assert targets.dtype == torch.float32
+    assert targets.sum(dim=1).tolist() == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        ([], r"there is no folder .*/train; expected .*/<class>/\*\.wav"),
+        (["train/only"], "has 1 class folders; expected at least two"),
+        (["train/_one", "train/.two"], "has 0 class folders"),
+        (["train/bare", "train/empty"], r"bare holds no recordings; expected files ending in \.aif"),
+    ],
+)
+def test_folders_that_are_refused(folders: list[str], message: str, tmp_path: Path) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(MissingError, match=message):
+        AudioFolder(str(tmp_path), **KNOWN).prepare_data()
+
+
+def test_no_folder_and_a_class_that_training_lacks(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"type --data\.root FOLDER, with FOLDER/train/<class>/\*\.wav"):
+        AudioFolder(**KNOWN).prepare_data()
+    root = write_tones(write_tones(tmp_path, train=1), {"zebra": 500.0, "low": 300.0}, val=1)
+    with pytest.raises(InputError, match="val has classes that training has not: zebra"):
+        _set_up(AudioFolder(str(root), **KNOWN))
+
+
+def test_all_recordings_of_a_batch_broken(tmp_path: Path) -> None:
+    root = write_tones(tmp_path, train=1, val=1)
+    for file in (root / "val").rglob("*.wav"):
+        file.write_bytes(tone(1.0, 10).tobytes())
+    loader = _set_up(AudioFolder(str(root), skip_broken=True, **KNOWN)).val_dataloader()
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(InputError, match="no recording of a whole batch"):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overlap": 1.0}, r"overlap=1\.0.*a share in \[0, 1\)"),
+        ({"overlap": -0.1}, r"overlap=-0\.1"),
+        ({"mean": 1.0}, r"mean=1\.0, std=None.*both mean and std or none"),
+        ({"std": 1.0}, r"mean=None, std=1\.0"),
+        ({"mixup": 2.0}, r"mixup=2\.0"),
+        ({"num_mels": 0}, "num_mels=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_settings_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        AudioFolder("anywhere", **options)

@@ -1,0 +1,125 @@
+"""Runs that were interrupted and resumed, with all augmentation; and runs over recordings that are broken."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning import Callback, LightningModule, Trainer
+from small_sounds import sound_runs, write_sound_config, write_tones
+from torch.testing import assert_close
+from training.small_runs import add_callbacks, command, metric, saved, table
+
+pytest_plugins = ["sound_fixtures"]
+pytestmark = pytest.mark.usefixtures("no_sound_pictures")
+
+KNOWN: dict[str, Any] = {"mean": -2.5, "std": 3.2}
+RANDOM: dict[str, Any] = {**KNOWN, "mixup": 0.7, "frequency_mask": 8, "time_mask": 8, "noise": 0.1, "roll": 5}
+WORDS = ["--model.backbone_args", "{layer_scale_init_value: 0.5, drop_path_rate: 0.3}", "--trainer.max_epochs", "3"]
+
+
+class _Interrupt(Callback):
+    """Ctrl-C at the start of an epoch, or after its first batch."""
+
+    def __init__(self, epoch: int, *, after_a_batch: bool = False) -> None:
+        self.epoch, self.after_a_batch = epoch, after_a_batch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == self.epoch and not self.after_a_batch:
+            raise KeyboardInterrupt
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.current_epoch == self.epoch and self.after_a_batch:
+            raise KeyboardInterrupt
+
+
+def _resumed(config: Path, out: Path, stop: _Interrupt, *words: str) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        add_callbacks(patch, stop)
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            command("fit", config, out, *words)
+    command("fit", config, out, *words, "--ckpt_path", "last")
+    (run,) = sound_runs(out)
+    return run
+
+
+def _same(run: Path, expected: Path) -> None:
+    got, wanted = saved(run), saved(expected)
+    assert got["epoch"] == 2
+    assert got["global_step"] == 9
+    for part in ("epoch", "global_step", "lr_schedulers", "state_dict", "optimizer_states"):
+        assert_close(got[part], wanted[part], rtol=0, atol=0)
+    for name in ("train_loss", "val_loss", "val_mAP"):
+        assert metric(run, name) == metric(expected, name)
+
+
+@pytest.fixture(scope="module")
+def straight(tones: Path, no_sound_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("straight_sounds")
+    command("fit", write_sound_config(out / "tones.yaml", tones, **RANDOM), out, *WORDS)
+    return sound_runs(out)[0]
+
+
+@pytest.mark.parametrize(("epoch", "after_a_batch"), [(1, False), (2, False), (1, True)])
+def test_resumed_run_equals_an_uninterrupted_one(
+    epoch: int, after_a_batch: bool, tones: Path, straight: Path, tmp_path: Path
+) -> None:
+    config = write_sound_config(tmp_path / "tones.yaml", tones, **RANDOM)
+    _same(_resumed(config, tmp_path, _Interrupt(epoch, after_a_batch=after_a_batch), *WORDS), straight)
+
+
+def test_with_data_loading_processes(tones: Path, straight: Path, tmp_path: Path) -> None:
+    """The processes only decode: the random numbers are those of a run without them."""
+    config = write_sound_config(tmp_path / "tones.yaml", tones, **RANDOM, num_workers=2)
+    _same(_resumed(config, tmp_path, _Interrupt(1), *WORDS), straight)
+
+
+@pytest.mark.parametrize("name", ["mixup", "frequency_mask", "time_mask", "noise", "roll"])
+def test_every_part_of_the_augmentation_reaches_the_training(
+    name: str, tones: Path, straight: Path, tmp_path: Path
+) -> None:
+    config = write_sound_config(tmp_path / "tones.yaml", tones, **RANDOM | {name: 0})
+    first = ["--trainer.limit_val_batches", "0", "--trainer.max_steps", "3"]
+    command("fit", config, tmp_path, *WORDS, *first)
+    assert metric(sound_runs(tmp_path)[0], "train_loss")[0] != metric(straight, "train_loss")[0]
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A set with one truncated recording in training and one in validation."""
+    root = write_tones(tmp_path / "damaged", train=4, val=2)
+    for split in ("train", "val"):
+        file = root / split / "mid" / "0.wav"
+        file.write_bytes(file.read_bytes()[:2_000])
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_broken_recording_stops_the_run_with_its_name(
+    split: str, workers: int, damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (damaged / {"train": "val", "val": "train"}[split] / "mid" / "0.wav").unlink()
+    config = write_sound_config(tmp_path / "c.yaml", damaged, **KNOWN, num_workers=workers)
+    with pytest.raises(SystemExit) as stopped:
+        command("fit", config, tmp_path / "out")
+    message = str(stopped.value.code)
+    assert message.startswith(f"lightning: error: {damaged / split / 'mid' / '0.wav'} is cut off after 0.12 s")
+    assert message.endswith("or type --data.skip_broken true")
+    assert len(message.splitlines()) == 1
+    assert "Traceback" not in message + capsys.readouterr().err
+
+
+def test_broken_recordings_are_skipped_on_request(damaged: Path, tmp_path: Path) -> None:
+    config = write_sound_config(tmp_path / "c.yaml", damaged, **RANDOM, skip_broken=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        command("fit", config, tmp_path / "out", "--trainer.max_epochs", "1")
+        command("predict", config, tmp_path / "out", "--ckpt_path", "last")
+    skipped = {str(w.message).split(" is ")[0] for w in caught if "skipped" in str(w.message)}
+    assert skipped == {f"skipped: {damaged / split / 'mid' / '0.wav'}" for split in ("train", "val")}
+    fit, predicted = sound_runs(tmp_path / "out")
+    assert len(metric(fit, "val_acc")) == 1
+    files = [Path(row["file"]) for row in table(predicted / "predictions.csv")]
+    assert len(files) == 5
+    assert damaged / "val" / "mid" / "0.wav" not in files
