@@ -5,7 +5,9 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 from PIL import Image
 
@@ -40,7 +42,14 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                     Image.new("RGB", (70 + i, 60), colour).save(place / f"{label}{i}.jpg")
     (tmp_path / "cue-conflict").mkdir()
     Image.new("RGB", (64, 64), "red").save(tmp_path / "cue-conflict" / "cat1-knife2.png")
-    (tmp_path / "vision").symlink_to(ROOT / "vision")
+    for word in ("yes", "no"):
+        (tmp_path / "words" / word).mkdir(parents=True)
+        for i in range(4):
+            soundfile.write(tmp_path / "words" / word / f"{i}.wav", np.sin(np.arange(8_000) * 0.1), 16_000)
+    (tmp_path / "words" / "validation_list.txt").write_text("yes/0.wav no/0.wav")
+    (tmp_path / "words" / "testing_list.txt").write_text("yes/1.wav no/1.wav")
+    for modality in ("audio", "vision"):
+        (tmp_path / modality).symlink_to(ROOT / modality)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -52,6 +61,9 @@ def _small(command: str) -> list[str]:
     extra = dict(SMALL) if words[0] != "export" else {}
     if "imagenet.yaml" in command:
         extra |= {"--model.num_classes": "2", "--data.num_workers": "0"}
+    if "audio/" in command:
+        extra |= {"--data.root": "words", "--data.batch_size": "2"}
+        return words + [word for pair in extra.items() for word in pair]
     digits = any(word in command for word in ("Digits", "cls.yaml", "ablation.yaml"))
     if not digits:
         extra |= {"--data.size": "64", "--data.batch_size": "2"}
@@ -72,9 +84,9 @@ def test_readme_has_commands_and_programs() -> None:
 def test_commands_of_the_readme() -> None:
     for command in COMMANDS:  # in the order of the README: later ones use the checkpoints of earlier ones
         main(_small(command))
-    runs = Path("lightning_logs/ImageClassifier")
-    assert len(list(runs.glob("*/checkpoints/best.ckpt"))) == sum(c.split()[1] == "fit" for c in COMMANDS)
-    assert len(list(runs.glob("*/predictions.csv"))) == 1
+    runs = Path("lightning_logs")
+    assert len(list(runs.glob("*/*/checkpoints/best.ckpt"))) == sum(c.split()[1] == "fit" for c in COMMANDS)
+    assert len(list(runs.glob("*/*/predictions.csv"))) == 1
     assert list(Path("exports").glob("*.onnx"))
     for command in ANALYSES:
         main(_small(command))
@@ -93,7 +105,12 @@ def test_programs_of_the_readme(program: str, tmp_path: Path, monkeypatch: pytes
 def test_environment_names_what_pyproject_names() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    named = project["dependencies"] + extras["export"] + [d for d in extras["test"] if not d.startswith("larkit")]
+    named = (
+        project["dependencies"]
+        + extras["export"]
+        + extras["speech"]
+        + [d for d in extras["test"] if not d.startswith("larkit")]
+    )
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     pip = next(item["pip"] for item in environment if isinstance(item, dict))
     assert sorted(pip) == sorted([*named, "-e ."])
