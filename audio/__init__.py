@@ -2,8 +2,9 @@
 
 from audio.data import AudioDataModule
 from audio.feature_map import LogMel
-from audio.sets import ESC50, AudioFolder, AudioTable, SpeechCommands
+from audio.sets import AudioFolder, SpeechCommands
 from audio.spoken_words import SpokenWords
+from audio.tables import ESC50, AudioTable
 from audio.task import AudioClassifier
 
 __all__ = [

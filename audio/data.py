@@ -15,7 +15,10 @@ from audio.files import Recordings, audio_files
 from core.errors import InputError, MissingError
 from core.training.data import DataModule
 
-__all__ = ["AudioDataModule"]
+__all__ = ["STATS", "AudioDataModule"]
+
+STATS = "log_mel_stats.json"
+"""File beside a data set that holds its measured statistics."""
 
 Batch = tuple[tuple[Tensor, Tensor], Any]
 """((waveforms (B, T), lengths (B,)), targets), as the loader gives it and before it becomes (maps, targets)."""

@@ -1,20 +1,14 @@
-"""Audio data sets in their public layouts: class folders, Speech Commands, label tables, ESC-50."""
+"""Audio data sets that are folders: one for each class, and Speech Commands."""
 
-import csv
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from audio.data import AudioDataModule
+from audio.data import STATS, AudioDataModule
 from audio.files import audio_files
-from core.errors import InputError, MissingError
+from core.errors import MissingError
 from core.files import ClassFolders, Labelled, class_files
 
-__all__ = ["ESC50", "WORDS", "AudioFolder", "AudioTable", "SpeechCommands"]
+__all__ = ["WORDS", "AudioFolder", "SpeechCommands"]
 
 WORDS = (
     *("backward", "follow", "five", "bed", "zero", "on", "learn", "two", "house", "tree", "dog", "stop", "seven"),
@@ -22,8 +16,6 @@ WORDS = (
     *("left", "marvin", "yes", "up", "sheila", "happy", "bird", "go", "one"),
 )
 """The 35 words of Speech Commands V2 in the order of their published labels."""
-
-STATS = "log_mel_stats.json"
 
 
 class AudioFolder(AudioDataModule):
@@ -127,156 +119,3 @@ class SpeechCommands(AudioDataModule):
                 raise MissingError(f"{self.root / name} names {absent}, which is not there; unpack the archive again")
             parts.append([by_name.pop(file) for file in named])
         return list(by_name.values()), parts[0], parts[1]
-
-
-class AudioTable(AudioDataModule):
-    """JSON tables of recordings with a CSV of labels, the layout of AudioSet, AST and the official code.
-
-    A table is ``{"data": [{"wav": path, "labels": "/m/a,/m/b"}, ...]}``; paths are absolute or relative to the table.
-    The CSV has the header ``index,mid,display_name``.
-
-    Args:
-        train_json: table of the training recordings.
-        val_json: table of the validation recordings.
-        test_json: table of the test recordings; by default the validation table.
-        labels_csv: the classes.
-        multi_label: a recording may have any number of labels; targets are then (K,) of 0 and 1.
-        weights_csv: one number a line for each training recording; they are then drawn with replacement by these
-            weights, as in the balanced sampling of AudioSet.
-        kwargs: arguments of :class:`AudioDataModule`.
-    """
-
-    def __init__(
-        self,
-        train_json: str,
-        val_json: str,
-        labels_csv: str,
-        *,
-        test_json: str | None = None,
-        multi_label: bool = False,
-        weights_csv: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.tables = {"train": Path(train_json), "val": Path(val_json), "test": Path(test_json or val_json)}
-        self.labels_csv, self.multi_label = Path(labels_csv), multi_label
-        self.weights_csv = Path(weights_csv) if weights_csv else None
-
-    def check_data(self) -> None:
-        """Read all tables before a run folder is made.
-
-        Raises:
-            MissingError: if a file is missing.
-            InputError: if a table is not in the layout, or names a label that the CSV has not.
-        """
-        self.fill("fit")
-
-    def stats_file(self) -> Path:
-        """``log_mel_stats.json`` beside the training table."""
-        return self.tables["train"].parent / STATS
-
-    def fill(self, stage: str) -> None:
-        """Read the tables."""
-        rows = _read_csv(self.labels_csv, ("index", "mid", "display_name"))
-        rows.sort(key=lambda row: int(row["index"]))
-        self.classes = [row["display_name"] for row in rows]
-        label_of = {row["mid"]: i for i, row in enumerate(rows)}
-        files = {name: self._read(table, label_of) for name, table in self.tables.items()}
-        self.train_set, self.val_set = self._recordings(files["train"]), self._recordings(files["val"])
-        self.test_set, self.predict_set = self._recordings(files["test"]), self._predict_files(files["test"])
-        if self.weights_csv:
-            self.train_weights = _read_weights(self.weights_csv, len(files["train"]))
-
-    def _read(self, table: Path, label_of: dict[str, int]) -> list[tuple[Path, int | Tensor]]:
-        if not table.is_file():
-            raise MissingError(
-                f"there is no table {table}; give a JSON file with {{'data': [{{'wav', 'labels'}}, ...]}}"
-            )
-        try:
-            entries = [(str(row["wav"]), str(row["labels"])) for row in json.loads(table.read_text("utf-8"))["data"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{table} is not {{'data': [{{'wav': ..., 'labels': ...}}, ...]}}: {error!r}") from error
-        return [(table.parent / wav, self._target(labels, label_of, table)) for wav, labels in entries]
-
-    def _target(self, labels: str, label_of: dict[str, int], table: Path) -> int | Tensor:
-        names = [name.strip() for name in labels.split(",") if name.strip()]
-        unknown = next((name for name in names if name not in label_of), None)
-        if unknown or (not self.multi_label and len(names) != 1):
-            raise InputError(
-                f"{table} has the labels {labels!r}; expected {'any' if self.multi_label else 'one'} of those in "
-                f"{self.labels_csv}" + (f", which has no {unknown!r}" if unknown else "; or set multi_label")
-            )
-        if not self.multi_label:
-            return label_of[names[0]]
-        target = torch.zeros(len(label_of))
-        target[[label_of[name] for name in names]] = 1
-        return target
-
-
-class ESC50(AudioDataModule):
-    """ESC-50 as its archive unpacks, ``root/meta/esc50.csv`` and ``root/audio/*.wav``: 2,000 clips of 5 s, five folds.
-
-    Args:
-        root: the unpacked archive, https://github.com/karolpiczak/ESC-50.
-        fold: the fold that tests, 1 to 5; the published figure is the mean over all five.
-        val_fold: the fold that chooses the checkpoint; by default the next one. Give that of ``fold`` to choose by the
-            test fold and train on the four others, as published figures do.
-        kwargs: arguments of :class:`AudioDataModule`.
-
-    Raises:
-        InputError: if a fold is none of the five.
-    """
-
-    def __init__(self, root: str, *, fold: int = 1, val_fold: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.root, self.fold, self.val_fold = Path(root), fold, val_fold or fold % 5 + 1
-        if not {fold, self.val_fold} <= {1, 2, 3, 4, 5}:
-            raise InputError(f"fold={fold}, val_fold={val_fold}; ESC-50 has the folds 1 to 5")
-
-    def check_data(self) -> None:
-        """Read the table before a run folder is made.
-
-        Raises:
-            MissingError: if it is not there.
-        """
-        self.fill("fit")
-
-    def stats_file(self) -> Path:
-        """``root/log_mel_stats.json``."""
-        return self.root / STATS
-
-    def fill(self, stage: str) -> None:
-        """Deal the folds to the splits."""
-        rows = _read_csv(self.root / "meta" / "esc50.csv", ("filename", "fold", "target", "category"))
-        names = {int(row["target"]): row["category"] for row in rows}
-        self.classes = [names[label] for label in sorted(names)]
-
-        def part(folds: set[int]) -> Labelled:
-            chosen = [row for row in rows if int(row["fold"]) in folds]
-            return [(self.root / "audio" / row["filename"], int(row["target"])) for row in chosen]
-
-        self.train_set = self._recordings(part({1, 2, 3, 4, 5} - {self.fold, self.val_fold}))
-        self.val_set, self.test_set = self._recordings(part({self.val_fold})), self._recordings(part({self.fold}))
-        self.predict_set = self._predict_files(part({self.fold}))
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise MissingError(f"there is no {path}; expected a CSV file with the columns {', '.join(columns)}")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not set(columns) <= set(reader.fieldnames or ()):
-            raise InputError(f"{path} has the columns {reader.fieldnames}; expected {', '.join(columns)}")
-        return list(reader)
-
-
-def _read_weights(path: Path, count: int) -> list[float]:
-    if not path.is_file():
-        raise MissingError(f"there is no {path}; give one weight a line for each of the {count} training recordings")
-    try:
-        weights = [float(line) for line in path.read_text(encoding="utf-8").split()]
-    except ValueError as error:
-        raise InputError(f"{path} is not one number a line: {error}") from error
-    if len(weights) != count or min(weights) < 0 or not sum(weights) > 0:
-        raise InputError(f"{path} has {len(weights)} weights for {count} recordings; give one each, 0 or more")
-    return weights

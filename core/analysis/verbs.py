@@ -1,11 +1,9 @@
 """The analyses as verbs of the command: each prints a table, and writes a picture and a JSON file."""
 
-import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.data import create_transform, resolve_model_data_config
@@ -19,12 +17,10 @@ from core.analysis.receptive_field import (
     ratio_text,
     receptive_field_figure,
 )
+from core.analysis.report import check_output, print_table, write_report
 from core.analysis.shape_bias import ShapeBias, shape_bias, shape_bias_figure
 from core.errors import InputError
 from core.images import image_files, read_image
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["VERBS", "cost_verb", "erf_verb", "run_analysis", "shape_bias_verb"]
 
@@ -57,7 +53,7 @@ def erf_verb(
         output: folder for the picture and the JSON file.
     """
     _check_positive(size=size, num_images=num_images, batch_size=batch_size)
-    _check_output(output)
+    check_output(output)
     files, fields, numbers, titles = image_files(Path(images))[:num_images], {}, {}, {}
     for name in models:
         model = open_model(name, pretrained=pretrained, device=device)
@@ -69,13 +65,13 @@ def erf_verb(
         counts = {"images": field.images, "skipped": field.skipped}
         numbers[label] = {"area_ratios": ratios, **counts, "mean": norm[0], "std": norm[1]}
         titles[label] = f"{label}\nmean {_numbers(norm[0])}, std {_numbers(norm[1])}"
-    _table(
+    print_table(
         ["model", *[f"t = {t:.0%}" for t in THRESHOLDS], "images"],
         [[name, *map(ratio_text, f.area_ratios().values()), str(f.images)] for name, f in fields.items()],
     )
     title = f"effective receptive field, {len(files)} images of {size} x {size}"
     figure = receptive_field_figure({titles[name]: field for name, field in fields.items()}, title)
-    _write(output, "erf", figure, {"size": size, "models": numbers})
+    write_report(output, "erf", figure, {"size": size, "models": numbers})
 
 
 def shape_bias_verb(
@@ -98,7 +94,7 @@ def shape_bias_verb(
         output: folder for the picture and the JSON file.
     """
     _check_positive(batch_size=batch_size)
-    _check_output(output)
+    check_output(output)
     results: dict[str, ShapeBias] = {}
     for name in models:
         model = open_model(name, pretrained=pretrained, device=device)
@@ -110,12 +106,12 @@ def shape_bias_verb(
     rows = [[name, *[_share(r.by_category[name]) for r in results.values()]] for name in first.by_category]
     rows += [["overall", *[_share(result.overall) for result in results.values()]]]
     rows += [[f"decided by {kind}", *[str(_sum(result, kind)) for result in results.values()]] for kind in _KINDS]
-    _table(["shape category", *results], rows)
+    print_table(["shape category", *results], rows)
     numbers = {
         name: asdict(result) | {"overall": result.overall, "by_category": result.by_category}
         for name, result in results.items()
     }
-    _write(output, "shape_bias", shape_bias_figure(results), numbers)
+    write_report(output, "shape_bias", shape_bias_figure(results), numbers)
 
 
 def cost_verb(
@@ -140,7 +136,7 @@ def cost_verb(
         output: folder for the picture and the JSON file.
     """
     _check_positive(size=size, batch_size=batch_size, width=1 if width is None else width)
-    _check_output(output)
+    check_output(output)
     if rounds < 0:
         raise InputError(f"--rounds is {rounds}; give 0 for no timing, or more")
     costs = []
@@ -148,7 +144,7 @@ def cost_verb(
         model = open_model(name, device=device)
         input_size = (input_channels(model), size, width or size)
         costs += model_cost(model, input_size, name=name, batch_size=batch_size, rounds=rounds)
-    _table(
+    print_table(
         ["model", "form", "parameters", "GMACs", "saved for backward", "peak activations", "images/s"],
         [
             [
@@ -167,7 +163,7 @@ def cost_verb(
     title = f"input {size} x {width or size}, batch {batch_size}, {where['device']}, torch {where['torch']}"
     print(f"one image of {size} x {width or size}; speed: batches of {batch_size} on {where['device']}")
     content = {"costs": [asdict(cost) for cost in costs], "batch_size": batch_size, **where}
-    _write(output, "cost", cost_figure(costs, title) if rounds else None, content)
+    write_report(output, "cost", cost_figure(costs, title) if rounds else None, content)
 
 
 VERBS: dict[str, Callable[..., None]] = {"erf": erf_verb, "shape-bias": shape_bias_verb, "cost": cost_verb}
@@ -244,30 +240,3 @@ def _device_name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, ["-" * width for width in widths], *rows]:
-        cells = [row[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]]
-        print("  ".join(cells).rstrip())
-
-
-def _check_output(output: str) -> None:
-    """Refuse before anything is measured what could not be written after it."""
-    existing = next(path for path in (Path(output), *Path(output).resolve().parents) if path.exists())
-    if not existing.is_dir():
-        raise InputError(f"--output {output} is a file, or below one; give a folder")
-
-
-def _write(output: str, name: str, figure: "Figure | None", content: Any) -> None:
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    table = folder / f"{name}.json"
-    table.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if figure is None:
-        print(f"wrote {table}")
-        return
-    picture = folder / f"{name}.png"
-    figure.savefig(picture, dpi=120)
-    print(f"wrote {table} and {picture}")

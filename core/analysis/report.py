@@ -1,0 +1,45 @@
+"""What an analysis leaves: a table on the screen, a picture and a JSON file in a folder."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["check_output", "print_table", "write_report"]
+
+
+def print_table(head: list[str], rows: list[list[str]]) -> None:
+    """Print rows below their heads, the first column to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, ["-" * width for width in widths], *rows]:
+        cells = [row[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]]
+        print("  ".join(cells).rstrip())
+
+
+def check_output(output: str) -> None:
+    """Refuse before anything is measured what could not be written after it.
+
+    Raises:
+        InputError: if the folder cannot be one.
+    """
+    existing = next(path for path in (Path(output), *Path(output).resolve().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"--output {output} is a file, or below one; give a folder")
+
+
+def write_report(output: str, name: str, figure: "Figure | None", content: Any) -> None:
+    """Write ``name``.json and, if there is a figure, ``name``.png into a folder, and say so."""
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / f"{name}.json"
+    table.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if figure is None:
+        print(f"wrote {table}")
+        return
+    picture = folder / f"{name}.png"
+    figure.savefig(picture, dpi=120)
+    print(f"wrote {table} and {picture}")
