@@ -72,8 +72,10 @@ def image_sheet(images: Tensor, titles: list[str], wrong: list[bool] | None = No
     """
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
-    figure = new_figure(1.5 * columns, 1.75 * rows, automatic=False)  # automatic: a second longer
-    figure.subplots_adjust(0.01, 0.02, 0.99, 1 - 0.22 / rows, wspace=0.06, hspace=0.25)
+    tall = min(max(1.5 * images.shape[2] / images.shape[3], 0.5), 6.0)  # inches
+    figure = new_figure(1.5 * columns, (tall + 0.25) * rows, automatic=False)  # automatic: a second longer
+    top = 1 - 0.3 / (rows * (tall + 0.25))
+    figure.subplots_adjust(0.01, 0.02, 0.99, top, wspace=0.06, hspace=0.375 / tall)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
