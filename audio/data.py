@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audio.feature_map import AudioAugment, LogMel, pad_waves
-from audio.files import Recordings, audio_files
+from audio.files import Recordings, audio_files, cut_windows
 from core.errors import InputError, MissingError
 from core.training.data import DataModule
 
@@ -82,6 +83,8 @@ class AudioDataModule(DataModule):
             frame_length=frame_length,
             frame_shift=frame_shift,
             target_length=target_length,
+            mean=0.0 if mean is None else mean,
+            std=0.5 if std is None else std,
         )
         self.mean, self.std = mean, std
         self.augment = AudioAugment(mixup, frequency_mask, time_mask, noise, roll)
@@ -131,14 +134,22 @@ class AudioDataModule(DataModule):
         if self.mean is not None and self.std is not None:
             self.maps.mean, self.maps.std = self.mean, self.std
             return
-        file = self.stats_file()
-        stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        file, stored = self.stats_file(), self._stored()
         if self._settings() not in stored:
             raise MissingError(
                 f"no mean and std are known for maps of {self._settings()}: {file} does not hold them. Measure them "
                 "with the same options: lightning stats -c FILE, or set --data.mean and --data.std"
             )
-        self.maps.mean, self.maps.std = stored[self._settings()]["mean"], stored[self._settings()]["std"]
+        self.maps.mean, self.maps.std = stored[self._settings()]
+
+    def _stored(self) -> dict[str, tuple[float, float]]:
+        """Settings of maps, and the mean and standard deviation measured for them."""
+        file = self.stats_file()
+        try:
+            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            return {name: (float(values["mean"]), float(values["std"])) for name, values in content.items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{file} is damaged ({error!r}); delete it and type lightning stats -c FILE") from error
 
     def measure(self) -> dict[str, float]:
         """Mean and standard deviation of the un-normalised training maps, padding included, stored in ``stats_file``.
@@ -156,10 +167,9 @@ class AudioDataModule(DataModule):
         std = max(0.0, squares / count - mean**2) ** 0.5
         if std == 0:
             raise InputError("all training maps are the same; check the recordings")
-        file = self.stats_file()
-        stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        stored[self._settings()] = {"mean": round(mean, 6), "std": round(std, 6)}
-        file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        file, stored = self.stats_file(), self._stored() | {self._settings(): (round(mean, 6), round(std, 6))}
+        content = {name: {"mean": values[0], "std": values[1]} for name, values in stored.items()}
+        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         rank_zero_info(f"{self._settings()}: mean {mean:.6f}, std {std:.6f}; stored in {file}")
         return {"mean": mean, "std": std}
 
@@ -176,26 +186,12 @@ class AudioDataModule(DataModule):
     def predict_dataloader(self) -> Any:
         """``predict_set`` in order, every recording cut into windows of the map's length."""
         loader = super().predict_dataloader()
-        loader.collate_fn = self._collate_windows
+        loader.collate_fn = _CollateWindows(self.maps.samples(self.maps.target_length), self.overlap)
         return loader
 
-    def _collate_windows(self, samples: list[Any]) -> Batch:
-        found = _found(samples)
-        windows = [self.windows(wave) for wave, _ in found]
-        counts = torch.tensor([len(cut) for cut in windows])
-        return pad_waves([wave for cut in windows for wave in cut]), ([name for _, name in found], counts)
-
     def windows(self, wave: Tensor) -> list[Tensor]:
-        """Overlapping windows that cover a waveform (T,): itself if it fits into a map, else pieces of one length.
-
-        The last window ends where the waveform ends.
-        """
-        size = self.maps.samples(self.maps.target_length)
-        if len(wave) <= size:
-            return [wave]
-        step = max(1, round(size * (1 - self.overlap)))
-        starts = [*range(0, len(wave) - size, step), len(wave) - size]
-        return [wave[start : start + size] for start in starts]
+        """:func:`audio.files.cut_windows` of the map's length."""
+        return cut_windows(wave, self.maps.samples(self.maps.target_length), self.overlap)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Any]:
         """Waveforms to maps (B, 1, F, T); in training augmented, with targets (B, K) float."""
@@ -203,8 +199,28 @@ class AudioDataModule(DataModule):
         with torch.autocast(wave_BT.device.type, enabled=False):  # a filter bank in half precision loses quiet bands
             if self.trainer is not None and self.trainer.training:
                 y = F.one_hot(y, len(self.classes)).float() if y.dtype == torch.int64 else y
-                return self.augment(self.maps, wave_BT, lengths_B, y)
-            return self.maps(wave_BT, lengths_B), y
+                x, y = self.augment(self.maps, wave_BT, lengths_B, y)
+            else:
+                x = self.maps(wave_BT, lengths_B)
+        return x.to(self._model_dtype()), y
+
+    def _model_dtype(self) -> torch.dtype:
+        model = getattr(self.trainer, "lightning_module", None)
+        return torch.float32 if model is None else next(model.parameters()).dtype
+
+
+@dataclass(frozen=True)
+class _CollateWindows:
+    """Cuts recordings into windows; it holds numbers alone, so that it can be sent to a loading process."""
+
+    size: int
+    overlap: float
+
+    def __call__(self, samples: list[Any]) -> Batch:
+        found = _found(samples)
+        windows = [cut_windows(wave, self.size, self.overlap) for wave, _ in found]
+        counts = torch.tensor([len(cut) for cut in windows])
+        return pad_waves([wave for cut in windows for wave in cut]), ([name for _, name in found], counts)
 
 
 def _found(samples: list[Any]) -> list[Any]:

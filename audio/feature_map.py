@@ -8,6 +8,7 @@ of AST's, which it follows.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,12 +80,14 @@ class LogMel(nn.Module):
         super().__init__()
         self.sample_rate, self.num_mels, self.target_length = sample_rate, num_mels, target_length
         self.frame_length, self.frame_shift, self.mean, self.std = frame_length, frame_shift, mean, std
-        self.window, self.shift = int(sample_rate * frame_length * 0.001), int(sample_rate * frame_shift * 0.001)
-        if min(self.window, self.shift, num_mels, target_length) < 1 or self.window < 2 or std <= 0:
+        finite = all(map(math.isfinite, (frame_length, frame_shift, mean, std)))
+        lengths = (frame_length, frame_shift) if finite else (0.0, 0.0)
+        self.window, self.shift = (int(sample_rate * length * 0.001) for length in lengths)
+        if self.window < 2 or min(self.shift, target_length) < 1 or num_mels < 4 or std <= 0:
             raise InputError(
                 f"sample_rate={sample_rate}, num_mels={num_mels}, frame_length={frame_length}, "
-                f"frame_shift={frame_shift}, target_length={target_length}, std={std}; all must be positive and a "
-                "frame at least two samples"
+                f"frame_shift={frame_shift}, target_length={target_length}, mean={mean}, std={std}; all but the mean "
+                "must be positive, a frame at least two samples, and the mels at least four"
             )
 
     def frames(self, length: int) -> int:
@@ -185,8 +188,8 @@ def spec_augment(mel_BFT: Tensor, *, frequency_mask: int, time_mask: int) -> Ten
 
     Args:
         mel_BFT: (B, F, T), before normalisation.
-        frequency_mask: largest number of mel bands, 0 for none.
-        time_mask: largest number of frames, 0 for none.
+        frequency_mask: the band is narrower than this number of mels; 0 for none.
+        time_mask: the stretch is shorter than this number of frames; 0 for none.
     """
     x = mel_BFT[:, None]
     for axis, width in ((2, frequency_mask), (3, time_mask)):
@@ -219,8 +222,8 @@ class AudioAugment:
 
     Attributes:
         mixup: probability of a waveform to be mixed with another.
-        frequency_mask: largest band that SpecAugment masks, in mels.
-        time_mask: largest stretch that SpecAugment masks, in frames.
+        frequency_mask: SpecAugment masks a band narrower than this, in mels.
+        time_mask: SpecAugment masks a stretch shorter than this, in frames.
         noise: largest strength of the noise on the normalised map.
         roll: largest turn in time, in frames.
 
@@ -235,7 +238,8 @@ class AudioAugment:
     roll: int = 10
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mixup <= 1 or min(self.frequency_mask, self.time_mask, self.noise, self.roll) < 0:
+        low = min(self.frequency_mask, self.time_mask, self.roll)
+        if not (0 <= self.mixup <= 1 and low >= 0 and 0 <= self.noise < math.inf):
             raise InputError(f"{self}: mixup is a probability, the others are 0 or more")
 
     def __call__(self, maps: LogMel, wave_BT: Tensor, lengths_B: Tensor, y_BK: Tensor) -> tuple[Tensor, Tensor]:

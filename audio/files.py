@@ -1,5 +1,6 @@
 """Recordings on disk: found, decoded by libsndfile, resampled, and named when they are broken."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,15 @@ from audio.feature_map import resample_wave
 from core.errors import InputError, MissingError
 from core.files import find_files
 
-__all__ = ["SUFFIXES", "Recordings", "audio_files", "read_wave"]
+__all__ = ["SUFFIXES", "Recordings", "audio_files", "cut_windows", "read_wave"]
 
 SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
+
+
+_BLOCK = 2**20  # samples read at once
+_UNKNOWN = 2**62  # libsndfile's length of a file that was written into a pipe is larger
+_CUT = re.compile(r" : (?!4294967295 |0 )\d+ \(should be|File ended unexpectedly|Junk after the last page")
+"""libsndfile's notes on a file that ends too soon; a wav that was written into a pipe has the size 4294967295."""
 
 
 def audio_files(path: Path) -> list[Path]:
@@ -30,7 +37,7 @@ def audio_files(path: Path) -> list[Path]:
 
 
 def read_wave(path: Path, sample_rate: int, *, shortest: int = 1) -> Tensor:
-    """A recording as a waveform (T,) float32 in [-1, 1]: channels averaged, at the given rate.
+    """A recording as a waveform (T,) float32: channels averaged, at the given rate, in [-1, 1] unless it is clipped.
 
     Args:
         path: wav, flac, mp3, ogg, aiff; any bit depth, rate and number of channels.
@@ -46,11 +53,12 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1) -> Tensor:
     try:
         with soundfile.SoundFile(path) as file:
             expected, rate = file.frames, file.samplerate
-            samples = file.read(dtype="float32", always_2d=True)
-            cut = "should be" in file.extra_info  # libsndfile's note on a header that promises more than there is
+            samples = _read_all(file)
+            cut = _CUT.search(file.extra_info) is not None
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise InputError(f"{path} cannot be decoded as a recording: {error}; replace it") from error
-    if cut or (len(samples) < expected and path.suffix.lower() != ".mp3"):  # the length of an mp3 is an estimate
+    estimated = path.suffix.lower() == ".mp3" or expected >= _UNKNOWN
+    if cut or (len(samples) < expected and not estimated):
         raise InputError(f"{path} is cut off after {len(samples) / rate:.2f} s; replace it")
     if not np.isfinite(samples).all():
         raise InputError(f"{path} holds NaN or infinity; replace it")
@@ -61,6 +69,31 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1) -> Tensor:
             "needed for one frame. Replace it"
         )
     return wave
+
+
+def _read_all(file: soundfile.SoundFile) -> np.ndarray:
+    """(T, channels) float32, also of a file whose header does not know its length."""
+    blocks = [np.zeros((0, file.channels), np.float32)]
+    while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+        blocks.append(block)
+    return np.concatenate(blocks)
+
+
+def cut_windows(wave: Tensor, size: int, overlap: float) -> list[Tensor]:
+    """Overlapping windows that cover a waveform (T,): itself if it fits into one, else pieces of one length.
+
+    The last window ends where the waveform ends.
+
+    Args:
+        wave: (T,).
+        size: samples of a window.
+        overlap: share that neighbours have in common, in [0, 1).
+    """
+    if len(wave) <= size:
+        return [wave]
+    step = max(1, round(size * (1 - overlap)))
+    starts = [*range(0, len(wave) - size, step), len(wave) - size]
+    return [wave[start : start + size] for start in starts]
 
 
 class Recordings(Dataset[tuple[Tensor, Any] | None]):

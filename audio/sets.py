@@ -5,7 +5,7 @@ from typing import Any
 
 from audio.data import STATS, AudioDataModule
 from audio.files import audio_files
-from core.errors import MissingError
+from core.errors import InputError, MissingError
 from core.files import ClassFolders, Labelled, class_files
 
 __all__ = ["WORDS", "AudioFolder", "SpeechCommands"]
@@ -109,7 +109,8 @@ class SpeechCommands(AudioDataModule):
     def _splits(self) -> tuple[Labelled, Labelled, Labelled]:
         _, files = class_files(self.root, audio_files, pattern="*.wav", classes=WORDS)
         by_name = {f"{path.parent.name}/{path.name}": (path, label) for path, label in files}
-        parts = []
+        parts: list[Labelled] = []
+        seen: set[str] = set()
         for name in ("validation_list.txt", "testing_list.txt"):
             if not (self.root / name).is_file():
                 raise MissingError(f"there is no {self.root / name}; unpack the whole archive of Speech Commands there")
@@ -117,5 +118,9 @@ class SpeechCommands(AudioDataModule):
             absent = next((file for file in named if file not in by_name), None)
             if absent:
                 raise MissingError(f"{self.root / name} names {absent}, which is not there; unpack the archive again")
-            parts.append([by_name.pop(file) for file in named])
-        return list(by_name.values()), parts[0], parts[1]
+            twice = next((file for file in named if file in seen or named.count(file) > 1), None)
+            if twice:
+                raise InputError(f"{self.root / name} names {twice}, which was named before; unpack the archive again")
+            seen.update(named)
+            parts.append([by_name[file] for file in named])
+        return [by_name[file] for file in by_name if file not in seen], parts[0], parts[1]

@@ -28,8 +28,8 @@ class SpokenWords(SpeechCommands):
 
     At the first use they are spoken (some seconds) and written in the layout of Speech Commands, 120 MB. As there, a
     clip lasts one second at 16 kHz and the word begins anywhere in it, over a faint noise; each is spoken at a rate and
-    pitch of its own. All of that is drawn from a fixed seed. The split is by voice: 70 voices train, 17 validate, 17
-    test, so that validation and test voices were never heard.
+    pitch of its own. All of that is drawn from a fixed seed, and the same in every fresh process. The split is by
+    voice: 70 voices train, 17 validate, 17 test, so that validation and test voices were never heard.
 
     Args:
         root: folder that they are written to.

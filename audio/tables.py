@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class AudioTable(AudioDataModule):
 
     def fill(self, stage: str) -> None:
         """Read the tables."""
-        rows = _read_csv(self.labels_csv, ("index", "mid", "display_name"))
+        rows = _read_csv(self.labels_csv, ("index", "mid", "display_name"), numbers=("index",))
         rows.sort(key=lambda row: int(row["index"]))
         self.classes = [row["display_name"] for row in rows]
         label_of = {row["mid"]: i for i, row in enumerate(rows)}
@@ -116,7 +117,8 @@ class ESC50(AudioDataModule):
 
     def __init__(self, root: str, *, fold: int = 1, val_fold: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.root, self.fold, self.val_fold = Path(root), fold, val_fold or fold % 5 + 1
+        self.root, self.fold = Path(root), fold
+        self.val_fold = fold % 5 + 1 if val_fold is None else val_fold
         if not {fold, self.val_fold} <= {1, 2, 3, 4, 5}:
             raise InputError(f"fold={fold}, val_fold={val_fold}; ESC-50 has the folds 1 to 5")
 
@@ -134,7 +136,8 @@ class ESC50(AudioDataModule):
 
     def fill(self, stage: str) -> None:
         """Deal the folds to the splits."""
-        rows = _read_csv(self.root / "meta" / "esc50.csv", ("filename", "fold", "target", "category"))
+        table = self.root / "meta" / "esc50.csv"
+        rows = _read_csv(table, ("filename", "fold", "target", "category"), numbers=("fold", "target"))
         names = {int(row["target"]): row["category"] for row in rows}
         self.classes = [names[label] for label in sorted(names)]
 
@@ -147,14 +150,22 @@ class ESC50(AudioDataModule):
         self.predict_set = self._predict_files(part({self.fold}))
 
 
-def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+def _read_csv(path: Path, columns: Sequence[str], *, numbers: Sequence[str]) -> list[dict[str, str]]:
     if not path.is_file():
         raise MissingError(f"there is no {path}; expected a CSV file with the columns {', '.join(columns)}")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not set(columns) <= set(reader.fieldnames or ()):
-            raise InputError(f"{path} has the columns {reader.fieldnames}; expected {', '.join(columns)}")
-        return list(reader)
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Excel begins a file with a mark
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not in UTF-8: {error}; save it in that encoding") from error
+    reader = csv.DictReader(text.splitlines())
+    if not set(columns) <= set(reader.fieldnames or ()):
+        raise InputError(f"{path} has the columns {reader.fieldnames}; expected {', '.join(columns)}")
+    rows = list(reader)
+    for row in rows:
+        wrong = next((name for name in numbers if not (row[name] or "").isdigit()), None)
+        if wrong:
+            raise InputError(f"{path} has {wrong}={row[wrong]!r} in the row {row}; expected a number from 0 on")
+    return rows
 
 
 def _read_weights(path: Path, count: int) -> list[float]:
@@ -164,6 +175,6 @@ def _read_weights(path: Path, count: int) -> list[float]:
         weights = [float(line) for line in path.read_text(encoding="utf-8").split()]
     except ValueError as error:
         raise InputError(f"{path} is not one number a line: {error}") from error
-    if len(weights) != count or min(weights) < 0 or not sum(weights) > 0:
+    if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < math.inf:
         raise InputError(f"{path} has {len(weights)} weights for {count} recordings; give one each, 0 or more")
     return weights

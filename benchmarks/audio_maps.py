@@ -106,7 +106,8 @@ def main() -> None:
     )
     print(f"torch {torch.__version__}, torchaudio {torchaudio.__version__}, {len(files)} clips of 1 s")
     print(f"one by one: {len(files) / single:.0f} maps/s; batches of {args.batch}: {len(files) / batched:.0f} maps/s")
-    print(f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), maps differ by {difference:.1e}")
+    print(f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    print(f"largest difference of the normalised maps: {difference:.1e}")
     print(f"share of a training epoch that waited for data: {waiting_share(args.root):.1%}")
 
 

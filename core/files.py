@@ -1,6 +1,7 @@
 """Files of one kind below a folder, and class folders in ImageNet's layout."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,16 +25,29 @@ def find_files(path: Path, suffixes: Sequence[str], kind: str) -> list[Path]:
 
     Raises:
         MissingError: if there is none.
+        InputError: if a folder may not be read.
     """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise MissingError(f"{path} is neither a file nor a folder; give {kind}, or a folder that holds some")
-    found = (p for p in path.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
-    files = sorted(p for p in found if p.is_file())
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise MissingError(f"{path} is neither a file nor a folder; give {kind}, or a folder that holds some")
+        files = sorted(p for p in _below(path) if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    except PermissionError as error:
+        raise InputError(f"{error.filename} may not be read; change its permissions, or give other {kind}") from error
     if not files:
         raise MissingError(f"{path} holds no {kind}; expected files ending in {', '.join(suffixes)}")
     return files
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files below a folder; one that may not be listed is an error and not an empty one."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for inner, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(inner) / name for name in names)
 
 
 def class_files(

@@ -34,7 +34,8 @@ class ImageClassifier(ClassificationTask):
     def _compare_normalisation(self) -> None:
         data: Any = getattr(self.trainer, "datamodule", None)
         cfg = getattr(self.backbone, "pretrained_cfg", None) or {}
-        if not self.hparams.get("pretrained") or len(cfg.get("mean") or ()) != len(getattr(data, "mean", ())):
+        loaded = self.hparams.get("pretrained") or self.hparams.get("weights")
+        if not loaded or len(cfg.get("mean") or ()) != len(getattr(data, "mean", ())):
             return
         for name in ("mean", "std"):
             trained, given = tuple(cfg[name]), tuple(getattr(data, name))

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core.errors import InputError
 from core.figures import new_figure
-from core.reparam import reparameterize
+from core.reparam import folds, reparameterize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def model_cost(
     if model.training:
         raise InputError("costs are those of eval mode; call model.eval() first")
     forms: dict[Literal["train", "inference"], nn.Module] = {"train": model}
-    if any(callable(getattr(module, "reparameterize", None)) for module in model.modules()):
+    if any(folds(module) for module in model.modules()):
         forms["inference"] = reparameterize(model)
     speeds = _images_per_second(list(forms.values()), input_size, batch_size, rounds)
     costs = []
@@ -218,5 +218,7 @@ def cost_figure(costs: Sequence[Cost], title: str) -> Figure:
         axes.annotate(f"{cost.model}\n{cost.form}", place, xytext=(6, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="GMACs", ylabel="images a second, eval forward", title=title)
     axes.margins(0.2)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     return figure

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -41,7 +41,7 @@ def open_model(name: str, *, pretrained: bool = False, device: str = "cpu") -> n
         try:
             model = build_backbone(name, pretrained=pretrained and not file)
         except InputError as error:
-            hint = ", --pretrained false for random weights" if pretrained and timm.is_model(name) else ""
+            hint = ". Or type --pretrained false for random weights" if pretrained and timm.is_model(name) else ""
             raise InputError(f"{error}{hint}") from error
         if file:
             load_weights(model, file)
@@ -55,13 +55,17 @@ def _from_checkpoint(path: Path) -> nn.Module:
     if not path.is_file():
         raise MissingError(f"there is no checkpoint {path}; give a file that fit wrote, or the name of a model")
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["hyper_parameters"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        stored = checkpoint["hyper_parameters"]
         name, args = stored["backbone"], dict(stored.get("backbone_args") or {})
     except Exception as error:
         raise InputError(f"{path} does not say what model it holds ({error}); type NAME={path}") from error
     if "num_classes" in stored:
         args["num_classes"] = stored["num_classes"]
-    return load_weights(build_backbone(name, **args), path)
+    model = load_weights(build_backbone(name, **args), path)
+    used = {key: tuple(checkpoint[key]) for key in ("mean", "std") if key in checkpoint}
+    cast(Any, model).pretrained_cfg = {**cast(Any, model).pretrained_cfg, **used}
+    return model
 
 
 def input_channels(model: nn.Module) -> int:
@@ -83,10 +87,10 @@ def image_mode(model: nn.Module) -> Mode:
 
 
 def normalisation(model: nn.Module) -> Normalisation:
-    """Mean and standard deviation of the model's own pretrained configuration, one value for each channel."""
+    """Mean and standard deviation that the model was trained with, one value for each channel."""
     config: dict[str, Any] = resolve_model_data_config(model)
     channels = len(image_mode(model))
-    if channels == 1:  # a grey image has the luminance of the three
+    if channels == 1 and len(config["mean"]) == 3:  # a grey image has the luminance of the three
         return (sum(config["mean"]) / 3,), (sum(config["std"]) / 3,)
     return tuple(config["mean"]), tuple(config["std"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -79,8 +80,7 @@ def effective_receptive_field(model: nn.Module, batches: Iterable[Tensor]) -> Re
         raise InputError("the receptive field is that of eval mode; call model.eval() first")
     total, images, skipped = None, 0, 0
     for x_BCHW in batches:
-        gradient = _centre_gradient(model, x_BCHW).cpu()
-        finite = gradient.isfinite().all(dim=(1, 2, 3))
+        gradient, finite = _centre_gradient(model, x_BCHW)
         gradient = gradient.double().relu().sum(dim=1)
         images, skipped = images + int(finite.sum()), skipped + int((~finite).sum())
         if total is not None and total.shape != gradient.shape[1:]:
@@ -91,12 +91,15 @@ def effective_receptive_field(model: nn.Module, batches: Iterable[Tensor]) -> Re
     return ReceptiveField((total / images).numpy(), images, skipped)
 
 
-def _centre_gradient(model: nn.Module, x_BCHW: Tensor) -> Tensor:
+def _centre_gradient(model: nn.Module, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C, H, W), and for each image whether it and the last map are finite, both on the CPU."""
     x_BCHW = x_BCHW.detach().requires_grad_()
     with torch.enable_grad():
         last = _last_map(model, x_BCHW)
         centre = last[:, :, last.shape[2] // 2, last.shape[3] // 2].relu().sum()
-        return torch.autograd.grad(centre, x_BCHW)[0]
+        gradient = torch.autograd.grad(centre, x_BCHW)[0]
+    finite = gradient.isfinite().all(dim=(1, 2, 3)) & last.isfinite().all(dim=(1, 2, 3))
+    return gradient.cpu(), finite.cpu()
 
 
 def _last_map(model: nn.Module, x: Tensor) -> Tensor:
@@ -137,7 +140,7 @@ def receptive_field_figure(fields: dict[str, ReceptiveField], title: str) -> Fig
     colours = ListedColormap(half)
     for axes, (name, field) in zip(panels, fields.items(), strict=True):
         image = axes.imshow(field.scores, cmap=colours, vmin=0, vmax=1)
-        axes.set_title(name, fontsize=9)
+        axes.set_title("\n".join(textwrap.fill(line, 38) for line in name.splitlines()), fontsize=8)
         axes.set(xticks=[], yticks=[])
         ratios = field.area_ratios().items()
         lines = [f"{t:.0%}: {ratio_text(r)}{' of the area' if r is not None else ''}" for t, r in ratios]

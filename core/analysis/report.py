@@ -1,6 +1,7 @@
 """What an analysis leaves: a table on the screen, a picture and a JSON file in a folder."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ def check_output(output: str) -> None:
     existing = next(path for path in (Path(output), *Path(output).resolve().parents) if path.exists())
     if not existing.is_dir():
         raise InputError(f"--output {output} is a file, or below one; give a folder")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"--output {output} may not be written to; give another folder")
 
 
 def write_report(output: str, name: str, figure: "Figure | None", content: Any) -> None:

@@ -169,9 +169,10 @@ def shape_bias_figure(results: dict[str, ShapeBias]) -> Figure:
         bars = axes.barh(places, shares, thickness, label=f"{name}: {overall} overall")
         if result.overall is not None:
             axes.axvline(result.overall, color=bars[0].get_facecolor(), linestyle="--")
-        for place, share in zip(places, result.by_category.values(), strict=True):
+        for place, (category, share) in zip(places, result.by_category.items(), strict=True):
             if share is None:
-                axes.text(0.005, place, "no shape or texture decision", va="center", fontsize=6)
+                text = "neither" if result.other[category] else "no images"
+                axes.text(0.005, place, text, va="center", fontsize=6)
     axes.set_yticks(range(len(CATEGORIES)), list(CATEGORIES))
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="shape decisions / (shape + texture decisions)", title="Shape bias by shape category")

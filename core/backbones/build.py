@@ -1,6 +1,7 @@
 """Models by name, with errors that help."""
 
 import difflib
+import re
 from typing import Any
 
 import timm
@@ -25,7 +26,7 @@ def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except InputError:
         raise
-    except TypeError as error:
+    except (TypeError, AssertionError, re.error) as error:
         raise InputError(f"{name} does not take these backbone_args: {error}") from error
     except (RuntimeError, OSError, ValueError) as error:  # unknown tag, no weights, no network
         tags = ", ".join(timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)) or "none of this model"

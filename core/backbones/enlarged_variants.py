@@ -15,7 +15,15 @@ from torch import nn
 
 from core.enlarge import enlarge_kernels, remove_shortcuts
 
-__all__ = ["lk_mobilenetv2_050", "lk_mobilenetv2_100", "lk_resnet18", "lk_resnet50", "lk_resnet101", "lk_resnet152"]
+__all__ = [
+    "lk_mobilenetv2_050",
+    "lk_mobilenetv2_075",
+    "lk_mobilenetv2_100",
+    "lk_resnet18",
+    "lk_resnet50",
+    "lk_resnet101",
+    "lk_resnet152",
+]
 
 
 def _create(
@@ -44,6 +52,12 @@ def _create(
 def lk_mobilenetv2_050(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """MobileNetV2 of half the width with large depthwise kernels."""
     return _create("mobilenetv2_050", pretrained, **kwargs)
+
+
+@register_model
+def lk_mobilenetv2_075(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """MobileNetV2 of three quarters of the width, that of the paper's study of the last stage (by its parameters)."""
+    return _create("mobilenetv2_075", pretrained, **kwargs)
 
 
 @register_model

@@ -132,7 +132,8 @@ class RepLKNet(StagedNet):
         self.feature_norms = feature_norms
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
-        self.norm = nn.Identity() if inference_mode and self._head_takes_norm() else _norm(dims[-1], inference_mode)
+        self.norm_in_head = inference_mode and self._head_takes_norm()
+        self.norm = nn.Identity() if self.norm_in_head else _norm(dims[-1], inference_mode)
         self.to(device=device, dtype=dtype)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -143,8 +144,7 @@ class RepLKNet(StagedNet):
         """
         if not self.global_pool.pool_type:
             return x
-        x = self.head_drop(self.global_pool(self.norm(x)))
-        return x if pre_logits else self.head(x)
+        return self._logits(self.head_drop(self.global_pool(self.norm(x))), pre_logits)
 
     def merge_small_kernels(self) -> Self:
         """A new model in the official merged form: small kernels in the large ones, norms as they were.
@@ -173,13 +173,13 @@ class RepLKNet(StagedNet):
         if self._head_takes_norm():
             head = cast(nn.Linear, self.head)
             set_folded(head, *fold_affine(head.weight, head.bias, *norm_affine(self.norm)))
-            self.norm = nn.Identity()
+            self.norm, self.norm_in_head = nn.Identity(), True
         else:
             self.norm = _affine_layer(self.norm)
 
     def _head_takes_norm(self) -> bool:
         """Whether norm, pooling and classifier are linear together, as they are with the mean."""
-        return isinstance(self.head, nn.Linear) and self.global_pool.pool_type == "avg"
+        return type(self.head) is nn.Linear and self.global_pool.pool_type == "avg"
 
     def _before_stage(self, x: Tensor, stage: int) -> Tensor:
         return self.stem(x) if stage == 0 else self.transitions[stage - 1](x)

@@ -30,6 +30,7 @@ class StagedNet(nn.Module, ABC):
         num_features: channels of the last map.
         feature_norms: whether each stage's map has a norm of its own for ``forward_intermediates(norm=True)``.
         depths: number of blocks of each stage.
+        norm_in_head: whether the final norm is folded into the classifier, so that the vector between them is gone.
     """
 
     stages: nn.ModuleList
@@ -52,7 +53,7 @@ class StagedNet(nn.Module, ABC):
             )
         self.depths = tuple(depths)
         self.num_classes, self.num_features, self.head_hidden_size = num_classes, dims[-1], dims[-1]
-        self.grad_checkpointing, self.feature_norms = False, False
+        self.grad_checkpointing, self.feature_norms, self.norm_in_head = False, False, False
         self.feature_info = [
             {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
         ]
@@ -83,11 +84,23 @@ class StagedNet(nn.Module, ABC):
 
         Returns:
             (B, num_classes), or (B, dims[-1]) with ``pre_logits`` or without a classifier.
+
+        Raises:
+            InputError: if ``pre_logits`` is asked of a model whose final norm is folded into its classifier.
         """
 
     @abstractmethod
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm, from input to output, for layer-wise learning-rate decay."""
+
+    def _logits(self, x: Tensor, pre_logits: bool) -> Tensor:
+        """(B, dims[-1]) after norm and pooling to logits, or as it is."""
+        if pre_logits and self.norm_in_head:
+            raise InputError(
+                "the final norm of this folded model is part of its classifier, with no vector between them; fold a "
+                "model with num_classes=0 for embeddings"
+            )
+        return x if pre_logits else self.head(x)
 
     def _init_classifier(self, head: nn.Linear) -> None:
         """Give a new classifier its weights; by default those of torch."""
@@ -182,7 +195,7 @@ class StagedNet(nn.Module, ABC):
         if self.global_pool.feat_mult() != 1:
             raise InputError(f"global_pool={pool!r} changes the number of features; use 'avg', 'max' or 'avgmax'")
         like = next(self.parameters())
-        self.num_classes = num_classes
+        self.num_classes, self.norm_in_head = num_classes, False
         self.head = nn.Identity()
         if num_classes > 0:
             self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)

@@ -187,8 +187,7 @@ class UniRepLKNet(StagedNet):
         """
         if not self.global_pool.pool_type:
             return x
-        x = self.head_drop(self.norm(self.global_pool(x)))
-        return x if pre_logits else self.head(x)
+        return self._logits(self.head_drop(self.norm(self.global_pool(x))), pre_logits)
 
     def reparameterize(self) -> None:
         """Fold the last norm's scale and shift into the classifier, in place; ``core.reparameterize`` does the blocks.
@@ -199,9 +198,10 @@ class UniRepLKNet(StagedNet):
             RuntimeError: if the model is in training mode.
         """
         require_eval(self)
-        if isinstance(self.head, nn.Linear) and isinstance(self.norm, nn.LayerNorm):
+        if type(self.head) is nn.Linear and isinstance(self.norm, nn.LayerNorm):
             set_folded(self.head, *fold_affine(self.head.weight, self.head.bias, *norm_affine(self.norm)))
             self.norm.reset_parameters()
+            self.norm_in_head = True
 
     def _before_stage(self, x: Tensor, stage: int) -> Tensor:
         return self.downsample_layers[stage](x)

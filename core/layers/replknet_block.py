@@ -71,7 +71,7 @@ class ReparamLargeKernelConv(nn.Module):
     Args:
         channels: C.
         kernel_size: K, odd.
-        small_kernel: k, odd and at most K; None for no small branch.
+        small_kernel: k, odd and at most K; 0 or None for no small branch.
         stride: step of the output grid, in pixels.
         identity: add the input to the sum; needs stride 1. RepLKNet has none: its blocks have shortcuts around them.
         inference_mode: build the merged form.
@@ -91,10 +91,11 @@ class ReparamLargeKernelConv(nn.Module):
         inference_mode: bool = False,
     ) -> None:
         super().__init__()
+        small_kernel = small_kernel or None
         if kernel_size % 2 == 0 or (small_kernel is not None and (small_kernel % 2 == 0 or small_kernel > kernel_size)):
             raise InputError(
                 f"kernel_size={kernel_size}, small_kernel={small_kernel}; both must be odd and the small one at most "
-                "as large; small_kernel=None leaves it out"
+                "as large; small_kernel=0 leaves it out"
             )
         if identity and stride != 1:
             raise InputError(

@@ -6,7 +6,7 @@ model has lost the branches and norms that training needs.
 """
 
 from core.reparam.kernels import dilated_to_dense, embed_kernel, merge_kernels, merged_kernel
-from core.reparam.model import reparameterize
+from core.reparam.model import folds, reparameterize
 from core.reparam.norms import (
     fold_affine,
     fold_bn,
@@ -24,6 +24,7 @@ __all__ = [
     "embed_kernel",
     "fold_affine",
     "fold_bn",
+    "folds",
     "fuse_bn_conv",
     "fuse_conv_bn",
     "is_batch_norm",

@@ -33,6 +33,8 @@ def dilated_to_dense(weight: Tensor, dilation: int | Sequence[int]) -> Tensor:
         tensor([[[1., 0., 2., 0., 3.]]])
     """
     steps = _each(dilation, weight.ndim - 2)
+    if min(steps) < 1:
+        raise InputError(f"dilation={dilation}; give 1 or more")
     sizes = [(k - 1) * r + 1 for k, r in zip(weight.shape[2:], steps, strict=True)]
     dense = weight.new_zeros(*weight.shape[:2], *sizes)
     taps: Any = (..., *(slice(None, None, r) for r in steps))
@@ -69,6 +71,8 @@ def merged_kernel(branches: Sequence[Branch], *, identity: bool = False) -> tupl
         RuntimeError: if a batch norm is in training mode.
         InputError: if the branches cannot be merged exactly.
     """
+    if not branches:
+        raise InputError("there is no branch to merge; give at least one (convolution, batch norm or None)")
     first = branches[0][0]
     _check_branches([conv for conv, _ in branches], identity)
     folded = [_folded(conv, norm) for conv, norm in branches]

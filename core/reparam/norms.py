@@ -97,8 +97,8 @@ def fold_bn(
         RuntimeError: if ``bn`` is in training mode.
         InputError: if ``bn`` keeps no running statistics.
     """
-    if not is_batch_norm(bn):
-        raise InputError("cannot fold a batch norm without running statistics; build it with track_running_stats=True")
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    _check_norm(bn, channels)
     scale, shift = norm_affine(bn)
     offset = shift if bias is None else shift + wide(bias) * scale
     kernel = wide(weight)
@@ -137,10 +137,6 @@ def fuse_conv_bn(conv: Conv, bn: nn.Module) -> Conv:
         RuntimeError: if ``bn`` is in training mode.
         InputError: if ``bn`` keeps no running statistics, or normalises another number of channels.
     """
-    _check_norm(bn)
-    channels = getattr(bn, "num_features", conv.out_channels)
-    if channels != conv.out_channels:
-        raise InputError(f"the batch norm has {channels} channels and the convolution gives {conv.out_channels}")
     transposed = isinstance(conv, _ConvTransposeNd)
     fused = copy.deepcopy(conv)
     set_folded(fused, *fold_bn(conv.weight, conv.bias, bn, transposed=transposed, groups=conv.groups))
@@ -160,7 +156,7 @@ def fuse_bn_conv(bn: nn.Module, layer: Layer) -> Layer:
         raise InputError(
             f"a norm folds into the layer after it only if that is pointwise; got {layer}: kernel_size 1 and padding 0"
         )
-    _check_norm(bn)
+    _check_norm(bn, layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features)
     fused = copy.deepcopy(layer)
     groups = layer.groups if isinstance(layer, _ConvNd) else 1
     set_folded(fused, *fold_affine(layer.weight, layer.bias, *norm_affine(bn), groups=groups))
@@ -179,13 +175,16 @@ def _padded(conv: _ConvNd) -> bool:
     return not isinstance(conv.padding, str) and set(conv.padding) != {0}
 
 
-def _check_norm(bn: nn.Module) -> None:
+def _check_norm(bn: nn.Module, channels: int) -> None:
     activation = getattr(bn, "act", None)
     if not is_batch_norm(bn) or not isinstance(activation, nn.Identity | None):
         raise InputError(
             f"cannot fuse {type(bn).__name__}: it has no running statistics (track_running_stats=True), or an "
             "activation of its own; expected a plain batch norm"
         )
+    own = cast(Tensor, bn.running_var).numel()
+    if own != channels:
+        raise InputError(f"the batch norm has {own} channels and the layer {channels}")
 
 
 def _like(scale: Tensor, kernel: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar, Literal, cast
 
-import torch
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -120,6 +119,10 @@ class ClassificationTask(Task):
         """
         return F.cross_entropy(logits, y, label_smoothing=smoothing)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, num_classes) in [0, 1]."""
+        return logits.float().softmax(dim=1)
+
     def to_pictures(self, x: Tensor) -> Tensor | None:
         """Maps (N, C, H, W) as pictures of 1 or 3 channels in [0, 1]; None, as here, for no sheet of examples."""
         return None
@@ -169,7 +172,7 @@ class ClassificationTask(Task):
 
     def _keep_examples(self, logits: Tensor, batch: Any, batches: list[int | float]) -> None:
         x, y = batch
-        probability, label = torch.softmax(logits.float(), dim=1).max(dim=1)
+        probability, label = self.probabilities(logits).max(dim=1)
         titles, wrong = [], (label != y).tolist()
         for i, (p, c) in enumerate(zip(probability.tolist(), label.tolist(), strict=True)):
             truth = f" ({self.class_names[int(y[i])]})" if wrong[i] else ""
@@ -206,13 +209,17 @@ class ClassificationTask(Task):
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> dict[str, Any]:
         """Names, winning class and its probability for one batch, as the prediction writer wants them."""
         x, names = batch
-        probability, label = torch.softmax(self(x).float(), dim=1).max(dim=1)
+        probability, label = self.probabilities(self(x)).max(dim=1)
         classes = [self.class_names[i] for i in label.tolist()]
         return {"file": list(names), "class": classes, "probability": [round(p, 6) for p in probability.tolist()]}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the class names, so that predictions can be named without the training data."""
+        """Keep the class names and the normalisation, which are not known without the training data."""
         checkpoint["class_names"] = list(self.class_names)
+        data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+        for name in ("mean", "std"):  # how the maps were normalised, for who reads the backbone alone
+            if isinstance(getattr(data, name, None), tuple | list):
+                checkpoint[name] = list(getattr(data, name))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the class names."""

@@ -126,7 +126,8 @@ class LarKitCLI(LightningCLI):
         """Let the task choose what the best checkpoint is, unless the user has."""
         if self.settings.checkpoint.monitor is None:
             task = _import(self.settings.model.class_path)
-            self.settings.checkpoint.monitor, self.settings.checkpoint.mode = task.monitor, task.monitor_mode
+            chosen = task.chosen_by(self.settings.model.get("init_args", {}))
+            self.settings.checkpoint.monitor, self.settings.checkpoint.mode = chosen
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give the run its own folder with a CSV and a TensorBoard log."""

@@ -4,6 +4,7 @@ import difflib
 import math
 import os
 import random
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -95,6 +96,11 @@ class Task(LightningModule):
             load_weights(self, weights)
         self.train()  # Lightning keeps the modes that it finds
 
+    @classmethod
+    def chosen_by(cls, args: Mapping[str, Any]) -> tuple[str, str]:
+        """Metric and mode ('min' or 'max') that choose the best checkpoint of a task with these arguments."""
+        return cls.monitor, cls.monitor_mode
+
     @staticmethod
     def _check(opt: str, lr: float, layer_decay: float, warmup_epochs: float) -> None:
         if opt not in list_optimizers():
@@ -130,7 +136,12 @@ class Task(LightningModule):
         groups = parameter_groups(
             self, lr=self.lr * scale, weight_decay=self.weight_decay, layer_decay=self.layer_decay
         )
-        optimizer = create_optimizer_v2(groups, opt=self.opt, lr=self.lr * scale, weight_decay=0.0, **self.opt_args)
+        try:
+            optimizer = create_optimizer_v2(groups, opt=self.opt, lr=self.lr * scale, weight_decay=0.0, **self.opt_args)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.opt} does not take opt_args={self.opt_args}: {error}; lr and weight_decay are set elsewhere"
+            ) from error
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise InputError("the cosine needs an end; set --trainer.max_epochs or --trainer.max_steps")

@@ -224,5 +224,5 @@ def test_figure_has_a_bar_for_each_category_and_model() -> None:
     assert {name: width for name, width in zip(NAMES, first, strict=True) if width} == {"cat": 0.75, "dog": 0.25}
     assert second == [0.0] * 16
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["net: 0.500 overall", "other: none overall"]
-    assert [text.get_text() for text in axes.texts] == ["no shape or texture decision"] * (14 + 16)
+    assert [text.get_text() for text in axes.texts] == ["no images"] * (14 + 16)
     assert len(axes.get_lines()) == 1

@@ -70,6 +70,14 @@ def test_folder_that_is_no_word_and_no_folder(tmp_path: Path) -> None:
         SpeechCommands(str(tmp_path / "nowhere"), **KNOWN).prepare_data()
 
 
+def test_list_that_names_a_file_twice(tmp_path: Path) -> None:
+    root = _speech_commands(tmp_path)
+    with (root / "testing_list.txt").open("a", encoding="utf-8") as file:
+        file.write("bird/s3_nohash_0.wav\n")
+    with pytest.raises(InputError, match=r"testing_list\.txt names bird/s3_nohash_0\.wav"):
+        SpeechCommands(str(root), **KNOWN).prepare_data()
+
+
 @pytest.fixture(scope="module")
 def esc50(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two recordings of each of three classes in each fold; the numbers of the classes are not in their order."""
@@ -102,7 +110,13 @@ def test_folds(fold: int, val_fold: int | None, val: int, esc50: Path) -> None:
     assert data.train_set[0][0].shape == (800,)
 
 
-@pytest.mark.parametrize(("fold", "val_fold"), [(0, None), (6, None), (1, 6), (1, -1)])
+@pytest.mark.parametrize(
+    ("fold", "val_fold"),
+    [
+        *[(0, None), (6, None), (1, 6), (1, -1)],
+        pytest.param(1, 0),
+    ],
+)
 def test_no_such_fold(fold: int, val_fold: int | None) -> None:
     with pytest.raises(InputError, match=rf"fold={fold}, val_fold={val_fold}; ESC-50 has the folds 1 to 5"):
         ESC50("anywhere", fold=fold, val_fold=val_fold)
@@ -110,9 +124,17 @@ def test_no_such_fold(fold: int, val_fold: int | None) -> None:
 
 def test_table_of_folds_that_is_missing_or_another(tmp_path: Path) -> None:
     data = ESC50(str(tmp_path), **KNOWN)
-    with pytest.raises(MissingError, match=r"no .*/meta/esc50\.csv; expected a CSV file with the columns filename, fold"):
+    with pytest.raises(MissingError, match=r"no .*/meta/esc50\.csv; expected a CSV file with the columns filename"):
         data.prepare_data()
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta" / "esc50.csv").write_text("file,fold\na.wav,1\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"has the columns \['file', 'fold'\]; expected filename, fold, target, categ"):
         data.prepare_data()
+
+
+@pytest.mark.parametrize("row", ["a.wav,one,0,dog", "a.wav,1,,dog"])
+def test_fold_or_target_that_is_no_number(row: str, tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "esc50.csv").write_text(f"filename,fold,target,category\n{row}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"esc50\.csv"):
+        ESC50(str(tmp_path), **KNOWN).prepare_data()

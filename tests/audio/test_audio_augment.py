@@ -169,6 +169,15 @@ def test_masked_cells_have_the_value_of_padded_ones() -> None:
     assert_close(x[masked], torch.ones(int(masked.sum())), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("name", "axis"), [("frequency_mask", 2), ("time_mask", 1)])
+def test_each_mask_by_itself(name: str, axis: int) -> None:
+    wave_BT, lengths_B, y_BK = _waves([1_800] * 32)  # 21 frames: no padding
+    x, _ = AudioAugment(**OFF | {name: 6})(MAPS, wave_BT, lengths_B, y_BK)
+    masked = (x[:, 0] == 1).all(dim=axis).sum(dim=1)
+    assert set(masked.tolist()) == {0, 1, 2, 3, 4, 5}
+    assert int((x == 1).sum()) == int(masked.sum()) * x.shape[1 + axis]
+
+
 def test_noise_is_added_after_the_masks_and_before_rolling_the_padding() -> None:
     wave_BT, lengths_B, y_BK = _waves([400] * 300)  # 3 frames, 17 of padding
     augment = AudioAugment(**OFF | {"frequency_mask": 17, "noise": 0.1, "roll": 10})

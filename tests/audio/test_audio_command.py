@@ -147,7 +147,7 @@ def test_without_a_path_the_validation_split_is_predicted(trained_sounds: dict[s
     assert [row["file"] for row in _rows(tmp_path)] == files
 
 
-@pytest.mark.parametrize(("kind", "text"), [("missing", "is neither a file nor a folder"), ("empty", "holds no record")])
+@pytest.mark.parametrize(("kind", "text"), [("missing", "is neither a file nor a folder"), ("empty", "holds no rec")])
 def test_nothing_to_predict(kind: str, text: str, trained_sounds: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     words = [*_best(trained_sounds), "--data.predict_path", str(tmp_path / kind)]
@@ -171,6 +171,12 @@ def _several(folder: Path) -> Path:
     data = {**tables, "labels_csv": str(folder / "labels.csv"), "mean": -2.5, "std": 3.2, "mixup": 0.0}
     masks = {"frequency_mask": 0, "time_mask": 0, "noise": 0.0, "roll": 0}
     return write_sound_config(folder / "c.yaml", kind="AudioTable", **data, **masks, batch_size=4)
+
+
+def test_several_labels_need_no_further_setting(tmp_path: Path) -> None:
+    words = ["--model.num_classes", "2", "--model.multi_label", "true", "--trainer.max_epochs", "1"]
+    command("fit", _several(tmp_path), tmp_path / "out", *words)
+    assert (sound_runs(tmp_path / "out")[0] / "checkpoints" / "best.ckpt").is_file()
 
 
 def test_several_labels_from_training_to_prediction(tmp_path: Path) -> None:

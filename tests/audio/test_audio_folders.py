@@ -125,6 +125,7 @@ def test_all_recordings_of_a_batch_broken(tmp_path: Path) -> None:
         ({"mixup": 2.0}, r"mixup=2\.0"),
         ({"num_mels": 0}, "num_mels=0"),
         ({"batch_size": 0}, "batch_size=0"),
+        *[pytest.param({"mean": 0.0, "std": std}, f"std={std}") for std in (0.0, -1.0)],
     ],
 )
 def test_settings_out_of_range(options: dict[str, Any], message: str) -> None:

@@ -1,11 +1,14 @@
 """Mean and standard deviation of the maps: measured, stored, used, asked for; and windows of long recordings."""
 
 import json
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,6 +109,23 @@ def test_measuring_needs_the_data(tmp_path: Path) -> None:
         command("stats", config, tmp_path / "out")
 
 
+@pytest.mark.parametrize("content", ["{", "3", json.dumps({SETTINGS: {"mean": 1.0}})])
+def test_damaged_statistics_are_named(content: str, tmp_path: Path) -> None:
+    root = write_tones(tmp_path, train=2, val=1)
+    (root / "log_mel_stats.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"log_mel_stats\.json.*lightning stats"):
+        AudioFolder(str(root), **SMALL).prepare_data()
+
+
+def test_silent_recordings_have_no_statistics(tmp_path: Path) -> None:
+    root = write_tones(tmp_path, {"one": 0.0, "two": 0.0}, train=2, val=1)
+    for file in root.rglob("*.*"):
+        soundfile.write(file, np.zeros(SAMPLES), RATE)
+    with pytest.raises(InputError, match="all training maps are the same; check the recordings"):
+        AudioFolder(str(root), **SMALL).measure()
+    assert not (root / "log_mel_stats.json").exists()
+
+
 def test_where_statistics_are_kept(tmp_path: Path) -> None:
     assert AudioFolder(str(tmp_path)).stats_file() == tmp_path / "log_mel_stats.json"
     assert SpeechCommands(str(tmp_path)).stats_file() == tmp_path / "log_mel_stats.json"
@@ -134,7 +154,9 @@ def test_windows_cover_a_recording(length: int, overlap: float) -> None:
     starts = [int(window[0]) for window in windows]
     steps = np.diff(starts)
     assert {len(window) for window in windows} == {SAMPLES}
-    assert all(torch.equal(window, wave[start : start + SAMPLES]) for window, start in zip(windows, starts, strict=True))
+    assert all(
+        torch.equal(window, wave[start : start + SAMPLES]) for window, start in zip(windows, starts, strict=True)
+    )
     assert set(steps[:-1]) <= {round(SAMPLES * (1 - overlap))}
     assert 0 < steps[-1] <= round(SAMPLES * (1 - overlap))
 
@@ -155,3 +177,12 @@ def test_batch_of_recordings_becomes_one_of_windows(tmp_path: Path) -> None:
     assert lengths.tolist() == [2_680] * 5 + [1_000, 2_680]
     whole = read_wave(tmp_path / "a.wav", RATE)
     assert_close(waves[:5], torch.stack([whole[s : s + 2_680] for s in (0, 1_340, 2_680, 4_020, 4_320)]))
+
+
+def test_prediction_goes_with_processes_that_do_not_fork(tmp_path: Path) -> None:
+    """As on macOS, where what a data-loading process needs is pickled."""
+    data: Any = AudioFolder(**SMALL, mean=0.0, std=1.0, predict_path=str(write_tone(tmp_path / "a.wav", 300.0)))
+    data.setup("predict")
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, loops=(number for number in range(3)))
+    loader = data.predict_dataloader()
+    pickle.dumps((loader.dataset, loader.collate_fn))

@@ -14,7 +14,7 @@ from core.errors import InputError, MissingError
 from core.training.data import EpochSampler
 
 KNOWN: dict[str, Any] = {**SMALL, "mean": -5.0, "std": 3.0, "batch_size": 3}
-LABELS = "index,mid,display_name\n1,/m/b,Bird song\n0,/m/a,\"Bark, loud\"\n2,/m/c,Cat\n"
+LABELS = 'index,mid,display_name\n1,/m/b,Bird song\n0,/m/a,"Bark, loud"\n2,/m/c,Cat\n'
 
 
 def _write(folder: Path, name: str, rows: list[tuple[str, str]]) -> str:
@@ -95,7 +95,9 @@ def test_labels_that_do_not_fit(labels: str, several: bool, message: str, place:
 )
 def test_table_in_another_layout(content: str, place: Path) -> None:
     (place / "odd.json").write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=r"odd\.json is not \{'data': \[\{'wav': \.\.\., 'labels': \.\.\.\}, \.\.\.\]\}"):
+    with pytest.raises(
+        InputError, match=r"odd\.json is not \{'data': \[\{'wav': \.\.\., 'labels': \.\.\.\}, \.\.\.\]\}"
+    ):
         _table(place, train="odd.json").prepare_data()
 
 
@@ -103,6 +105,13 @@ def test_table_in_another_layout(content: str, place: Path) -> None:
 def test_classes_without_the_header(header: str, place: Path) -> None:
     (place / "labels.csv").write_text(header, encoding="utf-8")
     with pytest.raises(InputError, match=r"labels\.csv has the columns .*; expected index, mid, display_name"):
+        _table(place).prepare_data()
+
+
+@pytest.mark.parametrize("row", [b"zero,/m/a,Bark", b",/m/a,Bark", "0,/m/a,Caf\xe9".encode("latin-1")])
+def test_classes_with_an_unreadable_row(row: bytes, place: Path) -> None:
+    (place / "labels.csv").write_bytes(b"index,mid,display_name\n" + row + b"\n")
+    with pytest.raises(InputError, match=r"labels\.csv"):
         _table(place).prepare_data()
 
 
@@ -152,6 +161,7 @@ def test_weights_decide_what_is_drawn(place: Path) -> None:
         ("1\nnan\n1\n1\n", "has 4 weights for 4 recordings; give one each, 0 or more"),
         ("1\none\n1\n1\n", "is not one number a line: .*'one'"),
         ("weight\n1\n1\n1\n1\n", "is not one number a line: .*'weight'"),
+        ("1\ninf\n1\n1\n", "has 4 weights for 4 recordings; give one each"),
     ],
 )
 def test_weights_that_do_not_fit(lines: str, message: str, place: Path) -> None:

@@ -187,8 +187,21 @@ def test_unusable_waveforms(wave: Tensor, lengths: Tensor | None, message: str) 
 )
 def test_numbers_out_of_range(options: dict[str, Any]) -> None:
     (name, value), *_ = options.items()
-    with pytest.raises(InputError, match=rf"{name}={value}.*all must be positive and a frame at least two samples"):
+    with pytest.raises(InputError, match=rf"{name}={value}.*must be positive, a frame at least two samples"):
         LogMel(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *[{"num_mels": 1}, {"num_mels": 3}, {"frame_length": math.nan}, {"frame_shift": math.inf}],
+        *[{"mean": math.nan}, {"std": math.nan}, {"std": math.inf}],
+    ],
+    ids=str,
+)
+def test_numbers_that_no_map_comes_from(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        LogMel(**options)(_noise(16_000)[None])
 
 
 @settings(max_examples=30, deadline=None)

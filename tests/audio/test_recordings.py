@@ -1,7 +1,6 @@
 """Recordings on disk: formats, rates and channels, and each way in which a file can be unusable."""
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +101,30 @@ def test_cut_off_ogg_of_one_page(tmp_path: Path) -> None:
         read_wave(file, 8_000)
 
 
+@pytest.mark.parametrize(("suffix", "options"), [("ogg", {}), ("opus", {"format": "OGG", "subtype": "OPUS"})])
+def test_cut_off_compressed_recording(suffix: str, options: dict[str, str], tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 160_000)
+    file = _write(tmp_path / f"a.{suffix}", noise, **options)
+    assert len(read_wave(file, 16_000)) == 160_000
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(InputError, match=f"{file} is cut off after"):
+        read_wave(file, 16_000)
+
+
+@pytest.mark.parametrize(("suffix", "place"), [("wav", slice(40, 44)), ("flac", slice(22, 26))])
+def test_recording_that_was_written_into_a_pipe(suffix: str, place: slice, tmp_path: Path) -> None:
+    """The header then holds the largest number (wav) or none (flac, which libsndfile cannot read) as the length."""
+    file = write_tone(tmp_path / f"a.{suffix}", 440.0, 8_000)
+    content = bytearray(file.read_bytes())
+    content[place] = b"\xff" * 4 if suffix == "wav" else bytes(4)
+    file.write_bytes(content)
+    if suffix == "wav":
+        assert len(read_wave(file, 8_000)) == 8_000
+    else:
+        with pytest.raises(InputError, match=f"{file} cannot be decoded as a recording: .*; replace it"):
+            read_wave(file, 8_000)
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
 @pytest.mark.parametrize("content", [b"", b"RIFF", b"these are words, not sounds\n" * 50])
 def test_empty_file_and_text(content: bytes, suffix: str, tmp_path: Path) -> None:
@@ -168,7 +191,9 @@ def test_recordings_give_waveforms_with_targets(mixed: list[tuple[Path, int]]) -
     assert len(whole) == 2_680
 
 
-@pytest.mark.parametrize(("index", "what"), [(1, "broken.wav is cut off after 0.12 s"), (2, "short.wav has 30 samples")])
+@pytest.mark.parametrize(
+    ("index", "what"), [(1, "broken.wav is cut off after 0.12 s"), (2, "short.wav has 30 samples")]
+)
 def test_broken_recordings_stop_or_are_left_out(index: int, what: str, mixed: list[tuple[Path, int]]) -> None:
     with pytest.raises(InputError, match=f"{what}.*, or type --data.skip_broken true"):
         Recordings(mixed, 8_000, shortest=200)[index]
@@ -178,6 +203,5 @@ def test_broken_recordings_stop_or_are_left_out(index: int, what: str, mixed: li
 
 def test_missing_recording_is_never_left_out(tmp_path: Path) -> None:
     recordings = Recordings([(tmp_path / "no.wav", 0)], 8_000, skip_broken=True)
-    with warnings.catch_warnings(), pytest.raises(MissingError, match="there is no recording"):
-        warnings.simplefilter("error")
+    with pytest.raises(MissingError, match="there is no recording"):
         recordings[0]

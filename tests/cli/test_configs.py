@@ -201,8 +201,8 @@ def test_kernels_and_shortcuts_of_mobilenet(config: Path, said: tuple[str | None
     last, size, small, bare = said
     model = _shapes(config)
     large = {name: m for name, m in model.named_modules() if isinstance(m, ReparamLargeKernelConv)}
-    assert len(large) == (0 if size == "3" else 4 if last else 17)
-    assert not last or all(re.match(r"blocks\.[56]\.", name) for name in large)
+    assert len(large) == (0 if size == "3" else 1 if last else 17)
+    assert not last or list(large) == ["blocks.6.0.conv_dw"]
     branches = [3] if last else [int(small)] if small else []  # the paper's last stage has them
     for layer in large.values():
         assert [part.conv.kernel_size[0] for part in layer.children()] == [int(size or 0), *branches]

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 import core
+from core.errors import InputError
 from core.layers import DepthwiseConv2d, ReparamLargeKernelConv
 from vision.task import ImageClassifier
 
@@ -71,9 +72,12 @@ def test_maps_and_their_norms(net: str) -> None:
 def test_last_norm_goes_into_the_classifier(net: str) -> None:
     model, x = tiny(net).double(), golden_input(2, 3, 64, 96).double()
     folded = core.reparameterize(model)
-    for form in (model, folded):
-        vector = form.forward_head(form.forward_features(x), pre_logits=True)
-        assert relative_difference(form.head(vector), model(x)) < 1e-12
+    assert relative_difference(folded(x), model(x)) < 1e-12
+    with pytest.raises(InputError, match="part of its classifier, with no vector between them"):
+        folded.forward_head(folded.forward_features(x), pre_logits=True)
+    folded.reset_classifier(3)
+    assert folded.forward_head(folded.forward_features(x), pre_logits=True).shape == (2, 32)
+    folded = core.reparameterize(model)
     assert relative_difference(folded.head.weight, model.head.weight) > 0.1
     if net == TINY_REPLKNET:
         assert isinstance(folded.norm, nn.Identity)
@@ -222,3 +226,40 @@ def test_frozen_parameters_stay_frozen_and_the_result_can_be_saved(net: str) -> 
     built = timm.create_model(net, inference_mode=True, feature_norms=True).eval()
     built.load_state_dict(torch.load(buffer), strict=True)
     assert difference(folded, built, golden_input(1, 3, 64, 64)) == 0
+
+
+class _Variational(nn.Module):
+    """Its method of that name is another, as in variational autoencoders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = tiny(TINY_REPLKNET, num_classes=0)
+
+    def reparameterize(self, mean: Tensor, deviation: Tensor) -> Tensor:
+        return mean + deviation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reparameterize(self.backbone(x), torch.ones(1))
+
+
+class _OwnMethod(_Variational):
+    def reparameterize(self, *values: Tensor) -> Any:  # type: ignore[override]
+        return sum(values) if values else core.reparameterize(self)
+
+
+@pytest.mark.parametrize("kind", [_Variational, _OwnMethod])
+def test_other_methods_of_that_name(kind: type[nn.Module]) -> None:
+    model, x = nn.Sequential(kind()).eval() if kind is _Variational else kind().eval(), golden_input(1, 3, 64, 64)
+    folded = core.reparameterize(model)
+    assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert relative_difference(folded(x), model(x)) < 1e-5
+
+
+def test_classifiers_of_another_kind_keep_the_norm_before_them() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(nn.functional.normalize(x))
+
+    model, x = tiny(TINY_REPLKNET), golden_input(2, 3, 64, 64)
+    model.head = Scaled(model.num_features, 5)
+    assert relative_difference(core.reparameterize(model)(x), model(x)) < 1e-5

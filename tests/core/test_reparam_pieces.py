@@ -180,7 +180,7 @@ def test_norms_that_depend_on_the_input_are_refused(norm: nn.Module) -> None:
 
 
 def test_fusing_refuses() -> None:
-    with pytest.raises(ValueError, match="the batch norm has 3 channels and the convolution gives 4"):
+    with pytest.raises(ValueError, match="the batch norm has 3 channels and the layer 4"):
         fuse_conv_bn(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(3).eval())
     with pytest.raises(RuntimeError, match="BatchNorm2d in train mode"):
         fuse_conv_bn(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))

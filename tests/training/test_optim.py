@@ -14,7 +14,9 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 from training.small_runs import add_callbacks, command, write_config
 
+from core.errors import InputError
 from core.training.optim import parameter_groups, warmup_cosine
+from vision import ImageClassifier
 
 pytest_plugins = ["training.shared_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -185,6 +187,58 @@ def test_run_of_a_number_of_steps(epochs: str, photos: Path, tmp_path: Path, mon
     words = ["--trainer.max_epochs", epochs, "--trainer.max_steps", "4", "--model.warmup_epochs", "0.67"]
     rates = _rates(photos, tmp_path, monkeypatch, *words)
     assert rates == pytest.approx([0.1 * warmup_cosine(s, warmup=2, total=4, floor=1e-5) for s in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("words", "factors"),
+    [
+        *[("0.5", [1, 0.5, 0.25]), ("0.5 --model.decay_start 2", [1, 1, 0.5]), ("1.0", [1, 1, 1])],
+        *[("0.5 --model.decay_start 9", [1, 1, 1]), ("0.5 --trainer.accumulate_grad_batches 3", [1, 0.5, 0.25])],
+    ],
+)
+def test_decay_by_epoch(
+    words: str, factors: list[float], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = _rates(photos, tmp_path, monkeypatch, "--trainer.max_epochs", "3", "--model.decay_rate", *words.split())
+    assert rates == pytest.approx([0.1 * factor for factor in factors for _ in range(len(rates) // 3)])
+    assert len(rates) == (3 if "accumulate" in words else 9)
+
+
+@pytest.mark.parametrize(("warmup", "rising"), [("1", [0.0, 1 / 3, 2 / 3]), ("1.34", [0.0, 0.25, 0.5, 0.75])])
+def test_decay_by_epoch_after_a_warmup(
+    warmup: str, rising: list[float], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warm-up does not put off the decay: epochs count from the start of the run."""
+    words = ["--model.decay_rate", "0.85", "--model.decay_start", "2", "--trainer.max_epochs", "4"]
+    rates = _rates(photos, tmp_path, monkeypatch, *words, "--model.warmup_epochs", warmup)
+    later = [0.85 ** max(0, step // 3 - 1) for step in range(len(rising), 12)]
+    assert rates == pytest.approx([0.1 * factor for factor in rising + later])
+
+
+@pytest.mark.parametrize(("rate", "start"), [(0.0, 1), (-0.5, 1), (1.5, 1), (0.5, 0)])
+def test_decay_out_of_range(rate: float, start: int) -> None:
+    message = rf"decay_rate={rate}, decay_start={start}; a factor in \(0, 1\], an epoch from 1 on"
+    with pytest.raises(InputError, match=message):
+        ImageClassifier("test_unireplknet", 3, decay_rate=rate, decay_start=start)
+
+
+def test_arguments_of_the_optimizer_reach_it(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainers = add_callbacks(monkeypatch)
+    config = write_config(tmp_path / "photos.yaml", photos, auto_augment=None)
+    words = ["--model.opt", "adam", "--model.opt_args", "{betas: [0.95, 0.999], eps: 1.0e-7}"]
+    words += ["--model.weight_decay", "5e-7", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
+    command("fit", config, tmp_path, *words)
+    (optimizer,) = trainers[0].optimizers
+    assert type(optimizer) is torch.optim.Adam  # whose decay is that of L2, not AdamW's
+    assert {(*group["betas"], group["eps"]) for group in optimizer.param_groups} == {(0.95, 0.999, 1e-7)}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 5e-7}
+
+
+@pytest.mark.parametrize("args", ["{colour: 1}", "{lr: 1.0}", "{weight_decay: 0.1}", "{betas: [2.0, 0.9]}"])
+def test_arguments_that_the_optimizer_does_not_take(args: str, photos: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "photos.yaml", photos, auto_augment=None)
+    with pytest.raises(SystemExit, match=r"^lightning: error: .*opt_args"):
+        command("fit", config, tmp_path, "--model.opt_args", args)
 
 
 @pytest.mark.parametrize("opt", ["sgd", "adamw", "lamb"])

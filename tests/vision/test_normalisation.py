@@ -1,0 +1,45 @@
+"""A warning where data are normalised otherwise than the pretrained weights were trained with."""
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+
+from vision import ImageClassifier
+
+IMAGENET, HALVES = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def _task(weights: Path | None) -> ImageClassifier:
+    task = ImageClassifier("test_replknet", num_classes=3, weights=str(weights) if weights else None)
+    task.backbone.pretrained_cfg = timm.get_pretrained_cfg("replknet_xl.meg73m_ft_in1k_320").to_dict()
+    return task
+
+
+def _setup(task: ImageClassifier, mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:
+    task._trainer = SimpleNamespace(datamodule=SimpleNamespace(mean=mean, std=std, mode="RGB", classes=()))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        task.setup("fit")
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.save(timm.create_model("test_replknet", num_classes=3).state_dict(), tmp_path / "xl.pth")
+    return tmp_path / "xl.pth"
+
+
+def test_weights_of_the_largest_net_want_pixels_around_a_half(weights: Path) -> None:
+    told = _setup(_task(weights), *IMAGENET)
+    assert len(told) == 2
+    assert "mean (0.5, 0.5, 0.5), the data are normalised by (0.485, 0.456, 0.406)" in told[0]
+    assert "set --data.std '[0.5, 0.5, 0.5]'" in told[1]
+    assert _setup(_task(weights), *HALVES) == []
+
+
+def test_random_weights_want_nothing() -> None:
+    assert _setup(_task(None), *IMAGENET) == []
