@@ -24,6 +24,10 @@ from core.errors import InputError
 __all__ = ["AudioAugment", "LogMel", "mix_waveforms", "noise_and_roll", "pad_waves", "resample_wave", "spec_augment"]
 
 
+_CACHED = 8
+"""Recordings whose frames and spectra stay in a processor's cache; more at once are slower."""
+
+
 def pad_waves(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack waveforms of different lengths.
 
@@ -124,9 +128,19 @@ class LogMel(nn.Module):
         wave_BT = centred(wave_BT.float(), lengths_B)
         count = min(self.frames(total), self.target_length)
         frames = wave_BT.unfold(1, self.window, self.shift)[:, :count]
-        # every frame by itself is what Kaldi computes; laid end to end they are one long waveform without overlap
-        mels = fbank(
-            frames.reshape(1, -1),
+        parts = frames.split(_CACHED if frames.device.type == "cpu" else batch)
+        mels = torch.cat([self._mels(part) for part in parts])
+        own = torch.tensor([self.frames(int(length)) for length in lengths_B], device=mels.device)
+        mels = mels * (torch.arange(count, device=mels.device) < own[:, None])[:, :, None]
+        return F.pad(mels, (0, 0, 0, self.target_length - count)).transpose(1, 2)
+
+    def _mels(self, frames_BTW: Tensor) -> Tensor:
+        """Frames (B, T, window) to log-mel values (B, T, F).
+
+        Kaldi looks at every frame by itself, so that laid end to end they are one waveform whose frames do not overlap.
+        """
+        return fbank(
+            frames_BTW.reshape(1, -1),
             sample_frequency=self.sample_rate,
             frame_length=self.frame_length,
             frame_shift=self.frame_length,
@@ -135,10 +149,7 @@ class LogMel(nn.Module):
             htk_compat=True,
             use_energy=False,
             dither=0.0,
-        ).view(batch, count, self.num_mels)
-        own = torch.tensor([self.frames(int(length)) for length in lengths_B], device=mels.device)
-        mels = mels * (torch.arange(count, device=mels.device) < own[:, None])[:, :, None]
-        return F.pad(mels, (0, 0, 0, self.target_length - count)).transpose(1, 2)
+        ).view(*frames_BTW.shape[:2], self.num_mels)
 
     def normalise(self, mel_BFT: Tensor) -> Tensor:
         """(x - mean) / (2 std)."""
