@@ -215,7 +215,8 @@ def cost_figure(costs: Sequence[Cost], title: str) -> Figure:
         if folded and cost.model in start:
             before = (start[cost.model].macs / 1e9, start[cost.model].images_per_second or 0.0)
             axes.annotate("", place, before, arrowprops={"arrowstyle": "->", "color": "tab:green"})
-        axes.annotate(f"{cost.model}\n{cost.form}", place, xytext=(6, 4), textcoords="offset points", fontsize=7)
+        aside = (6, 6) if folded else (6, -20)  # the two forms often lie close together
+        axes.annotate(f"{cost.model}\n{cost.form}", place, xytext=aside, textcoords="offset points", fontsize=7)
     axes.set(xlabel="GMACs", ylabel="images a second, eval forward", title=title)
     axes.margins(0.2)
     axes.set_xlim(left=0)
