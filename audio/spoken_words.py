@@ -95,16 +95,16 @@ class _Voices:
                 "the built-in words are spoken by eSpeak NG; type in LarKit's folder: pip install -e '.[speech]'"
             ) from None
         self.folder = Path(espeakng_loader.get_data_path())
-        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
-        self.rate: int = self.library.espeak_Initialize(_SYNCHRONOUS, 0, str(self.folder).encode(), _DONT_EXIT)
+        self.espeak = ctypes.CDLL(espeakng_loader.get_library_path())
+        self.rate: int = self.espeak.espeak_Initialize(_SYNCHRONOUS, 0, str(self.folder).encode(), _DONT_EXIT)
         if self.rate <= 0:
             raise InputError(f"eSpeak NG cannot read its voices in {self.folder}; install espeakng-loader again")
         self.parts: list[np.ndarray] = []
         self.callback = _Callback(self._receive)  # kept, since the library calls it later
-        self.library.espeak_SetSynthCallback(self.callback)
+        self.espeak.espeak_SetSynthCallback(self.callback)
         size, number = ctypes.c_size_t, ctypes.c_uint
         pointer = ctypes.c_void_p
-        self.library.espeak_Synth.argtypes = [
+        self.espeak.espeak_Synth.argtypes = [
             *(ctypes.c_char_p, size, number, ctypes.c_int, number, number, pointer, pointer)
         ]
 
@@ -120,12 +120,12 @@ class _Voices:
 
     def _speak(self, word: str, voice: str, generator: np.random.Generator) -> Tensor:
         self.parts.clear()
-        self.library.espeak_ng_SetRandSeed(0)  # some voices have breath, which is noise
+        self.espeak.espeak_ng_SetRandSeed(0)  # some voices have breath, which is noise
         text = word.encode()
-        chosen = self.library.espeak_SetVoiceByName(f"en+{voice.replace('_', ' ')}".encode())
-        self.library.espeak_SetParameter(_WORDS_A_MINUTE, int(generator.integers(150, 231)), 0)
-        self.library.espeak_SetParameter(_PITCH, int(generator.integers(25, 76)), 0)
-        spoken = self.library.espeak_Synth(text, len(text) + 1, 0, 0, 0, _UTF8, None, None)
+        chosen = self.espeak.espeak_SetVoiceByName(f"en+{voice.replace('_', ' ')}".encode())
+        self.espeak.espeak_SetParameter(_WORDS_A_MINUTE, int(generator.integers(150, 231)), 0)
+        self.espeak.espeak_SetParameter(_PITCH, int(generator.integers(25, 76)), 0)
+        spoken = self.espeak.espeak_Synth(text, len(text) + 1, 0, 0, 0, _UTF8, None, None)
         if chosen or spoken or not self.parts:
             raise RuntimeError(f"eSpeak NG did not speak {word!r} in voice {voice!r}")
         return torch.from_numpy(np.concatenate(self.parts).astype(np.float32) / 2**15)

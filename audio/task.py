@@ -10,6 +10,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAUROC, MultilabelAveragePrecision
 from torchmetrics.utilities import dim_zero_cat
 
+from core.backbones.build import input_channels
 from core.errors import InputError
 from core.training.classification import ClassificationTask
 
@@ -96,11 +97,9 @@ class AudioClassifier(ClassificationTask):
             backbone_args = {"in_chans": 1, **(backbone_args or {})}
         super().__init__(backbone, num_classes, label_smoothing=label_smoothing, backbone_args=backbone_args, **kwargs)
         self.criterion, self.multi_label = criterion, multi_label
-        stem = next((module for module in self.backbone.modules() if isinstance(module, nn.Conv2d)), None)
-        if stem is not None and stem.in_channels != 1:
-            raise InputError(
-                f"the model takes {stem.in_channels} channels; log-mel maps have 1: build it with in_chans=1"
-            )
+        channels = input_channels(self.backbone, without=1)
+        if channels != 1:
+            raise InputError(f"the model takes {channels} channels; log-mel maps have 1: build it with in_chans=1")
         self.use_metrics(_one_against_rest(num_classes))
         self.val_top1, self.test_top1 = (MulticlassAccuracy(num_classes, average="micro") for _ in range(2))
 

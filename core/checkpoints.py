@@ -85,7 +85,7 @@ def read_state_dict(source: str | Path) -> StateDict:
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> StateDict:
     """The hook that timm calls on a pretrained file before it loads it: unwrap, then compare with the model."""
-    unwrapped = _strip_prefixes(_unwrap(state_dict, "the pretrained file"), model)
+    unwrapped = _strip_prefixes(_from_mmpretrain(_unwrap(state_dict, "the pretrained file")), model)
     return _fit(unwrapped, model, where="the pretrained file", adapt_stem=False)
 
 
@@ -151,7 +151,7 @@ def _target(model: nn.Module, state_dict: StateDict) -> nn.Module:
 
 def _strip_prefixes(state_dict: StateDict, model: nn.Module) -> StateDict:
     own = model.state_dict()
-    state_dict = _from_mmpretrain({k: v for k, v in state_dict.items() if not k.startswith("ema_")})
+    state_dict = {k: v for k, v in state_dict.items() if not k.startswith("ema_")}
     foreign = [prefix for prefix in _PREFIXES if not any(k.startswith(prefix) for k in own)]
     while found := next((p for p in foreign if any(k.startswith(p) for k in state_dict)), None):
         state_dict = {k.removeprefix(found): v for k, v in state_dict.items() if k.startswith(found)}

@@ -3,8 +3,9 @@
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
+from core.backbones.build import input_channels
 from core.errors import InputError
 from core.training.classification import ClassificationTask
 from vision.feature_map import to_pixels
@@ -23,10 +24,10 @@ class ImageClassifier(ClassificationTask):
         """
         super().setup(stage)
         mode = getattr(getattr(self.trainer, "datamodule", None), "mode", None)
-        stem = next((module for module in self.backbone.modules() if isinstance(module, nn.Conv2d)), None)
-        if mode is not None and stem is not None and stem.in_channels != len(mode):
+        channels = input_channels(self.backbone, without=len(mode or ""))
+        if mode is not None and channels != len(mode):
             raise InputError(
-                f"the model takes {stem.in_channels} channels and the data have {len(mode)} ({mode}); "
+                f"the model takes {channels} channels and the data have {len(mode)} ({mode}); "
                 f"set --model.backbone_args.in_chans {len(mode)}, or --data.mode, mean and std"
             )
         self._compare_normalisation()

@@ -10,12 +10,12 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
-from core.backbones.build import build_backbone
+from core.backbones.build import build_backbone, input_channels
 from core.checkpoints import load_weights
 from core.errors import InputError, MissingError
 from core.images import Mode
 
-__all__ = ["Normalisation", "image_mode", "input_channels", "normalisation", "open_model", "square_transform"]
+__all__ = ["Normalisation", "image_mode", "normalisation", "open_model", "square_transform"]
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, for pixels in [0, 1]."""
@@ -66,12 +66,6 @@ def _from_checkpoint(path: Path) -> nn.Module:
     used = {key: tuple(checkpoint[key]) for key in ("mean", "std") if key in checkpoint}
     cast(Any, model).pretrained_cfg = {**cast(Any, model).pretrained_cfg, **used}
     return model
-
-
-def input_channels(model: nn.Module) -> int:
-    """Channels that the model's first convolution takes; 3 without one."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return 3 if first is None else first.in_channels
 
 
 def image_mode(model: nn.Module) -> Mode:

@@ -10,7 +10,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from core.analysis.cost import cost_figure, model_cost
-from core.analysis.models import Normalisation, image_mode, input_channels, normalisation, open_model, square_transform
+from core.analysis.models import Normalisation, image_mode, normalisation, open_model, square_transform
 from core.analysis.receptive_field import (
     THRESHOLDS,
     effective_receptive_field,
@@ -19,6 +19,7 @@ from core.analysis.receptive_field import (
 )
 from core.analysis.report import check_output, print_table, write_report
 from core.analysis.shape_bias import ShapeBias, shape_bias, shape_bias_figure
+from core.backbones.build import input_channels
 from core.errors import InputError
 from core.images import image_files, read_image
 

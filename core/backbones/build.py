@@ -9,7 +9,7 @@ from torch import nn
 
 from core.errors import InputError
 
-__all__ = ["build_backbone"]
+__all__ = ["build_backbone", "input_channels"]
 
 
 def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -46,3 +46,9 @@ def _by_hand(name: str) -> str:
     if cfg is None or cfg.has_weights or not cfg.origin_url:
         return ""
     return f" This one has to be downloaded by hand: {cfg.origin_url}."
+
+
+def input_channels(model: nn.Module, *, without: int = 3) -> int:
+    """Channels that the model's first 2-D convolution takes; ``without`` if it has none."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return without if first is None else first.in_channels
