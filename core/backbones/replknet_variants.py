@@ -13,6 +13,7 @@ from typing import Any
 from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
+from core.backbones.pretrained import evaluated_at
 from core.backbones.replknet import RepLKNet
 from core.checkpoints import checkpoint_filter_fn
 
@@ -25,21 +26,13 @@ _DRIVE = "https://drive.google.com/file/d/"
 def _weights(
     drive: str, mirror: str | None, *, top1: float | None = None, size: int = 224, num_classes: int = 1000
 ) -> dict[str, Any]:
-    accuracy = f"ImageNet-1K top-1 {top1} (paper)" if top1 else "pretraining, no accuracy published"
     return {
         **({"url": f"{_MIRROR}{mirror}.pth"} if mirror else {}),
         "license": "mit",
         "origin_url": f"{_DRIVE}{drive}",
         "paper_ids": "arXiv:2203.06717",
         "paper_name": "Scaling Up Your Kernels to 31x31: Revisiting Large Kernel Design in CNNs",
-        "notes": (accuracy,),
-        "input_size": (3, size, size),
-        "crop_pct": 1.0 if size >= 384 else 0.875,
-        "crop_mode": "squash" if size >= 384 else "center",
-        "interpolation": "bicubic",
-        "num_classes": num_classes,
-        "first_conv": "stem.0.conv",
-        "classifier": "head",
+        **evaluated_at(size, top1=top1, num_classes=num_classes, first_conv="stem.0.conv"),
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
+from core.backbones.pretrained import evaluated_at
 from core.backbones.unireplknet import UniRepLKNet
 from core.checkpoints import checkpoint_filter_fn
 
@@ -27,7 +28,6 @@ __all__ = [
 
 
 def _weights(filename: str, *, top1: float | None = None, size: int = 224, num_classes: int = 1000) -> dict[str, Any]:
-    accuracy = f"ImageNet-1K top-1 {top1} (paper)" if top1 else "ImageNet-22K pretraining, no accuracy published"
     return {
         "hf_hub_id": "DingXiaoH/UniRepLKNet",
         "hf_hub_filename": f"unireplknet_{filename}.pth",
@@ -35,14 +35,7 @@ def _weights(filename: str, *, top1: float | None = None, size: int = 224, num_c
         "origin_url": "https://github.com/AILab-CVC/UniRepLKNet",
         "paper_ids": "arXiv:2311.15599",
         "paper_name": "UniRepLKNet: A Universal Perception Large-Kernel ConvNet",
-        "notes": (accuracy,),
-        "input_size": (3, size, size),
-        "crop_pct": 1.0 if size >= 384 else 0.875,
-        "crop_mode": "squash" if size >= 384 else "center",
-        "interpolation": "bicubic",
-        "num_classes": num_classes,
-        "first_conv": "downsample_layers.0.0",
-        "classifier": "head",
+        **evaluated_at(size, top1=top1, num_classes=num_classes, first_conv="downsample_layers.0.0"),
     }
 
 
