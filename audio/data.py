@@ -204,10 +204,6 @@ class AudioDataModule(DataModule):
                 x = self.maps(wave_BT, lengths_B)
         return x.to(self._model_dtype()), y
 
-    def _model_dtype(self) -> torch.dtype:
-        model = getattr(self.trainer, "lightning_module", None)
-        return torch.float32 if model is None else next(model.parameters()).dtype
-
 
 @dataclass(frozen=True)
 class _CollateWindows:

@@ -14,18 +14,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchaudio.compliance.kaldi import fbank
 from torchaudio.functional import mask_along_axis_iid
 from torchaudio.transforms import Resample
 
+from audio.filter_bank import log_mel
 from core.errors import InputError
 
 __all__ = ["AudioAugment", "LogMel", "mix_waveforms", "noise_and_roll", "pad_waves", "resample_wave", "spec_augment"]
-
-
-_CACHED = 8
-"""Recordings whose frames and spectra stay in a processor's cache; more at once are slower."""
 
 
 def pad_waves(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -123,33 +118,15 @@ class LogMel(nn.Module):
                 f"a waveform has {shortest} samples, a frame {self.window} ({self.frame_length} ms at "
                 f"{self.sample_rate} Hz); give a longer recording or a shorter --data.frame_length"
             )
-        if not wave_BT.isfinite().all():
+        if not wave_BT.sum().isfinite() and not wave_BT.isfinite().all():  # the sum takes a tenth of the time
             raise InputError("a waveform holds NaN or infinity; replace the recording")
-        wave_BT = centred(wave_BT.float(), lengths_B)
         count = min(self.frames(total), self.target_length)
-        frames = wave_BT.unfold(1, self.window, self.shift)[:, :count]
-        parts = frames.split(_CACHED if frames.device.type == "cpu" else batch)
-        mels = torch.cat([self._mels(part) for part in parts])
-        own = torch.tensor([self.frames(int(length)) for length in lengths_B], device=mels.device)
-        mels = mels * (torch.arange(count, device=mels.device) < own[:, None])[:, :, None]
-        return F.pad(mels, (0, 0, 0, self.target_length - count)).transpose(1, 2)
-
-    def _mels(self, frames_BTW: Tensor) -> Tensor:
-        """Frames (B, T, window) to log-mel values (B, T, F).
-
-        Kaldi looks at every frame by itself, so that laid end to end they are one waveform whose frames do not overlap.
-        """
-        return fbank(
-            frames_BTW.reshape(1, -1),
-            sample_frequency=self.sample_rate,
-            frame_length=self.frame_length,
-            frame_shift=self.frame_length,
-            num_mel_bins=self.num_mels,
-            window_type="hanning",
-            htk_compat=True,
-            use_energy=False,
-            dither=0.0,
-        ).view(*frames_BTW.shape[:2], self.num_mels)
+        places = {"window": self.window, "shift": self.shift, "columns": self.target_length}
+        mel_BFT = log_mel(wave_BT.float(), self.sample_rate, self.num_mels, **places)
+        own_B = torch.tensor([self.frames(int(length)) for length in lengths_B], device=wave_BT.device)
+        if int(own_B.min()) < count:
+            mel_BFT *= (torch.arange(self.target_length, device=wave_BT.device) < own_B[:, None])[:, None]
+        return mel_BFT
 
     def normalise(self, mel_BFT: Tensor) -> Tensor:
         """(x - mean) / (2 std)."""
@@ -157,7 +134,7 @@ class LogMel(nn.Module):
 
     def forward(self, wave_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Waveforms (B, T), see :meth:`filter_bank`, to maps (B, 1, F, target_length): height frequency, width time."""
-        return self.normalise(self.filter_bank(wave_BT, lengths_B))[:, None]
+        return self.filter_bank(wave_BT, lengths_B).sub_(self.mean).div_(2 * self.std)[:, None]
 
 
 def centred(wave_BT: Tensor, lengths_B: Tensor) -> Tensor:

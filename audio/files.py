@@ -62,7 +62,8 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1) -> Tensor:
         raise InputError(f"{path} is cut off after {len(samples) / rate:.2f} s; replace it")
     if not np.isfinite(samples).all():
         raise InputError(f"{path} holds NaN or infinity; replace it")
-    wave = resample_wave(torch.from_numpy(samples.mean(axis=1)), rate, sample_rate)
+    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    wave = resample_wave(torch.from_numpy(mono), rate, sample_rate)
     if len(wave) < max(shortest, 1):
         raise InputError(
             f"{path} has {len(samples)} samples at {rate} Hz, {len(wave)} at {sample_rate} Hz; at least {shortest} are "
@@ -73,10 +74,12 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1) -> Tensor:
 
 def _read_all(file: soundfile.SoundFile) -> np.ndarray:
     """(T, channels) float32, also of a file whose header does not know its length."""
-    blocks = [np.zeros((0, file.channels), np.float32)]
-    while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-        blocks.append(block)
-    return np.concatenate(blocks)
+    kind = "int16" if file.subtype == "PCM_16" else "float32"  # libsndfile's own conversion takes longer than NumPy's
+    blocks = [file.read(_BLOCK, dtype=kind, always_2d=True)]
+    while len(blocks[-1]) == _BLOCK:
+        blocks.append(file.read(_BLOCK, dtype=kind, always_2d=True))
+    samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    return samples if kind == "float32" else samples * np.float32(2**-15)
 
 
 def cut_windows(wave: Tensor, size: int, overlap: float) -> list[Tensor]:

@@ -1,16 +1,18 @@
 """Log-mel maps a second: batches as LarKit computes them against the published order of calls, recording by recording.
 
     python benchmarks/audio_maps.py
-    python benchmarks/audio_maps.py --root data/spoken_words --clips 640 --batch 64
+    python benchmarks/audio_maps.py --root data/spoken_words --clips 640 --batch 32
 
 Both start from the same wav files and end with the same normalised maps; they take turns. Then one epoch of
 audio/configs/cls.yaml is trained, and the share of its time that waited for data is printed.
 """
 
 import argparse
+import logging
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,7 +54,7 @@ def one_by_one(files: list[Path]) -> Tensor:
 
 
 def in_batches(files: list[Path], batch: int) -> Tensor:
-    """LarKit's: read each, then one filter bank for the batch."""
+    """LarKit's: read each, then the maps of the whole batch at once."""
     maps = LogMel(target_length=FRAMES, mean=MEAN, std=STD)
     parts = [files[first : first + batch] for first in range(0, len(files), batch)]
     return torch.cat([maps(*pad_waves([read_wave(file, 16_000) for file in part])) for part in parts])
@@ -65,10 +67,16 @@ def seconds(work: Callable[[], Tensor]) -> float:
     return time.perf_counter() - start
 
 
+class _Silent(SimpleProfiler):
+    def describe(self) -> None:
+        """Print nothing: one of its numbers is asked for."""
+
+
 def waiting_share(root: Path) -> float:
     """Share of a training epoch, from its first batch on, that waited for the next batch."""
     torch.manual_seed(0)
-    profiler = SimpleProfiler()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    profiler = _Silent()
     data = SpokenWords(str(root), num_mels=64, frame_shift=15.0, target_length=64, mean=-5.7, std=3.6, batch_size=50)
     args = {"depths": [1, 1, 3, 1], "layer_scale_init_value": 0.1}
     task = AudioClassifier("unireplknet_a", num_classes=35, backbone_args=args, lr=2e-3)
@@ -86,10 +94,11 @@ def waiting_share(root: Path) -> float:
 
 def main() -> None:
     """Measure and print."""
+    warnings.filterwarnings("ignore", module="lightning")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--root", type=Path, default=Path("data/spoken_words"))
-    parser.add_argument("--clips", type=int, default=640)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--clips", type=int, default=3640)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     if not args.root.exists():
