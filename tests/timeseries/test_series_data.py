@@ -1,0 +1,145 @@
+"""Windows, splits, scale, calendar and baselines, value by value."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_series import waves, write_series
+from torch.testing import assert_close
+
+from core.errors import InputError, MissingError
+from timeseries import CSVSeries, NewYorkWeather, dominant_period, fold_by_period, time_marks
+from timeseries.baselines import fit_linear, last_value, linear_forecast, seasonal_value
+from timeseries.data import split_rows
+from timeseries.metrics import ForecastErrors, quantile_loss
+
+
+@settings(max_examples=40, deadline=None)
+@given(length=st.integers(1, 60), period=st.integers(1, 70))
+def test_fold_keeps_every_value_in_order(length: int, period: int) -> None:
+    x = torch.arange(1.0, length + 1).expand(2, 3, -1)
+    folded = fold_by_period(x, period)
+    assert folded.shape == (2, 3, math.ceil(length / period), period)
+    flat = folded.flatten(2)
+    assert torch.equal(flat[..., -length:], x)
+    assert (flat[..., : flat.shape[-1] - length] == 1).all()
+
+
+@pytest.mark.parametrize("period", [7, 12, 24])
+def test_dominant_period_of_a_wave(period: int) -> None:
+    assert dominant_period(torch.tensor(waves(period * 20, 3, period=period)), 48) == period
+    with pytest.raises(InputError, match="expected 2 up to half the series"):
+        dominant_period(torch.zeros(10, 1), 6)
+
+
+def test_calendar_features() -> None:
+    times = pd.DatetimeIndex(["2020-12-31 23:00", "2021-03-01 06:00"])
+    expected = [[0.5, 3 / 6 - 0.5, 0.5, 365 / 365 - 0.5], [6 / 23 - 0.5, -0.5, -0.5, 59 / 365 - 0.5]]
+    assert_close(time_marks(times), torch.tensor(expected))
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.integers(10, 50_000))
+def test_shares_are_those_of_the_benchmarks(rows: int) -> None:
+    train, test = int(rows * 0.7), int(rows * 0.2)
+    found = split_rows(rows, (0.7, 0.1, 0.2))
+    assert sum(found) == rows
+    assert abs(found[0] - train) <= 1
+    assert abs(found[2] - test) <= 1
+
+
+@pytest.mark.parametrize("split", [(0.7, 0.1, 0.1), (0, 0.5, 0.5), (5, 5, 5), (0.5, 0.5), (2.5, 2, 2)])
+def test_splits_that_do_not_fit(split: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="split="):
+        split_rows(12, split)
+
+
+def test_windows_of_the_splits_by_hand(tmp_path: Path) -> None:
+    values = waves(60, 2)
+    path = write_series(tmp_path / "a.csv", values)
+    data = CSVSeries(str(path), seq_len=6, pred_len=3, split=(30, 10, 12), batch_size=4, num_workers=0)
+    data.setup("fit")
+    table = torch.tensor(values, dtype=torch.float32)
+    assert_close(data.mean, table[:30].mean(dim=0))
+    assert_close(data.std, table[:30].std(dim=0, correction=0))
+    firsts = {"train": range(6, 28), "val": range(30, 38), "test": range(40, 50)}  # rows of the first forecast step
+    for split, rows in firsts.items():
+        windows = getattr(data, f"{split}_set")
+        assert len(windows) == len(rows)
+        for (x, y), row in zip((windows[i] for i in range(len(windows))), rows, strict=True):
+            assert_close(x, table[row - 6 : row])
+            assert_close(y, table[row : row + 3])
+    assert sum(len(y) for _, y in data.test_dataloader()) == 10  # the incomplete last batch is there
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "text"),
+    [
+        ({"seq_len": 30}, r"the training split has 30 of the 60 rows, too few .* needs 33"),
+        ({"pred_len": 11}, r"the validation split has 10 .*pred_len=11"),
+        ({"seq_len": 0}, "seq_len=0"),
+    ],
+)
+def test_lengths_that_do_not_fit(kwargs: dict[str, int], text: str, tmp_path: Path) -> None:
+    path = write_series(tmp_path / "a.csv", waves(60))
+    with pytest.raises(InputError, match=text):
+        CSVSeries(str(path), **{"seq_len": 6, "pred_len": 3, "split": (30, 10, 12)} | kwargs).prepare_data()
+
+
+def test_constant_channels_and_no_file(tmp_path: Path) -> None:
+    values = waves(60)
+    values[:42, 1] = 3.1
+    path = write_series(tmp_path / "a.csv", values)
+    with pytest.raises(InputError, match="the training rows of b never change"):
+        CSVSeries(str(path), seq_len=4, pred_len=2).setup("fit")
+    with pytest.raises(MissingError, match=r"type --data\.path FILE"):
+        CSVSeries().prepare_data()
+
+
+def test_weather_of_new_york() -> None:
+    data = NewYorkWeather()
+    data.setup("fit")
+    assert len(data.channels) == 15
+    assert data.channels[:3] == ["EWR_temp", "JFK_temp", "LGA_temp"]
+    assert len(data.train_set.values) == 6111  # type: ignore[union-attr]
+    assert torch.isfinite(data.read().values).all()
+    assert data.read().values[:, 9].max() < 60  # not the wind of 1,048 miles an hour
+
+
+def test_baselines_by_hand() -> None:
+    x = torch.arange(10.0).view(1, 5, 2)
+    assert last_value(x, 3).tolist() == [[[8, 9]] * 3]
+    assert seasonal_value(x, 4, 3)[0, :, 0].tolist() == [4, 6, 8, 4]
+    assert seasonal_value(x, 6, 9)[0, :, 0].tolist() == [0, 2, 4, 6, 8, 0]
+
+
+def test_linear_layer_is_the_least_squares_solution() -> None:
+    values = torch.tensor(waves(300, 3, noise=0.5), dtype=torch.float32)
+    values = (values - values.mean(dim=0)) / values.std(dim=0)
+    weight = fit_linear(values, 8, 4, ridge=1e-9)
+    rows = np.concatenate([[values[i : i + 12, c].numpy() for i in range(289)] for c in range(3)])
+    plain = np.linalg.lstsq(np.c_[rows[:, :8], np.ones(len(rows))], rows[:, 8:], rcond=None)[0]
+    assert_close(weight, torch.tensor(plain, dtype=torch.float32), rtol=1e-2, atol=2e-3)
+    x = values[:8][None]
+    assert_close(linear_forecast(x, weight)[0, 1], x[0].T @ weight[:-1, 1] + weight[-1, 1])
+
+
+def test_errors_by_hand_and_equally_weighted() -> None:
+    errors, metric = torch.randn(7, 3, 2), ForecastErrors(3, 2)
+    metric.update(errors[:6])
+    metric.update(errors[6:])  # a last batch of one window counts as one window
+    found = metric.compute()
+    assert_close(found["mse"].float(), errors.square().mean())
+    assert_close(found["mae"].float(), errors.abs().mean())
+    assert_close(found["by_step"].float(), errors.square().mean(dim=(0, 2)))
+    assert_close(found["by_channel"].float(), errors.square().mean(dim=(0, 1)))
+
+
+def test_quantile_loss_by_hand() -> None:
+    y, target = torch.tensor([1.0, 4.0]).view(1, 1, 1, 2), torch.tensor([3.0]).view(1, 1, 1)
+    assert_close(quantile_loss(y, target, (0.1, 0.9)), torch.tensor((0.1 * 2 + 0.1 * 1) / 2))
