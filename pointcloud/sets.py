@@ -1,0 +1,249 @@
+"""Published data sets of clouds in the layouts that they are found in, and class folders."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from core.errors import InputError, MissingError
+from core.files import ClassFolders, class_files, hold_out
+from pointcloud.data import Cloud, PointDataModule
+from pointcloud.files import cloud_files
+from pointcloud.pickles import read_arrays
+
+__all__ = ["ModelNet40", "PointFolder", "ScanObjectNN"]
+
+MODELNET40 = (
+    *("airplane", "bathtub", "bed", "bench", "bookshelf", "bottle", "bowl", "car", "chair", "cone", "cup", "curtain"),
+    *("desk", "door", "dresser", "flower_pot", "glass_box", "guitar", "keyboard", "lamp", "laptop", "mantel"),
+    *("monitor", "night_stand", "person", "piano", "plant", "radio", "range_hood", "sink", "sofa", "stairs", "stool"),
+    *("table", "tent", "toilet", "tv_stand", "vase", "wardrobe", "xbox"),
+)
+SCANOBJECTNN = (
+    *("bag", "bed", "bin", "box", "cabinet", "chair", "desk", "display", "door", "pillow", "shelf", "sink", "sofa"),
+    *("table", "toilet"),
+)
+
+
+class PointFolder(PointDataModule):
+    """Class folders of clouds and meshes: ``root/train/<class>/*.off`` and ``root/val/<class>/*.off``.
+
+    Understood are .off, .obj, .ply, .stl, .npy, .txt and .pcd, mixed at will; classes are numbered by name.
+    ``root/test`` is used for ``test`` if it is there, else ``root/val``. Without a ``val`` folder a share of each class
+    is held out of ``train``.
+
+    Args:
+        root: folder with the split folders; may be left out for ``predict`` alone.
+        train_split: name of the training folder.
+        val_split: name of the validation folder.
+        val_share: share of each class held out when there is no validation folder.
+        kwargs: arguments of :class:`PointDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        *,
+        train_split: str = "train",
+        val_split: str = "val",
+        val_share: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        folder = Path(root) if root else None
+        self.folders = ClassFolders(folder, cloud_files, "*.off", train_split, val_split, val_share)
+
+    def check_data(self) -> None:
+        """Check the folders before a run folder is made.
+
+        Raises:
+            MissingError: if a folder is missing, or a class folder holds no clouds.
+        """
+        self.folders.check()
+
+    def setup(self, stage: str) -> None:
+        """List the files of the splits that ``stage`` needs."""
+        if stage == "predict" and self.predict_path:
+            self.predict_files()
+            return
+        splits = self.folders.split()
+        self.classes = splits.classes
+        self.fill(splits.train, splits.val, splits.test)
+
+
+class _Published(PointDataModule):
+    """A set that is published as a training and a test split.
+
+    Args:
+        root: folder of the files.
+        val_split: 'held_out' for a share of each class of the training split; 'test' chooses the checkpoint by the test
+            split, as the published results do.
+        val_share: share of each class held out.
+        kwargs: arguments of :class:`PointDataModule`.
+    """
+
+    def __init__(
+        self, root: str, *, val_split: Literal["held_out", "test"] = "held_out", val_share: float = 0.1, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if val_split not in ("held_out", "test") or not 0 < val_share < 1:
+            raise InputError(f"val_split={val_split!r}, val_share={val_share}; 'held_out' or 'test', a share in (0, 1)")
+        self.root, self.val_split, self.val_share = Path(root), val_split, val_share
+
+    def setup(self, stage: str) -> None:
+        """Read the splits that ``stage`` needs."""
+        if stage == "predict" and self.predict_path:
+            self.predict_files()
+            return
+        train, test = (self._read(split) for split in ("train", "test"))
+        for cloud, label in (*train, *test):
+            if not 0 <= label < len(self.classes):
+                name = cloud if isinstance(cloud, Path) else cloud[0]
+                raise InputError(f"{name} has label {label}; expected 0 to {len(self.classes) - 1}. Correct the file")
+        if self.val_split == "test":
+            self.fill(train, test, test)
+            return
+        kept, held_out = hold_out([label for _, label in train], self.val_share)
+        self.fill([train[i] for i in kept], [train[i] for i in held_out], test)
+
+    def _read(self, split: str) -> Sequence[Cloud]:
+        raise NotImplementedError
+
+
+class ModelNet40(_Published):
+    """ModelNet40, 40 classes of CAD models, in any of the three layouts that are in use.
+
+    - ``modelnet40_{train,test}_8192pts_fps.dat``: Point-BERT's pickles, 8,192 points each, which the published recipe
+      reads; pickles are opened without running what they ask for.
+    - ``train_files.txt``, ``test_files.txt`` and the ``ply_data_*.h5`` that they name: 2,048 points each.
+    - ``<class>/{train,test}/*.off``: the meshes, from which points are drawn uniformly by area.
+
+    Args:
+        root: folder of the files.
+        kwargs: arguments of :class:`PointDataModule`, and ``val_split`` ('held_out', or 'test' to choose the checkpoint
+            by the test split as published) and ``val_share`` (held out of each class).
+    """
+
+    def __init__(self, root: str = "data/ModelNet40", **kwargs: Any) -> None:
+        super().__init__(root, **kwargs)
+        self.classes = list(MODELNET40)
+
+    def check_data(self) -> None:
+        """Look for one of the layouts.
+
+        Raises:
+            MissingError: if none is there.
+        """
+        self._layout()
+
+    def _layout(self) -> str:
+        if (self.root / _pickle("train")).is_file():
+            return "pickle"
+        if (self.root / "train_files.txt").is_file():
+            return "h5"
+        if any(self.root.glob("*/train")):
+            return "off"
+        raise MissingError(
+            f"{self.root} has neither {_pickle('train')}, nor train_files.txt, nor <class>/train/*.off; download "
+            "ModelNet40 in one of these layouts (pointcloud/README.md), or give its folder: --data.root FOLDER"
+        )
+
+    def _read(self, split: str) -> Sequence[Cloud]:
+        layout = self._layout()
+        if layout == "off":
+
+            def find(folder: Path) -> list[Path]:
+                return cloud_files(folder / split)
+
+            return class_files(self.root, find, pattern=f"{split}/*.off", classes=self.classes)[1]
+        if layout == "pickle":
+            return _from_pickle(self.root / _pickle(split))
+        listed = self.root / f"{split}_files.txt"
+        if not listed.is_file():
+            raise MissingError(f"there is no {listed}; unpack the whole archive")
+        names = [Path(line).name for line in listed.read_text(encoding="utf-8").split()]  # of a path on another machine
+        return [cloud for name in names for cloud in read_h5(self.root / name)]
+
+
+def _pickle(split: str) -> str:
+    return f"modelnet40_{split}_8192pts_fps.dat"
+
+
+def _from_pickle(path: Path) -> list[Cloud]:
+    content = read_arrays(path)
+    try:
+        arrays, labels = content
+        return [
+            ((f"{path.name}/{i}", np.asarray(array)), int(np.asarray(label).reshape(-1)[0]))
+            for i, (array, label) in enumerate(zip(arrays, labels, strict=True))
+        ]
+    except (TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{path} is not a pair of a list of arrays and a list of labels: {error}") from error
+
+
+def read_h5(path: Path) -> list[Cloud]:
+    """Clouds and labels of an h5 file with the data sets ``data`` (N, points, 3) and ``label`` (N,) or (N, 1).
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if it is broken or has other data sets.
+    """
+    import h5py  # only published sets need it
+
+    if not path.is_file():
+        raise MissingError(f"there is no {path}; unpack the whole archive, or correct the folder")
+    try:
+        with h5py.File(path, "r") as file:
+            data, labels = np.asarray(file["data"]), np.asarray(file["label"]).reshape(-1)
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path} cannot be read: {error}; download it again") from error
+    if len(data) != len(labels):
+        raise InputError(f"{path} has {len(data)} clouds and {len(labels)} labels; download it again")
+    return [
+        ((f"{path.name}/{i}", cloud), int(label)) for i, (cloud, label) in enumerate(zip(data, labels, strict=True))
+    ]
+
+
+class ScanObjectNN(_Published):
+    """ScanObjectNN, 15 classes of scanned objects: ``root/{training,test}_objectdataset<variant>.h5``.
+
+    Clouds keep their size and place, as in the published recipe.
+
+    Args:
+        root: the folder ``main_split``, or ``main_split_nobg`` for objects without background.
+        variant: ending of the file names: by default the hardest variant, PB_T50_RS; '' for the objects as scanned.
+        load_points: 2,048 are stored.
+        num_points: points that are sampled from these.
+        normalise: centre and scale each cloud.
+        kwargs: arguments of :class:`PointDataModule`, and ``val_split`` and ``val_share`` as for :class:`ModelNet40`.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/ScanObjectNN/main_split",
+        *,
+        variant: str = "_augmentedrot_scale75",
+        load_points: int = 2048,
+        num_points: int = 2048,
+        normalise: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, load_points=load_points, num_points=num_points, normalise=normalise, **kwargs)
+        self.variant, self.classes = variant, list(SCANOBJECTNN)
+
+    def _file(self, split: str) -> Path:
+        return self.root / f"{'training' if split == 'train' else split}_objectdataset{self.variant}.h5"
+
+    def check_data(self) -> None:
+        """Look for both files.
+
+        Raises:
+            MissingError: if one is missing.
+        """
+        for split in ("train", "test"):
+            if not self._file(split).is_file():
+                raise MissingError(f"there is no {self._file(split)}; give the folder: --data.root FOLDER")
+
+    def _read(self, split: str) -> Sequence[Cloud]:
+        return read_h5(self._file(split))

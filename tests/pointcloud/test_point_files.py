@@ -1,0 +1,215 @@
+"""Clouds and meshes in their formats, broken ones with their messages, and pickles that ask for more than arrays."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from core.errors import InputError, MissingError
+from pointcloud.feature_map import unit_sphere
+from pointcloud.files import Clouds, cloud_files, read_cloud
+from pointcloud.pickles import read_arrays
+
+POINTS = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
+
+
+def _pcd(kind: str, points: np.ndarray, count: int | None = None) -> bytes:
+    header = (
+        f"# .PCD v0.7\nVERSION 0.7\nFIELDS x y z rgb normal\nSIZE 4 4 4 4 4\nTYPE F F F U F\nCOUNT 1 1 1 1 2\n"
+        f"WIDTH {len(points)}\nHEIGHT 1\nPOINTS {count or len(points)}\nDATA {kind}\n"
+    )
+    dtype = [("p", "<f4", 3), ("rgb", "<u4"), ("normal", "<f4", 2)]
+    rows = np.array([(tuple(p), 7, (0, 1)) for p in points], dtype)
+    text = "\n".join(f"{x} {y} {z} 7 0 1" for x, y, z in points.tolist())
+    return header.encode() + (text.encode() if kind == "ascii" else rows.tobytes())
+
+
+def _write(path: Path, points: np.ndarray) -> Path:
+    kind, _, how = path.stem.partition("_")
+    if path.suffix == ".npy":
+        np.save(path, points)
+    elif path.suffix == ".txt":
+        np.savetxt(path, np.hstack([points, points]), delimiter="," if how else " ", fmt="%.8f")
+    elif path.suffix == ".pcd":
+        path.write_bytes(_pcd(how, points))
+    else:
+        trimesh.PointCloud(points).export(path)
+    assert kind == "cloud"
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["cloud.npy", "cloud.txt", "cloud_commas.txt", "cloud_ascii.pcd", "cloud_binary.pcd", "cloud.ply"]
+)
+def test_clouds_are_read_as_they_are_stored(name: str, tmp_path: Path) -> None:
+    read = read_cloud(_write(tmp_path / name, POINTS), 20)
+    assert read.dtype == np.float32
+    assert np.allclose(read, POINTS, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".off", ".obj", ".ply", ".stl"])
+def test_points_of_a_mesh_are_uniform_by_area(suffix: str, tmp_path: Path) -> None:
+    mesh = trimesh.creation.box((4.0, 1.0, 1.0))
+    mesh.export(tmp_path / f"box{suffix}")
+    points = read_cloud(tmp_path / f"box{suffix}", 8_000)
+    assert points.shape == (8_000, 3)
+    on_surface = np.isclose(np.abs(points), [2, 0.5, 0.5], atol=1e-5)
+    assert on_surface.any(axis=1).all()
+    assert on_surface[:, 0].mean() == pytest.approx(2 / 18, abs=0.02)  # both ends have 2 of 18 units of area
+    assert np.array_equal(points, read_cloud(tmp_path / f"box{suffix}", 8_000))
+    assert not np.array_equal(points, read_cloud(tmp_path / f"box{suffix}", 8_000, seed=1))
+
+
+def test_off_files_with_the_counts_behind_the_word(tmp_path: Path) -> None:
+    text = trimesh.creation.box().export(file_type="off")
+    (tmp_path / "glued.off").write_text(text.replace("OFF\n", "OFF", 1))
+    assert read_cloud(tmp_path / "glued.off", 50).shape == (50, 3)
+
+
+OFF = "OFF\n4 2 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n"
+BROKEN: dict[str, tuple[str, str]] = {
+    "empty.off": ("", "cannot be read as a cloud or mesh"),
+    "empty.obj": ("", "is empty or its header is broken"),
+    "empty.txt": ("", "is empty; replace it"),
+    "header.off": ("OFF\n8 12\n0 0", "cannot be read as a cloud or mesh"),
+    "header.ply": ("ply\nformat ascii 1.0\nelement vertex 5\nproperty float x\n", "cannot be read as a cloud or mesh"),
+    "header.pcd": ("FIELDS x y z\n", "has no line DATA in its header"),
+    "fields.pcd": ("FIELDS a b\nPOINTS 1\nDATA ascii\n1 2\n", "cannot be read as a cloud or mesh"),
+    "packed.pcd": ("FIELDS x y z\nPOINTS 1\nDATA binary_compressed\n", "is binary_compressed; convert it"),
+    "header.stl": ("solid foo", "is empty or its header is broken"),
+    "header.npy": ("NUMPY", "cannot be read as a cloud or mesh"),
+    "words.txt": ("a b c\n", "cannot be read as a cloud or mesh"),
+    "flat.txt": ("1 2\n3 4\n", r"holds float64 of shape \(2, 2\); expected numbers, \(points, 3 or more\)"),
+    "faces.off": (
+        "OFF\n4 0 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n",
+        "has no faces to draw points from, and 4 vertices where 20",
+    ),
+    "cut.off": (OFF + "3 0 1 2\n", "is cut off: 5 lines for 4 vertices and 2 faces"),
+    "index.off": (OFF + "3 0 1 2\n3 0 1 9\n", "cannot be read as a cloud or mesh"),
+    "area.off": (OFF + "3 0 0 0\n3 1 1 1\n", "has 2 faces without area"),
+    "nan.off": (OFF.replace("1 1 0", "1 nan 0") + "3 0 1 2\n3 0 1 2\n", "holds NaN or infinite coordinates"),
+    "few.txt": ("1 2 3\n4 5 6\n", "has 2 points, 20 are needed; type --data.load_points 2"),
+    "nan.txt": ("1 2 nan\n" * 20, "holds NaN or infinite coordinates"),
+    "inf.txt": ("1 2 inf\n" * 20, "holds NaN or infinite coordinates"),
+    "equal.txt": ("1 2 3\n" * 20, "has all its points in one place"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_are_named(name: str, tmp_path: Path) -> None:
+    text, message = BROKEN[name]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=rf"{name} {message}"):
+        read_cloud(tmp_path / name, 20)
+
+
+def test_more_broken_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "none.npy", np.zeros((0, 3)))
+    (tmp_path / "cut.pcd").write_bytes(_pcd("binary", POINTS)[:-40])
+    (tmp_path / "bytes.obj").write_bytes(bytes(range(256)))
+    for name, message in {
+        "objects.npy": "cannot be read as a cloud or mesh",
+        "none.npy": "has 0 points, 20 are needed",
+        "cut.pcd": "is cut off after 18 of 20 points",
+        "bytes.obj": "is neither text nor a binary file of its format|cannot be read",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            read_cloud(tmp_path / name, 20)
+    with pytest.raises(MissingError, match="there is no cloud"):
+        read_cloud(tmp_path / "gone.off", 20)
+    with pytest.raises(MissingError, match=r"holds no clouds or meshes; expected files ending in .npy, .obj"):
+        cloud_files(_empty(tmp_path))
+
+
+def _empty(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def test_points_that_were_not_measured_are_left_out(tmp_path: Path) -> None:
+    points = np.vstack([POINTS, np.full((3, 3), np.nan, np.float32)])
+    (tmp_path / "cloud.pcd").write_bytes(_pcd("binary", points))
+    assert np.array_equal(read_cloud(tmp_path / "cloud.pcd", 20), POINTS)
+
+
+def test_clouds_are_turned_scaled_and_stay_as_stored() -> None:
+    stored = np.hstack([POINTS, POINTS])
+    before, (points, target) = stored.copy(), Clouds([(("a", stored), 3)], 20)[0]  # type: ignore[misc]
+    sphere = unit_sphere(torch.from_numpy(POINTS))
+    assert target == 3
+    assert torch.equal(points, torch.stack([-sphere[:, 2], -sphere[:, 0], sphere[:, 1]], dim=1))
+    raw = Clouds([(("a", stored), 3)], 20, normalise=False, y_up=False)[0]
+    assert raw is not None
+    assert torch.equal(raw[0], torch.from_numpy(POINTS))
+    train = Clouds([(("a", stored), 3)], 20, normalise=False, y_up=False, train=True)[0]
+    assert train is not None
+    assert not torch.equal(train[0], raw[0])
+    assert torch.equal(train[0].sort(dim=0).values, raw[0].sort(dim=0).values)
+    assert np.array_equal(stored, before)
+
+
+def test_of_a_larger_cloud_evaluation_always_takes_the_same_points() -> None:
+    clouds, train = (Clouds([(("a", POINTS), 0)], 8, normalise=False, y_up=False, train=t) for t in (False, True))
+    first, second = clouds[0], clouds[0]
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first[0], second[0])
+    assert len(first[0].unique(dim=0)) == 8
+    assert len({tuple(train[0][0].flatten().tolist()) for _ in range(5)}) == 5  # type: ignore[index]
+
+
+def test_broken_clouds_may_be_skipped(tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("1 2 3\n")
+    with pytest.raises(InputError, match=r"or type --data.skip_broken true"):
+        Clouds([(tmp_path / "few.txt", 0)], 20)[0]
+    with pytest.warns(UserWarning, match=r"skipped: .*few.txt has 1 points"):
+        assert Clouds([(tmp_path / "few.txt", 0)], 20, skip_broken=True)[0] is None
+    with pytest.raises(MissingError):
+        Clouds([(tmp_path / "gone.txt", 0)], 20, skip_broken=True)[0]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_arrays(protocol: int, tmp_path: Path) -> None:
+    content = ([POINTS, POINTS.astype(">f8")], [np.array([3]), np.int64(4)], {"a": (1, 2.5, "b", None, b"c")})
+    (tmp_path / "a.dat").write_bytes(pickle.dumps(content, protocol))
+    arrays, labels, rest = read_arrays(tmp_path / "a.dat")
+    assert np.array_equal(arrays[0], POINTS)
+    assert np.array_equal(arrays[1], POINTS.astype(np.float64))
+    assert (labels, rest) == ([np.array([3]), 4], content[2])
+
+
+class _Attack:
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.function, self.args = function, args
+
+    def __reduce__(self) -> Any:
+        return self.function, self.args
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("function", [os.system, eval, __import__, os.mkdir])
+def test_pickles_that_would_run_code(function: Any, protocol: int, tmp_path: Path) -> None:
+    argument = {os.system: f"mkdir {tmp_path}/run", os.mkdir: f"{tmp_path}/run"}.get(
+        function, f"os.mkdir('{tmp_path}/run')"
+    )
+    (tmp_path / "a.dat").write_bytes(pickle.dumps(([POINTS], [_Attack(function, argument)]), protocol))
+    with pytest.raises(InputError, match=r"a\.dat asks for .* and is not opened further, since that could run code"):
+        read_arrays(tmp_path / "a.dat")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pickles_with_objects_or_damage(tmp_path: Path) -> None:
+    (tmp_path / "a.dat").write_bytes(pickle.dumps([Path("a")]))
+    with pytest.raises(InputError, match="asks for pathlib"):
+        read_arrays(tmp_path / "a.dat")
+    (tmp_path / "a.dat").write_bytes(pickle.dumps([POINTS])[:-30])
+    with pytest.raises(InputError, match="cannot be read as a pickle"):
+        read_arrays(tmp_path / "a.dat")
+    with pytest.raises(MissingError, match="there is no"):
+        read_arrays(tmp_path / "b.dat")
