@@ -1,0 +1,20 @@
+"""Fixtures of several modules of these tests, which take them by ``pytest_plugins``."""
+
+import os
+from pathlib import Path
+
+import pytest
+from small_clips import video_runs, write_colours, write_video_config
+from training.small_runs import command
+
+
+@pytest.fixture(scope="session")
+def trained_videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run that is only read and has learned its colours: ``folder``, ``config``, ``videos``, and ``out`` above."""
+    base, environment = tmp_path_factory.mktemp("trained_videos"), os.environ.copy()
+    root = write_colours(base / "videos", train=6, val=3, test=2)
+    config = write_video_config(base / "videos.yaml", root)
+    command("fit", config, base / "out", "--trainer.max_epochs", "6")
+    os.environ.clear()
+    os.environ.update(environment)
+    return {"folder": video_runs(base / "out")[0], "config": config, "videos": root, "out": base / "out"}

@@ -1,0 +1,113 @@
+"""The rendered camera moves: their layout, that they are always the same and move as they are called."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import video.camera_moves
+from video import CameraMoves
+from video.camera_moves import MOVES, PHOTOS, render_moves
+from video.decoding import VideoFile
+
+FEW = {"train": ("skimage.data/coins.png",), "val": ("skimage.data/grass.png",), "test": ("skimage.data/gravel.png",)}
+COUNTS = {"train": 2, "val": 1, "test": 1}
+
+
+@pytest.fixture(scope="module")
+def few() -> Iterator[None]:
+    """Only three photos."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video.camera_moves, "PHOTOS", FEW)
+        patch.setattr(video.camera_moves, "_CLIPS", COUNTS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def moves(few: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few clips of each move."""
+    root = tmp_path_factory.mktemp("moves") / "deep" / "clips"
+    render_moves(root)
+    return root
+
+
+def _frames(file: Path) -> Any:
+    with VideoFile(file) as clip:
+        return clip.read(np.arange(len(clip))).astype(float).mean(axis=3)
+
+
+def test_layout_is_that_of_class_folders(moves: Path) -> None:
+    assert {path.name for path in moves.iterdir()} == {"train", "val", "test"}
+    for split, count in COUNTS.items():
+        assert sorted(path.name for path in (moves / split).iterdir()) == list(MOVES)
+        assert all(len(list((moves / split / move).glob("*.mp4"))) == count for move in MOVES)
+    assert [path.name for path in moves.parent.iterdir()] == ["clips"]
+    contents = [path.read_bytes() for path in moves.rglob("*.mp4")]
+    assert len(set(contents)) == len(contents) == 8 * 4
+
+
+def test_every_rendering_is_the_same(moves: Path, tmp_path: Path) -> None:
+    render_moves(tmp_path / "again")
+    for file in moves.rglob("*.mp4"):
+        assert (tmp_path / "again" / file.relative_to(moves)).read_bytes() == file.read_bytes()
+
+
+def test_photos_of_the_splits_differ() -> None:
+    names = [name for photos in PHOTOS.values() for name in photos]
+    assert len(set(names)) == len(names) == 14
+
+
+def _shift(first: Any, second: Any) -> tuple[int, int]:
+    """Rows and columns by which the second picture has to be moved to lie on the first."""
+    a, b = (np.fft.fft2((x - x.mean()) * np.hanning(64)[:, None] * np.hanning(64)) for x in (first, second))
+    product = a * b.conj()
+    peak = np.fft.ifft2(product / np.maximum(np.abs(product), 1e-9)).real
+    row, column = np.unravel_index(int(peak.argmax()), peak.shape)
+    return (int(row) + 32) % 64 - 32, (int(column) + 32) % 64 - 32
+
+
+@pytest.mark.parametrize(
+    ("move", "direction"),
+    [("pan_right", (0, 1)), ("pan_left", (0, -1)), ("pan_down", (1, 0)), ("pan_up", (-1, 0)), ("still", (0, 0))],
+)
+def test_camera_moves_as_the_class_says(move: str, direction: tuple[int, int], moves: Path) -> None:
+    for file in (moves / "train" / move).iterdir():
+        frames = _frames(file)
+        assert frames.shape == (32, 64, 64)
+        steps = np.array([_shift(frames[i], frames[i + 6]) for i in range(0, 26, 5)])
+        found = np.median(steps, axis=0)
+        assert np.abs(found - np.array(direction) * np.abs(found).max()).max() <= 3
+        assert move == "still" or np.abs(found).max() >= 3
+
+
+def test_data_are_rendered_when_they_are_needed_and_only_once(few: None, tmp_path: Path) -> None:
+    data: Any = CameraMoves(str(tmp_path / "data" / "moves"), num_workers=0, batch_size=4)
+    data.prepare_data()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    data.prepare_data()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    data.setup("fit")
+    assert data.classes == list(MOVES)
+    assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == [16, 8, 8]
+    (clip,), _ = data.val_set[0]
+    assert clip.shape == (16, 3, 32, 32)
+
+
+def test_folder_appears_only_when_it_is_complete(few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, written = video.camera_moves._write, list[Path]()
+
+    def failing(file: Path, frames: Any) -> None:
+        written.append(file)
+        if len(written) == 3:
+            raise OSError("no space left")
+        write(file, frames)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(video.camera_moves, "_write", failing)
+        with pytest.raises(OSError, match="no space left"):
+            render_moves(tmp_path / "moves")
+    assert not (tmp_path / "moves").exists()
+    render_moves(tmp_path / "moves")
+    assert [path.name for path in tmp_path.iterdir()] == ["moves"]

@@ -1,0 +1,252 @@
+"""Frames of real files: the right one at any time and rate, turned as the file says, and each kind of bad file."""
+
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from small_clips import grey, number_of, numbered, write_sound, write_video
+
+from core.errors import InputError, MissingError
+from video.decoding import VideoFile, open_video
+from video.sampling import Sampling
+
+FORMATS = [
+    ("mp4", "libx264", {}),
+    ("mp4", "libx264", {"g": "7"}),
+    ("mp4", "libx264", {"x264-params": "open-gop=1:keyint=9:bframes=3"}),
+    ("mkv", "libx264", {"g": "12"}),
+    ("mp4", "libx265", {"x265-params": "log-level=none:keyint=12"}),
+    ("webm", "libvpx-vp9", {"g": "10"}),
+    ("avi", "mpeg4", {"g": "12", "bf": "2"}),
+    ("mpg", "mpeg2video", {"g": "12", "bf": "2"}),
+    ("ts", "libx264", {"g": "12"}),
+    ("mov", "mjpeg", {}),
+]
+
+
+def _read(file: Path, ticks: Any, **options: Any) -> Any:
+    with VideoFile(file, **options) as video:
+        return video.read(np.asarray(ticks, np.int64))
+
+
+def _numbers(file: Path, ticks: Any) -> list[int]:
+    return [number_of(frame) for frame in _read(file, ticks)]
+
+
+def _all(file: Path) -> Any:
+    """Every frame (N, H, W, 3), decoded from the beginning."""
+    with av.open(str(file)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+@pytest.mark.parametrize(("suffix", "codec", "options"), FORMATS, ids=lambda v: str(v))
+def test_each_frame_is_the_one_asked_for(suffix: str, codec: str, options: Any, tmp_path: Path) -> None:
+    noise = [np.random.default_rng(i).integers(0, 256, (6, 8, 3), np.uint8) for i in range(36)]
+    frames = [frame.repeat(8, 0).repeat(8, 1) for frame in noise]
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    file = write_video(tmp_path / f"a.{suffix}", frames, codec=codec, pix_fmt=pix_fmt, **options)
+    expected = _all(file)
+    assert len(expected) == 36
+    for i, frame in enumerate(expected):  # in spite of the codec each is nearest to its own
+        distances = [np.abs(frame.astype(int) - other).mean() for other in frames]
+        assert int(np.argmin(distances)) == i
+    with VideoFile(file) as video:
+        assert len(video) == 36
+        for ticks in ([0], [35], [20, 3, 3, 34], range(36), [11, 12, 13], [8, 30]):
+            found = video.read(np.array(ticks))
+            assert found.shape == (len(ticks), 48, 64, 3)
+            assert np.abs(found.astype(int) - expected[list(ticks)]).max() <= 2
+
+
+def test_only_what_is_needed_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_video(tmp_path / "a.mp4", numbered(36) * 5, g="10", bf="0")
+    demuxed: list[int] = []
+    with VideoFile(file) as video:
+        demux = video.container.demux
+
+        class Spy:
+            seek = video.container.seek
+            close = video.container.close
+
+            def demux(self, stream: Any) -> Any:
+                for packet in demux(stream):
+                    demuxed.append(1)
+                    yield packet
+
+        video.container = Spy()  # type: ignore[assignment]
+        assert [number_of(frame) for frame in video.read(np.array([95, 3, 171]))] == [95 % 36, 3, 171 % 36]
+    assert len(demuxed) <= 3 * 12
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (48, 64), (66, 50), (65, 49), (33, 71), (3, 2), (161, 17)])
+def test_odd_sizes(width: int, height: int, tmp_path: Path) -> None:
+    ramp = np.linspace(20, 230, width)[None, :, None].repeat(height, 0).repeat(3, 2).astype(np.uint8)
+    file = write_video(tmp_path / "a.mkv", [ramp] * 4, pix_fmt="yuv444p", crf="5")
+    found = _read(file, [2])[0]
+    assert found.shape == (height, width, 3)
+    assert np.abs(found.astype(int) - ramp).max() < 16
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270, -90])
+def test_rotation_flag(rotation: int, tmp_path: Path) -> None:
+    pixels = np.full((32, 64, 3), 40, np.uint8)
+    pixels[:8, :16] = 220  # a bright corner at the top left
+    file = write_video(tmp_path / "a.mp4", [pixels] * 4, rotation=rotation)
+    assert np.abs(_read(file, [1])[0].astype(int) - np.rot90(pixels, rotation // 90)).mean() < 6
+
+
+def test_rotation_flag_of_a_telephone(tmp_path: Path) -> None:
+    """The matrix that telephones write for a picture to be turned clockwise by 90 degrees."""
+    pixels = np.full((32, 64, 3), 40, np.uint8)
+    pixels[:8, :16] = 220
+    file = write_video(tmp_path / "a.mp4", [pixels] * 4, rotation=-90)
+    content = file.read_bytes()
+    start = content.index(b"tkhd") + 4 + 4 + 36  # version and flags, then 36 bytes up to the matrix
+    a, b, _, c, d = np.frombuffer(content[start : start + 20], ">i4") / 65_536
+    assert [a, b, c, d] == [0, 1, -1, 0]
+    assert np.argwhere(_read(file, [1])[0][:, :, 0] > 150)[:, 1].min() > 15  # the corner is at the top right
+
+
+def test_variable_frame_rate(tmp_path: Path) -> None:
+    times = [0, 1, 2, 3, 4, 5, 30, 31, 32, 33]  # the sixth frame is on the screen for most of the time
+    for suffix in ("mp4", "mkv"):
+        file = write_video(tmp_path / f"a.{suffix}", numbered(10), times=times)
+        middles = (np.arange(10) + 0.5) * 3.4
+        expected = [int(np.searchsorted(times, middle, side="right")) - 1 for middle in middles]
+        assert _numbers(file, range(10)) == expected
+        assert expected.count(5) == 8
+
+
+def test_video_that_begins_late(tmp_path: Path) -> None:
+    file = write_video(tmp_path / "a.mkv", numbered(12), times=range(40, 52), g="4")
+    assert _numbers(file, [0, 5, 11]) == [0, 5, 11]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_very_short_clips(count: int, tmp_path: Path) -> None:
+    file = write_video(tmp_path / "a.mp4", numbered(count))
+    for sampling in (Sampling(), Sampling(mode="uniform")):
+        for ticks in (sampling.centre(count), sampling.random(count)):
+            assert _numbers(file, ticks) == ticks.tolist()
+
+
+def test_large_frames_are_scaled_down(tmp_path: Path) -> None:
+    file = write_video(tmp_path / "a.mp4", numbered(3, (120, 90)))
+    assert _read(file, [1], short_side=45).shape == (1, 45, 60, 3)
+    assert _read(file, [1], short_side=100).shape == (1, 90, 120, 3)
+    assert number_of(_read(file, [2], short_side=45)[0]) == 2
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(InputError, match=rf"^{tmp_path}/a\.mp4 is empty; replace it$"):
+        VideoFile(tmp_path / "a.mp4")
+
+
+def test_sound_alone(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"a\.mp4 has sound and no pictures; give a video, or take it out of the list$"
+    ):
+        VideoFile(write_sound(tmp_path / "a.mp4"))
+
+
+def test_one_frame(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.mp4 has 1 frames; a clip needs at least two$"):
+        VideoFile(write_video(tmp_path / "a.mp4", numbered(1)))
+
+
+def test_no_duration(tmp_path: Path) -> None:
+    file = tmp_path / "a.mkv"
+    with av.open(str(file), "w") as container:
+        stream: Any = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for pixels in numbered(8):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
+                packet.pts = packet.dts = packet.duration = 0
+                container.mux(packet)
+    with pytest.raises(InputError, match=r"a\.mkv has 8 frames and lasts 0 s; replace it$"):
+        VideoFile(file)
+
+
+@pytest.mark.parametrize("content", [b"not a video at all, but text", b"\x00" * 4_096])
+def test_something_else(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.mp4 cannot be decoded as a video: .*; replace it$"):
+        VideoFile(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
+def test_file_that_is_cut_off(share: float, tmp_path: Path) -> None:
+    noise = [np.random.default_rng(i).integers(0, 256, (48, 64, 3), np.uint8) for i in range(40)]
+    for flags in ({}, {"movflags": "+faststart"}):
+        file = tmp_path / "a.mp4"
+        with av.open(str(file), "w", options=flags) as container:
+            stream: Any = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for pixels in noise:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+        content = file.read_bytes()
+        file.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(InputError, match=r"a\.mp4 (is cut off after \d+ of 40 frames|cannot be decoded)"):
+            _read(file, range(40))
+
+
+def test_damage_in_the_middle_is_an_error_where_it_hides_frames(tmp_path: Path) -> None:
+    file = write_video(tmp_path / "a.mp4", numbered(36), codec="mjpeg", pix_fmt="yuvj420p")
+    content = bytearray(file.read_bytes())
+    middle = content.index(b"mdat") + len(content) // 3
+    content[middle : middle + len(content) // 4] = bytes(len(content) // 4)
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.mp4 cannot be decoded as a video"):
+        _read(file, range(36))
+
+
+def test_missing_file_and_unknown_decoder(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"there is no video .*no\.mp4; correct the list that names it"):
+        VideoFile(tmp_path / "no.mp4")
+    with pytest.raises(InputError, match=r"decoder='opencv'; expected 'pyav' or 'torchcodec'"):
+        open_video(tmp_path / "no.mp4", "opencv")  # type: ignore[arg-type]
+
+
+def test_without_torchcodec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torchcodec.decoders", None)
+    with pytest.raises(InputError, match=r"torchcodec cannot be imported \(.*\); install it, or --data\.decoder pyav"):
+        open_video(write_video(tmp_path / "a.mp4", numbered(3)), "torchcodec")
+
+
+def test_torchcodec_gives_the_same_frames(tmp_path: Path) -> None:
+    try:
+        import torchcodec  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchcodec is not here: {error}".splitlines()[0])
+    pixels = np.full((48, 64, 3), 40, np.uint8)
+    pixels[:8, :16] = 220
+    times = [0, 1, 2, 3, 4, 5, 30, 31, 32, 33]
+    for name, frames, options in (
+        ("plain", numbered(36), {"g": "7"}),
+        ("turned", [pixels] * 10, {"rotation": -90}),
+        ("variable", numbered(10), {"times": times}),
+        ("odd", numbered(10, (66, 50)), {}),
+    ):
+        file = write_video(tmp_path / f"{name}.mp4", frames, **options)  # type: ignore[arg-type]
+        ticks = np.array([7, 0, 2, 2, 9])
+        for short_side in (None, 24):
+            with (
+                open_video(file, short_side=short_side) as ours,
+                open_video(file, "torchcodec", short_side=short_side) as theirs,
+            ):
+                assert len(ours) == len(theirs)
+                difference = ours.read(ticks).astype(int) - theirs.read(ticks)
+                assert np.abs(difference).max() <= (60 if short_side else 6), (name, short_side)
+                assert np.abs(difference).mean() < 2
+    (tmp_path / "empty.mp4").touch()
+    for file, text in ((tmp_path / "empty.mp4", "is empty"), (write_sound(tmp_path / "s.mp4"), "cannot be decoded")):
+        with pytest.raises(InputError, match=text):
+            open_video(file, "torchcodec")
+
+
+def test_brightness_of_numbers() -> None:
+    assert [number_of(np.full((2, 2, 3), grey(i), np.uint8)) for i in range(36)] == list(range(36))

@@ -1,0 +1,98 @@
+"""Which frames a clip has: the published rules written out, uniform segments, and time of variable frame rates."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import InputError
+from video.sampling import Sampling, shown_at
+
+FRAMES, RATES, LENGTHS = st.integers(1, 20), st.integers(1, 6), st.integers(2, 400)
+
+
+def _published(length: int, frames: int, rate: int, end: int) -> list[int]:
+    """The rule for a window that ends at ``end``, as the released code has it."""
+    if length <= frames * rate:
+        spread = [i * length / (length // rate - 1) if length // rate > 1 else 0.0 for i in range(length // rate)]
+        return [int(min(max(tick, 0), length - 1)) for tick in spread + [length] * (frames - len(spread))]
+    start = end - frames * rate
+    step = (end - start) / (frames - 1) if frames > 1 else 0.0
+    return [int(min(max(start + i * step, start), end - 1)) for i in range(frames)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(FRAMES, RATES, LENGTHS)
+def test_centre_of_dense_sampling(frames: int, rate: int, length: int) -> None:
+    expected = _published(length, frames, rate, (frames * rate + length) // 2)
+    assert Sampling(frames, rate).centre(length).tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(FRAMES, RATES, LENGTHS, st.integers(0, 2**31))
+def test_random_dense_clips_are_windows(frames: int, rate: int, length: int, seed: int) -> None:
+    np.random.seed(seed)
+    ticks = Sampling(frames, rate).random(length).tolist()
+    ends = range(frames * rate, length) if length > frames * rate else [length]
+    assert ticks in [_published(length, frames, rate, end) for end in ends]
+
+
+def test_random_windows_reach_both_ends() -> None:
+    drawn = [Sampling(4, 2).random(12).tolist() for _ in range(200)]
+    assert {tuple(ticks) for ticks in drawn} == {tuple(_published(12, 4, 2, end)) for end in range(8, 12)}
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, 40, 64, 65, 75, 300])
+def test_test_views_are_the_published_ones(length: int) -> None:
+    every_fourth = list(range(0, length, 4))
+    every_fourth += [every_fourth[-1]] * (16 - len(every_fourth))
+    step = max((len(every_fourth) - 16) / 4, 0)
+    expected = [every_fourth[int(v * step) : int(v * step) + 16] for v in range(5)]
+    assert Sampling().views(length, 5).tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(FRAMES, LENGTHS, st.integers(1, 6))
+def test_uniform_clips_have_one_tick_of_each_segment(frames: int, length: int, views: int) -> None:
+    sampling = Sampling(frames, mode="uniform")
+    edges = [i * length / frames for i in range(frames + 1)]
+    clips = [sampling.random(length), sampling.centre(length), *sampling.views(length, views)]
+    for ticks in clips:
+        for tick, low, high in zip(ticks, edges, edges[1:], strict=False):
+            assert int(low) <= tick <= high
+    assert sampling.centre(length).tolist() == [int((i + 0.5) * length / frames) for i in range(frames)]
+    assert np.array_equal(sampling.views(length, 1)[0], sampling.centre(length))
+
+
+@settings(max_examples=60, deadline=None)
+@given(FRAMES, RATES, st.integers(1, 30), st.integers(1, 5), st.sampled_from(["dense", "uniform"]))
+def test_ticks_are_ascending_and_inside_of_any_video(
+    frames: int, rate: int, length: int, views: int, mode: Any
+) -> None:
+    sampling = Sampling(frames, rate, mode)
+    for ticks in [sampling.random(length), sampling.centre(length), *sampling.views(length, views)]:
+        assert ticks.shape == (frames,)
+        assert 0 <= ticks.min() <= ticks.max() < length
+        assert (np.diff(ticks) >= 0).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 300), st.floats(0.01, 50), st.floats(0, 0.2))
+def test_at_a_constant_rate_ticks_are_frames(count: int, duration: float, jitter: float) -> None:
+    wobble = np.random.default_rng(count).uniform(-jitter, jitter, count)
+    wobble[0] = 0
+    start = (np.arange(count) + wobble) * duration
+    assert shown_at(start, count * duration, np.arange(count)).tolist() == list(range(count))
+
+
+def test_at_a_variable_rate_a_frame_counts_as_long_as_it_is_shown() -> None:
+    start = np.array([0.0, 1, 2, 3, 7])  # the fourth for four seconds, the last for one
+    assert shown_at(start, 8.0, np.arange(5)).tolist() == [0, 2, 3, 3, 4]
+
+
+@pytest.mark.parametrize("options", [{"frames": 0}, {"rate": 0}, {"mode": "sparse"}])
+def test_sampling_that_cannot_be(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"num_frames=.*expected at least 1, at least 1, and 'dense' or 'uniform'"):
+        Sampling(**options)

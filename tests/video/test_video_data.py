@@ -1,0 +1,226 @@
+"""Lists, class folders and folders of frames; batches of clips; each wrong line and each video that cannot be read."""
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_clips import PLAIN, SMALL, number_of, numbered, write_colours, write_list, write_sound, write_video
+from torch.testing import assert_close
+
+from core.errors import InputError, MissingError
+from video import FrameList, VideoFolder, VideoList
+from video.files import FrameFolder, video_files
+
+BOTH: dict[str, Any] = {**SMALL, **PLAIN, "batch_size": 2, "test_views": 1, "test_crops": 1}
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Path:
+    """Lists of three training and two validation videos, whose frames tell their number."""
+    for name, count in (("a b.mp4", 20), ("c.mp4", 12), ("d.mp4", 3)):
+        write_video(tmp_path / "videos" / name, numbered(count))
+    lines = ["videos/a b.mp4 0", "", "videos/c.mp4 2", "videos/d.mp4 1"]
+    write_list(tmp_path, "train", lines)
+    return write_list(tmp_path, "val", lines[2:])
+
+
+def _set_up(data: Any, stage: str = "fit") -> Any:
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+def _numbers(clip: torch.Tensor) -> list[int]:
+    """Numbers of the frames of a clip (T, 3, H, W) uint8."""
+    return [number_of(frame.permute(1, 2, 0).numpy()) for frame in clip]
+
+
+def test_lists_with_a_space_in_a_path(lists: Path) -> None:
+    data = _set_up(VideoList(str(lists), **BOTH))
+    assert data.classes == ["0", "1", "2"]
+    assert [(source.name, label) for source, label in data.train_set.files] == [
+        ("a b.mp4", 0),
+        ("c.mp4", 2),
+        ("d.mp4", 1),
+    ]
+    assert data.test_set.files == data.val_set.files
+    clips, label = data.val_set[0]
+    assert clips.shape == (1, 4, 3, 32, 32)
+    assert label == 2
+    assert _numbers(clips[0]) == [2, 4, 7, 9]  # a window of 8 of 12 frames: linspace(2, 10, 4) without its end
+    assert _numbers(data.val_set[1][0][0]) == [0, 2, 2, 2]  # one of two frames, then the last
+
+
+def test_test_list_data_root_and_names(lists: Path) -> None:
+    (lists / "videos" / "test.csv").write_text("c.mp4 1\n", encoding="utf-8")
+    for name in ("train", "val"):
+        write_list(lists / "videos", name, ["c.mp4 0", "d.mp4 3"])
+    (lists / "names.txt").write_text("run\njump\nsit\nsleep\n", encoding="utf-8")
+    data = _set_up(VideoList(str(lists / "videos"), class_names=str(lists / "names.txt"), **BOTH))
+    assert data.classes == ["run", "jump", "sit", "sleep"]
+    assert [label for _, label in data.test_set.files] == [1]
+    elsewhere = VideoList(str(lists), data_root="/elsewhere", num_classes=7, **BOTH)
+    assert len(_set_up(elsewhere).classes) == 7
+    assert elsewhere.val_set.files[0][0] == Path("/elsewhere/videos/c.mp4")  # type: ignore[union-attr]
+
+
+def test_training_repeats_one_decoded_clip(lists: Path) -> None:
+    data = _set_up(VideoList(str(lists), **BOTH | {"repeats": 3, "scale": [0.3, 0.6]}))
+    clips, _ = data.train_set[0]
+    assert clips.shape == (3, 4, 3, 32, 32)
+    assert _numbers(clips[0]) == _numbers(clips[1]) == _numbers(clips[2])
+    data.trainer = SimpleNamespace(training=True, lightning_module=None, global_rank=0, world_size=1)
+    x, y = next(iter(data.train_dataloader()))
+    x, y = data.on_after_batch_transfer((x, y), 0)
+    assert x.shape == (6, 4, 3, 32, 32)
+    assert y.tolist() == [y[0]] * 3 + [y[3]] * 3
+
+
+def test_batches_are_normalised(lists: Path) -> None:
+    data = _set_up(VideoList(str(lists), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0), **BOTH))
+    raw, y = next(iter(data.val_dataloader()))
+    assert raw.dtype == torch.uint8
+    x, same = data.on_after_batch_transfer((raw, y), 0)
+    assert same is y
+    for c, (mean, std) in enumerate(((0.1, 0.5), (0.2, 0.25), (0.3, 1.0))):
+        assert_close(x[:, :, c], (raw[:, 0, :, c] / 255 - mean) / std)
+
+
+def test_views_and_crops_of_a_test_video(lists: Path) -> None:
+    data = _set_up(VideoList(str(lists), **BOTH | {"test_views": 2, "test_crops": 3}))
+    clips, _ = data.test_set[0]
+    assert clips.shape == (6, 4, 3, 32, 32)
+    assert [_numbers(clip) for clip in clips] == [[0, 2, 4, 6], [4, 6, 8, 10]] * 3
+    x, _ = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
+    assert x.shape == (2, 6, 4, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("videos/c.mp4", "line 2: got 'videos/c.mp4'; expected 'path label', with numbers from 0 on"),
+        ("videos/c.mp4,1", "line 2: got 'videos/c.mp4,1'; expected 'path label'"),
+        ("videos/c.mp4 one", "line 2: got 'videos/c.mp4 one'"),
+        ("videos/c.mp4 -1", "line 2: got 'videos/c.mp4 -1'"),
+        ("videos/c.mp4 1.5", "line 2: got 'videos/c.mp4 1.5'"),
+        ("videos/c.mp4 3", r"line 2: label 3 is outside 0\.\.2; correct it, or set --data\.num_classes"),
+    ],
+)
+def test_wrong_line_of_a_list(line: str, message: str, lists: Path) -> None:
+    write_list(lists, "val", ["videos/c.mp4 1", line])
+    with pytest.raises(InputError, match=rf"val\.csv, {message}"):
+        VideoList(str(lists), **BOTH).prepare_data()
+
+
+def test_label_beyond_the_given_number_of_classes(lists: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.csv, line 3: label 2 is outside 0\.\.1"):
+        VideoList(str(lists), num_classes=2, **BOTH).prepare_data()
+
+
+def test_missing_and_empty_lists(lists: Path) -> None:
+    (lists / "val.csv").write_text("\n\n", encoding="utf-8")
+    with pytest.raises(MissingError, match=r"val\.csv is empty; expected lines of 'path label'"):
+        VideoList(str(lists), **BOTH).prepare_data()
+    (lists / "val.csv").unlink()
+    with pytest.raises(MissingError, match=r"there is no list .*val\.csv; expected lines of 'path label'"):
+        VideoList(str(lists), **BOTH).prepare_data()
+    with pytest.raises(MissingError, match=r"type --data\.root FOLDER, with FOLDER/train\.csv"):
+        VideoList(**BOTH).prepare_data()
+    with pytest.raises(MissingError, match=r"there is no .*names\.txt; give a file"):
+        VideoList(str(lists.parent / "lists"), class_names="names.txt", **BOTH)._names(3)
+    with pytest.raises(InputError, match="both say how many classes there are"):
+        VideoList(str(lists), num_classes=2, class_names="names.txt", **BOTH)
+
+
+def test_video_that_cannot_be_decoded_is_replaced_in_training_alone(lists: Path) -> None:
+    (lists / "videos" / "c.mp4").write_bytes(b"damaged")
+    data = _set_up(VideoList(str(lists), **BOTH))
+    with pytest.warns(UserWarning, match=r"replaced by another clip: .*c\.mp4 cannot be decoded as a video"):
+        assert {data.train_set[1][1] for _ in range(20)} == {0, 1}
+    for part in (data.val_set, data.test_set, data.predict_set):
+        with pytest.raises(InputError, match=r"c\.mp4 cannot be decoded as a video: .*; replace it"):
+            part[0]
+
+
+def test_missing_video_is_never_replaced(lists: Path) -> None:
+    (lists / "videos" / "c.mp4").unlink()
+    with pytest.raises(MissingError, match=r"there is no video .*c\.mp4; correct the list"):
+        _set_up(VideoList(str(lists), **BOTH)).train_set[1]
+
+
+def test_nothing_can_be_decoded(lists: Path) -> None:
+    for file in (lists / "videos").iterdir():
+        write_sound(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InputError, match="10 clips in a row cannot be decoded; check the files named"):
+            _set_up(VideoList(str(lists), **BOTH)).train_set[0]
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """Lists of folders of frames, whose brightness tells their number."""
+    for name, count in (("one", 6), ("two", 9)):
+        (tmp_path / name).mkdir()
+        for i, pixels in enumerate(numbered(count), start=1):
+            Image.fromarray(pixels).save(tmp_path / name / f"img_{i:05}.jpg", quality=95)
+    for name in ("train", "val"):
+        write_list(tmp_path, name, ["one 6 0", "two 9 1"])
+    return tmp_path
+
+
+def test_folders_of_frames(frames: Path) -> None:
+    data = _set_up(FrameList(str(frames), sampling="uniform", **BOTH))
+    assert [_numbers(data.val_set[i][0][0]) for i in range(2)] == [[0, 2, 3, 5], [1, 3, 5, 7]]
+    assert [label for _, label in data.val_set.files] == [0, 1]
+    assert data.predict_set.files[0][1] == str(frames / "one")
+
+
+def test_wrong_folders_of_frames(frames: Path) -> None:
+    (frames / "two" / "img_00004.jpg").unlink()
+    with pytest.raises(
+        MissingError, match=r"there is no frame .*two/img_00004\.jpg, of 9; correct the list or --data\.template"
+    ):
+        _set_up(FrameList(str(frames), sampling="uniform", **BOTH)).val_set[1]
+    Image.new("RGB", (9, 9)).save(frames / "two" / "img_00004.jpg")
+    with pytest.raises(InputError, match="two has images of different sizes"):
+        FrameFolder(frames / "two", 9).read(np.array([2, 3]))
+    write_list(frames, "train", ["one 6 0", "two 1 1"])
+    with pytest.raises(InputError, match="two has 1 frames; a clip needs at least two"):
+        FrameList(str(frames), **BOTH).prepare_data()
+    write_list(frames, "train", ["one 0"])
+    with pytest.raises(InputError, match=r"train\.csv, line 1: got 'one 0'; expected 'folder frames label'"):
+        FrameList(str(frames), **BOTH).prepare_data()
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    data = _set_up(VideoFolder(str(write_colours(tmp_path, train=3, val=1)), **BOTH))
+    assert data.classes == ["blue", "green", "red"]
+    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (9, 3, 3)
+    (clip,), label = data.val_set[2]
+    assert label == 2
+    assert clip.float().mean(dim=(0, 2, 3)).argmax() == 0
+    with pytest.raises(MissingError, match=r"expected .*<class>/\*\.mp4"):
+        VideoFolder(str(tmp_path / "no"), **BOTH).prepare_data()
+
+
+def test_videos_below_a_folder(tmp_path: Path) -> None:
+    for name in ("b.MKV", "a.mp4", "deep/c.avi", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [file.name for file in video_files(tmp_path)] == ["a.mp4", "b.MKV", "c.avi"]
+    with pytest.raises(MissingError, match="neither a file nor a folder; give videos"):
+        video_files(tmp_path / "no")
+
+
+@pytest.mark.parametrize(
+    "options", [{"test_views": 0}, {"erasing": 1.5}, {"short_side": 16}, {"num_frames": 0}, {"sampling": "some"}]
+)
+def test_settings_that_cannot_be(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=rf"{next(iter(options))}="):
+        VideoFolder("videos", **BOTH | options)

@@ -1,0 +1,259 @@
+"""Single frames of video files: an index of all presentation times, then a seek to the keyframe before what is wanted.
+
+packets ─ demux, no decoding ─► times, keyframes ─► ticks to frames ─► seek, decode to the last wanted frame ─► RGB
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
+
+from core.errors import InputError, MissingError
+from video.sampling import Ticks, shown_at
+
+__all__ = ["Decoder", "TorchcodecVideo", "Video", "VideoFile", "open_video"]
+
+Decoder = Literal["pyav", "torchcodec"]
+Frames = NDArray[np.uint8]
+
+
+class Video(Protocol):
+    """What a clip is read from: so many ticks of equal length, and the frame that is shown in each."""
+
+    def __len__(self) -> int:
+        """Number of ticks."""
+        ...
+
+    def read(self, ticks: Ticks) -> Frames:
+        """The frames (N, H, W, 3) uint8, RGB, of ticks (N,) in any order."""
+        ...
+
+
+class VideoFile:
+    """A video file, read by PyAV; a context manager.
+
+    Ticks divide the time from the first frame to the end of the last into as many parts as there are frames, so that in
+    a video of variable frame rate a frame is chosen as often as it is long on the screen.
+
+    Args:
+        path: any container and codec that FFmpeg reads.
+        short_side: frames whose shorter side is larger are scaled down to it; None for none.
+        threads: of the decoder; 0 for as many as there are processors.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if it is empty, no video, cut off, has sound alone, fewer than two frames, or no duration.
+    """
+
+    def __init__(self, path: Path, *, short_side: int | None = None, threads: int = 1) -> None:
+        self.path, self.short_side = path, short_side
+        self.threads = threads
+        self._open()
+        try:
+            self._index()
+        except av.FFmpegError as error:
+            self.container.close()
+            raise _undecodable(path, error) from error
+        except InputError:
+            self.container.close()
+            raise
+
+    def _open(self) -> None:
+        self.container = _open(self.path)
+        pictures = [s for s in self.container.streams.video if not s.disposition & s.disposition.attached_pic]
+        if not pictures:
+            kind = "sound and no pictures" if self.container.streams.audio else "no video in it"
+            self.container.close()
+            raise InputError(f"{self.path} has {kind}; give a video, or take it out of the list")
+        self.stream = pictures[0]
+        self.stream.codec_context.thread_count = self.threads
+
+    def _index(self) -> None:
+        packets = [p for p in self.container.demux(self.stream) if p.size]
+        if 0 < len(packets) < self.stream.frames and "mp4" in self.container.format.name:
+            raise InputError(f"{self.path} is cut off after {len(packets)} of {self.stream.frames} frames; replace it")
+        times = [(p.dts if p.pts is None else p.pts, p) for p in packets if not p.is_discard]
+        shown = {time: packet for time, packet in times if time is not None}
+        self.pts = np.array(sorted(shown), np.int64)
+        keys = [pts for pts in self.pts.tolist() if shown[pts].is_keyframe] or self.pts[:1].tolist()
+        # formats with an index are sought by the time of presentation, others by the time of decoding
+        by_pts = any(name in self.container.format.name for name in ("mp4", "matroska"))
+        self.keys = np.array([(pts, pts if by_pts else shown[pts].dts or pts) for pts in keys], np.int64)
+        if len(self.pts) < 2:
+            lasting = " and lasts 0 s; replace it" if len(packets) > 1 else "; a clip needs at least two"
+            raise InputError(f"{self.path} has {len(packets)} frames{lasting}")
+        last = int(shown[int(self.pts[-1])].duration or 0)
+        self.end = int(self.pts[-1]) + (last or round((self.pts[-1] - self.pts[0]) / (len(self.pts) - 1)))
+
+    def __enter__(self) -> "VideoFile":
+        """Itself; the file is open already."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.container.close()
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.pts)
+
+    def read(self, ticks: Ticks) -> Frames:
+        """The frames (N, H, W, 3) uint8, RGB, turned as the file says, of ticks (N,) in any order.
+
+        Raises:
+            InputError: if they cannot be decoded.
+        """
+        shown = self.pts[shown_at(self.pts.astype(np.float64), self.end, ticks)]
+        wanted = np.unique(shown)
+        try:
+            found = dict(self._decoded(wanted))
+            if len(found) < len(wanted):  # seeking did not arrive at the keyframe: from the beginning
+                self.container.close()
+                self._open()
+                found |= dict(self._run(wanted))
+        except av.FFmpegError as error:
+            raise _undecodable(self.path, error) from error
+        lost = next((float((pts - self.pts[0]) * self.stream.time_base) for pts in wanted if pts not in found), None)
+        if lost is not None:
+            raise InputError(f"{self.path} cannot be decoded as a video: no frame at {lost:.2f} s; replace it")
+        return np.stack([found[pts] for pts in shown.tolist()])
+
+    def _decoded(self, wanted: Ticks) -> Iterator[tuple[int, Frames]]:
+        """Presentation times and pictures, in runs from a keyframe to the last frame wanted of it."""
+        key = np.searchsorted(self.keys[:, 0], wanted, side="right") - 1
+        starts = np.flatnonzero(np.diff(key, prepend=-2))
+        for first, run in zip(starts, np.split(wanted, starts[1:]), strict=True):
+            pts, sought = self.keys[max(0, key[first])].tolist()
+            self.container.seek(sought, stream=self.stream)
+            yield from self._run(run, pts)
+
+    def _run(self, wanted: Ticks, key: int | None = None) -> Iterator[tuple[int, Frames]]:
+        """From where the file is; nothing if its next keyframe lies behind ``key``."""
+        left, reformatter = set(wanted.tolist()), VideoReformatter()
+        for packet in self.container.demux(self.stream):
+            if key is not None and (not packet.is_keyframe or packet.pts is None or packet.pts > key):
+                if packet.is_keyframe:
+                    return
+                continue
+            key = None
+            # what no other frame refers to is decoded only where it is wanted
+            self.stream.codec_context.skip_frame = "DEFAULT" if packet.pts in left or not packet.size else "NONREF"
+            for frame in packet.decode():
+                time = frame.pts if frame.pts is not None else frame.dts
+                if time is not None and time in left:
+                    left.remove(time)
+                    yield time, self._picture(frame, reformatter)
+                if not left or (time is not None and time > wanted[-1]):
+                    return
+
+    def _picture(self, frame: Any, reformatter: VideoReformatter) -> Frames:
+        width, height = _scaled(frame.width, frame.height, self.short_side)
+        rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA)
+        return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
+
+
+class TorchcodecVideo:
+    """The same with torchcodec, an optional package that needs FFmpeg's libraries in the system.
+
+    Args:
+        path: a video file.
+        short_side: frames whose shorter side is larger are scaled down to it; None for none.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if torchcodec cannot be imported or cannot read the file, or it has fewer than two frames.
+    """
+
+    def __init__(self, path: Path, *, short_side: int | None = None) -> None:
+        try:
+            from torchcodec.decoders import VideoDecoder
+        except (ImportError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(f"torchcodec cannot be imported ({reason}); install it, or --data.decoder pyav") from error
+        _check(path)
+        self.path, self.short_side = path, short_side
+        try:
+            self.decoder = VideoDecoder(str(path), seek_mode="exact", num_ffmpeg_threads=1)
+        except (RuntimeError, ValueError) as error:
+            raise _undecodable(path, error) from error
+        if len(self) < 2:
+            raise InputError(f"{path} has {len(self)} frames; a clip needs at least two")
+
+    def __enter__(self) -> "TorchcodecVideo":
+        """Itself; the file is open already."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to do; the decoder closes the file when it is collected."""
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.decoder)
+
+    def read(self, ticks: Ticks) -> Frames:
+        """The frames (N, H, W, 3) uint8, RGB, of ticks (N,) in any order.
+
+        Raises:
+            InputError: if they cannot be decoded.
+        """
+        meta = self.decoder.metadata
+        step = (meta.end_stream_seconds - meta.begin_stream_seconds) / len(self)
+        seconds = meta.begin_stream_seconds + (ticks + 0.5) * step
+        try:
+            frames: Tensor = self.decoder.get_frames_played_at(seconds.tolist()).data
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise _undecodable(self.path, error) from error
+        height, width = _scaled(frames.shape[2], frames.shape[3], self.short_side)
+        if height < frames.shape[2]:
+            frames = resize(frames, [height, width])
+        return frames.permute(0, 2, 3, 1).numpy()
+
+
+def open_video(path: Path, decoder: Decoder = "pyav", *, short_side: int | None = None) -> VideoFile | TorchcodecVideo:
+    """A video file, read by the named package.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if it cannot be read, or the package is unknown or cannot be imported.
+    """
+    if decoder not in ("pyav", "torchcodec"):
+        raise InputError(f"decoder={decoder!r}; expected 'pyav' or 'torchcodec'")
+    return (VideoFile if decoder == "pyav" else TorchcodecVideo)(path, short_side=short_side)
+
+
+def _open(path: Path) -> InputContainer:
+    _check(path)
+    try:
+        return av.open(str(path))
+    except (av.FFmpegError, ValueError) as error:
+        raise _undecodable(path, error) from error
+
+
+def _check(path: Path) -> None:
+    if not path.is_file():
+        raise MissingError(f"there is no video {path}; correct the list that names it")
+    if not path.stat().st_size:
+        raise InputError(f"{path} is empty; replace it")
+
+
+def _scaled(first: int, second: int, short_side: int | None) -> tuple[int, int]:
+    """Two sides, scaled down so that the shorter one is ``short_side`` at most."""
+    scale = min(1.0, (short_side or np.inf) / min(first, second))
+    return max(1, round(first * scale)), max(1, round(second * scale))
+
+
+def _undecodable(path: Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+    return InputError(f"{path} cannot be decoded as a video: {reason}; replace it")
