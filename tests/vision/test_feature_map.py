@@ -12,13 +12,8 @@ from PIL import Image
 from torch.testing import assert_close
 from training.small_runs import picture
 
-from vision.feature_map import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    eval_transform,
-    to_pixels,
-    train_transform,
-)
+from core.images import to_pixels
+from vision.feature_map import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, eval_transform, train_transform
 
 SIZES = st.tuples(st.integers(1, 150), st.integers(1, 150))
 GREY: dict[str, Any] = {"mean": (0.5,), "std": (0.25,)}

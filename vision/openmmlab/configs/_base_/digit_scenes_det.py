@@ -1,0 +1,71 @@
+# The built-in scenes of digits, as COCO annotations; drawn by vision.openmmlab.scenes at the first Lightning run.
+default_scope = "mmdet"
+__colours = [[0, 0, 0]] + [[int(255 * abs((d * k) % 10 - 5) / 5) for k in (1, 3, 7)] for d in range(10)]
+__meta = dict(classes=[str(digit) for digit in range(10)], palette=__colours[1:])
+__labels = dict(type="LoadAnnotations", with_bbox=True, with_mask=True)
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    __labels,
+    dict(type="RandomResize", scale=(128, 128), ratio_range=(0.8, 1.25), keep_ratio=True),
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackDetInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(128, 128), keep_ratio=True),
+    __labels,
+    dict(type="PackDetInputs"),
+]
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    dataset=dict(
+        type="CocoDataset",
+        data_root="data/digit_scenes/",
+        metainfo=__meta,
+        ann_file="annotations/train.json",
+        data_prefix=dict(img="images/train/"),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="CocoDataset",
+        data_root="data/digit_scenes/",
+        metainfo=__meta,
+        ann_file="annotations/val.json",
+        data_prefix=dict(img="images/val/"),
+        pipeline=test_pipeline,
+        test_mode=True,
+    ),
+)
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="CocoDataset",
+        data_root="data/digit_scenes/",
+        metainfo=__meta,
+        ann_file="annotations/test.json",
+        data_prefix=dict(img="images/test/"),
+        pipeline=test_pipeline,
+        test_mode=True,
+    ),
+)
+val_evaluator = dict(type="CocoMetric", ann_file="data/digit_scenes/annotations/val.json", metric=["bbox", "segm"])
+test_evaluator = dict(type="CocoMetric", ann_file="data/digit_scenes/annotations/test.json", metric=["bbox", "segm"])
+
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12)
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05))
+visualizer = dict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")])

@@ -1,0 +1,18 @@
+# RepLKNet-31B, 36 epochs: AdamW 4e-4, norms without decay, 1 image a process as published.
+_base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py", "./_base_/runtime.py"]
+
+model = dict(
+    backbone=dict(
+        type="RepLKNet",
+        variant="replknet_31b",
+        drop_path_rate=0.6,
+        with_cp=True,
+        init_cfg=dict(
+            type="Pretrained",
+            checkpoint="https://download.openmmlab.com/mmclassification/v0/replknet/replknet-31B_3rdparty_in1k_20221118-fd08e268.pth",
+        ),
+    ),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)
+train_dataloader = dict(batch_size=1)
+optim_wrapper = dict(optimizer=dict(lr=4e-4), paramwise_cfg=dict(norm_decay_mult=0.0))

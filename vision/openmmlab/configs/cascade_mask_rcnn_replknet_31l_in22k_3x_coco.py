@@ -1,0 +1,16 @@
+# RepLKNet-31L, 36 epochs: AdamW 4e-4, norms without decay, 1 image a process as published. The weights lie on Google
+# Drive and are downloaded by hand.
+_base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py", "./_base_/runtime.py"]
+
+model = dict(
+    backbone=dict(
+        type="RepLKNet",
+        variant="replknet_31l",
+        drop_path_rate=0.7,
+        with_cp=True,
+        init_cfg=dict(type="Pretrained", checkpoint="weights/RepLKNet-31L_ImageNet-22K.pth"),
+    ),
+    neck=dict(in_channels=[192, 384, 768, 1536]),
+)
+train_dataloader = dict(batch_size=1)
+optim_wrapper = dict(optimizer=dict(lr=4e-4), paramwise_cfg=dict(norm_decay_mult=0.0))

@@ -1,0 +1,18 @@
+# UniRepLKNet-B, ImageNet-22K weights; recipe of the official configs.
+_base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py", "./_base_/runtime.py"]
+
+model = dict(
+    backbone=dict(
+        type="UniRepLKNet",
+        variant="unireplknet_b",
+        drop_path_rate=0.6,
+        with_cp=True,
+        init_cfg=dict(
+            type="Pretrained",
+            checkpoint="hf-hub:DingXiaoH/UniRepLKNet/unireplknet_b_in22k_pretrain.pth",
+        ),
+    ),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)
+optim_wrapper = dict(constructor="LarKLayerDecay", paramwise_cfg=dict(decay_rate=0.8, num_layers=12))
+custom_hooks = [dict(type="EMAHook", momentum=1e-4)]

@@ -1,0 +1,18 @@
+# UniRepLKNet-L, ImageNet-22K weights; recipe of the official configs.
+_base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py", "./_base_/runtime.py"]
+
+model = dict(
+    backbone=dict(
+        type="UniRepLKNet",
+        variant="unireplknet_l",
+        drop_path_rate=0.7,
+        with_cp=True,
+        init_cfg=dict(
+            type="Pretrained",
+            checkpoint="hf-hub:DingXiaoH/UniRepLKNet/unireplknet_l_in22k_pretrain.pth",
+        ),
+    ),
+    neck=dict(in_channels=[192, 384, 768, 1536]),
+)
+optim_wrapper = dict(constructor="LarKLayerDecay", paramwise_cfg=dict(decay_rate=0.7, num_layers=12))
+custom_hooks = [dict(type="EMAHook", momentum=1e-4)]

@@ -1,0 +1,18 @@
+# UniRepLKNet-XL, ImageNet-22K weights; recipe of the official configs.
+_base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py", "./_base_/runtime.py"]
+
+model = dict(
+    backbone=dict(
+        type="UniRepLKNet",
+        variant="unireplknet_xl",
+        drop_path_rate=0.7,
+        with_cp=True,
+        init_cfg=dict(
+            type="Pretrained",
+            checkpoint="hf-hub:DingXiaoH/UniRepLKNet/unireplknet_xl_in22k_pretrain.pth",
+        ),
+    ),
+    neck=dict(in_channels=[256, 512, 1024, 2048]),
+)
+optim_wrapper = dict(constructor="LarKLayerDecay", paramwise_cfg=dict(decay_rate=0.7, num_layers=12))
+custom_hooks = [dict(type="EMAHook", momentum=1e-4)]

@@ -1,0 +1,16 @@
+# UniRepLKNet-B, weights of ImageNet-22K tuned on 1K at 384; recipe of the official configs.
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_640.py", "./_base_/segmentation_160k.py", "./_base_/runtime.py"]
+
+model = dict(
+    backbone=dict(
+        type="UniRepLKNet",
+        variant="unireplknet_b",
+        drop_path_rate=0.3,
+        init_cfg=dict(
+            type="Pretrained", checkpoint="hf-hub:DingXiaoH/UniRepLKNet/unireplknet_b_in22k_to_in1k_384_acc87.40.pth"
+        ),
+    ),
+    decode_head=dict(in_channels=[128, 256, 512, 1024]),
+    auxiliary_head=dict(in_channels=512),
+)
+optim_wrapper = dict(constructor="LarKLayerDecay", paramwise_cfg=dict(decay_rate=0.9))

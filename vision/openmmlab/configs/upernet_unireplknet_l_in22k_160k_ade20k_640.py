@@ -1,0 +1,16 @@
+# UniRepLKNet-L, weights of ImageNet-22K tuned on 1K at 384; recipe of the official configs.
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_640.py", "./_base_/segmentation_160k.py", "./_base_/runtime.py"]
+
+model = dict(
+    backbone=dict(
+        type="UniRepLKNet",
+        variant="unireplknet_l",
+        drop_path_rate=0.4,
+        init_cfg=dict(
+            type="Pretrained", checkpoint="hf-hub:DingXiaoH/UniRepLKNet/unireplknet_l_in22k_to_in1k_384_acc87.88.pth"
+        ),
+    ),
+    decode_head=dict(in_channels=[192, 384, 768, 1536]),
+    auxiliary_head=dict(in_channels=768),
+)
+optim_wrapper = dict(constructor="LarKLayerDecay", paramwise_cfg=dict(decay_rate=0.85))

@@ -1,0 +1,17 @@
+# UniRepLKNet-S, ImageNet-1K weights; recipe of the official configs.
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_512.py", "./_base_/segmentation_160k.py", "./_base_/runtime.py"]
+
+model = dict(
+    backbone=dict(
+        type="UniRepLKNet",
+        variant="unireplknet_s",
+        drop_path_rate=0.3,
+        init_cfg=dict(
+            type="Pretrained",
+            checkpoint="hf-hub:DingXiaoH/UniRepLKNet/unireplknet_s_in1k_224_acc83.91.pth",
+        ),
+    ),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
+)
+optim_wrapper = dict(constructor="LarKLayerDecay", paramwise_cfg=dict(decay_rate=0.9))

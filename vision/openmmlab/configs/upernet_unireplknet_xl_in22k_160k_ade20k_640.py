@@ -1,0 +1,17 @@
+# UniRepLKNet-XL, weights of ImageNet-22K tuned on 1K at 384; recipe of the official configs. The authors published no
+# config for XL on ADE20K: rates are those of L.
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_640.py", "./_base_/segmentation_160k.py", "./_base_/runtime.py"]
+
+model = dict(
+    backbone=dict(
+        type="UniRepLKNet",
+        variant="unireplknet_xl",
+        drop_path_rate=0.4,
+        init_cfg=dict(
+            type="Pretrained", checkpoint="hf-hub:DingXiaoH/UniRepLKNet/unireplknet_xl_in22k_to_in1k_384_acc87.96.pth"
+        ),
+    ),
+    decode_head=dict(in_channels=[256, 512, 1024, 2048]),
+    auxiliary_head=dict(in_channels=1024),
+)
+optim_wrapper = dict(constructor="LarKLayerDecay", paramwise_cfg=dict(decay_rate=0.85))

@@ -1,0 +1,46 @@
+"""Pipelines that several configs share, as lists of plain dicts in MMEngine's form."""
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["segmentation_test", "segmentation_train", "segmentation_views"]
+
+Step = dict[str, Any]
+_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+def segmentation_train(scale: tuple[int, int], crop: tuple[int, int], labels: Step) -> list[Step]:
+    """Resize to half to double ``scale``, crop with at most three quarters of one class, flip, distort colours.
+
+    Args:
+        scale: (long, short) side in pixels that ratio 1 fits into.
+        crop: (height, width) in pixels.
+        labels: the step that loads the label map.
+    """
+    return [
+        {"type": "LoadImageFromFile"},
+        labels,
+        {"type": "RandomResize", "scale": scale, "ratio_range": (0.5, 2.0), "keep_ratio": True},
+        {"type": "RandomCrop", "crop_size": crop, "cat_max_ratio": 0.75},
+        {"type": "RandomFlip", "prob": 0.5},
+        {"type": "PhotoMetricDistortion"},
+        {"type": "PackSegInputs"},
+    ]
+
+
+def segmentation_test(scale: tuple[int, int], labels: Step) -> list[Step]:
+    """Fit the image into ``scale``; the label map keeps its size."""
+    resize = {"type": "Resize", "scale": scale, "keep_ratio": True}
+    return [{"type": "LoadImageFromFile"}, resize, labels, {"type": "PackSegInputs"}]
+
+
+def segmentation_views(scale: tuple[int, int], labels: Step, ratios: Sequence[float] = _RATIOS) -> list[Step]:
+    """Six sizes and their mirror images, for the papers' multi-scale figures (``--tta``)."""
+    sizes = [tuple(int(side * ratio) for side in scale) for ratio in ratios]
+    views = [
+        [{"type": "Resize", "scale": size, "keep_ratio": True} for size in sizes],
+        [{"type": "RandomFlip", "prob": prob, "direction": "horizontal"} for prob in (0.0, 1.0)],
+        [labels],
+        [{"type": "PackSegInputs"}],
+    ]
+    return [{"type": "LoadImageFromFile"}, {"type": "TestTimeAug", "transforms": views}]
