@@ -16,6 +16,7 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from timm.models._features import FeatureGetterNet
+from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 
 from core.errors import InputError, MissingError
@@ -23,9 +24,9 @@ from core.errors import InputError, MissingError
 __all__ = ["checkpoint_filter_fn", "load_weights", "read_state_dict"]
 
 _logger = logging.getLogger(__name__)
-_HUB_PREFIX = "hf-hub:"
+_HUB_PREFIX, _URLS = "hf-hub:", ("http://", "https://")
 _WRAPPERS = ("state_dict", "model", "module")
-_PREFIXES = ("_orig_mod.", "module.", "backbone.", "model.")
+_PREFIXES = ("_orig_mod.", "module.", "backbone.", "model.", "encoder.")
 _OUTPUT_PART = re.compile(r"^(norm\d*|stages\.\d+\.norm)\.")
 _FEATURE_NORM = re.compile(r"^(norm\d+|stages\.\d+\.norm)\.")
 
@@ -45,7 +46,8 @@ def load_weights(model: M, source: str | Path) -> M:
 
     Args:
         model: a backbone, a ``features_only`` model, or a LightningModule with a ``backbone``.
-        source: path of a file, a Hub repository ``org/name``, or one of its files, ``hf-hub:org/name/file.pth``.
+        source: path of a file, its address (https://...), a Hub repository ``org/name``, or one of its files,
+            ``hf-hub:org/name/file.pth``.
 
     Returns:
         The same model.
@@ -57,7 +59,7 @@ def load_weights(model: M, source: str | Path) -> M:
     state_dict = _from_mmpretrain(read_state_dict(source))
     target = _target(model, state_dict)
     state_dict = _strip_prefixes(state_dict, target)
-    if isinstance(model, FeatureGetterNet):  # it has pruned what its maps do not need
+    if isinstance(model, FeatureGetterNet) or getattr(target, "pruned", False):
         state_dict = {name: value for name, value in state_dict.items() if name in target.state_dict()}
     state_dict = _fit(state_dict, target, where=str(source))
     target.load_state_dict(state_dict, strict=False)  # _fit has compared every name and shape
@@ -74,6 +76,8 @@ def read_state_dict(source: str | Path) -> StateDict:
     path, name = Path(source), str(source)
     if path.is_file():
         return _unwrap(_read_file(path), name)
+    if name.startswith(_URLS):
+        return _unwrap(_read_file(_fetch(name)), name)
     if name.startswith(_HUB_PREFIX) or re.fullmatch(r"[\w.-]+/[\w-]+(\.\d[\w-]*)*", name):
         return _unwrap(_read_file(_download(name.removeprefix(_HUB_PREFIX))), name)
     kind = "a folder" if path.is_dir() else "not there"
@@ -106,6 +110,16 @@ def _read_file(path: Path) -> Any:
         ) from error
     except Exception as error:
         raise InputError(f"{path} is not a checkpoint that torch or safetensors can read: {error}") from error
+
+
+def _fetch(url: str) -> Path:
+    """A file by its address, from torch's cache if it is there; a hash in its name is compared."""
+    try:
+        return Path(download_cached_file(url))
+    except (OSError, RuntimeError) as error:
+        raise MissingError(
+            f"could not get {url}: {error}; check the address and the network, or download it and pass its path"
+        ) from error
 
 
 def _download(name: str) -> Path:
@@ -141,9 +155,12 @@ def _target(model: nn.Module, state_dict: StateDict) -> nn.Module:
     """The part of ``model`` that the file describes: inside a feature wrapper, or a task's backbone."""
     if isinstance(model, FeatureGetterNet):
         return _target(model.model, state_dict)
-    backbone = getattr(model, "backbone", None)
+    backbone, own = getattr(model, "backbone", None), model.state_dict()
     if isinstance(backbone, nn.Module):
-        nothing_else = all(key.startswith("backbone.") for key in model.state_dict())
+        inside = not any(key.startswith("backbone.") for key in own)  # it is part of a detector, which may be meant
+        if inside and any(key in own for key in state_dict):
+            return model
+        nothing_else = all(key.startswith("backbone.") for key in own)
         if nothing_else or not any(key.startswith("backbone.") for key in state_dict):
             return _target(backbone, state_dict)
     return model
@@ -237,13 +254,15 @@ def _compare(state_dict: StateDict, own: StateDict, where: str) -> None:
     for title, names in (("Missing", missing), ("Unexpected", unexpected), ("Other shape", shapes)):
         if names:
             lines.append(f"  {title}: {_some(names)}")
-    raise InputError("\n".join([*lines, f"  {_advice(state_dict, own, missing, unexpected)}"]))
+    raise InputError("\n".join([*lines, f"  {_advice(state_dict, own, missing, unexpected, shapes)}"]))
 
 
-def _advice(state_dict: StateDict, own: StateDict, missing: list[str], unexpected: list[str]) -> str:
+def _advice(state_dict: StateDict, own: StateDict, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
     def has_norms(names: list[str]) -> bool:
         return any(name.endswith("running_var") for name in names)
 
+    if shapes and not missing and not unexpected and all("head." in line for line in shapes):
+        return "The heads of the file have other classes: give the model as many, or load the file into its backbone."
     if not has_norms(list(own)) and has_norms(list(state_dict)) and any("lkb_reparam" in name for name in state_dict):
         return "The file has norms left: build with small_kernel_merged=True, load it, then call core.reparameterize."
     if any("lkb_reparam" in name for name in unexpected) and has_norms(list(state_dict)):

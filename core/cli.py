@@ -34,12 +34,13 @@ Train and use large-kernel ConvNets. A second -c changes single values of the fi
             lightning validate -c vision/configs/cls.yaml --ckpt_path best
   test      measure a checkpoint on the test split
             lightning test -c vision/configs/cls.yaml --ckpt_path best
-  predict   write a CSV with the class of every file
+  predict   write a CSV with the class of every file, or with what comes next in a series
             lightning predict -c vision/configs/cls.yaml --ckpt_path best --data.predict_path photos/
   export    write ONNX or torch.export in inference form, and compare its outputs with the model's
             lightning export -c vision/configs/cls.yaml --ckpt_path best --format onnx
   stats     measure mean and standard deviation of the training data, for data that need it before fit
             lightning stats -c audio/configs/cls.yaml
+            (of a series: its dominant period)
 
 Analyses take names of timm or LarKit models, NAME=FILE for weights of your own, or checkpoints that fit wrote; they
 print a table and write a picture and a JSON file.

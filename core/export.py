@@ -17,17 +17,23 @@ TOLERANCE = 1e-4
 
 
 def export_model(
-    model: nn.Module, example: Tensor, path: Path, *, format: Literal["onnx", "torch_export"] = "onnx"
+    model: nn.Module,
+    example: Tensor,
+    path: Path,
+    *,
+    format: Literal["onnx", "torch_export"] = "onnx",
+    fixed_size: bool = False,
 ) -> Path:
     """Fold a model, export it with dynamic batch, height and width, and check the file before it gets its name.
 
-    A .pt2 for input of up to 32 pixels has that height and width fixed.
+    A .pt2 for input of up to 32 pixels has that height and width fixed, and so has whatever is not a map.
 
     Args:
-        model: in eval mode; maps (B, C, H, W) to one tensor.
-        example: (B, C, H, W), real input for the comparison.
+        model: in eval mode; maps one tensor to one tensor.
+        example: (B, C, H, W), or (B, ...) of other than maps; real input for the comparison.
         path: file to write; the suffix is set to the format's.
         format: 'onnx' (needs the ``export`` extra), or 'torch_export' for ``torch.export``'s .pt2.
+        fixed_size: keep height and width as they are in ``example``, for models whose layers depend on them.
 
     Returns:
         The path written.
@@ -44,9 +50,10 @@ def export_model(
     path = path.with_suffix(".onnx" if format == "onnx" else ".pt2")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part{path.suffix}")
+    any_size = not fixed_size and _any_size(example, format)
     run = _write_onnx if format == "onnx" else _write_pt2
     try:
-        exported = run(folded, example, unfinished)
+        exported = run(folded, example, unfinished, any_size=any_size)
         fold, total = _relative(after_fold, expected), _relative(exported, expected)
         print(f"folded against trained form: max relative difference {fold:.1e}")
         print(f"exported file against trained form: max relative difference {total:.1e}")
@@ -55,14 +62,14 @@ def export_model(
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    sizes = "height, width" if _any_size(example, format) else f"{example.shape[2]}, {example.shape[3]}"
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), input (batch, {example.shape[1]}, {sizes})")
+    sizes = [*map(str, example.shape[1:2]), "height", "width"] if any_size else example.shape[1:]
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), input (batch, {', '.join(map(str, sizes))})")
     return path
 
 
 def _any_size(example: Tensor, format: str) -> bool:
     """Whether height and width stay free: ``torch.export`` treats a last map of one pixel apart from larger ones."""
-    return format == "onnx" or min(example.shape[2:]) > 32
+    return example.ndim == 4 and (format == "onnx" or min(example.shape[2:]) > 32)
 
 
 def _trace_with(example: Tensor, *, any_size: bool) -> tuple[tuple[Tensor], tuple[dict[int, Any]]]:
@@ -73,8 +80,8 @@ def _trace_with(example: Tensor, *, any_size: bool) -> tuple[tuple[Tensor], tupl
     return (example.new_zeros(2, *example.shape[1:]),), ({0: auto},)
 
 
-def _write_pt2(model: nn.Module, example: Tensor, path: Path) -> Tensor:
-    inputs, shapes = _trace_with(example, any_size=_any_size(example, "torch_export"))
+def _write_pt2(model: nn.Module, example: Tensor, path: Path, *, any_size: bool) -> Tensor:
+    inputs, shapes = _trace_with(example, any_size=any_size)
     program = torch.export.export(model, inputs, dynamic_shapes=shapes)
     torch.export.save(program, path)
     with torch.no_grad():
@@ -82,10 +89,10 @@ def _write_pt2(model: nn.Module, example: Tensor, path: Path) -> Tensor:
     return output
 
 
-def _write_onnx(model: nn.Module, example: Tensor, path: Path) -> Tensor:
+def _write_onnx(model: nn.Module, example: Tensor, path: Path, *, any_size: bool) -> Tensor:
     import onnxruntime
 
-    inputs, shapes = _trace_with(example, any_size=True)
+    inputs, shapes = _trace_with(example, any_size=any_size)
     program = torch.onnx.export(
         model,
         inputs,

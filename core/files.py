@@ -9,7 +9,7 @@ import numpy as np
 
 from core.errors import InputError, MissingError
 
-__all__ = ["ClassFolders", "Labelled", "Splits", "class_files", "find_files"]
+__all__ = ["ClassFolders", "Labelled", "Splits", "class_files", "find_files", "hold_out"]
 
 Labelled = list[tuple[Path, int]]
 """Files with their class numbers."""
@@ -151,13 +151,26 @@ class ClassFolders:
         return Splits(classes, train, val, self._files("test", classes)[1] if has_test else val)
 
     def _hold_out(self, classes: Sequence[str], files: Labelled) -> tuple[Labelled, Labelled]:
-        generator = np.random.default_rng(0)
-        held_out: set[int] = set()
+        labels = [label for _, label in files]
         for label, name in enumerate(classes):
-            members = [i for i, (_, y) in enumerate(files) if y == label]
-            if len(members) < 2:
+            if labels.count(label) < 2:
                 folder = self._folder(self.val_split)
                 raise InputError(f"class {name!r} has one file, too few to hold some out; add files, or {folder}")
-            share = min(max(1, round(self.val_share * len(members))), len(members) - 1)
-            held_out.update(generator.permutation(members)[:share].tolist())
-        return [f for i, f in enumerate(files) if i not in held_out], [files[i] for i in sorted(held_out)]
+        kept, held_out = hold_out(labels, self.val_share)
+        return [files[i] for i in kept], [files[i] for i in held_out]
+
+
+def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
+    """Positions to keep and positions to hold out: a share of each class, always the same ones, in order.
+
+    Args:
+        labels: class of each sample.
+        share: in (0, 1); of a class at least one sample is held out and one kept, a single one is kept.
+    """
+    generator = np.random.default_rng(0)
+    held_out: set[int] = set()
+    for label in sorted(set(labels)):
+        members = [i for i, y in enumerate(labels) if y == label]
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held_out.update(generator.permutation(members)[:count].tolist())
+    return [i for i in range(len(labels)) if i not in held_out], sorted(held_out)

@@ -1,14 +1,17 @@
-"""Image files: found below a folder, decoded, and named when they are broken."""
+"""Images: files found below a folder, decoded, and named when they are broken; maps turned back into pixels."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from core.errors import InputError
 from core.files import find_files
 
-__all__ = ["SUFFIXES", "Mode", "image_files", "read_image"]
+__all__ = ["SUFFIXES", "Mode", "image_files", "read_image", "to_pixels"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Mode = Literal["RGB", "L"]
@@ -34,3 +37,9 @@ def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
             return image.convert(mode)
     except (OSError, UnidentifiedImageError, SyntaxError) as error:  # what PIL raises for damaged files
         raise InputError(f"{path} cannot be decoded as an image: {error}; replace it") from error
+
+
+def to_pixels(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Undo the normalisation of (B, C, H, W) maps, for pictures; the result is clipped to [0, 1]."""
+    mean_C11, std_C11 = (torch.tensor(list(v)).view(-1, 1, 1).to(x_BCHW) for v in (mean, std))
+    return (x_BCHW * std_C11 + mean_C11).clamp(0, 1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from cli.small_sets import small_data
 from PIL import Image
 
 from core.cli import main
@@ -26,6 +27,7 @@ SMALL = {
     "--trainer.limit_train_batches": "1",
     "--trainer.limit_val_batches": "1",
     "--trainer.limit_test_batches": "1",
+    "--trainer.limit_predict_batches": "2",
     "--trainer.accelerator": "cpu",
 }
 
@@ -48,7 +50,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             soundfile.write(tmp_path / "words" / word / f"{i}.wav", np.sin(np.arange(8_000) * 0.1), 16_000)
     (tmp_path / "words" / "validation_list.txt").write_text("yes/0.wav no/0.wav")
     (tmp_path / "words" / "testing_list.txt").write_text("yes/1.wav no/1.wav")
-    for modality in ("audio", "vision"):
+    small_data({"class_path": "video.CameraMoves"}, tmp_path)
+    for modality in ("audio", "pointcloud", "timeseries", "video", "vision"):
         (tmp_path / modality).symlink_to(ROOT / modality)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -63,6 +66,16 @@ def _small(command: str) -> list[str]:
         extra |= {"--model.num_classes": "2", "--data.num_workers": "0"}
     if "audio/" in command:
         extra |= {"--data.root": "words", "--data.batch_size": "2"}
+        return words + [word for pair in extra.items() for word in pair]
+    if "pointcloud/" in command:
+        extra |= {"--data.batch_size": "4", "--model.backbone": "test_unireplknet", "--model.backbone_args": "{}"}
+        return words + [word for pair in extra.items() for word in pair]
+    if "video/" in command:
+        extra |= {"--data.root": "moves", "--data.batch_size": "2", "--data.num_workers": "0"}
+        return words + [word for pair in extra.items() for word in pair]
+    if "timeseries/" in command:
+        return words + [word for pair in extra.items() for word in pair]
+    if "det.yaml" in command:
         return words + [word for pair in extra.items() for word in pair]
     digits = any(word in command for word in ("Digits", "cls.yaml", "ablation.yaml"))
     if not digits:
@@ -86,7 +99,7 @@ def test_commands_of_the_readme() -> None:
         main(_small(command))
     runs = Path("lightning_logs")
     assert len(list(runs.glob("*/*/checkpoints/best.ckpt"))) == sum(c.split()[1] == "fit" for c in COMMANDS)
-    assert len(list(runs.glob("*/*/predictions.csv"))) == 1
+    assert len(list(runs.glob("*/*/predictions.csv"))) == sum(c.split()[1] == "predict" for c in COMMANDS)
     assert list(Path("exports").glob("*.onnx"))
     for command in ANALYSES:
         main(_small(command))
@@ -109,6 +122,7 @@ def test_environment_names_what_pyproject_names() -> None:
         project["dependencies"]
         + extras["export"]
         + extras["speech"]
+        + extras["openmmlab"]
         + [d for d in extras["test"] if not d.startswith("larkit")]
     )
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]

@@ -7,7 +7,6 @@ size / 0.875 and the centre cut out; at 384 the whole image is squashed. XL take
 deviation 0.5.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
@@ -17,7 +16,7 @@ from core.backbones.pretrained import evaluated_at
 from core.backbones.replknet import RepLKNet
 from core.checkpoints import checkpoint_filter_fn
 
-__all__ = ["replknet_31b", "replknet_31l", "replknet_xl", "test_replknet"]
+__all__ = ["ARCHITECTURES", "replknet_31b", "replknet_31l", "replknet_xl", "test_replknet"]
 
 _MIRROR = "https://download.openmmlab.com/mmclassification/v0/replknet/replknet-"
 _DRIVE = "https://drive.google.com/file/d/"
@@ -76,8 +75,27 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, default_dims: Sequence[int], **kwargs: Any) -> RepLKNet:
-    args = {"dims": default_dims} | kwargs
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "replknet_31b": {"dims": (128, 256, 512, 1024)},
+    "replknet_31l": {"dims": (192, 384, 768, 1536)},
+    "replknet_xl": {
+        "dims": (256, 512, 1024, 2048),
+        "kernel_sizes": (27, 27, 27, 13),
+        "small_kernel": 0,
+        "dw_ratio": 1.5,
+    },
+    "test_replknet": {
+        "dims": (8, 16, 24, 32),
+        "depths": (1, 1, 2, 1),
+        "kernel_sizes": (9, 7, 13, 5),
+        "small_kernel": 3,
+    },
+}
+"""Arguments of :class:`RepLKNet` that make a variant."""
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> RepLKNet:
+    args = ARCHITECTURES[variant] | kwargs
     model: RepLKNet = build_model_with_cfg(
         RepLKNet,
         variant,
@@ -92,24 +110,22 @@ def _create(variant: str, pretrained: bool, default_dims: Sequence[int], **kwarg
 @register_model
 def replknet_31b(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-31B: 79.9 M parameters in training form and 79.5 M with merged kernels, 15.4 GMACs at 224."""
-    return _create("replknet_31b", pretrained, (128, 256, 512, 1024), **kwargs)
+    return _create("replknet_31b", pretrained, **kwargs)
 
 
 @register_model
 def replknet_31l(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-31L: 173 M parameters in training form and 172 M with merged kernels, 96 GMACs at 384."""
-    return _create("replknet_31l", pretrained, (192, 384, 768, 1536), **kwargs)
+    return _create("replknet_31l", pretrained, **kwargs)
 
 
 @register_model
 def replknet_xl(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-XL: 335 M parameters, 129 GMACs at 320; no small kernels, wider large-kernel layers."""
-    defaults: dict[str, Any] = {"kernel_sizes": (27, 27, 27, 13), "small_kernel": 0, "dw_ratio": 1.5}
-    return _create("replknet_xl", pretrained, (256, 512, 1024, 2048), **defaults | kwargs)
+    return _create("replknet_xl", pretrained, **kwargs)
 
 
 @register_model
 def test_replknet(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """A tiny net for tests; it has no weights."""
-    defaults: dict[str, Any] = {"depths": (1, 1, 2, 1), "kernel_sizes": (9, 7, 13, 5), "small_kernel": 3}
-    return _create("test_replknet", pretrained, (8, 16, 24, 32), **defaults | kwargs)
+    return _create("test_replknet", pretrained, **kwargs)

@@ -30,6 +30,7 @@ class StagedNet(nn.Module, ABC):
         num_features: channels of the last map.
         feature_norms: whether each stage's map has a norm of its own for ``forward_intermediates(norm=True)``.
         depths: number of blocks of each stage.
+        pruned: whether parts that the wanted maps do not need were taken away; files may have them.
         norm_in_head: whether the final norm is folded into the classifier, so that the vector between them is gone.
     """
 
@@ -53,7 +54,7 @@ class StagedNet(nn.Module, ABC):
             )
         self.depths = tuple(depths)
         self.num_classes, self.num_features, self.head_hidden_size = num_classes, dims[-1], dims[-1]
-        self.grad_checkpointing, self.feature_norms, self.norm_in_head = False, False, False
+        self.grad_checkpointing, self.feature_norms, self.norm_in_head, self.pruned = False, False, False, False
         self.feature_info = [
             {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
         ]
@@ -171,6 +172,7 @@ class StagedNet(nn.Module, ABC):
                 if prune_norm or stage not in wanted:
                     self._drop_feature_norm(stage)
         self._keep_stages(last + 1)
+        self.pruned = True
         self.feature_norms &= not prune_norm
         if prune_head or shortened:
             self.norm = nn.Identity()

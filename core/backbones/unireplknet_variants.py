@@ -4,7 +4,6 @@ File names and resolutions are those of huggingface.co/DingXiaoH/UniRepLKNet (Ap
 Below 384 pixels the shorter side is resized to size / 0.875 and the centre cut out; at 384 the whole image is squashed.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -14,6 +13,7 @@ from core.backbones.unireplknet import UniRepLKNet
 from core.checkpoints import checkpoint_filter_fn
 
 __all__ = [
+    "ARCHITECTURES",
     "test_unireplknet",
     "unireplknet_a",
     "unireplknet_b",
@@ -66,10 +66,23 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(
-    variant: str, pretrained: bool, default_depths: Sequence[int], default_dims: Sequence[int], **kwargs: Any
-) -> UniRepLKNet:
-    args = {"depths": default_depths, "dims": default_dims} | kwargs
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "unireplknet_a": {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)},
+    "unireplknet_f": {"depths": (2, 2, 6, 2), "dims": (48, 96, 192, 384)},
+    "unireplknet_p": {"depths": (2, 2, 6, 2), "dims": (64, 128, 256, 512)},
+    "unireplknet_n": {"depths": (2, 2, 8, 2), "dims": (80, 160, 320, 640)},
+    "unireplknet_t": {"depths": (3, 3, 18, 3), "dims": (80, 160, 320, 640)},
+    "unireplknet_s": {"depths": (3, 3, 27, 3), "dims": (96, 192, 384, 768)},
+    "unireplknet_b": {"depths": (3, 3, 27, 3), "dims": (128, 256, 512, 1024)},
+    "unireplknet_l": {"depths": (3, 3, 27, 3), "dims": (192, 384, 768, 1536)},
+    "unireplknet_xl": {"depths": (3, 3, 27, 3), "dims": (256, 512, 1024, 2048)},
+    "test_unireplknet": {"depths": (1, 1, 3, 1), "dims": (8, 16, 24, 32), "kernel_sizes": (3, 7, (9, 0, 3), 13)},
+}
+"""Arguments of :class:`UniRepLKNet` that make a variant."""
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> UniRepLKNet:
+    args = ARCHITECTURES[variant] | kwargs
     model: UniRepLKNet = build_model_with_cfg(
         UniRepLKNet,
         variant,
@@ -84,60 +97,60 @@ def _create(
 @register_model
 def unireplknet_a(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
     """UniRepLKNet-A: 4.4 M parameters and 0.64 GMACs at 224 in inference form."""
-    return _create("unireplknet_a", pretrained, (2, 2, 6, 2), (40, 80, 160, 320), **kwargs)
+    return _create("unireplknet_a", pretrained, **kwargs)
 
 
 @register_model
 def unireplknet_f(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
     """UniRepLKNet-F: 6.2 M parameters and 0.91 GMACs at 224 in inference form."""
-    return _create("unireplknet_f", pretrained, (2, 2, 6, 2), (48, 96, 192, 384), **kwargs)
+    return _create("unireplknet_f", pretrained, **kwargs)
 
 
 @register_model
 def unireplknet_p(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
     """UniRepLKNet-P: 10.7 M parameters and 1.57 GMACs at 224 in inference form."""
-    return _create("unireplknet_p", pretrained, (2, 2, 6, 2), (64, 128, 256, 512), **kwargs)
+    return _create("unireplknet_p", pretrained, **kwargs)
 
 
 @register_model
 def unireplknet_n(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
     """UniRepLKNet-N: 18.3 M parameters and 2.77 GMACs at 224 in inference form."""
-    return _create("unireplknet_n", pretrained, (2, 2, 8, 2), (80, 160, 320, 640), **kwargs)
+    return _create("unireplknet_n", pretrained, **kwargs)
 
 
 @register_model
 def unireplknet_t(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
     """UniRepLKNet-T: 31.0 M parameters and 4.90 GMACs at 224 in inference form."""
-    return _create("unireplknet_t", pretrained, (3, 3, 18, 3), (80, 160, 320, 640), **kwargs)
+    return _create("unireplknet_t", pretrained, **kwargs)
 
 
 @register_model
 def unireplknet_s(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
     """UniRepLKNet-S: 55.6 M parameters and 9.09 GMACs at 224 in inference form."""
-    return _create("unireplknet_s", pretrained, (3, 3, 27, 3), (96, 192, 384, 768), **kwargs)
+    return _create("unireplknet_s", pretrained, **kwargs)
 
 
 @register_model
 def unireplknet_b(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
     """UniRepLKNet-B: 98.0 M parameters and 16.1 GMACs at 224 in inference form."""
-    return _create("unireplknet_b", pretrained, (3, 3, 27, 3), (128, 256, 512, 1024), **kwargs)
+    return _create("unireplknet_b", pretrained, **kwargs)
 
 
 @register_model
 def unireplknet_l(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
     """UniRepLKNet-L: 218 M parameters and 105 GMACs at 384 in inference form."""
-    return _create("unireplknet_l", pretrained, (3, 3, 27, 3), (192, 384, 768, 1536), **kwargs)
+    return _create("unireplknet_l", pretrained, **kwargs)
 
 
 @register_model
 def unireplknet_xl(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
     """UniRepLKNet-XL: 387 M parameters and 187 GMACs at 384 in inference form."""
-    return _create("unireplknet_xl", pretrained, (3, 3, 27, 3), (256, 512, 1024, 2048), **kwargs)
+    return _create("unireplknet_xl", pretrained, **kwargs)
 
 
 @register_model
 def test_unireplknet(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
     """A tiny net with every kind of block, for tests; it has no weights."""
-    if "depths" not in kwargs:
-        kwargs.setdefault("kernel_sizes", (3, 7, (9, 0, 3), 13))
-    return _create("test_unireplknet", pretrained, (1, 1, 3, 1), (8, 16, 24, 32), **kwargs)
+    if "depths" in kwargs:
+        kwargs.setdefault("kernel_sizes", None)
+    return _create("test_unireplknet", pretrained, **kwargs)

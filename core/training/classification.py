@@ -103,11 +103,14 @@ class ClassificationTask(Task):
         smoothing = self.label_smoothing
         if self.mixup and len(x) > 1:
             even = len(x) // 2 * 2  # it mixes pairs; the odd one of an incomplete batch is left out
-            (x, y), smoothing = self.mixup(x[:even], y[:even]), 0.0  # and smooths the targets itself
+            (x, y), smoothing = self.mix(self.mixup, x[:even], y[:even]), 0.0  # and smooths the targets itself
         loss = self.loss(self(x), y, smoothing=smoothing)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x), sync_dist=True)
-        self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
+        self.log_training(loss, len(x))
         return loss
+
+    def mix(self, mixup: Mixup, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed samples and their targets (B, num_classes), of an even number of samples with labels (B,)."""
+        return mixup(x, y)
 
     def loss(self, logits: Tensor, y: Tensor, *, smoothing: float = 0.0) -> Tensor:
         """Cross entropy.
@@ -122,6 +125,10 @@ class ClassificationTask(Task):
     def probabilities(self, logits: Tensor) -> Tensor:
         """(B, num_classes) in [0, 1]."""
         return logits.float().softmax(dim=1)
+
+    def to_examples(self, x: Tensor) -> Tensor:
+        """What to keep of samples until :meth:`to_pictures` shows them; by default they are maps, kept as they are."""
+        return x
 
     def to_pictures(self, x: Tensor) -> Tensor | None:
         """Maps (N, C, H, W) as pictures of 1 or 3 channels in [0, 1]; None, as here, for no sheet of examples."""
@@ -168,7 +175,7 @@ class ClassificationTask(Task):
     def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep some examples of the batch, titled with their predicted class."""
         titles = [f"{c} {p:.2f}" for c, p in zip(outputs["class"], outputs["probability"], strict=True)]
-        self.examples.keep(batch[0], titles, [False] * len(titles), self.trainer.num_predict_batches)
+        self.examples.keep(self.to_examples(batch[0]), titles, [False] * len(titles), self.trainer.num_predict_batches)
 
     def _keep_examples(self, logits: Tensor, batch: Any, batches: list[int | float]) -> None:
         x, y = batch
@@ -177,7 +184,7 @@ class ClassificationTask(Task):
         for i, (p, c) in enumerate(zip(probability.tolist(), label.tolist(), strict=True)):
             truth = f" ({self.class_names[int(y[i])]})" if wrong[i] else ""
             titles.append(f"{self.class_names[c]} {p:.2f}{truth}")
-        self.examples.keep(x, titles, wrong, batches)
+        self.examples.keep(self.to_examples(x), titles, wrong, batches)
 
     def on_validation_epoch_end(self) -> None:
         """Draw the examples and the confusion matrix."""

@@ -154,6 +154,11 @@ class DataModule(LightningDataModule):
             raise MissingError(f"{type(self).__name__} has no {split} samples; call setup(), or give it such data")
         return dataset
 
+    def _model_dtype(self) -> torch.dtype:
+        """What the maps are cast to, for a model that is not in float32."""
+        model = getattr(self.trainer, "lightning_module", None)
+        return torch.float32 if model is None else next(model.parameters()).dtype
+
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 

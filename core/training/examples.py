@@ -22,10 +22,11 @@ class Examples:
     Args:
         size: maps on a sheet.
         columns: maps a row.
+        width: of a map on the sheet, in inches.
     """
 
-    def __init__(self, size: int = 32, columns: int = 8) -> None:
-        self.size, self.columns = size, columns
+    def __init__(self, size: int = 32, columns: int = 8, width: float = 1.5) -> None:
+        self.size, self.columns, self.width = size, columns, width
         self.kept: list[tuple[Tensor, str, bool]] = []
 
     def keep(self, x_BCHW: Tensor, titles: list[str], wrong: list[bool], batches: list[int | float]) -> None:
@@ -53,4 +54,4 @@ class Examples:
             return None
         maps, titles, wrong = zip(*kept, strict=True)
         pictures = to_pictures(torch.stack(maps))
-        return None if pictures is None else image_sheet(pictures, list(titles), list(wrong), self.columns)
+        return None if pictures is None else image_sheet(pictures, list(titles), list(wrong), self.columns, self.width)

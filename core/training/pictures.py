@@ -61,7 +61,9 @@ def confusion_figure(counts: Tensor, classes: list[str]) -> Figure:
     return figure
 
 
-def image_sheet(images: Tensor, titles: list[str], wrong: list[bool] | None = None, columns: int = 8) -> Figure:
+def image_sheet(
+    images: Tensor, titles: list[str], wrong: list[bool] | None = None, columns: int = 8, width: float = 1.5
+) -> Figure:
     """A sheet of small images with a line of text above each.
 
     Args:
@@ -69,11 +71,12 @@ def image_sheet(images: Tensor, titles: list[str], wrong: list[bool] | None = No
         titles: N texts.
         wrong: N flags; a marked title is red.
         columns: images a row.
+        width: of an image, in inches.
     """
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
-    tall = min(max(1.5 * images.shape[2] / images.shape[3], 0.5), 6.0)  # inches
-    figure = new_figure(1.5 * columns, (tall + 0.25) * rows, automatic=False)  # automatic: a second longer
+    tall = min(max(width * images.shape[2] / images.shape[3], 0.5), 6.0)  # inches
+    figure = new_figure(width * columns, (tall + 0.25) * rows, automatic=False)  # automatic: a second longer
     top = 1 - 0.3 / (rows * (tall + 0.25))
     figure.subplots_adjust(0.01, 0.02, 0.99, top, wspace=0.06, hspace=0.375 / tall)
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -103,7 +106,9 @@ class LearningCurves(Callback):
     def _draw(self) -> Figure:
         panels: dict[str, list[str]] = {}
         for name in sorted(self.history):
-            panels.setdefault(name.removeprefix("train_").removeprefix("val_"), []).append(name)
+            metric = name.removeprefix("train_").removeprefix("val_")
+            # val_mse_last, of a baseline, is drawn beside val_mse
+            panels.setdefault(next((p for p in panels if metric.startswith(f"{p}_")), metric), []).append(name)
         figure = new_figure(4 * len(panels), 3.4)
         grid = figure.subplots(1, len(panels), squeeze=False)
         for axes, (metric, names) in zip(grid.flat, panels.items(), strict=True):

@@ -5,14 +5,14 @@ import math
 import os
 import random
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2, list_optimizers
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -22,7 +22,19 @@ from core.errors import InputError
 from core.training.data import DataModule
 from core.training.optim import parameter_groups, warmup_cosine
 
-__all__ = ["Task"]
+__all__ = ["Exported", "Task"]
+
+
+class Exported(NamedTuple):
+    """What the verb ``export`` writes: a module of one input, some input (B, ...), and the file's name.
+
+    ``fixed_size`` keeps height and width as they are in ``images``.
+    """
+
+    name: str
+    module: nn.Module
+    images: Tensor
+    fixed_size: bool = False
 
 
 class Task(LightningModule):
@@ -87,7 +99,7 @@ class Task(LightningModule):
             backbone = build_backbone(backbone, pretrained=pretrained, **(backbone_args or {}))
         elif backbone_args or pretrained:
             raise InputError("backbone_args and pretrained go with the name of a model; a module is already built")
-        self.backbone = backbone
+        self.attach(backbone)
         self.opt, self.lr, self.lr_batch, self.min_lr = opt, lr, lr_batch, min_lr
         self.weight_decay, self.layer_decay, self.warmup_epochs = weight_decay, layer_decay, warmup_epochs
         self.opt_args, self.decay_rate, self.decay_start = opt_args or {}, decay_rate, decay_start
@@ -95,6 +107,20 @@ class Task(LightningModule):
         if weights is not None:
             load_weights(self, weights)
         self.train()  # Lightning keeps the modes that it finds
+
+    def attach(self, backbone: nn.Module) -> None:
+        """Keep the backbone; a task that holds it inside another model keeps that one."""
+        self.backbone = backbone
+
+    def to_export(self, batch: Any) -> Exported:
+        """What the verb ``export`` writes, with up to four samples of a validation batch to compare on.
+
+        Raises:
+            InputError: if this task has nothing to export.
+        """
+        if not isinstance(batch[0], Tensor):
+            raise InputError(f"{type(self).__name__} takes several inputs; only models of one input are exported")
+        return Exported(str(self.hparams.get("backbone", type(self.backbone).__name__)), self.backbone, batch[0][:4])
 
     @classmethod
     def chosen_by(cls, args: Mapping[str, Any]) -> tuple[str, str]:
@@ -129,6 +155,11 @@ class Task(LightningModule):
             random.seed(epoch_seed)
             np.random.seed(epoch_seed)
             torch.manual_seed(epoch_seed)
+
+    def log_training(self, loss: Tensor, samples: int) -> None:
+        """Log ``train_loss``, a mean over the epoch, and ``lr`` of the step."""
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=samples, sync_dist=True)
+        self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer with its groups, and warm-up plus cosine stepped with it."""

@@ -41,20 +41,24 @@ class ExportingTrainer(Trainer):
 
         Args:
             model: the task.
-            datamodule: gives the validation images that the comparison runs on.
+            datamodule: gives the validation samples that the comparison runs on.
             format: 'onnx', or 'torch_export' for a .pt2 file.
             output: folder for the file, named after the backbone.
             ckpt_path: checkpoint with the weights, or 'best' or 'last' of the newest run.
 
         Returns:
             The file written.
+
+        Raises:
+            InputError: if this task has nothing to export.
         """
         if ckpt_path is not None:
             load_weights(model, ckpt_path)
         datamodule.prepare_data()
         datamodule.setup("validate")
         batch = next(iter(datamodule.val_dataloader()))
-        images = datamodule.on_after_batch_transfer(batch, 0)[0][:4]
-        name = str(model.hparams.get("backbone", type(model.backbone).__name__))
+        parts = model.eval().to_export(datamodule.on_after_batch_transfer(batch, 0))
         with torch.no_grad():
-            return export_model(model.backbone.eval(), images, Path(output) / name, format=format)
+            return export_model(
+                parts.module, parts.images, Path(output) / parts.name, format=format, fixed_size=parts.fixed_size
+            )

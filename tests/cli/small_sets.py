@@ -2,13 +2,20 @@
 
 import csv
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
+import h5py
 import numpy as np
 import soundfile
 from training.small_runs import write_photos
+
+from pointcloud.furniture import write_furniture
+from timeseries.made_up_world import make_world
+from video.camera_moves import MOVES
 
 Options = dict[str, str]
 
@@ -20,6 +27,13 @@ def _digits(folder: Path) -> Options:
 def _photos(folder: Path) -> Options:
     root = write_photos(folder / "photos", train=4, val=2)
     return {"data.root": str(root), "model.num_classes": "3", "data.size": "32"}
+
+
+def _scenes(folder: Path) -> Options:
+    from vision.openmmlab.scenes import draw_scenes
+
+    draw_scenes(folder / "data" / "digit_scenes", {"train": 16, "val": 2, "test": 2})
+    return {}
 
 
 def _sound(file: Path) -> Path:
@@ -67,14 +81,126 @@ def _esc50(folder: Path) -> Options:
     return {"data.root": str(folder), "model.num_classes": "2"}
 
 
+POINT_SIZES: Options = {
+    **{"data.load_points": "64", "data.num_points": "40", "model.neighbors": "4", "model.dim": "8"},
+    **{"model.obj_size": "42", "model.img_size": "42", "model.num_views": "2"},
+}
+"""Clouds and views of the published pipeline, only small."""
+
+
+def _clouds(count: int) -> np.ndarray:
+    return np.random.default_rng(count).standard_normal((count, 64, 6)).astype(np.float32)
+
+
+def _shape_folders(folder: Path) -> Options:
+    for split, count in (("train", 4), ("val", 2)):
+        for name in ("a", "b"):
+            (folder / "shapes" / split / name).mkdir(parents=True)
+            for i, cloud in enumerate(_clouds(count)):
+                np.save(folder / "shapes" / split / name / f"{i}.npy", cloud)
+    return {**POINT_SIZES, "data.root": str(folder / "shapes")}
+
+
+def _modelnet40(folder: Path) -> Options:
+    for split, count in (("train", 10), ("test", 4)):
+        with (folder / f"modelnet40_{split}_8192pts_fps.dat").open("wb") as file:
+            pickle.dump((list(_clouds(count)), [np.array([i % 2]) for i in range(count)]), file)
+    return {**POINT_SIZES, "data.root": str(folder)}
+
+
+def _scanobjectnn(folder: Path) -> Options:
+    for split, count in (("training", 10), ("test", 4)):
+        with h5py.File(folder / f"{split}_objectdataset_augmentedrot_scale75.h5", "w") as file:
+            file["data"], file["label"] = _clouds(count)[..., :3], np.arange(count) % 2
+    return {**POINT_SIZES, "data.root": str(folder), "model.obj_size": "36"}
+
+
+def _digit_clouds(folder: Path) -> Options:
+    return POINT_SIZES
+
+
+def _furniture(folder: Path) -> Options:
+    write_furniture(folder / "furniture", (("train", 2), ("val", 1), ("test", 1)))
+    return {**POINT_SIZES, "data.root": str(folder / "furniture")}
+
+
+def _video(file: Path) -> Path:
+    """Three frames of noise."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(len(str(file)))
+    with av.open(str(file), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 40, 32, "yuv420p"
+        for _ in range(3):
+            pixels = generator.integers(0, 256, (32, 40, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return file
+
+
+def _video_folders(folder: Path) -> Options:
+    for split, count in (("train", 4), ("val", 2)):
+        for name in ("a", "b"):
+            for i in range(count):
+                _video(folder / "videos" / split / name / f"{i}.mp4")
+    return {"data.root": str(folder / "videos"), "data.num_frames": "4", "data.size": "32"}
+
+
+def _video_list(folder: Path) -> Options:
+    for split in ("train", "val"):
+        files = [_video(folder / f"{split}{i}.mp4") for i in range(8)]
+        (folder / f"{split}.csv").write_text("".join(f"{file.name} {i % 3}\n" for i, file in enumerate(files)))
+    return {"data.root": str(folder), "data.num_frames": "4", "data.size": "32"}
+
+
+def _moves(folder: Path) -> Options:
+    for split, count in (("train", 2), ("val", 1)):
+        for name in MOVES:
+            for i in range(count):
+                _video(folder / "moves" / split / name / f"{i}.mp4")
+    return {"data.root": str(folder / "moves")}
+
+
+def _series(folder: Path) -> Options:
+    times = np.datetime64("2020-01-01") + np.arange(400) * np.timedelta64(1, "h")
+    values = np.random.default_rng(0).standard_normal((400, 2)).round(3).tolist()
+    lines = ["date,a,b", *[f"{str(t).replace('T', ' ')},{a},{b}" for t, (a, b) in zip(times, values, strict=True)]]
+    (folder / "series.csv").write_text("\n".join(lines) + "\n")
+    lengths = {f"{part}.{name}": "16" for part in ("data", "model") for name in ("seq_len", "pred_len")}
+    return {"data.path": str(folder / "series.csv"), "data.split": "[0.7,0.1,0.2]", "model.channels": "2", **lengths}
+
+
+def _world(folder: Path) -> Options:
+    make_world(folder / "world", regions=2, nodes=2, stations=2, hours=800)
+    tree = {"model.tree": "[2,2]", "model.stations": "2", "model.d_ff": "8", "model.n_heads": "8"}
+    return {"data.root": str(folder / "world"), **tree}
+
+
+def _published_world(folder: Path) -> Options:
+    return {**_world(folder), "model.d_model": "32"}
+
+
 SETS: dict[str, Callable[[Path], Options]] = {
     "vision.Digits": _digits,
     "vision.ImageFolder": _photos,
+    "vision.openmmlab.scenes.DigitScenes": _scenes,
     "audio.AudioFolder": _sound_folders,
     "audio.AudioTable": _table,
     "audio.ESC50": _esc50,
     "audio.SpeechCommands": _words,
     "audio.SpokenWords": _words,
+    "pointcloud.DigitClouds": _digit_clouds,
+    "pointcloud.Furniture": _furniture,
+    "pointcloud.ModelNet40": _modelnet40,
+    "pointcloud.PointFolder": _shape_folders,
+    "pointcloud.ScanObjectNN": _scanobjectnn,
+    "video.CameraMoves": _moves,
+    "video.VideoFolder": _video_folders,
+    "video.VideoList": _video_list,
+    "timeseries.CSVSeries": _series,
+    "timeseries.GlobalWeather": _published_world,
+    "timeseries.MadeUpWorld": _world,
+    "timeseries.NewYorkWeather": lambda folder: {},
 }
 """Data module and what writes data for it into an empty folder."""
 

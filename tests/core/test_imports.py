@@ -15,7 +15,7 @@ WITHOUT_LIGHTNING = [
     *sorted((ROOT / "core").glob("*.py")),
     *[file for folder in FOLDERS for file in sorted((ROOT / "core" / folder).rglob("*.py"))],
 ]
-OPENMMLAB = {"mmdet", "mmseg", "mmcv", "mmengine"}
+OPENMMLAB = {"mmdet", "mmseg", "mmcv", "mmengine", "pycocotools"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "jsonargparse"}
 
 

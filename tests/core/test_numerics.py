@@ -171,7 +171,7 @@ def test_onnx_runs_at_other_sizes(tmp_path: Path) -> None:
 
 
 def test_export_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.export._write_pt2", lambda model, example, path: 1.01 * model(example).detach())
+    monkeypatch.setattr("core.export._write_pt2", lambda model, example, path, **_: 1.01 * model(example).detach())
     with pytest.raises(RuntimeError, match="differs from the model"):
         export_model(tiny(), golden_input(1, 3, 64, 64), tmp_path / "tiny", format="torch_export")
     assert not list(tmp_path.iterdir())
