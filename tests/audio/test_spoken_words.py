@@ -1,7 +1,6 @@
 """The words of the synthesiser: their layout, that they are always the same, and what happens without it."""
 
 import hashlib
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,31 +95,27 @@ def test_data_are_made_when_they_are_needed_and_only_once(tmp_path: Path) -> Non
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
-@pytest.mark.slow
-def test_every_process_speaks_the_same_bytes(tmp_path: Path) -> None:
-    """In processes of their own, since the synthesiser's voices remember what they spoke before."""
-    program = "import pathlib, sys, audio.spoken_words as s; s.WORDS = {}; s.speak_words(pathlib.Path(sys.argv[1]))"
-    names = ("first", "second")
-    words = [sys.executable, "-c", program.format(FEW)]
-    for name in names:  # one after the other, since without a seed the synthesiser takes the time
-        subprocess.run([*words, str(tmp_path / name)], check=True)
-    first, second = (_contents(tmp_path / name) for name in names)
+@pytest.mark.usefixtures("two_words")
+def test_the_same_bytes_each_time(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        speak_words(tmp_path / name)
+    first, second = (_contents(tmp_path / name) for name in ("first", "second"))
     assert len(first) == 2 * 104 + 2
     assert first == second
 
 
 @pytest.mark.usefixtures("two_words")
 def test_folder_appears_only_when_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    speak, spoken = audio.spoken_words._Voices.speak, list[str]()
+    write, written = soundfile.write, list[Path]()
 
-    def failing(self: Any, words: Any, voice: str, generator: Any) -> Any:
-        spoken.append(voice)
-        if len(spoken) == 3:
+    def failing(file: Path, *args: Any, **kwargs: Any) -> None:
+        written.append(file)
+        if len(written) == 3:
             raise OSError("no space left")
-        return speak(self, words, voice, generator)
+        write(file, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(audio.spoken_words._Voices, "speak", failing)
+        patch.setattr(audio.spoken_words.soundfile, "write", failing)
         with pytest.raises(OSError, match="no space left"):
             speak_words(tmp_path / "words")
     assert not (tmp_path / "words").exists()
@@ -146,13 +141,25 @@ def test_words_that_are_there_need_no_synthesiser(words: Path, monkeypatch: pyte
     SpokenWords(str(words), **KNOWN).prepare_data()
 
 
-def test_voices_of_a_damaged_installation(tmp_path: Path) -> None:
-    """In a process of its own, which the synthesiser must not end."""
-    program = (
-        "import pathlib, espeakng_loader, audio.spoken_words\n"
-        "espeakng_loader.get_data_path = lambda: 'gone'\n"
-        "audio.spoken_words.speak_words(pathlib.Path('words'))"
-    )
-    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+def test_installation_without_voices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("espeakng_loader.get_data_path", lambda: tmp_path / "gone")
+    with pytest.raises(InputError, match=r"eSpeak NG has no voices in .*gone.*; install espeakng-loader again"):
+        speak_words(tmp_path / "words")
     assert not list(tmp_path.iterdir())
-    assert "InputError: eSpeak NG cannot read its voices in gone; install espeakng-loader again" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("import os; os.abort()", "eSpeak NG ended with status -6; install"),
+        ("get_data_path = lambda: 'gone'", "has no attribute 'get_library_path'"),
+    ],
+)
+def test_faults_of_the_synthesiser_do_not_end_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
+) -> None:
+    (tmp_path / "espeakng_loader.py").write_text(fault)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(InputError, match=said):
+        speak_words(tmp_path / "words")
+    assert not (tmp_path / "words").exists()
