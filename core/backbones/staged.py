@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core.errors import InputError
 from core.layers.checkpointing import checkpoint_blocks
-from core.ops import depthwise_conv2d
+from core.ops import depthwise_conv2d, onednn, written_down
 
 register_notrace_function(depthwise_conv2d)  # it looks at sizes, which timm's graph extraction cannot follow
 
@@ -156,6 +156,7 @@ class StagedNet(nn.Module, ABC):
         return maps if intermediates_only else (x, maps)
 
     def _forward_stage(self, x: Tensor, stage: int) -> Tensor:
+        x = _in_fast_format(x) if stage == 0 else x
         x, blocks = self._before_stage(x, stage), self._blocks(stage)
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint_blocks(blocks, x)
@@ -210,6 +211,13 @@ class StagedNet(nn.Module, ABC):
     def no_weight_decay(self) -> set[str]:
         """Names exempt from weight decay besides those with one dimension: none, as in the papers' recipes."""
         return set()
+
+
+def _in_fast_format(x: Tensor) -> Tensor:
+    """The image in channels_last on a CPU, where all layers after it are faster so; elsewhere as it is."""
+    if not onednn(x) or written_down():
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def drop_path_rates(last: float, blocks: int) -> list[float]:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GlobalResponseNorm"]
+from core.ops import response_norm
 
-_TINY = 1e-24  # keeps the square root differentiable at zero: a dead channel gets gradient 0, not NaN
+__all__ = ["GlobalResponseNorm"]
 
 
 class GlobalResponseNorm(nn.Module):
@@ -30,8 +30,5 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape and dtype."""
-        wide = x_BHWC.to(torch.promote_types(x_BHWC.dtype, torch.float32))
-        norm_B11C = wide.square().sum(dim=(1, 2), keepdim=True).clamp_min(_TINY).sqrt()
-        response = (norm_B11C / (norm_B11C.mean(dim=-1, keepdim=True) + self.eps)).to(x_BHWC.dtype)
-        y = (self.gamma * response + 1) * x_BHWC
-        return y if self.beta is None else y + self.beta
+        beta = None if self.beta is None else self.beta.flatten()
+        return response_norm(x_BHWC, self.gamma.flatten(), beta, self.eps)

@@ -1,5 +1,7 @@
 """The UniRepLKNet block: one class for large-kernel (LarK) and small-kernel (SmaK) blocks."""
 
+from typing import cast
+
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from core.layers.depthwise import DepthwiseConv2d
 from core.layers.dilated_reparam import Branches, BranchType, DilatedReparamBlock
 from core.layers.extra_structure import ExtraStructure, extra_structure
 from core.layers.grn import GlobalResponseNorm
+from core.layers.pointwise import PointwiseLinear
+from core.ops import eager, response_scale
 from core.reparam import fold_bn, is_batch_norm, require_eval, set_folded, wide
 
 __all__ = ["UniRepLKNetBlock"]
@@ -60,9 +64,9 @@ class UniRepLKNetBlock(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(dim) if has_norm else nn.Identity()
         self.se = extra_structure(extra, dim)
         # Sequential and Permute only place the parameters under the official names: pwconv1.1, act.1, pwconv2.0, .2
-        self.pwconv1 = nn.Sequential(Permute([0, 2, 3, 1]), nn.Linear(dim, 4 * dim))
+        self.pwconv1 = nn.Sequential(Permute([0, 2, 3, 1]), PointwiseLinear(dim, 4 * dim))
         self.act = nn.Sequential(nn.GELU(), GlobalResponseNorm(4 * dim, use_bias=not inference_mode))
-        linear = nn.Linear(4 * dim, dim, bias=inference_mode)
+        linear = PointwiseLinear(4 * dim, dim, bias=inference_mode)
         self.pwconv2 = nn.Sequential(linear, Permute([0, 3, 1, 2]))
         if not inference_mode:
             self.pwconv2.append(nn.BatchNorm2d(dim))
@@ -72,11 +76,27 @@ class UniRepLKNetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        y = self.se(self.norm(self.dwconv(x)))
-        y = self.pwconv2(self.act(self.pwconv1(y)))
+        y = self.pwconv1(self.se(self.norm(self.dwconv(x))))
+        if self._may_overwrite():
+            return self.pwconv2(self._activated_in_place(y)).add_(x)
+        y = self.pwconv2(self.act(y))
         if self.gamma is not None:
             y = y * self.gamma.view(-1, 1, 1)
         return x + self.drop_path(y)
+
+    def _may_overwrite(self) -> bool:
+        """Whether nobody else sees the maps within: in inference form, without gradients, compilers and hooks."""
+        if torch.is_grad_enabled() or self.training or self.gamma is not None or not eager():
+            return False
+        plain = type(self.act[0]) is nn.GELU and type(self.act[1]) is GlobalResponseNorm
+        return plain and not any(part._forward_hooks for part in self.modules())
+
+    def _activated_in_place(self, y_BHWC: Tensor) -> Tensor:
+        """GELU and GRN of a map that is ours alone, without maps of four times the channels for each step."""
+        gelu, grn = cast(nn.GELU, self.act[0]), cast(GlobalResponseNorm, self.act[1])
+        torch.ops.aten.gelu_(y_BHWC, approximate=gelu.approximate)
+        y_BHWC.mul_(response_scale(y_BHWC, grn.gamma.flatten(), grn.eps))
+        return y_BHWC if grn.beta is None else y_BHWC.add_(grn.beta)
 
     def reparameterize(self) -> None:
         """Fold the block into its inference form, in place; nothing happens the second time.

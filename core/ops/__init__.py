@@ -1,5 +1,18 @@
 """Operators that the layers are built on."""
 
+from core.ops.choose import chosen_implementations
 from core.ops.depthwise import depthwise_conv2d
+from core.ops.implementations import IMPLEMENTATIONS
+from core.ops.modes import eager, onednn, written_down
+from core.ops.response_norm import response_norm, response_scale
 
-__all__ = ["depthwise_conv2d"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "chosen_implementations",
+    "depthwise_conv2d",
+    "eager",
+    "onednn",
+    "response_norm",
+    "response_scale",
+    "written_down",
+]

@@ -27,14 +27,15 @@ PHOTOS = {
 }
 """Package and file of each split's backgrounds: public domain or CC0, china.jpg (danielbuechele) and flower.jpg
 (vultilion) CC BY 2.0."""
-_SIDE, _COUNTS = 128, {"train": 600, "val": 60, "test": 120}
+_SIDE, _SIZES = 96, (32, 56)  # pixels: of a scene, and of a digit from and to
+_COUNTS = {"train": 1500, "val": 60, "test": 120}
 
 
 class DigitScenes(OpenMMLabData):
-    """Two to five handwritten digits of 24 to 48 pixels in a colour each on a crop of a photo, 128 x 128 pixels.
+    """One to five handwritten digits of 32 to 56 pixels in a colour each on a crop of a photo, 96 x 96 pixels.
 
     At the first use they are drawn (some seconds) from a fixed seed. Digits and photos of the three splits are
-    disjoint: 600 scenes train, 60 validate, 120 test.
+    disjoint: 1,500 scenes train, 60 validate, 120 test.
 
     Args:
         config: an OpenMMLab config that reads ``data/digit_scenes``; by name or path.
@@ -110,7 +111,7 @@ def _scene(
     top, left = (generator.integers(0, size - _SIDE + 1) for size in photo.shape[:2])
     scene = _Scene((photo[top : top + _SIDE, left : left + _SIDE] * 0.7).astype(np.uint8), [])
     for index in generator.choice(own, generator.integers(2, 6), replace=False):
-        side = int(generator.integers(24, 49))
+        side = int(generator.integers(_SIZES[0], _SIZES[1] + 1))
         digit = Image.fromarray(digits[index]).resize((side, side), Image.Resampling.BILINEAR)
         y, x = generator.integers(0, _SIDE - side + 1, size=2)
         strength = np.zeros((_SIDE, _SIDE))

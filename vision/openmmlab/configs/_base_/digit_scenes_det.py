@@ -7,13 +7,13 @@ __labels = dict(type="LoadAnnotations", with_bbox=True, with_mask=True)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     __labels,
-    dict(type="RandomResize", scale=(128, 128), ratio_range=(0.8, 1.25), keep_ratio=True),
+    dict(type="RandomResize", scale=(96, 96), ratio_range=(0.8, 1.25), keep_ratio=True),
     dict(type="PhotoMetricDistortion"),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(128, 128), keep_ratio=True),
+    dict(type="Resize", scale=(96, 96), keep_ratio=True),
     __labels,
     dict(type="PackDetInputs"),
 ]

@@ -1,0 +1,148 @@
+"""Which implementation computes a depthwise convolution: asked for, measured on this machine, or by rule."""
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from core.errors import InputError
+from core.ops.implementations import IMPLEMENTATIONS, Implementation, memory_format
+from core.ops.modes import onednn
+
+__all__ = [
+    "ENVIRONMENT",
+    "Kind",
+    "Size",
+    "choose",
+    "chosen_implementations",
+    "device_name",
+    "table_file",
+    "write_table",
+]
+
+Kind = Literal["forward", "weight_gradient"]
+Size = tuple[int, int]
+
+ENVIRONMENT = "LARKIT_DEPTHWISE"
+"""Environment variable that names an implementation for every depthwise convolution."""
+
+_chosen: dict[str, str] = {}
+
+
+def choose(asked: str, kind: Kind, x: Tensor, kernel: Size, dilation: int) -> Implementation:
+    """The implementation for a map and a kernel of these sizes.
+
+    Args:
+        asked: its name; '' leaves it to :data:`ENVIRONMENT`, then to what ``lightning cost --tune`` measured on this
+            machine, then to a rule for the device, dtype and sizes.
+        kind: the convolution (also the gradient of x), or the gradient of the weight.
+        x: (B, C, H, W).
+        kernel: (Kh, Kw), odd, with no tap further away than the map reaches.
+        dilation: distance between two taps.
+
+    Raises:
+        InputError: if there is no implementation of this name.
+    """
+    last = memory_format(x) is torch.channels_last
+    sizes = (x.shape[1], x.shape[2], x.shape[3], *kernel, dilation)
+    asked = asked or os.environ.get(ENVIRONMENT, "")
+    return IMPLEMENTATIONS[_name(asked, kind, x.device, x.dtype, last, sizes, torch.get_num_threads(), onednn(x))]
+
+
+Sizes = tuple[int, int, int, int, int, int]
+"""C, H, W, Kh, Kw, r."""
+
+
+@lru_cache(maxsize=4096)
+def _name(
+    asked: str,
+    kind: Kind,
+    device: torch.device,
+    dtype: torch.dtype,
+    last: bool,
+    sizes: Sizes,
+    threads: int,
+    fast: bool,
+) -> str:
+    key = _key(kind, device, dtype, last, sizes, threads)
+    name = asked or _table().get(key) or _rule(kind, last, sizes, fast)
+    if name not in IMPLEMENTATIONS:
+        raise InputError(
+            f"{name!r} is no way to compute a depthwise convolution; expected one of {', '.join(IMPLEMENTATIONS)} as "
+            f"implementation= or in the environment variable {ENVIRONMENT}"
+        )
+    _chosen[key] = name
+    return name
+
+
+def chosen_implementations() -> dict[str, str]:
+    """What was chosen since the program began: device, kind, dtype, format, channels, map, kernel, dilation to name."""
+    return dict(_chosen)
+
+
+def _key(kind: Kind, device: torch.device, dtype: torch.dtype, last: bool, sizes: Sizes, threads: int) -> str:
+    """All that a measurement depends on, but for the batch size."""
+    channels, height, width, rows, columns, dilation = sizes
+    layout = "channels_last" if last else "contiguous"
+    what = f"{kind}, {str(dtype).removeprefix('torch.')}, {layout}"
+    return f"{device_name(device, threads)}, {what}, C={channels}, {height}x{width}, K={rows}x{columns}, r={dilation}"
+
+
+def device_name(device: torch.device, threads: int) -> str:
+    """The GPU's name, or the CPU's instruction set and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()} {threads} threads"
+
+
+def _rule(kind: Kind, last: bool, sizes: Sizes, fast: bool) -> str:
+    """What was measured to be fastest on x86 CPUs with oneDNN; elsewhere PyTorch's kernel for the format of x.
+
+    oneDNN's kernels for contiguous maps end at a width of 13, those for channels_last maps are slow from 11 to 13.
+    Its weight gradient of kernels above 3 x 3 is slower by an order of magnitude than a convolution of x with g.
+    """
+    own = "channels_last" if last else "contiguous"
+    *_, rows, columns, dilation = sizes
+    if not fast:
+        return own
+    if kind == "weight_gradient":
+        return "widened" if max(rows, columns) > 3 or dilation > 1 else "channels_last"
+    if dilation > 1 or (not last and 5 <= columns <= 13):
+        return own
+    return "widened" if 11 < columns < 15 else "channels_last"
+
+
+def table_file() -> Path:
+    """Where measurements of this machine are kept: ``depthwise.json`` in ``$LARKIT_CACHE`` or ``~/.cache/larkit``."""
+    return Path(os.environ.get("LARKIT_CACHE", "~/.cache/larkit")).expanduser() / "depthwise.json"
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, str]:
+    """Measurements of this machine with this version of PyTorch; none where there are none."""
+    try:
+        content = json.loads(table_file().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{table_file()} cannot be read: {error}; delete it and tune again") from error
+    if not isinstance(content, dict) or content.get("torch") != torch.__version__:
+        return {}
+    return {key: name for key, name in content.get("fastest", {}).items() if name in IMPLEMENTATIONS}
+
+
+def write_table(fastest: dict[str, str]) -> Path:
+    """Add measurements to those of this machine, which are used from then on."""
+    path = table_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    content = {"torch": torch.__version__, "fastest": {**_table(), **fastest}}
+    unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    unfinished.replace(path)
+    _table.cache_clear()
+    _name.cache_clear()
+    return path

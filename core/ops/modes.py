@@ -1,0 +1,24 @@
+"""Who else follows the operators while they run, and so needs PyTorch's own ones."""
+
+import torch
+from torch.autograd import forward_ad
+
+__all__ = ["eager", "onednn", "written_down"]
+
+
+def written_down() -> bool:
+    """Whether the operators go into a file for another machine or program."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def eager() -> bool:
+    """Whether operators run one by one, differentiated in reverse if at all: no compiler, tracer, vmap or jvp."""
+    transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return not (transformed or torch.compiler.is_compiling() or written_down())
+
+
+def onednn(x: torch.Tensor) -> bool:
+    """Whether oneDNN computes convolutions of x: on a CPU, in float32 or bfloat16."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)

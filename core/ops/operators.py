@@ -1,0 +1,132 @@
+"""``larkit::depthwise_conv2d`` and its weight gradient as operators of PyTorch.
+
+Compilers see one operator each, with shapes from fake kernels; which implementation computes it is chosen when it runs.
+Both are differentiable in every input any number of times, each by the other.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from core.ops.choose import choose
+from core.ops.implementations import memory_format
+
+__all__ = ["depthwise", "depthwise_weight_gradient"]
+
+
+def _reach(size: int, kernel: int, dilation: int) -> int:
+    """Steps from the centre of a kernel to the furthest tap that meets a map of this size."""
+    return min(kernel // 2, (size - 1) // dilation)
+
+
+_library = torch.library.Library("larkit", "DEF")  # torch.library.custom_op takes 0.1 ms a call, this 0.02
+_library.define(
+    "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int dilation, str implementation) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_library.define(
+    "depthwise_conv2d_weight_gradient(Tensor x, Tensor g, SymInt height, SymInt width, int dilation, "
+    "str implementation) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+depthwise = torch.ops.larkit.depthwise_conv2d.default
+depthwise_weight_gradient = torch.ops.larkit.depthwise_conv2d_weight_gradient.default
+
+
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, implementation: str) -> Tensor:
+    """Stride 1, zero padding that keeps the size; only the taps that meet the map are computed."""
+    down, right = (_reach(x.shape[i], weight.shape[i], dilation) for i in (2, 3))
+    top, left = weight.shape[2] // 2 - down, weight.shape[3] // 2 - right
+    near = weight[:, :, top : top + 2 * down + 1, left : left + 2 * right + 1]
+    if down == right == 0:
+        y = x * near.view(-1, 1, 1)
+        return y if bias is None else y + bias.view(-1, 1, 1)
+    chosen = choose(implementation, "forward", x, (2 * down + 1, 2 * right + 1), dilation)
+    return chosen.forward(x, near, bias, dilation)
+
+
+def _weight_gradient(x: Tensor, g: Tensor, height: int, width: int, dilation: int, implementation: str) -> Tensor:
+    """(C, 1, height, width): the gradient of the weight, given that of the output; 0 for taps that meet no map."""
+    down, right = _reach(x.shape[2], height, dilation), _reach(x.shape[3], width, dilation)
+    kernel = (2 * down + 1, 2 * right + 1)
+    if down == right == 0:
+        near = (x * g).sum((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype).view(-1, 1, 1, 1)
+    else:
+        chosen = choose(implementation, "weight_gradient", x, kernel, dilation)
+        near = chosen.weight_gradient(x, g, kernel, dilation)
+    if kernel == (height, width):
+        return near
+    top, left = height // 2 - down, width // 2 - right
+    gradient = x.new_zeros(x.shape[1], 1, height, width)
+    gradient[:, :, top : top + kernel[0], left : left + kernel[1]] = near
+    return gradient
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, implementation: str) -> Tensor:
+    return torch.empty_like(x, memory_format=memory_format(x))
+
+
+def _fake_gradient(x: Tensor, g: Tensor, height: int, width: int, dilation: int, implementation: str) -> Tensor:
+    return x.new_empty(x.shape[1], 1, height, width)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, *ctx.options = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    to_x, to_weight, to_bias, *_ = ctx.needs_input_grad
+    return (
+        depthwise(g, weight.flip(2, 3), None, *ctx.options) if to_x else None,
+        depthwise_weight_gradient(x, g, *weight.shape[2:], *ctx.options) if to_weight else None,
+        g.sum((0, 2, 3)) if to_bias else None,
+        None,
+        None,
+    )
+
+
+def _keep_both(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, g, _, _, *ctx.options = inputs
+    ctx.save_for_backward(x, g)
+
+
+def _backward_of_gradient(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+    x, g = ctx.saved_tensors
+    to_x, to_g, *_ = ctx.needs_input_grad
+    return (
+        depthwise(g, v.flip(2, 3), None, *ctx.options) if to_x else None,
+        depthwise(x, v, None, *ctx.options) if to_g else None,
+        *[None] * 4,
+    )
+
+
+for _name, _run, _shape, _gradient, _saves in (
+    ("depthwise_conv2d", _depthwise, _fake, _backward, _keep),
+    ("depthwise_conv2d_weight_gradient", _weight_gradient, _fake_gradient, _backward_of_gradient, _keep_both),
+):
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"larkit::{_name}", _shape, lib=_library)
+    torch.library.register_autograd(f"larkit::{_name}", _gradient, setup_context=_saves, lib=_library)
+
+
+@register_flop_formula(torch.ops.larkit.depthwise_conv2d)
+def _flops(x: list[int], weight: list[int], bias: Any, dilation: int, *args: Any, **kwargs: Any) -> int:
+    return _taps_flops(x, weight[2:], dilation)
+
+
+@register_flop_formula(torch.ops.larkit.depthwise_conv2d_weight_gradient)
+def _flops_of_gradient(
+    x: list[int], g: list[int], height: int, width: int, dilation: int, *args: Any, **kwargs: Any
+) -> int:
+    return _taps_flops(x, [height, width], dilation)
+
+
+def _taps_flops(x: list[int], kernel: list[int], dilation: int) -> int:
+    """Two for each of the taps that meet the map, for each output."""
+    rows, columns = (2 * _reach(size, side, dilation) + 1 for size, side in zip(x[2:], kernel, strict=True))
+    return 2 * math.prod(x) * rows * columns

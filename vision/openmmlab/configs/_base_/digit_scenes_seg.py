@@ -1,0 +1,73 @@
+# The built-in scenes of digits, as label maps: 0 the photo, 1 + d the digit d.
+default_scope = "mmseg"
+__colours = [[0, 0, 0]] + [[int(255 * abs((d * k) % 10 - 5) / 5) for k in (1, 3, 7)] for d in range(10)]
+__meta = dict(classes=["photo", *(str(digit) for digit in range(10))], palette=__colours)
+__labels = dict(type="LoadAnnotations")
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    __labels,
+    dict(type="RandomResize", scale=(96, 96), ratio_range=(1.0, 1.25), keep_ratio=True),  # no padding
+    dict(type="RandomCrop", crop_size=(96, 96)),
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackSegInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(96, 96), keep_ratio=True),
+    __labels,
+    dict(type="PackSegInputs"),
+]
+train_dataloader = dict(
+    batch_size=16,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="InfiniteSampler", shuffle=True),
+    dataset=dict(
+        type="BaseSegDataset",
+        data_root="data/digit_scenes/",
+        metainfo=__meta,
+        img_suffix=".png",
+        seg_map_suffix=".png",
+        data_prefix=dict(img_path="images/train", seg_map_path="labels/train"),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="BaseSegDataset",
+        data_root="data/digit_scenes/",
+        metainfo=__meta,
+        img_suffix=".png",
+        seg_map_suffix=".png",
+        data_prefix=dict(img_path="images/val", seg_map_path="labels/val"),
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="BaseSegDataset",
+        data_root="data/digit_scenes/",
+        metainfo=__meta,
+        img_suffix=".png",
+        seg_map_suffix=".png",
+        data_prefix=dict(img_path="images/test", seg_map_path="labels/test"),
+        pipeline=test_pipeline,
+    ),
+)
+val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
+test_evaluator = val_evaluator
+
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=1000, val_interval=250)
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05))
+visualizer = dict(type="SegLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")])
