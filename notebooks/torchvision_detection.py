@@ -34,7 +34,7 @@ import core
 from vision.digits import handwritten_digits, split_digits
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--steps", type=int, default=60, help="training steps")
+parser.add_argument("--steps", type=int, default=50, help="training steps")
 parser.add_argument("--picture", type=Path, help="PNG to be written: images with the boxes found")
 args, _ = parser.parse_known_args()  # a notebook's kernel has arguments of its own
 torch.manual_seed(0)
@@ -42,8 +42,8 @@ torch.manual_seed(0)
 # %% [markdown]
 # ## Data
 #
-# One to three zeros, ones or twos on a crop of a photo, as torchvision wants them: a list of images (3, H, W) in [0, 1],
-# and for each a dictionary of boxes x1, y1, x2, y2 in pixels and labels from 1 on; 0 is the background.
+# One to three zeros, ones or twos on a crop of a photo, as torchvision wants them: a list of images (3, H, W) in
+# [0, 1], and for each a dictionary of boxes x1, y1, x2, y2 in pixels and labels from 1 on; 0 is the background.
 
 # %%
 SIDE, CLASSES = 96, ("zero", "one", "two")
@@ -153,9 +153,8 @@ folded = core.reparameterize(detector)
 before, after = (torch.cat([image["boxes"] for image in images]) for images in (found, predict(folded)))
 difference = max((before - after).abs().flatten().tolist(), default=0.0)
 parts = [sum(1 for _ in model.backbone.body.modules()) for model in (detector, folded)]
-print(
-    f"folded: {parts[0]} -> {parts[1]} modules in the backbone, {len(before)} boxes differ by at most {difference:.1e} pixels"
-)
+print(f"folded: {parts[0]} -> {parts[1]} modules in the backbone")
+print(f"{len(before)} boxes differ by at most {difference:.1e} pixels")
 
 # %%
 if args.picture:
