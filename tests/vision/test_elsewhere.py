@@ -172,10 +172,10 @@ def test_torchvision_heads_train_the_whole_backbone(kind: str, name: str) -> Non
 @families
 @kinds
 def test_inference_form_gives_the_same_boxes(kind: str, name: str) -> None:
-    """Within 1e-4 pixels, in float64: in float32 equal scores may change places."""
-    model = _wake(_detector(kind, name)).double().eval()
+    """Boxes within 1e-4 pixels of images of 97 x 131 and 111 x 90 pixels, in float32."""
+    model = _wake(_detector(kind, name)).eval()
     folded = core.reparameterize(model)
-    images = [image.double() for image in _scenes()[0]]
+    images = _scenes()[0]
     with torch.no_grad():
         before, after = model(images), folded(images)
     assert len(before) == len(after) == 2
@@ -207,7 +207,7 @@ def test_segmentation_script(tmp_path: Path) -> None:
     assert all(float(miou) > 0.25 for *_, miou in runs)  # 0.24 is what the photo's class alone gives
     before, after, difference = re.findall(r"folded: (\d+) -> (\d+) .* at most (\S+)$", printed, re.MULTILINE)[0]
     assert int(after) < int(before)
-    assert float(difference) < 1e-3
+    assert float(difference) < 1e-4
     assert "encoder holds the file's weights: True" in printed
     assert Image.open(tmp_path / "picture.png").size == (8 * 64, 3 * 64)
 
@@ -221,5 +221,5 @@ def test_detection_script(tmp_path: Path) -> None:
     assert float(score) > 0.1
     boxes, difference = re.findall(r"^(\d+) boxes differ by at most (\S+) pixels$", printed, re.MULTILINE)[0]
     assert int(boxes) >= 20
-    assert float(difference) < 1e-3
+    assert float(difference) < 1e-4
     assert Image.open(tmp_path / "picture.png").size == (6 * 96, 96)
