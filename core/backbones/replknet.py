@@ -75,6 +75,8 @@ class RepLKNet(StagedNet):
         ffn_ratio: hidden channels of the 1x1 networks over those of the stage.
         drop_path_rate: stochastic depth of the last pair; rates rise linearly from 0, the two of a pair share theirs.
         drop_rate: dropout before the classifier.
+        output_stride: pixels between two places of the last map: 4, 8, ...; where that is less than the stages give,
+            the later strides become dilations, as DeepLab and other segmentation heads want it.
         feature_norms: add a BatchNorm for each stage's map (``stages.0.norm``, ...) for
             ``forward_intermediates(norm=True)``; timm's ``features_only`` gives the maps before them.
         small_kernel_merged: build the official merged form, for weights of :meth:`merge_small_kernels`.
@@ -100,6 +102,7 @@ class RepLKNet(StagedNet):
         ffn_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
+        output_stride: int | None = None,
         feature_norms: bool = False,
         small_kernel_merged: bool = False,
         inference_mode: bool = False,
@@ -129,6 +132,7 @@ class RepLKNet(StagedNet):
 
         self.stages = nn.ModuleList(stage(*sizes) for sizes in zip(dims, depths, kernel_sizes, strict=True))
         self.transitions = nn.ModuleList(_transition(a, b, inference_mode) for a, b in pairwise(dims))
+        self._limit_stride(output_stride)
         self.feature_norms = feature_norms
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
@@ -181,8 +185,8 @@ class RepLKNet(StagedNet):
         """Whether norm, pooling and classifier are linear together, as they are with the mean."""
         return type(self.head) is nn.Linear and self.global_pool.pool_type == "avg"
 
-    def _before_stage(self, x: Tensor, stage: int) -> Tensor:
-        return self.stem(x) if stage == 0 else self.transitions[stage - 1](x)
+    def _entry(self, stage: int) -> nn.Module:
+        return self.transitions[stage - 1] if stage else self.stem
 
     def _blocks(self, stage: int) -> nn.Sequential:
         return cast(RepLKNetStage, self.stages[stage]).blocks

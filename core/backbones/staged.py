@@ -60,8 +60,8 @@ class StagedNet(nn.Module, ABC):
         ]
 
     @abstractmethod
-    def _before_stage(self, x: Tensor, stage: int) -> Tensor:
-        """What comes before the blocks of a stage: the stem, or the strided layers."""
+    def _entry(self, stage: int) -> nn.Module:
+        """The stem, or the strided layers before a later stage."""
 
     @abstractmethod
     def _blocks(self, stage: int) -> nn.Sequential:
@@ -94,6 +94,26 @@ class StagedNet(nn.Module, ABC):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm, from input to output, for layer-wise learning-rate decay."""
 
+    def _limit_stride(self, output_stride: int | None) -> None:
+        """Let no map be coarser than ``output_stride``, in place: strides become dilations, as in timm's models.
+
+        At the pixels that the strided net keeps, each convolution then reads what it reads there.
+
+        Raises:
+            InputError: if no stage ends with this stride.
+        """
+        if output_stride is None:
+            return
+        reductions = [info["reduction"] for info in self.feature_info]
+        if output_stride not in reductions:
+            raise InputError(f"output_stride={output_stride}; expected one of {', '.join(map(str, reductions))}")
+        for stage, info in enumerate(self.feature_info):
+            dilation = info["reduction"] // output_stride
+            if dilation > 1:
+                info["reduction"] = output_stride
+                _dilate(self._entry(stage), dilation // 2)
+                _dilate(self._blocks(stage), dilation)
+
     def _logits(self, x: Tensor, pre_logits: bool) -> Tensor:
         """(B, dims[-1]) after norm and pooling to logits, or as it is."""
         if pre_logits and self.norm_in_head:
@@ -111,7 +131,7 @@ class StagedNet(nn.Module, ABC):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last stage's map, (B, dims[-1], ceil(H / 32), ceil(W / 32)) with four stages, before any final norm."""
+        """The last stage's map before any final norm, (B, dims[-1], ceil(H / 32), ceil(W / 32)) with four stages."""
         for stage in range(len(self.stages)):
             x = self._forward_stage(x, stage)
         return x
@@ -157,7 +177,7 @@ class StagedNet(nn.Module, ABC):
 
     def _forward_stage(self, x: Tensor, stage: int) -> Tensor:
         x = _in_fast_format(x) if stage == 0 else x
-        x, blocks = self._before_stage(x, stage), self._blocks(stage)
+        x, blocks = self._entry(stage)(x), self._blocks(stage)
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint_blocks(blocks, x)
         return blocks(x)
@@ -223,3 +243,12 @@ def _in_fast_format(x: Tensor) -> Tensor:
 def drop_path_rates(last: float, blocks: int) -> list[float]:
     """Stochastic depth of each block: linear from 0 to ``last``."""
     return [last * block / max(blocks - 1, 1) for block in range(blocks)]
+
+
+def _dilate(layers: nn.Module, factor: int) -> None:
+    """Take the strides of a stage's convolutions away and spread their taps, in place."""
+    for conv in layers.modules():
+        if isinstance(conv, nn.Conv2d) and conv.kernel_size != (1, 1):
+            conv.stride = (1, 1)
+            conv.dilation = tuple(factor * r for r in conv.dilation)
+            conv.padding = tuple(r * (k - 1) // 2 for k, r in zip(conv.kernel_size, conv.dilation, strict=True))

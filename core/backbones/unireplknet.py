@@ -95,6 +95,8 @@ class UniRepLKNet(StagedNet):
         drop_rate: dropout before the classifier.
         layer_scale_init_value: start of the per-channel scale of each block; 0 leaves it out.
         head_init_scale: factor on the initial weights of the classifier.
+        output_stride: pixels between two places of the last map: 4, 8, ...; where that is less than the stages give,
+            the later strides become dilations, as DeepLab and other segmentation heads want it.
         feature_norms: add a LayerNorm for each stage's map (``norm0``, ...) for ``forward_intermediates(norm=True)``;
             timm's ``features_only`` gives the maps before them.
         inference_mode: build the folded form, for weights that :func:`core.reparameterize` made.
@@ -121,6 +123,7 @@ class UniRepLKNet(StagedNet):
         drop_rate: float = 0.0,
         layer_scale_init_value: float | None = 1e-6,
         head_init_scale: float = 1.0,
+        output_stride: int | None = None,
         feature_norms: bool = False,
         inference_mode: bool = False,
         device: torch.device | str | None = None,
@@ -155,6 +158,7 @@ class UniRepLKNet(StagedNet):
             )
             for dim, stage in zip(dims, sizes, strict=True)
         )
+        self._limit_stride(output_stride)
         self.feature_norms = feature_norms
         if feature_norms:
             for i, dim in enumerate(dims):
@@ -203,8 +207,8 @@ class UniRepLKNet(StagedNet):
             self.norm.reset_parameters()
             self.norm_in_head = True
 
-    def _before_stage(self, x: Tensor, stage: int) -> Tensor:
-        return self.downsample_layers[stage](x)
+    def _entry(self, stage: int) -> nn.Module:
+        return self.downsample_layers[stage]
 
     def _blocks(self, stage: int) -> nn.Sequential:
         return cast(nn.Sequential, self.stages[stage])

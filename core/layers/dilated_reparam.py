@@ -146,6 +146,7 @@ class DilatedReparamBlock(nn.Module):
         if self.merged:
             return
         weight, bias = merged_kernel([(self.lk_origin, self.origin_bn), *self._parallel()])
+        weight = weight[..., :: self.lk_origin.dilation[0], :: self.lk_origin.dilation[1]]  # the others are zeros
         if following is not None:
             weight, bias = fold_bn(weight, bias, following)
         for name in _branch_names(self.branches):

@@ -137,7 +137,9 @@ class ReparamLargeKernelConv(nn.Module):
         weight, bias = merged_kernel(branches, identity=self.identity)
         like = self.lkb_origin.conv
         with torch.device(like.weight.device):
-            merged = DepthwiseConv2d(like.in_channels, like.kernel_size[0], stride=like.stride[0], bias=True)
+            shape = {"stride": like.stride[0], "dilation": like.dilation[0]}
+            merged = DepthwiseConv2d(like.in_channels, like.kernel_size[0], **shape, bias=True)
+        weight = weight[..., :: like.dilation[0], :: like.dilation[1]]  # the others are zeros
         merged.to(like.weight.dtype).requires_grad_(like.weight.requires_grad).eval()
         set_folded(merged, weight, bias)
         self.lkb_reparam = merged

@@ -137,7 +137,8 @@ def test_inference_form_gives_the_same_boxes_masks_and_maps(name: str, family: s
             assert_close(after.seg_logits.data, before.seg_logits.data, rtol=1e-4, atol=1e-4)
             continue
         assert len(before.pred_instances) > 10
-        assert_close(after.pred_instances.bboxes, before.pred_instances.bboxes, rtol=1e-4, atol=1e-3)
+        # in pixels of images of 64 x 64, where one step of float32 is 8e-6
+        assert_close(after.pred_instances.bboxes, before.pred_instances.bboxes, rtol=0, atol=1e-4)
         assert_close(after.pred_instances.scores, before.pred_instances.scores, rtol=1e-4, atol=1e-4)
         assert float((after.pred_instances.masks != before.pred_instances.masks).float().mean()) < 1e-4
 

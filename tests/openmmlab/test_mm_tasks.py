@@ -24,8 +24,9 @@ from core.cli import main
 from core.errors import InputError, MissingError
 from core.training import PredictionWriter
 from vision.openmmlab.data import OpenMMLabData
+from vision.openmmlab.detector import Detector
 from vision.openmmlab.scenes import draw_scenes
-from vision.openmmlab.task import Detector, Segmenter
+from vision.openmmlab.segmenter import Segmenter
 
 ROOT = Path(__file__).parents[2]
 KINDS = pytest.mark.parametrize(("name", "kind"), [("mask_rcnn", Detector), ("upernet_unireplknet_t", Segmenter)])
@@ -144,7 +145,7 @@ def test_scaled_images_are_measured_in_pixels_of_the_file(name: str, kind: Any, 
 @KINDS
 def test_fit_learns_and_leaves_pictures_and_names(name: str, kind: Any, scenes: Path, tmp_path: Path) -> None:
     path = _config(name, scenes)
-    words = ["--model", f"vision.openmmlab.task.{kind.__name__}", "--model.config", path, "--model.lr", "0.003"]
+    words = ["--model", f"{kind.__module__}.{kind.__name__}", "--model.config", path, "--model.lr", "0.003"]
     words += ["--data", "vision.openmmlab.data.OpenMMLabData", "--data.config", path, "--data.num_workers", "0"]
     words += ["--trainer.default_root_dir", str(tmp_path / "out"), "--trainer.accelerator", "cpu", *QUIET]
     main(["fit", *words, "--trainer.max_epochs", "3"])

@@ -99,10 +99,6 @@ class _Backbone(StagedNet):
             return []
         return [self._entry(0)] + [m for i in range(self.frozen_stages) for m in (self._entry(i), self._blocks(i))]
 
-    def _entry(self, stage: int) -> nn.Module:
-        """The stem, or the strided layers before a later stage."""
-        raise NotImplementedError
-
 
 def _check(out_indices: Sequence[int], frozen: int, stages: int, init_cfg: Mapping[str, Any] | None) -> None:
     rising = bool(out_indices) and sorted(set(out_indices)) == list(out_indices)
@@ -120,15 +116,9 @@ class MMUniRepLKNet(_Backbone, UniRepLKNet):
 
     architectures = UNIREPLKNETS
 
-    def _entry(self, stage: int) -> nn.Module:
-        return self.downsample_layers[stage]
-
 
 @MODELS.register_module(name="RepLKNet")
 class MMRepLKNet(_Backbone, RepLKNet):
     """:class:`core.backbones.RepLKNet` for the registries of OpenMMLab; norms are ``stages.0.norm`` to 3."""
 
     architectures = REPLKNETS
-
-    def _entry(self, stage: int) -> nn.Module:
-        return self.transitions[stage - 1] if stage else self.stem
