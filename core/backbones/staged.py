@@ -6,15 +6,19 @@ from typing import Any
 
 import torch
 from timm.layers import SelectAdaptivePool2d
-from timm.models import register_notrace_function
+from timm.models import register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from core.errors import InputError
 from core.layers.checkpointing import checkpoint_blocks
-from core.ops import depthwise_conv2d, onednn, written_down
+from core.layers.pointwise import PointwiseLinear
+from core.ops import depthwise_conv2d, in_fast_format, response_norm
 
-register_notrace_function(depthwise_conv2d)  # it looks at sizes, which timm's graph extraction cannot follow
+# they look at sizes and devices, which timm's graph extraction cannot follow
+for function in (depthwise_conv2d, response_norm, in_fast_format):
+    register_notrace_function(function)
+register_notrace_module(PointwiseLinear)
 
 __all__ = ["StagedNet", "drop_path_rates"]
 
@@ -176,7 +180,7 @@ class StagedNet(nn.Module, ABC):
         return maps if intermediates_only else (x, maps)
 
     def _forward_stage(self, x: Tensor, stage: int) -> Tensor:
-        x = _in_fast_format(x) if stage == 0 else x
+        x = in_fast_format(x) if stage == 0 else x
         x, blocks = self._entry(stage)(x), self._blocks(stage)
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint_blocks(blocks, x)
@@ -231,13 +235,6 @@ class StagedNet(nn.Module, ABC):
     def no_weight_decay(self) -> set[str]:
         """Names exempt from weight decay besides those with one dimension: none, as in the papers' recipes."""
         return set()
-
-
-def _in_fast_format(x: Tensor) -> Tensor:
-    """The image in channels_last on a CPU, where all layers after it are faster so; elsewhere as it is."""
-    if not onednn(x) or written_down():
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def drop_path_rates(last: float, blocks: int) -> list[float]:

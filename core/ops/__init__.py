@@ -3,7 +3,7 @@
 from core.ops.choose import chosen_implementations
 from core.ops.depthwise import depthwise_conv2d
 from core.ops.implementations import IMPLEMENTATIONS
-from core.ops.modes import eager, onednn, written_down
+from core.ops.modes import eager, in_fast_format, onednn, written_down
 from core.ops.response_norm import response_norm, response_scale
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "chosen_implementations",
     "depthwise_conv2d",
     "eager",
+    "in_fast_format",
     "onednn",
     "response_norm",
     "response_scale",

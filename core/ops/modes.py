@@ -1,9 +1,11 @@
 """Who else follows the operators while they run, and so needs PyTorch's own ones."""
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
-__all__ = ["eager", "onednn", "written_down"]
+__all__ = ["eager", "in_fast_format", "onednn", "written_down"]
 
 
 def written_down() -> bool:
@@ -14,11 +16,16 @@ def written_down() -> bool:
 def eager() -> bool:
     """Whether operators run one by one, differentiated in reverse if at all: no compiler, tracer, vmap or jvp."""
     transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    return not (transformed or torch.compiler.is_compiling() or written_down())
+    return not (transformed or torch.compiler.is_compiling() or is_fx_symbolic_tracing() or written_down())
 
 
-def onednn(x: torch.Tensor) -> bool:
+def onednn(x: Tensor) -> bool:
     """Whether oneDNN computes convolutions of x: on a CPU, in float32 or bfloat16."""
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         return False
     return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+
+
+def in_fast_format(x: Tensor) -> Tensor:
+    """A map in channels_last where oneDNN computes, since all layers are faster so; elsewhere as it is."""
+    return x.contiguous(memory_format=torch.channels_last) if onednn(x) and not written_down() else x

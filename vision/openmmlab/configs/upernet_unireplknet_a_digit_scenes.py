@@ -30,6 +30,7 @@ model = dict(
         dropout_ratio=0.0,
         norm_cfg=dict(type="BN", requires_grad=True),
         align_corners=False,
+        init_cfg=dict(type="Normal", std=0.1, override=dict(name="conv_seg")),
         loss_decode=dict(type="CrossEntropyLoss", class_weight=[0.1] + [1.0] * 10),
     ),
     train_cfg=dict(),

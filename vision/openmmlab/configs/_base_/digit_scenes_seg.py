@@ -9,7 +9,6 @@ train_pipeline = [
     __labels,
     dict(type="RandomResize", scale=(96, 96), ratio_range=(1.0, 1.25), keep_ratio=True),  # no padding
     dict(type="RandomCrop", crop_size=(96, 96)),
-    dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
