@@ -116,6 +116,11 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, *, 
 @torch.library.custom_op("larkit::depthwise_triton", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     _check(x, weight, bias, dilation)
+    if not triton_available(x):
+        raise InputError(
+            f"depthwise_triton got a tensor on {x.device}; expected an NVIDIA GPU of compute capability 8.0 or later "
+            "and an installed Triton. Use F.conv2d elsewhere"
+        )
     return _convolve(x, weight, bias, dilation, flip=False)
 
 

@@ -35,10 +35,22 @@ BANK_FROM = 512  # forward: rows of the product from which each T is made once, 
 SPLITS_FROM = 512  # weight gradient: fewer programs than this are split over the batch; an H200 has 132 processors
 
 
-def choices(*tiles: tuple[int, int, int]) -> list[triton.Config]:
+def _choices(*tiles: tuple[int, int, int]) -> list[triton.Config]:
     """Launch settings (BLOCK_M, warps, stages) to try; Triton's interpreter cannot time them and takes the first."""
     configs = [triton.Config({"BLOCK_M": m}, num_warps=warps, num_stages=stages) for m, warps, stages in tiles]
     return configs[:1] if triton.knobs.runtime.interpret else configs
+
+
+def fitting(configs: list[triton.Config], sizes: dict[str, Any], **others: Any) -> list[triton.Config]:
+    """The settings worth timing: no taller than the product, and few enough pixels a thread to stay in registers.
+
+    Pixels that are loaded one or two at once each need an address of their own: 64 of them spill.
+    """
+    sizes = {**sizes, **others}
+    most = 32 if sizes["UNIT"] <= 2 else 64
+    pixels = sizes["Q"] * sizes["WJ"]
+    tallest = max(64, triton.next_power_of_2(sizes["M"]))
+    return [c for c in configs if (m := c.kwargs["BLOCK_M"]) <= tallest and m * pixels <= most * 32 * c.num_warps]
 
 
 @dataclass(frozen=True)
@@ -159,8 +171,9 @@ def _block(ptr, start, h, w, real, H, W, ROWS: tl.constexpr, COLUMNS: tl.constex
 
 
 @triton.autotune(
-    configs=choices((128, 4, 3), (64, 4, 3), (128, 8, 3), (256, 8, 3)),
+    configs=_choices((128, 4, 3), (64, 4, 3), (128, 8, 3), (256, 8, 3)),
     key=["MAGNITUDE", "KH", "KW", "DIL", "R", "WN", "BANK"],
+    prune_configs_by={"early_config_prune": fitting},
 )
 @triton.jit
 def forward_kernel(
@@ -196,7 +209,11 @@ def forward_kernel(
     tl.store(pointers, acc.to(y_ptr.dtype.element_ty), mask=exist)
 
 
-@triton.autotune(configs=choices((64, 4, 3), (128, 4, 2), (128, 8, 3)), key=["MAGNITUDE", "KH", "KW", "DIL", "R", "WN"])
+@triton.autotune(
+    configs=_choices((64, 4, 3), (128, 4, 2), (128, 8, 3)),
+    key=["MAGNITUDE", "KH", "KW", "DIL", "R", "WN"],
+    prune_configs_by={"early_config_prune": fitting},
+)
 @triton.jit
 def weight_gradient_kernel(
     x_ptr, dy_ptr, out_ptr, M, M_SPLIT, C, H, W_UNITS, DOWN, ACROSS, D, E_UNITS, STEPS_ACROSS, MAGNITUDE,
@@ -322,7 +339,7 @@ def weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, int], dilation: in
         OVERLAP=overlap,
         TAPS_DOWN=down,
         TAPS_ACROSS=across,
-        TAPS_AT_ONCE=min(down, max(1, 256 // across)),
+        TAPS_AT_ONCE=min(down, max(1, 128 // across)),
         **arguments,
     )
     return partial.sum(0)
