@@ -62,7 +62,7 @@ def depthwise_triton(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
         InputError: if shapes, dtypes or devices do not fit, or a gradient of a gradient is wanted.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     return _forward(x, weight, bias, dilation)
@@ -170,7 +170,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
     x, weight = ctx.saved_tensors
     height, width = weight.shape[2:]
     need_x, need_weight, need_bias, _ = ctx.needs_input_grad
-    dx = _input_grad(grad, weight, ctx.dilation) if need_x else None
+    memory_format = _format(grad)
+    if _on_tensor_cores(x, height, width):
+        grad = grad.contiguous()  # once for both gradients
+    dx = _input_grad(grad, weight, ctx.dilation).contiguous(memory_format=memory_format) if need_x else None
     dw = _weight_grad(grad, x, height, width, ctx.dilation) if need_weight else None
     db = grad.sum((0, 2, 3)) if need_bias else None
     return dx, dw, db, None

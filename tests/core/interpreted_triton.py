@@ -44,9 +44,15 @@ def _compare(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> T
     return y
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("size", [(7, 7), (5, 9)])
+@pytest.mark.parametrize(
+    ("dtype", "memory_format", "size"),
+    [
+        (torch.float16, FORMATS[0], (5, 9)),
+        (torch.float16, FORMATS[1], (7, 7)),
+        (torch.bfloat16, FORMATS[0], (7, 7)),
+        (torch.bfloat16, FORMATS[1], (5, 9)),
+    ],
+)
 @pytest.mark.parametrize("kernel", [3, 7, 13, 31])
 def test_16_bits(kernel: int, size: tuple[int, int], memory_format: torch.memory_format, dtype: torch.dtype) -> None:
     x = _random(2, 3, *size, dtype=dtype).to(memory_format=memory_format)
@@ -102,7 +108,7 @@ def test_every_way_to_cut_a_map(shape: tuple[int, int, int, int], kernel: tuple[
     _close(triton_kernels.weight_gradient(x, slopes, kernel, dilation), dw, x.dtype)
 
 
-@pytest.mark.parametrize("shape", [(40, 1, 9, 17), (2, 40, 3, 5)])
+@pytest.mark.parametrize("shape", [(40, 1, 9, 17), (1, 33, 3, 4)])
 def test_tap_by_tap_with_many_programs(shape: tuple[int, int, int, int]) -> None:
     for memory_format in FORMATS:
         x, weight, slopes = _random(*shape).to(memory_format=memory_format), _random(shape[1], 1, 3, 3), _random(*shape)
