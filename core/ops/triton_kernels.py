@@ -31,7 +31,7 @@ from torch import Tensor
 
 __all__ = ["Blocks", "convolve", "weight_gradient"]
 
-BANK_FROM = 512  # forward: rows of the product from which each T is made once, not by each of the programs that use it
+BANK_FROM = 256  # forward: rows of the product from which T is made once, not by each of the programs that use it
 SPLITS_FROM = 512  # weight gradient: fewer programs than this are split over the batch; an H200 has 132 processors
 
 
@@ -47,10 +47,17 @@ def fitting(configs: list[triton.Config], sizes: dict[str, Any], **others: Any) 
     Pixels that are loaded one or two at once each need an address of their own: 64 of them spill.
     """
     sizes = {**sizes, **others}
-    most = 32 if sizes["UNIT"] <= 2 else 64
-    pixels = sizes["Q"] * sizes["WJ"]
+    pixels_in, pixels_out = sizes["Q"] * sizes["WJ"], sizes["R"] * sizes["WN"]
     tallest = max(64, triton.next_power_of_2(sizes["M"]))
-    return [c for c in configs if (m := c.kwargs["BLOCK_M"]) <= tallest and m * pixels <= most * 32 * c.num_warps]
+
+    def fits(config: triton.Config) -> bool:
+        height, threads = config.kwargs["BLOCK_M"], 32 * config.num_warps
+        sums = pixels_in if "M_SPLIT" in sizes else height  # rows of the result: of G in the gradient of the weight
+        loaded = height * max(pixels_in, pixels_out if "M_SPLIT" in sizes else 0)
+        most = 32 if sizes["UNIT"] <= 2 else 64
+        return height <= tallest and loaded <= most * threads and sums * pixels_out <= 64 * threads
+
+    return [config for config in configs if fits(config)]
 
 
 @dataclass(frozen=True)
@@ -82,19 +89,22 @@ class Blocks:
     steps_across: int
 
     @classmethod
-    def of(cls, height: int, width: int, reach_down: int, reach_across: int) -> "Blocks":
-        """Blocks of 64 pixels, as wide as the map where that is possible.
+    def of(cls, height: int, width: int, reach_down: int, reach_across: int, *, square: bool) -> "Blocks":
+        """Blocks of 64 pixels, of 128 on maps wider than 16, as wide as the map where that is possible.
+
+        Larger blocks read each pixel less often and multiply more zeros, which weighs more on small maps.
 
         Args:
             height: of the map, in pixels.
             width: of the map, in pixels.
             reach_down: distance from the kernel's centre to its last row, in pixels.
             reach_across: distance from the kernel's centre to its last column, in pixels.
+            square: blocks of input as large as those of output, not at most 64 pixels.
         """
         columns = min(64, max(8, triton.next_power_of_2(width)))
-        rows = max(16 // columns, min(64 // columns, triton.next_power_of_2(height)))
-        wide = width > columns
-        rows_in, columns_in = (2, 32) if wide and rows == 1 else (rows, columns)
+        rows = max(16 // columns, min((128 if width > 16 else 64) // columns, triton.next_power_of_2(height)))
+        columns_in = columns if width <= columns else 32  # a narrower block overshoots the kernel's edge by less
+        rows_in = rows if square else min(rows, 64 // columns_in)
         down, across = triton.cdiv(height, rows), triton.cdiv(width, columns)
         first_row, last_row = _span(reach_down, rows, down, height)
         first_column, last_column = _span(reach_across, columns, across, width)
@@ -131,25 +141,33 @@ def _toeplitz(
 
 
 @triton.jit
-def _matrix(bank_ptr, channel, step, STEPS, J: tl.constexpr, N: tl.constexpr):
-    """(J, N) pointers to the matrix of a step in a bank of them, (C, STEPS, J, N)."""
-    start = (channel.to(tl.int64) * STEPS + step) * (J * N)
-    return bank_ptr + start + tl.arange(0, J)[:, None] * N + tl.arange(0, N)[None, :]
+def bank_kernel(
+    w_ptr, bank_ptr, E_UNITS,
+    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr, WN: tl.constexpr, WJ: tl.constexpr,
+):  # fmt: skip
+    """The matrix (WJ, WN) of one channel, row of taps and e: the bank is (C, steps across, KH, WJ, WN)."""
+    place = tl.program_id(0)
+    channel = tl.program_id(1)
+    d = DIL * (place % KH - KH // 2)
+    e = E_UNITS * 8 + place // KH * WJ
+    matrix = _toeplitz(w_ptr + channel * (KH * KW), d, e, KH, KW, DIL, FLIP, 1, WN, 1, WJ)
+    bank_ptr += (channel.to(tl.int64) * tl.num_programs(0) + place) * (WJ * WN)
+    tl.store(bank_ptr + tl.arange(0, WJ)[:, None] * WN + tl.arange(0, WN)[None, :], matrix)
 
 
 @triton.jit
-def bank_kernel(
-    w_ptr, bank_ptr, D, E_UNITS, STEPS, STEPS_ACROSS,
-    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr,
+def _banked(
+    bank_ptr, d, KH: tl.constexpr, DIL: tl.constexpr,
     R: tl.constexpr, WN: tl.constexpr, Q: tl.constexpr, WJ: tl.constexpr,
 ):  # fmt: skip
-    """The matrix of one channel and step."""
-    step = tl.program_id(0)
-    channel = tl.program_id(1)
-    d = D + step // STEPS_ACROSS * Q
-    e = E_UNITS * 8 + step % STEPS_ACROSS * WJ
-    matrix = _toeplitz(w_ptr + channel * (KH * KW), d, e, KH, KW, DIL, FLIP, R, WN, Q, WJ)
-    tl.store(_matrix(bank_ptr, channel, step, STEPS, Q * WJ, R * WN), matrix)
+    """As _toeplitz, from the matrices of single rows of taps: neighbours in memory are read together."""
+    j = tl.arange(0, Q * WJ)[:, None]
+    n = tl.arange(0, R * WN)[None, :]
+    dh = d + j // WJ - n // WN + DIL * (KH // 2)
+    inside = (dh >= 0) & (dh < KH * DIL)
+    if DIL > 1:
+        inside = inside & (dh % DIL == 0)
+    return tl.load(bank_ptr + (dh // DIL * (WJ * WN) + j % WJ * WN + n % WN), mask=inside, other=0.0)
 
 
 @triton.jit
@@ -171,7 +189,7 @@ def _block(ptr, start, h, w, real, H, W, ROWS: tl.constexpr, COLUMNS: tl.constex
 
 
 @triton.autotune(
-    configs=_choices((128, 4, 3), (64, 4, 3), (128, 8, 3), (256, 8, 3)),
+    configs=_choices((128, 8, 3), (64, 4, 3), (128, 4, 3), (128, 8, 4)),
     key=["MAGNITUDE", "KH", "KW", "DIL", "R", "WN", "BANK"],
     prune_configs_by={"early_config_prune": fitting},
 )
@@ -184,7 +202,7 @@ def forward_kernel(
 ):  # fmt: skip
     """BLOCK_M blocks of output pixels of one channel. Widths come in units of UNIT pixels, to prove their alignment.
 
-    With BANK ``w_ptr`` holds the matrices of all channels and steps; else the kernels, from which they are gathered.
+    With BANK ``w_ptr`` holds matrices made by bank_kernel; else the kernels, from which they are gathered.
     """
     W = W_UNITS * UNIT
     channel = tl.program_id(1)
@@ -197,7 +215,8 @@ def forward_kernel(
         pointers, exist = _block(x_ptr, start, h + d, w + e, m < M, H, W, Q, WJ)
         x = tl.load(pointers, mask=exist, other=0.0)
         if BANK:
-            matrix = tl.load(_matrix(w_ptr, channel, step, STEPS, Q * WJ, R * WN))
+            place = (channel.to(tl.int64) * STEPS_ACROSS + step % STEPS_ACROSS) * (KH * WJ * WN)
+            matrix = _banked(w_ptr + place, d, KH, DIL, R, WN, Q, WJ)
         else:
             matrix = _toeplitz(w_ptr + channel * (KH * KW), d, e, KH, KW, DIL, FLIP, R, WN, Q, WJ)
         if UPCAST:
@@ -210,7 +229,7 @@ def forward_kernel(
 
 
 @triton.autotune(
-    configs=_choices((64, 4, 3), (128, 4, 2), (128, 8, 3)),
+    configs=_choices((64, 8, 3), (64, 4, 3), (128, 8, 2)),
     key=["MAGNITUDE", "KH", "KW", "DIL", "R", "WN"],
     prune_configs_by={"early_config_prune": fitting},
 )
@@ -245,7 +264,7 @@ def weight_gradient_kernel(
     slot = (tl.program_id(2) * STEPS_ACROSS + step % STEPS_ACROSS) * OVERLAP + step // STEPS_ACROSS % OVERLAP
     out_ptr += (slot.to(tl.int64) * C + channel) * (KH * KW)
     lowest = d - R + 1 + DIL * (KH // 2)  # floor division of a positive number: Triton's rounds towards 0
-    first_tap = (lowest + DIL - 1 + DIL * KH) // DIL - KH
+    first_tap = (lowest + DIL - 1 + DIL * R) // DIL - R
     j = tl.arange(0, Q * WJ)[:, None]
     for part in tl.static_range(TAPS_DOWN // TAPS_AT_ONCE):
         tap = tl.arange(0, TAPS_AT_ONCE * TAPS_ACROSS)
@@ -260,10 +279,10 @@ def weight_gradient_kernel(
         tl.store(out_ptr + kh * KW + kw, sums, mask=reached)
 
 
-def _geometry(x: Tensor, kernel: tuple[int, int], dilation: int) -> tuple[Blocks, dict[str, Any]]:
+def _geometry(x: Tensor, kernel: tuple[int, int], dilation: int, *, square: bool) -> tuple[Blocks, dict[str, Any]]:
     """The blocks of a map for a kernel, and the kernels' arguments that follow from them."""
     batch, channels, height, width = x.shape
-    blocks = Blocks.of(height, width, *(dilation * (size // 2) for size in kernel))
+    blocks = Blocks.of(height, width, *(dilation * (size // 2) for size in kernel), square=square)
     unit = math.gcd(width, 8)
     arguments = {
         "M": batch * blocks.down * blocks.across,
@@ -289,10 +308,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, *, f
         flip: the gradient of the input is the flipped convolution of the output's.
     """
     y = torch.empty_like(x)
-    blocks, arguments = _geometry(x, (weight.shape[2], weight.shape[3]), dilation)
+    blocks, arguments = _geometry(x, (weight.shape[2], weight.shape[3]), dilation, square=False)
     steps = blocks.steps_down * blocks.steps_across
     banked = arguments["M"] >= BANK_FROM
-    matrices = _bank(weight, steps, arguments, flip) if banked else weight
+    matrices = _bank(weight, arguments, blocks.steps_across, flip) if banked else weight
     forward_kernel[lambda meta: (triton.cdiv(meta["M"], meta["BLOCK_M"]), meta["C"])](
         *(x, matrices, weight if bias is None else bias, y),
         STEPS=steps,
@@ -304,12 +323,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, *, f
     return y
 
 
-def _bank(weight: Tensor, steps: int, arguments: dict[str, Any], flip: bool) -> Tensor:
-    """The matrices of all channels and steps, (C, steps, J, N)."""
-    names = ("D", "E_UNITS", "STEPS_ACROSS", "KH", "KW", "DIL", "R", "WN", "Q", "WJ")
-    wanted = {name: arguments[name] for name in names}
-    bank = weight.new_empty(len(weight), steps, wanted["Q"] * wanted["WJ"], wanted["R"] * wanted["WN"])
-    bank_kernel[(steps, len(weight))](weight, bank, STEPS=steps, FLIP=flip, **wanted)
+def _bank(weight: Tensor, arguments: dict[str, Any], steps_across: int, flip: bool) -> Tensor:
+    """The matrices of all channels, steps across and rows of taps, (C, steps across, KH, WJ, WN)."""
+    wanted = {name: arguments[name] for name in ("E_UNITS", "KH", "KW", "DIL", "WN", "WJ")}
+    bank = weight.new_empty(len(weight), steps_across, wanted["KH"], wanted["WJ"], wanted["WN"])
+    bank_kernel[(steps_across * wanted["KH"], len(weight))](weight, bank, FLIP=flip, **wanted)
     return bank
 
 
@@ -322,7 +340,7 @@ def weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, int], dilation: in
         kernel: (KH, KW), odd.
         dilation: distance between two taps, in pixels.
     """
-    blocks, arguments = _geometry(x, kernel, dilation)
+    blocks, arguments = _geometry(x, kernel, dilation, square=True)
     steps, total = blocks.steps_down * blocks.steps_across, arguments["M"]
     splits = min(triton.cdiv(SPLITS_FROM, steps * x.shape[1]), triton.cdiv(total, 128))
     per_split = triton.cdiv(triton.cdiv(total, splits), 128) * 128
