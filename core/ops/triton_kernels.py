@@ -190,7 +190,7 @@ def _block(ptr, start, h, w, real, H, W, ROWS: tl.constexpr, COLUMNS: tl.constex
 
 @triton.autotune(
     configs=_choices((128, 8, 3), (64, 4, 3), (128, 4, 3), (128, 8, 4)),
-    key=["MAGNITUDE", "KH", "KW", "DIL", "R", "WN", "BANK"],
+    key=["MAGNITUDE", "KH", "KW", "DIL", "R", "WN", "WJ", "UNIT", "BANK"],
     prune_configs_by={"early_config_prune": fitting},
 )
 @triton.jit
@@ -230,7 +230,7 @@ def forward_kernel(
 
 @triton.autotune(
     configs=_choices((64, 8, 3), (64, 4, 3), (128, 8, 2)),
-    key=["MAGNITUDE", "KH", "KW", "DIL", "R", "WN"],
+    key=["MAGNITUDE", "KH", "KW", "DIL", "R", "WN", "WJ", "UNIT"],
     prune_configs_by={"early_config_prune": fitting},
 )
 @triton.jit
@@ -332,7 +332,7 @@ def _bank(weight: Tensor, arguments: dict[str, Any], steps_across: int, flip: bo
 
 
 def weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, int], dilation: int) -> Tensor:
-    """Gradient of the weight, (C, 1, KH, KW) float32: every run adds in the same order.
+    """Gradient of the weight, (C, 1, KH, KW) float32, added in an order that only the launch settings change.
 
     Args:
         x: (B, C, H, W) contiguous, not empty.
@@ -343,7 +343,7 @@ def weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, int], dilation: in
     blocks, arguments = _geometry(x, kernel, dilation, square=True)
     steps, total = blocks.steps_down * blocks.steps_across, arguments["M"]
     splits = min(triton.cdiv(SPLITS_FROM, steps * x.shape[1]), triton.cdiv(total, 128))
-    per_split = triton.cdiv(triton.cdiv(total, splits), 128) * 128
+    per_split = triton.cdiv(triton.cdiv(total, splits), 64) * 64
     splits = triton.cdiv(total, per_split)
     # Two steps whose rows are further apart than this share no tap, and may write to the same place.
     overlap = min(blocks.steps_down, triton.cdiv(blocks.rows + blocks.rows_in - 1, blocks.rows_in))
