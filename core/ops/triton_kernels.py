@@ -48,7 +48,7 @@ def fitting(configs: list[triton.Config], sizes: dict[str, Any], **others: Any) 
     """
     sizes = {**sizes, **others}
     pixels_in, pixels_out = sizes["Q"] * sizes["WJ"], sizes["R"] * sizes["WN"]
-    tallest = max(64, triton.next_power_of_2(sizes["M"]))
+    tallest = max(64, triton.next_power_of_2(sizes["M"])) if sizes["UNIT"] > 1 else 64
 
     def fits(config: triton.Config) -> bool:
         height, threads = config.kwargs["BLOCK_M"], 32 * config.num_warps
@@ -92,19 +92,22 @@ class Blocks:
     def of(cls, height: int, width: int, reach_down: int, reach_across: int, *, square: bool) -> "Blocks":
         """Blocks of 64 pixels, of 128 on maps wider than 16, as wide as the map where that is possible.
 
-        Larger blocks read each pixel less often and multiply more zeros, which weighs more on small maps.
+        Larger blocks read each pixel less often and multiply more zeros, which weighs more on small maps. Odd widths
+        keep to 64: their pixels are loaded one by one, and the addresses take up the registers.
 
         Args:
             height: of the map, in pixels.
             width: of the map, in pixels.
             reach_down: distance from the kernel's centre to its last row, in pixels.
             reach_across: distance from the kernel's centre to its last column, in pixels.
-            square: blocks of input as large as those of output, not at most 64 pixels.
+            square: blocks of input as large as those of output and at least 64 pixels; else at most 64 pixels.
         """
         columns = min(64, max(8, triton.next_power_of_2(width)))
-        rows = max(16 // columns, min((128 if width > 16 else 64) // columns, triton.next_power_of_2(height)))
+        rows = max(
+            16 // columns, min((64 if width <= 16 or width % 2 else 128) // columns, triton.next_power_of_2(height))
+        )
         columns_in = columns if width <= columns else 32  # a narrower block overshoots the kernel's edge by less
-        rows_in = rows if square else min(rows, 64 // columns_in)
+        rows_in = max(rows, 64 // columns_in) if square else min(rows, 64 // columns_in)
         down, across = triton.cdiv(height, rows), triton.cdiv(width, columns)
         first_row, last_row = _span(reach_down, rows, down, height)
         first_column, last_column = _span(reach_across, columns, across, width)
@@ -189,7 +192,7 @@ def _block(ptr, start, h, w, real, H, W, ROWS: tl.constexpr, COLUMNS: tl.constex
 
 
 @triton.autotune(
-    configs=_choices((128, 8, 3), (64, 4, 3), (128, 4, 3), (128, 8, 4)),
+    configs=_choices((128, 8, 3), (64, 4, 3), (64, 8, 3), (128, 8, 4)),
     key=["MAGNITUDE", "KH", "KW", "DIL", "R", "WN", "WJ", "UNIT", "BANK"],
     prune_configs_by={"early_config_prune": fitting},
 )

@@ -26,7 +26,7 @@ if "nvidia" not in backends:
 SHARED = 227 * 1024  # bytes a program may have on compute capability 9.0
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 SIZES = [  # channels, side of the map, side of the kernel: one for every way to cut a map
-    (128, 56, 31), (256, 28, 29), (512, 14, 27), (320, 14, 13), (1024, 7, 13)
+    (128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13), (64, 75, 13)
 ]  # fmt: skip
 
 
