@@ -72,7 +72,7 @@ def weight_gradient_kernel(
     acc = tl.zeros((BLOCK_P, TAPS, BLOCK_C), dtype=tl.float32)
     for tile in range(0, P_SPLIT, BLOCK_P):
         p = first + tile + tl.arange(0, BLOCK_P)[:, None, None]
-        real = (p < P) & (p < first + P_SPLIT) & (c < C)
+        real = (p < P) & (c < C)
         h, w, place = _pixels(p, H, W, dy_sb, dy_sh, dy_sw)
         dy = tl.load(dy_ptr + place + c * dy_sc, mask=real, other=0.0)
         inside = real & (kw < KW) & (h + dh >= 0) & (h + dh < H) & (w + dw >= 0) & (w + dw < W)

@@ -232,7 +232,7 @@ def forward_kernel(
 
 
 @triton.autotune(
-    configs=_choices((64, 8, 3), (64, 4, 3), (128, 8, 2)),
+    configs=_choices((128, 8, 2), (64, 8, 3), (64, 4, 3)),
     key=["MAGNITUDE", "KH", "KW", "DIL", "R", "WN", "WJ", "UNIT"],
     prune_configs_by={"early_config_prune": fitting},
 )

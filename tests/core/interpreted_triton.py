@@ -109,6 +109,13 @@ def test_every_way_to_cut_a_map(shape: tuple[int, int, int, int], kernel: tuple[
     _close(triton_kernels.weight_gradient(x, slopes, kernel, dilation), dw, x.dtype)
 
 
+def test_parts_of_the_batch_that_end_within_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_kernels, "SPLITS_FROM", 6)  # 3 steps in 2 parts of 192 blocks, in tiles of 128
+    x, slopes = _random(90, 1, 14, 9), _random(90, 1, 14, 9)
+    wanted = _expected(x, _random(1, 1, 7, 7), None, 1, slopes)[2]
+    _close(triton_kernels.weight_gradient(x, slopes, (7, 7), 1), wanted, x.dtype)
+
+
 @pytest.mark.parametrize("shape", [(40, 1, 9, 17), (1, 33, 3, 4)])
 def test_tap_by_tap_with_many_programs(shape: tuple[int, int, int, int]) -> None:
     for memory_format in FORMATS:
