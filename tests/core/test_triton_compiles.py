@@ -18,7 +18,7 @@ from triton.backends import backends
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from core.ops import triton_direct, triton_kernels
+from core.ops import triton_blocks, triton_direct, triton_kernels
 
 if "nvidia" not in backends:
     pytest.skip("this Triton has no CUDA backend", allow_module_level=True)
@@ -95,7 +95,7 @@ def test_tensor_core_kernels(size: tuple[int, int, int], dtype: torch.dtype, mon
     triton_kernels.convolve(x, weight, weight[:, 0, 0, 0], 1)
     triton_kernels.weight_gradient(x, x, (size[2], size[2]), 1)
     for launch in launches:
-        configs = triton_kernels.fitting(launch.configs, launch.arguments)
+        configs = triton_blocks.fitting(launch.configs, launch.arguments)
         assert configs
         for config in configs if dtype == torch.bfloat16 else configs[:1]:
             compiled, spilt = _compile(launch, config)
