@@ -1,0 +1,156 @@
+"""Depthwise convolution tap by tap, in Triton: exact float32, small kernels, any strides; stride 1, zero-padded.
+
+Products and sums are float32, never TensorFloat-32. A program computes BLOCK_P pixels (of all images, counted through)
+by BLOCK_C channels: 1 channel where pixels are neighbours in memory (NCHW), 32 channels where channels are
+(channels_last), so that neighbouring threads read neighbouring addresses in both formats and no copy is made. The map
+is read from memory about once: the taps of a pixel meet in the cache.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["convolve", "weight_gradient"]
+
+PROGRAMS = 2048  # weight gradient: about so many programs share the work; an H200 has 132 processors
+
+
+@triton.jit
+def _pixels(p, H, W, x_sb, x_sh, x_sw):
+    """Row, column and place (64 bit) of pixels counted through all images."""
+    h = p // W % H
+    w = p % W
+    return h, w, (p // (W * H)).to(tl.int64) * x_sb + h * x_sh + w * x_sw
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr, w_ptr, bias_ptr, y_ptr, P, C, H, W, x_sb, x_sc, x_sh, x_sw, y_sb, y_sc, y_sh, y_sw,
+    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr, BIAS: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_P output pixels of BLOCK_C channels."""
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    h, w, place = _pixels(p, H, W, x_sb, x_sh, x_sw)
+    x_ptr += place + c * x_sc
+    real = (p < P) & (c < C)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+    for kh in range(KH):
+        dh = (kh - KH // 2) * DIL
+        row = real & (h + dh >= 0) & (h + dh < H)
+        for kw in tl.static_range(KW):
+            dw = (kw - KW // 2) * DIL
+            x = tl.load(x_ptr + (dh * x_sh + dw * x_sw), mask=row & (w + dw >= 0) & (w + dw < W), other=0.0)
+            tap = kh * KW + kw
+            if FLIP:
+                tap = KH * KW - 1 - tap
+            weight = tl.load(w_ptr + c * (KH * KW) + tap, mask=c < C, other=0.0)
+            acc += x.to(tl.float32) * weight.to(tl.float32)
+    if BIAS:
+        acc += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+    _, _, place = _pixels(p, H, W, y_sb, y_sh, y_sw)
+    tl.store(y_ptr + place + c * y_sc, acc.to(y_ptr.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def weight_gradient_kernel(
+    x_ptr, dy_ptr, out_ptr, P, P_SPLIT, C, H, W, x_sb, x_sc, x_sh, x_sw, dy_sb, dy_sc, dy_sh, dy_sw,
+    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr,
+    TAPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One row of taps of BLOCK_C channels, summed over a part of the pixels; tiles are (pixels, taps, channels)."""
+    kh = tl.program_id(0)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, None, :]
+    kw = tl.arange(0, TAPS)[None, :, None]
+    dh = (kh - KH // 2) * DIL
+    dw = (kw - KW // 2) * DIL
+    first = tl.program_id(2) * P_SPLIT
+    acc = tl.zeros((BLOCK_P, TAPS, BLOCK_C), dtype=tl.float32)
+    for tile in range(0, P_SPLIT, BLOCK_P):
+        p = first + tile + tl.arange(0, BLOCK_P)[:, None, None]
+        real = (p < P) & (c < C)
+        h, w, place = _pixels(p, H, W, dy_sb, dy_sh, dy_sw)
+        dy = tl.load(dy_ptr + place + c * dy_sc, mask=real, other=0.0)
+        inside = real & (kw < KW) & (h + dh >= 0) & (h + dh < H) & (w + dw >= 0) & (w + dw < W)
+        _, _, place = _pixels(p, H, W, x_sb, x_sh, x_sw)
+        x = tl.load(x_ptr + place + c * x_sc + dh * x_sh + dw * x_sw, mask=inside, other=0.0)
+        acc += x.to(tl.float32) * dy.to(tl.float32)
+    sums = tl.sum(acc, axis=0)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    kw = tl.arange(0, TAPS)[:, None]
+    place = (tl.program_id(2).to(tl.int64) * C + c) * (KH * KW) + kh * KW + kw
+    tl.store(out_ptr + place, sums, mask=(kw < KW) & (c < C))
+
+
+def _arguments(x: Tensor, kernel: tuple[int, int], dilation: int) -> dict[str, Any]:
+    """Sizes and lanes; channels side by side where that is how ``x`` lies in memory."""
+    batch, channels, height, width = x.shape
+    lanes = min(32, triton.next_power_of_2(channels)) if x.stride(1) == 1 and channels > 1 else 1
+    return {
+        **{"P": batch * height * width, "C": channels, "H": height, "W": width, "BLOCK_C": lanes},
+        **{"KH": kernel[0], "KW": kernel[1], "DIL": dilation},
+    }
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, dilation: int, *, flip: bool = False) -> None:
+    """Convolve every channel with a kernel of its own, which ``flip`` turns by 180 degrees first.
+
+    Args:
+        x: (B, C, H, W) of any strides, not empty.
+        weight: (C, 1, KH, KW) contiguous, KH and KW odd.
+        bias: (C,) contiguous, or None.
+        y: the result, in the shape of ``x``, of any strides.
+        dilation: distance between two taps, in pixels.
+        flip: the gradient of the input is the flipped convolution of the output's.
+    """
+    arguments = _arguments(x, (weight.shape[2], weight.shape[3]), dilation)
+    block = 512 // arguments["BLOCK_C"]
+    grid = (triton.cdiv(arguments["P"], block), triton.cdiv(arguments["C"], arguments["BLOCK_C"]))
+    forward_kernel[grid](
+        *(x, weight, weight if bias is None else bias, y),
+        **_strides("x", x),
+        **_strides("y", y),
+        FLIP=flip,
+        BIAS=bias is not None,
+        BLOCK_P=block,
+        **arguments,
+        num_warps=4,
+    )
+
+
+def weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, int], dilation: int) -> Tensor:
+    """Gradient of the weight, (C, 1, KH, KW) float32: every run adds in the same order.
+
+    Args:
+        x: (B, C, H, W) of any strides, not empty.
+        dy: gradient of the output, in the shape of ``x``, of any strides.
+        kernel: (KH, KW), odd.
+        dilation: distance between two taps, in pixels.
+    """
+    arguments = _arguments(x, kernel, dilation)
+    taps = triton.next_power_of_2(kernel[1])
+    block = max(1, 2048 // (taps * arguments["BLOCK_C"]))
+    groups = triton.cdiv(arguments["C"], arguments["BLOCK_C"])
+    splits = min(triton.cdiv(PROGRAMS, kernel[0] * groups), triton.cdiv(arguments["P"], 4 * block))
+    per_split = triton.cdiv(triton.cdiv(arguments["P"], splits), block) * block
+    splits = triton.cdiv(arguments["P"], per_split)
+    partial = torch.empty(splits, x.shape[1], 1, *kernel, dtype=torch.float32, device=x.device)
+    weight_gradient_kernel[(kernel[0], groups, splits)](
+        *(x, dy, partial),
+        **_strides("x", x),
+        **_strides("dy", dy),
+        P_SPLIT=per_split,
+        TAPS=taps,
+        BLOCK_P=block,
+        **arguments,
+        num_warps=4,
+    )
+    return partial.sum(0)
+
+
+def _strides(name: str, x: Tensor) -> dict[str, int]:
+    return {f"{name}_s{axis}": x.stride(i) for i, axis in enumerate("bchw")}
