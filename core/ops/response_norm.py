@@ -83,5 +83,5 @@ class _ResponseNorm(torch.autograd.Function):
         to_norm = to_response / mean - (to_response * norm).mean(-1, keepdim=True) / mean**2
         slope = torch.where(squares > _TINY, to_norm / norm, 0).to(x_BHWC.dtype)[:, None, None]
         scale = (gamma_C * norm / mean + 1).to(x_BHWC.dtype)[:, None, None]
-        to_x = torch.addcmul(dy_BHWC * scale, x_BHWC, slope)
+        to_x = (dy_BHWC * scale).addcmul_(x_BHWC, slope)
         return to_x, (to_scale * norm / mean).sum(0).to(gamma_C.dtype), None
