@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.ops.triton_depthwise import _input_grad, _weight_grad, depthwise_triton, triton_available
+from core.ops.triton_depthwise import convolve, triton_available, weight_gradient
 
 RESULTS = Path(__file__).parent / "results" / "depthwise_gpu.json"
 BATCH = 64
@@ -61,13 +61,13 @@ def calls(direction: str, x: Tensor, weight: Tensor, slopes: Tensor) -> dict[str
     for name, memory_format in FORMATS.items():
         a, g = x.contiguous(memory_format=memory_format), slopes.contiguous(memory_format=memory_format)
         if direction == "forward":
-            ways[f"ours {name}"] = lambda a=a: depthwise_triton(a, weight)
+            ways[f"ours {name}"] = lambda a=a: convolve(a, weight)
             ways[f"torch {name}"] = lambda a=a: torch.nn.functional.conv2d(a, weight, None, 1, pad, 1, channels)
         elif direction == "input gradient":
-            ways[f"ours {name}"] = lambda g=g: _input_grad(g, weight, 1)
+            ways[f"ours {name}"] = lambda g=g: convolve(g, weight.flip(2, 3))
             ways[f"torch {name}"] = lambda a=a, g=g: torch_gradient(a, g, 0)
         else:
-            ways[f"ours {name}"] = lambda a=a, g=g: _weight_grad(g, a, size, size, 1)
+            ways[f"ours {name}"] = lambda a=a, g=g: weight_gradient(a, g, (size, size))
             ways[f"torch {name}"] = lambda a=a, g=g: torch_gradient(a, g, 1)
     return ways
 

@@ -1,5 +1,6 @@
 """The analyses as verbs of the command: each prints a table, and writes a picture and a JSON file."""
 
+import inspect
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from core.analysis.receptive_field import (
 )
 from core.analysis.report import check_output, print_table, write_report
 from core.analysis.shape_bias import ShapeBias, shape_bias, shape_bias_figure
+from core.analysis.tuning import tune_model
 from core.backbones.build import input_channels
 from core.errors import InputError
 from core.images import image_files, read_image
@@ -124,6 +126,7 @@ def cost_verb(
     rounds: int = 5,
     device: str = "cpu",
     output: str = "cost",
+    tune: bool = False,
 ) -> None:
     """Parameters, multiplications, memory and speed of models in both forms: table, cost.png and cost.json.
 
@@ -135,6 +138,8 @@ def cost_verb(
         rounds: timed batches of each form; the forms of a model take turns. 0 leaves the timing out.
         device: cpu, cuda, ...
         output: folder for the picture and the JSON file.
+        tune: first measure which implementation of each depthwise convolution is fastest here, in float32 and
+            bfloat16, and keep the table: every later run on this machine uses it.
     """
     _check_positive(size=size, batch_size=batch_size, width=1 if width is None else width)
     check_output(output)
@@ -144,6 +149,8 @@ def cost_verb(
     for name in models:
         model = open_model(name, device=device)
         input_size = (input_channels(model), size, width or size)
+        if tune:
+            tune_model(model, torch.randn(batch_size, *input_size, device=device))
         costs += model_cost(model, input_size, name=name, batch_size=batch_size, rounds=rounds)
     print_table(
         ["model", "form", "parameters", "GMACs", "saved for backward", "peak activations", "images/s"],
@@ -183,7 +190,10 @@ def run_analysis(words: Sequence[str]) -> None:
     summary = (verb.__doc__ or "").partition("\n")[0]
     parser = ArgumentParser(prog=f"lightning {words[0]}", description=summary, exit_on_error=False)
     parser.add_argument("models", nargs="+", type=str, help="names of models, NAME=FILE, or checkpoints that fit wrote")
-    parser.add_function_arguments(verb, as_group=False, skip={"models"})
+    switches = {"tune"} & set(inspect.signature(verb).parameters)
+    for switch in switches:
+        parser.add_argument(f"--{switch}", action="store_true", help="measure the depthwise convolutions first")
+    parser.add_function_arguments(verb, as_group=False, skip={"models", *switches})
     try:
         given = parser.parse_args(list(words[1:]))
     except ArgumentError as error:

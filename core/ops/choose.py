@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from core.errors import InputError
-from core.ops.implementations import IMPLEMENTATIONS, Implementation, memory_format
-from core.ops.modes import onednn
+from core.ops.implementations import IMPLEMENTATIONS, Implementation
+from core.ops.modes import memory_format, onednn
 
 __all__ = [
     "ENVIRONMENT",
@@ -20,6 +20,7 @@ __all__ = [
     "choose",
     "chosen_implementations",
     "device_name",
+    "key_of",
     "table_file",
     "write_table",
 ]
@@ -79,13 +80,20 @@ def _name(
     return name
 
 
+def key_of(kind: Kind, x: Tensor, kernel: Size, dilation: int) -> str:
+    """The line under which a measurement is kept: all that it depends on, but for the batch size."""
+    reach = [2 * min(side // 2, (size - 1) // dilation) + 1 for side, size in zip(kernel, x.shape[2:], strict=True)]
+    last = memory_format(x) is torch.channels_last
+    sizes = (x.shape[1], x.shape[2], x.shape[3], reach[0], reach[1], dilation)
+    return _key(kind, x.device, x.dtype, last, sizes, torch.get_num_threads())
+
+
 def chosen_implementations() -> dict[str, str]:
     """What was chosen since the program began: device, kind, dtype, format, channels, map, kernel, dilation to name."""
     return dict(_chosen)
 
 
 def _key(kind: Kind, device: torch.device, dtype: torch.dtype, last: bool, sizes: Sizes, threads: int) -> str:
-    """All that a measurement depends on, but for the batch size."""
     channels, height, width, rows, columns, dilation = sizes
     layout = "channels_last" if last else "contiguous"
     what = f"{kind}, {str(dtype).removeprefix('torch.')}, {layout}"

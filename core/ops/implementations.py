@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["IMPLEMENTATIONS", "Implementation", "memory_format"]
+from core.ops import triton_depthwise
+from core.ops.modes import memory_format
+
+__all__ = ["IMPLEMENTATIONS", "Implementation"]
 
 Size = tuple[int, int]
 
@@ -24,12 +27,6 @@ class Implementation(NamedTuple):
 
     forward: Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
     weight_gradient: Callable[[Tensor, Tensor, Size, int], Tensor]
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """``channels_last`` if x is stored so and not contiguous, else ``contiguous_format``."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _padding(kernel: Size, dilation: int) -> Size:
@@ -167,5 +164,6 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "widened": Implementation(_widened, _grouped),
     "matrix": Implementation(_matrix, _matrix_gradient),
     "fft": Implementation(_fft, _fft_gradient),
+    "triton": Implementation(triton_depthwise.convolve, triton_depthwise.weight_gradient),
 }
-"""By name; ``triton`` is added where Triton runs, see :mod:`core.ops.choose`."""
+"""By name. ``triton`` runs on NVIDIA GPUs alone."""

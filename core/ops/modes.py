@@ -1,11 +1,11 @@
-"""Who else follows the operators while they run, and so needs PyTorch's own ones."""
+"""What surrounds an operator: the format of its map, and who else follows the operators while they run."""
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
-__all__ = ["eager", "in_fast_format", "onednn", "written_down"]
+__all__ = ["eager", "in_fast_format", "memory_format", "onednn", "written_down"]
 
 
 def written_down() -> bool:
@@ -29,3 +29,9 @@ def onednn(x: Tensor) -> bool:
 def in_fast_format(x: Tensor) -> Tensor:
     """A map in channels_last where oneDNN computes, since all layers are faster so; elsewhere as it is."""
     return x.contiguous(memory_format=torch.channels_last) if onednn(x) and not written_down() else x
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The format of the result for x: channels_last also for a slice of a tensor that is."""
+    last = x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from core.ops.choose import choose
-from core.ops.implementations import memory_format
+from core.ops.modes import memory_format
 
 __all__ = ["depthwise", "depthwise_weight_gradient"]
 

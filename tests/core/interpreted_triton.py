@@ -6,14 +6,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from core.errors import InputError
-from core.ops import triton_depthwise, triton_direct, triton_kernels
-from core.ops.triton_depthwise import depthwise_triton, triton_available
+from core.ops import depthwise_conv2d, triton_direct, triton_kernels
+from core.ops.operators import depthwise, depthwise_weight_gradient
+from core.ops.triton_depthwise import convolve, triton_available
+from core.ops.triton_depthwise import weight_gradient as triton_weight_gradient
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 # Of the largest value: float32 in another order of summing; one step of the 16-bit formats (the interpreter cuts off
 # what bfloat16 cannot hold, where a GPU rounds to the nearest).
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+
+
+def depthwise_triton(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
+    return depthwise_conv2d(x, weight, bias, dilation=dilation, implementation="triton")
 
 
 def _random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -157,10 +162,9 @@ def test_operators_keep_their_promises(kernel: int, dtype: torch.dtype, memory_f
     x = _random(2, 3, 4, 5, dtype=dtype).to(memory_format=memory_format)
     weight, bias = _random(3, 1, kernel, kernel, dtype=dtype), _random(3, dtype=dtype)
     learned = [t.clone().requires_grad_() for t in (x, weight, bias)]
-    torch.library.opcheck(triton_depthwise._forward, (*learned, 1))
-    torch.library.opcheck(triton_depthwise._forward, (x, weight, None, 2))
-    torch.library.opcheck(triton_depthwise._input_grad, (x, weight, 1))
-    torch.library.opcheck(triton_depthwise._weight_grad, (x, x, kernel, kernel, 1))
+    torch.library.opcheck(depthwise, (*learned, 1, "triton"))
+    torch.library.opcheck(depthwise, (x, weight, None, 2, "triton"))
+    torch.library.opcheck(depthwise_weight_gradient, (x, x, kernel, kernel, 1, "triton"))
 
 
 class Layer(nn.Module):
@@ -169,7 +173,7 @@ class Layer(nn.Module):
         self.weight = nn.Parameter(_random(3, 1, 7, 7))
 
     def forward(self, x: Tensor) -> Tensor:
-        return depthwise_triton(x, self.weight) if triton_available(x) else x
+        return depthwise_triton(x, self.weight)
 
 
 def test_compiled_whole() -> None:
@@ -179,15 +183,6 @@ def test_compiled_whole() -> None:
     wanted = _expected(x, layer.weight, None, 1, slopes)
     for ours, theirs in zip((got, *torch.autograd.grad(got, (x, layer.weight), slopes)), wanted, strict=True):
         _close(ours, theirs, torch.float32)
-
-
-def test_exported_with_free_sizes() -> None:
-    layer = Layer()
-    sizes = {axis: torch.export.Dim(name) for axis, name in ((0, "batch"), (2, "height"), (3, "width"))}
-    program = torch.export.export(layer, (_random(2, 3, 4, 5),), dynamic_shapes={"x": sizes})
-    assert "larkit.depthwise_triton.default" in [str(node.target) for node in program.graph.nodes]
-    x = _random(3, 3, 6, 4)
-    _close(program.module()(x), F.conv2d(x, layer.weight, padding=3, groups=3), torch.float32)
 
 
 def test_autocast() -> None:
@@ -201,12 +196,21 @@ def test_autocast() -> None:
     _close(x.grad, _expected(x, weight, None, 1, torch.ones_like(x))[1], torch.bfloat16)
 
 
-def test_second_derivatives_are_refused() -> None:
+def test_second_derivatives() -> None:
     x, weight = _random(1, 2, 4, 4).requires_grad_(), _random(2, 1, 3, 3).requires_grad_()
-    for wanted in (x, weight):
-        (first,) = torch.autograd.grad(depthwise_triton(x, weight).sum(), wanted, create_graph=True)
-        with pytest.raises(InputError, match="gradient of a gradient"):
-            first.sum().backward()
+    (first,) = torch.autograd.grad((depthwise_triton(x, weight) ** 2).sum(), x, create_graph=True)
+    got = torch.autograd.grad((first**2).sum(), (x, weight))
+    wide = [t.detach().double().requires_grad_() for t in (x, weight)]
+    (first,) = torch.autograd.grad((F.conv2d(*wide, padding=1, groups=2) ** 2).sum(), wide[0], create_graph=True)
+    for ours, wanted in zip(got, torch.autograd.grad((first**2).sum(), wide), strict=True):
+        _close(ours, wanted, torch.float32)
+
+
+def test_kernels_larger_than_the_map_without_trimming() -> None:
+    x, weight, slopes = _random(1, 2, 5, 9), _random(2, 1, 31, 31), _random(1, 2, 5, 9)
+    y, _, dw = _expected(x, weight, None, 1, slopes)
+    _close(convolve(x, weight), y, x.dtype)
+    _close(triton_weight_gradient(x, slopes, (31, 31)), dw, x.dtype)
 
 
 def test_where_it_is_available() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from core.images import read_image
 __all__ = ["Sheet", "colours", "draw_label_map", "draw_objects"]
 
 Colour = tuple[int, int, int]
+_FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 
 
 def colours(count: int, palette: Sequence[Sequence[int]] = ()) -> list[Colour]:
@@ -53,14 +55,15 @@ def draw_objects(
         image = draw_segmentation_masks(image, masks, alpha=0.5, colors=list(colours))
     corners = boxes_N4.float().cpu() * scale
     corners = torch.cat([corners[:, :2], torch.maximum(corners[:, :2], corners[:, 2:])], dim=1)
-    return draw_bounding_boxes(image, corners, list(texts), list(colours), width=2, label_colors="white")
+    font = {"font": str(_FONT), "font_size": max(12, min(image.shape[1:]) // 20)}
+    return draw_bounding_boxes(image, corners, list(texts), list(colours), width=3, **font, fill_labels=True)
 
 
 def draw_label_map(path: str | Path, labels_HW: Tensor, colours: Sequence[Colour], *, least: int = 384) -> Tensor:
-    """A label map over an image; pixels of other labels than 0 to ``len(colours)`` - 1 stay as they are."""
+    """A label map over an image; pixels of other labels than 0 to ``len(colours)`` - 1, and of black ones, stay."""
     image, _ = _enlarged(path, least)
     labels = F.interpolate(labels_HW[None, None].float().cpu(), size=image.shape[1:])[0, 0].long()
-    found = [label for label in labels.unique().tolist() if 0 <= label < len(colours)]
+    found = [label for label in labels.unique().tolist() if 0 <= label < len(colours) and any(colours[label])]
     masks = torch.stack([labels == label for label in found]) if found else labels.new_zeros(0, *labels.shape).bool()
     return draw_segmentation_masks(image, masks, alpha=0.6, colors=[colours[label] for label in found])
 
@@ -80,7 +83,7 @@ class Sheet:
         size: pictures on a sheet.
     """
 
-    def __init__(self, size: int = 12) -> None:
+    def __init__(self, size: int = 8) -> None:
         self.size = size
         self.kept: list[Tensor] = []
 

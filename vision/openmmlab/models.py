@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import io
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ _CONFIGS = Path(__file__).parent / "configs"
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out what OpenMMLab and pycocotools print and log while they build; warnings and errors are shown."""
+    """Leave out what OpenMMLab and pycocotools print and log while they build; warnings about the config are shown."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*(``build_loss`` would be deprecated|Default ``avg_non_ignore``)")
             yield
     finally:
         logger.setLevel(level)

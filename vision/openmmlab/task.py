@@ -186,7 +186,7 @@ class OpenMMLabTask(Task):
         pictures = self.sheet.take()
         if pictures is not None:
             titles = ["truth | prediction"] * len(pictures)
-            save_figure(self.trainer, "examples", image_sheet(pictures, titles, columns=3))
+            save_figure(self.trainer, "examples", image_sheet(pictures, titles, columns=2, width=4.5))
         self.log_dict({f"{split}_{name}": value for name, value in values.items()}, prog_bar=True)
 
     def named_values(self, computed: Any) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ model = dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=200, nms=__nms, min_bbox_size=0),
         rcnn=dict(
             assigner=dict(pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5, **__assign),
-            sampler=dict(num=64, pos_fraction=0.25, add_gt_as_proposals=True, **__sample),
+            sampler=dict(num=32, pos_fraction=0.25, add_gt_as_proposals=True, **__sample),
             mask_size=28,
             pos_weight=-1,
             debug=False,

@@ -1,0 +1,56 @@
+"""A twin of a LarKit backbone that computes in the order of the official code: the thing to beat."""
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from core.backbones.staged import StagedNet
+from core.layers import DepthwiseConv2d, GlobalResponseNorm, UniRepLKNetBlock
+from core.layers.pointwise import PointwiseLinear
+
+__all__ = ["naive_twin"]
+
+
+class _Block(UniRepLKNetBlock):
+    """Every step makes a map of its own."""
+
+    def _may_overwrite(self) -> bool:
+        return False
+
+
+class _ResponseNorm(GlobalResponseNorm):
+    """``torch.norm`` over the map, as in the official code."""
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        norm = torch.norm(x_BHWC, p=2, dim=(1, 2), keepdim=True)
+        y = (self.gamma * (norm / (norm.mean(dim=-1, keepdim=True) + self.eps)) + 1) * x_BHWC
+        return y if self.beta is None else y + self.beta
+
+
+_TWINS: dict[type[nn.Module], type[nn.Module]] = {
+    DepthwiseConv2d: nn.Conv2d,
+    PointwiseLinear: nn.Linear,
+    GlobalResponseNorm: _ResponseNorm,
+    UniRepLKNetBlock: _Block,
+}
+
+
+def naive_twin(model: nn.Module) -> nn.Module:
+    """A copy with the same weights under the same names, of plain ``nn.Conv2d``, permute and ``nn.Linear``.
+
+    The map stays in the memory format of the input.
+    """
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        module.__class__ = _TWINS.get(type(module), type(module))
+    if isinstance(twin, StagedNet):
+        kept = type(twin)
+        twin.__class__ = type(f"Naive{kept.__name__}", (kept,), {"_forward_stage": _forward_stage})
+    return twin
+
+
+def _forward_stage(self: StagedNet, x: Tensor, stage: int) -> Tensor:
+    return cast(Tensor, self._blocks(stage)(self._entry(stage)(x)))

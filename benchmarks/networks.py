@@ -1,0 +1,183 @@
+"""Whole networks against a twin in the order of the official code and timm's ConvNeXt, in one run.
+
+    python benchmarks/networks.py                                  # UniRepLKNet-T, inference, float32
+    python benchmarks/networks.py --mode train --dtype bfloat16 --models unireplknet_t unireplknet_a
+    python benchmarks/networks.py --models replknet_31b --compile --device cuda --batch 64
+
+The ways take turns. The table has images a second (median of the rounds and range), how many times as fast as the twin
+that is, the share of the arithmetic limit (the rate of a 1 x 1 convolution on channels_last maps, the best of several
+sizes, measured in the same run, times the model's multiplications), the largest error relative to the largest value in
+float64, and the peak of the maps of one image that live at once. Written to benchmarks/results/networks.json, one entry
+for each model, mode, dtype and device.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from machine import machine, take_turns
+from naive import naive_twin
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import core
+from core.analysis.cost import activation_peak, count_macs
+
+RESULTS = Path(__file__).parent / "results" / "networks.json"
+PEERS = {"unireplknet_t": "convnext_tiny", "unireplknet_s": "convnext_small", "unireplknet_a": "convnext_atto"}
+Way = tuple[nn.Module, Tensor]
+
+
+def build(name: str, mode: str, dtype: torch.dtype, device: str) -> nn.Module:
+    """Random weights that make GRN and layer scale matter, in training or inference form."""
+    torch.manual_seed(0)
+    model = timm.create_model(name).to(device)
+    for key, parameter in model.named_parameters():
+        if key.endswith("gamma"):
+            nn.init.normal_(parameter, 0.3, 0.1)
+    model = model.train() if mode == "train" else core.reparameterize(model.eval())
+    return model.to(dtype)
+
+
+def ways(name: str, model: nn.Module, x: Tensor, compiled: bool) -> dict[str, Way]:
+    """The twin in both memory formats, ours, timm's ConvNeXt of the same size, and each of them compiled."""
+    last = x.to(memory_format=torch.channels_last)
+    twin = naive_twin(model)
+    found = {
+        "official order": (twin, x),
+        "official order, channels_last": (naive_twin(model).to(memory_format=torch.channels_last), last),
+        "LarKit": (model, last if x.is_cuda else x),
+    }
+    if name in PEERS:
+        peer = timm.create_model(PEERS[name]).to(x.device, x.dtype).train(model.training)
+        found[f"timm {PEERS[name]}"] = (peer, x)
+    if compiled:
+        found |= {f"{way}, compiled": (torch.compile(net), given) for way, (net, given) in found.items()}
+    return found
+
+
+def runs(found: dict[str, Way], mode: str) -> dict[str, Callable[[], Any]]:
+    """One prediction or one training step of each way."""
+
+    def predict(net: nn.Module, x: Tensor) -> None:
+        with torch.inference_mode():
+            net(x)
+
+    def step(net: nn.Module, x: Tensor) -> None:
+        net.zero_grad()
+        F.cross_entropy(net(x).float(), torch.zeros(len(x), dtype=torch.long, device=x.device)).backward()
+
+    run = step if mode == "train" else predict
+    return {way: lambda net=net, x=x: run(net, x) for way, (net, x) in found.items()}
+
+
+def arithmetic_rate(dtype: torch.dtype, device: str, rounds: int) -> float:
+    """Multiplications a second of the fastest 1 x 1 convolution on channels_last maps."""
+    best = 0.0
+    for channels, side in ((96, 56), (384, 14), (512, 28), (768, 14)):
+        x = torch.randn(4, channels, side, side, device=device).to(dtype, memory_format=torch.channels_last)
+        weight = torch.randn(4 * channels, channels, 1, 1, device=device, dtype=dtype)
+        with torch.inference_mode():
+            seconds = take_turns({"": lambda x=x, weight=weight: F.conv2d(x, weight)}, 3 * rounds, device)[""]
+        best = max(best, 4 * side**2 * 4 * channels**2 / min(seconds))
+    return best
+
+
+def error(model: nn.Module, x: Tensor, wanted: Tensor) -> float:
+    """Largest difference from float64, relative to the largest value."""
+    with torch.inference_mode():
+        got = model(x).double()
+    return ((got - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def report(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one network."""
+    dtype, device = getattr(torch, options.dtype), options.device
+    model = build(name, options.mode, dtype, device)
+    x = torch.randn(options.batch, 3, options.size, options.size, device=device).to(dtype)
+    found = ways(name, model, x, options.compile)
+    wanted = None
+    if options.mode == "inference":
+        with torch.inference_mode():
+            wanted = naive_twin(model).double()(x.double())
+    passes = 3 if options.mode == "train" else 1
+    limit = arithmetic_rate(dtype, device, options.rounds) / passes
+    times = take_turns(runs(found, options.mode), options.rounds, device)
+    rows, image = {}, (3, options.size, options.size)
+    for way, (net, given) in found.items():
+        rate = [options.batch / seconds for seconds in times[way]]
+        plain = getattr(net, "_orig_mod", net)
+        rows[way] = {
+            "images_per_second": {"median": statistics.median(rate), "least": min(rate), "greatest": max(rate)},
+            "times_the_twin": statistics.median(rate) / (options.batch / statistics.median(times["official order"])),
+            "share_of_limit": statistics.median(rate) * count_macs(plain, image) / limit,
+            "error": None if wanted is None or way.startswith("timm") else error(net, given, wanted),
+            "peak_mib": None if "compiled" in way or options.mode == "train" else activation_peak(plain, image) / 2**20,
+        }
+    return {
+        "model": name,
+        "mode": options.mode,
+        "dtype": options.dtype,
+        "batch": options.batch,
+        "size": options.size,
+        "rounds": options.rounds,
+        "giga_multiplications_per_second": limit * passes / 1e9,
+        "ways": rows,
+        **machine(device),
+    }
+
+
+def table(entry: dict[str, Any]) -> str:
+    """The ways of one network as Markdown."""
+    head = ["", "images/s (range)", "times the twin", "share of the limit", "error", "peak MiB"]
+    lines = [head, ["---"] * len(head)]
+    for way, row in entry["ways"].items():
+        rate = "{median:.2f} ({least:.2f} to {greatest:.2f})".format(**row["images_per_second"])
+        cells = [way, rate, f"{row['times_the_twin']:.2f}", f"{row['share_of_limit']:.0%}"]
+        cells += ["" if row["error"] is None else f"{row['error']:.1e}"]
+        cells += ["" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"]
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def keep(entries: list[dict[str, Any]], path: Path) -> None:
+    """Replace the entries of the same model, mode, dtype and hardware."""
+    names = ("model", "mode", "dtype", "batch", "size", "cpu", "gpu", "threads")
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    new = {tuple(entry.get(name) for name in names) for entry in entries}
+    stored = [entry for entry in stored if tuple(entry.get(name) for name in names) not in new]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(stored + entries, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["unireplknet_t"])
+    parser.add_argument("--mode", choices=["inference", "train"], default="inference")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="also each way under torch.compile")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    entries = []
+    for name in options.models:
+        entry = report(name, options)
+        entries.append(entry)
+        print(
+            f"\n{name}, {options.mode}, {options.dtype}, batch {options.batch}, {options.size} x {options.size}, "
+            f"{entry['threads']} threads, {entry.get('gpu', entry['cpu'])}, torch {entry['torch']}\n\n{table(entry)}"
+        )
+    keep(entries, options.output)
+
+
+if __name__ == "__main__":
+    main()

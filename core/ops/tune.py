@@ -1,0 +1,133 @@
+"""Measure on this machine which implementation is fastest for the depthwise convolutions of a model."""
+
+import copy
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from core.ops.choose import Kind, key_of
+from core.ops.implementations import IMPLEMENTATIONS
+from core.ops.modes import memory_format
+from core.ops.operators import depthwise, depthwise_weight_gradient
+from core.ops.triton_depthwise import triton_available
+
+__all__ = ["Convolution", "Measurement", "convolutions_of", "measure"]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A depthwise convolution that a model calls: map (B, C, H, W), kernel (Kh, Kw), r, and the format of the map."""
+
+    shape: tuple[int, ...]
+    kernel: tuple[int, int]
+    dilation: int
+    last: bool
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Median milliseconds of each implementation that agrees with float64, and the key under which it is kept."""
+
+    key: str
+    milliseconds: dict[str, float]
+
+    @property
+    def fastest(self) -> str:
+        """Name of the fastest implementation."""
+        return min(self.milliseconds, key=self.milliseconds.__getitem__)
+
+
+class _Record(TorchDispatchMode):
+    """Notes the depthwise convolutions that run under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[Convolution, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (depthwise, depthwise_weight_gradient):
+            x, other = args[:2]
+            forward = func is depthwise
+            kernel, dilation = (tuple(other.shape[2:]), args[3]) if forward else (tuple(args[2:4]), args[4])
+            last = memory_format(x) is torch.channels_last
+            kind: Kind = "forward" if forward else "weight_gradient"
+            self.seen[Convolution(tuple(x.shape), kernel, dilation, last, kind)] = None
+        return func(*args, **kwargs or {})
+
+
+def convolutions_of(model: nn.Module, x: Tensor) -> list[Convolution]:
+    """The depthwise convolutions of stride 1 that a training step and a prediction call, each once.
+
+    Args:
+        model: is not changed.
+        x: its input, (B, C, H, W).
+    """
+    record, model = _Record(), copy.deepcopy(model)
+    with record:
+        model.train()(x).float().sum().backward()
+        with torch.no_grad():
+            model.eval()(x)
+    return list(record.seen)
+
+
+def measure(convolution: Convolution, dtype: torch.dtype, device: str, *, rounds: int = 5) -> Measurement:
+    """Time all implementations in turn on random maps.
+
+    Args:
+        convolution: what is computed.
+        dtype: of the map and the kernel.
+        device: where.
+        rounds: turns of each; one that takes ten times as long as another is not timed again.
+    """
+    layout = torch.channels_last if convolution.last else torch.contiguous_format
+    x, g = (torch.randn(convolution.shape, device=device).to(dtype, memory_format=layout) for _ in range(2))
+    weight = torch.randn(convolution.shape[1], 1, *convolution.kernel, device=device).to(dtype)
+    exact = _run("channels_last", convolution, x.double(), g.double(), weight.double())
+    times: dict[str, list[float]] = {}
+    for turn in range(rounds):
+        best = min((min(seconds) for seconds in times.values()), default=math.inf)
+        for name in IMPLEMENTATIONS:
+            known = _agrees(name, convolution, x, g, weight, exact) if turn == 0 else name in times
+            if known and min(times.get(name, [0.0])) < 10 * best:
+                seconds = _seconds(partial(_run, name, convolution, x, g, weight), x)
+                times.setdefault(name, []).append(seconds)
+    medians = {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
+    return Measurement(key_of(convolution.kind, x, convolution.kernel, convolution.dilation), medians)
+
+
+def _run(name: str, convolution: Convolution, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+    if convolution.kind == "forward":
+        result: Tensor = depthwise(x, weight, None, convolution.dilation, name)
+    else:
+        result = depthwise_weight_gradient(x, g, *convolution.kernel, convolution.dilation, name)
+    return result
+
+
+def _agrees(name: str, convolution: Convolution, x: Tensor, g: Tensor, weight: Tensor, exact: Tensor) -> bool:
+    """Whether an implementation runs here, and gives the values of float64 to a few steps of the dtype."""
+    if name == "triton" and not triton_available(x):
+        return False
+    got = _run(name, convolution, x, g, weight)
+    terms = math.prod(convolution.kernel) if convolution.kind == "forward" else g[:, 0].numel()
+    limit = torch.finfo(x.dtype).eps * max(4.0, math.sqrt(terms))
+    return bool((got.double() - exact).abs().max() <= limit * exact.abs().max())
+
+
+def _seconds(run: Callable[[], Tensor], x: Tensor) -> float:
+    if x.is_cuda:
+        run()
+        torch.cuda.synchronize(x.device)
+    start = perf_counter()
+    run()
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return perf_counter() - start

@@ -1,0 +1,81 @@
+"""Global response normalisation against its formula, and the inference form that overwrites its own maps."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+import core
+from core.layers import UniRepLKNetBlock
+from core.ops import response_norm
+
+
+def _formula(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> Tensor:
+    norm = x.square().sum((1, 2), keepdim=True).sqrt()
+    y = (gamma * norm / (norm.mean(-1, keepdim=True) + eps) + 1) * x
+    return y if beta is None else y + beta
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=st.tuples(*[st.integers(1, 6)] * 4), bias=st.booleans(), grad=st.booleans())
+def test_values_and_gradients(shape: tuple[int, int, int, int], bias: bool, grad: bool) -> None:
+    x, gamma, beta = (torch.randn(s, dtype=torch.float64).requires_grad_() for s in (shape, shape[-1:], shape[-1:]))
+    offset = beta if bias else None
+    with torch.set_grad_enabled(grad):
+        got = response_norm(x, gamma, offset, 1e-6)
+    wanted = _formula(x, gamma, offset, 1e-6)
+    assert_close(got, wanted)
+    if grad:
+        slopes, inputs = torch.randn_like(x), [x, gamma, beta][: 3 if bias else 2]
+        pairs = zip(torch.autograd.grad(got, inputs, slopes), torch.autograd.grad(wanted, inputs, slopes), strict=True)
+        for ours, theirs in pairs:
+            assert_close(ours, theirs)
+
+
+def test_second_derivatives() -> None:
+    x, gamma = (torch.randn(s, dtype=torch.float64).requires_grad_() for s in ((2, 3, 2, 4), (4,)))
+    assert torch.autograd.gradgradcheck(lambda x, gamma: response_norm(x, gamma, None, 1e-6), (x, gamma))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_many_samples_of_other_dtypes(dtype: torch.dtype) -> None:
+    x = (300 * torch.randn(5, 40, 40, 96)).to(dtype)  # squares beyond float16, more than fits into the cache at once
+    gamma, beta = torch.randn(96), torch.randn(96)
+    with torch.no_grad():
+        got = response_norm(x, gamma, beta, 1e-6)
+    wanted = _formula(x.double(), gamma.double(), beta.double(), 1e-6)
+    assert got.dtype == dtype
+    assert_close(got.double(), wanted, rtol=0, atol=4 * torch.finfo(dtype).eps * wanted.abs().max().item())
+
+
+def test_dead_channels_have_no_gradient() -> None:
+    x = torch.randn(2, 3, 3, 4)
+    x[..., 1] = 0
+    x.requires_grad_()
+    gamma = torch.randn(4).requires_grad_()
+    response_norm(x, gamma, None, 1e-6).square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert (x.grad[..., 1] == 0).all()
+
+
+@pytest.mark.parametrize("kernel", [3, 13])
+def test_folded_block_overwrites_only_its_own_maps(kernel: int) -> None:
+    """Without gradients GELU and GRN work in place; a hook keeps them from it, and the input stays as it was."""
+    torch.manual_seed(0)
+    block = UniRepLKNetBlock(8, kernel, layer_scale_init_value=0.5).eval()
+    torch.nn.init.normal_(block.act[1].gamma)
+    block = core.reparameterize(block)
+    x = torch.randn(2, 8, 9, 7).to(memory_format=torch.channels_last)
+    before, seen = x.clone(), list[Tensor]()
+    wanted = block(x).detach()
+    with torch.inference_mode():
+        assert_close(block(x), wanted, rtol=1e-5, atol=1e-5)
+    assert_close(x, before, rtol=0, atol=0)
+    block.pwconv1.register_forward_hook(lambda *args: seen.append(args[2]))
+    with torch.no_grad():
+        assert_close(block(x), wanted, rtol=1e-5, atol=1e-5)
+        expected = block.pwconv1[1](block.se(block.norm(block.dwconv(x))).permute(0, 2, 3, 1))
+    assert_close(seen[0], expected, rtol=1e-5, atol=1e-5)
