@@ -3,6 +3,7 @@
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from cli.small_sets import small_data
 from PIL import Image
 
 from core.cli import main
+from core.ops.choose import forget
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,7 +35,7 @@ SMALL = {
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder as the README's reader would have it: the configurations, own photos, ImageNet's layout."""
     for folder in ("photos", "data/imagenet"):
         for split in ("train", "val"):
@@ -54,7 +56,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for modality in ("audio", "pointcloud", "timeseries", "video", "vision"):
         (tmp_path / modality).symlink_to(ROOT / modality)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.setenv("LARKIT_CACHE", str(tmp_path / "cache"))
+    yield tmp_path
+    monkeypatch.undo()
+    forget()
 
 
 def _small(command: str) -> list[str]:
@@ -75,7 +80,7 @@ def _small(command: str) -> list[str]:
         return words + [word for pair in extra.items() for word in pair]
     if "timeseries/" in command:
         return words + [word for pair in extra.items() for word in pair]
-    if "det.yaml" in command:
+    if "det.yaml" in command or "seg.yaml" in command:
         return words + [word for pair in extra.items() for word in pair]
     digits = any(word in command for word in ("Digits", "cls.yaml", "ablation.yaml"))
     if not digits:

@@ -20,6 +20,7 @@ __all__ = [
     "choose",
     "chosen_implementations",
     "device_name",
+    "forget",
     "key_of",
     "table_file",
     "write_table",
@@ -151,6 +152,11 @@ def write_table(fastest: dict[str, str]) -> Path:
     content = {"torch": torch.__version__, "fastest": {**_table(), **fastest}}
     unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
     unfinished.replace(path)
+    forget()
+    return path
+
+
+def forget() -> None:
+    """Read the table again and choose anew at the next convolution."""
     _table.cache_clear()
     _name.cache_clear()
-    return path

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from core.errors import InputError
 from core.ops import triton_depthwise
 from core.ops.modes import memory_format
 
@@ -91,9 +92,17 @@ def _grouped(x: Tensor, g: Tensor, kernel: Size, dilation: int) -> Tensor:
     return each.view(batch, channels, *kernel).sum(0, dtype=wide).to(x.dtype).unsqueeze(1)
 
 
+_LARGEST = 32 * 32
+
+
 @lru_cache(maxsize=64)
 def _taps(height: int, width: int, kernel: Size, dilation: int, device: torch.device) -> Tensor:
     """(H*W, H*W): which tap of the kernel, row by row, output i multiplies input j with; Kh*Kw where none."""
+    if height * width > _LARGEST:
+        raise InputError(
+            f"implementation 'matrix' got a map of {height} x {width}; expected at most {_LARGEST} pixels, since its "
+            "matrices have the square of that a channel. Use another for large maps"
+        )
     places = torch.cartesian_prod(torch.arange(height), torch.arange(width))
     steps = places[None] - places[:, None]
     rows, columns = (steps // dilation + torch.tensor(kernel) // 2).unbind(-1)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from core.errors import InputError
 from core.layers import DepthwiseConv2d
 from core.ops import IMPLEMENTATIONS, chosen_implementations, depthwise_conv2d
-from core.ops.choose import ENVIRONMENT, key_of, table_file, write_table
+from core.ops.choose import ENVIRONMENT, forget, key_of, table_file, write_table
 from core.ops.operators import depthwise, depthwise_weight_gradient
 
 HERE = [name for name in IMPLEMENTATIONS if name != "triton"]  # test_triton_depthwise.py runs that one
@@ -28,12 +28,10 @@ def _own_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     """No measurements of the machine that runs the tests."""
     monkeypatch.setenv("LARKIT_CACHE", str(tmp_path))
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    write_table({})
-    table_file().unlink()
+    forget()
     yield
     monkeypatch.undo()
-    write_table.__globals__["_table"].cache_clear()
-    write_table.__globals__["_name"].cache_clear()
+    forget()
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
@@ -192,12 +190,11 @@ def test_table_of_another_release_and_broken_table() -> None:
     write_table({key: "fft"})
     stored = json.loads(table_file().read_text())
     table_file().write_text(json.dumps(stored | {"torch": "0.4.1"}))
-    write_table.__globals__["_table"].cache_clear()
+    forget()
     depthwise_conv2d(x, weight)
     assert chosen_implementations()[key] != "fft"
     table_file().write_text("{")
-    write_table.__globals__["_table"].cache_clear()
-    write_table.__globals__["_name"].cache_clear()
+    forget()
     with pytest.raises(InputError, match=r"depthwise\.json cannot be read: .*delete it and tune again"):
         depthwise_conv2d(x, weight)
 
@@ -208,3 +205,8 @@ def test_slices_of_a_map() -> None:
     for x in (wide[:, :3], wide[:, ::2, 1:, ::2], wide.contiguous()[:, 1:4]):
         y = nn.functional.conv2d(x, weight, padding=2, groups=3)
         assert_close(depthwise_conv2d(x, weight), y, rtol=1e-5, atol=1e-5)
+
+
+def test_matrices_are_for_small_maps() -> None:
+    with pytest.raises(InputError, match=r"'matrix' got a map of 40 x 30; expected at most 1024 pixels"):
+        depthwise_conv2d(torch.randn(1, 2, 40, 30), torch.randn(2, 1, 5, 5), implementation="matrix")

@@ -1,0 +1,70 @@
+"""The benchmarks of networks and of the depthwise convolution run, at tiny sizes, and write what they print."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import core
+from core.layers import DepthwiseConv2d
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def naive(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return runpy.run_path(str(BENCHMARKS / "naive.py"))["naive_twin"]
+
+
+@pytest.mark.parametrize("name", ["test_unireplknet", "test_replknet"])
+@pytest.mark.parametrize("folded", [False, True])
+def test_twin_has_the_same_weights_and_outputs(name: str, folded: bool, naive: Any) -> None:
+    model = timm.create_model(name, num_classes=3).eval()
+    for key, parameter in model.named_parameters():
+        if key.endswith("gamma"):
+            nn.init.normal_(parameter)
+    model = core.reparameterize(model) if folded else model
+    twin, x = naive(model), torch.randn(2, 3, 64, 64)
+    assert_close(dict(twin.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+    assert any(type(module) is nn.Conv2d and module.groups > 1 for module in twin.modules())
+    assert not any(isinstance(module, DepthwiseConv2d) for module in twin.modules())
+    with torch.no_grad():
+        assert_close(twin(x), model(x), rtol=1e-4, atol=1e-4)
+    assert any(isinstance(module, DepthwiseConv2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("mode", ["inference", "train"])
+def test_networks(mode: str, tmp_path: Path) -> None:
+    output = tmp_path / "results" / "networks.json"
+    command = [sys.executable, str(BENCHMARKS / "networks.py"), "--models", "test_unireplknet", "--output", str(output)]
+    options = ["--size", "32", "--batch", "1", "--rounds", "2", "--mode", mode]
+    for _ in range(2):  # the second run takes the place of the first
+        printed = subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout
+    (entry,) = json.loads(output.read_text())
+    assert list(entry["ways"]) == ["official order", "official order, channels_last", "LarKit"]
+    assert entry["ways"]["official order"]["times_the_twin"] == 1
+    for way, row in entry["ways"].items():
+        assert f"| {way} | {row['images_per_second']['median']:.2f} (" in printed
+        assert (row["error"] is None) == (mode == "train")
+        assert row["error"] is None or row["error"] < 1e-5
+
+
+def test_depthwise_convolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script = runpy.run_path(str(BENCHMARKS / "depthwise_cpu.py"))
+    script["main"].__globals__.update(KERNELS=(3, 7), SIDES=(7, 28), CHANNELS=4)
+    monkeypatch.setattr(sys, "argv", ["depthwise_cpu.py", "--rounds", "1", "--output", str(tmp_path)])
+    script["main"]()
+    content = json.loads((tmp_path / "depthwise_cpu_float32.json").read_text())
+    assert len(content["rows"]) == 2 * 2 * 3
+    assert all(row["ms"] for row in content["rows"])
+    assert (tmp_path / "depthwise_cpu_float32.png").stat().st_size > 10_000
