@@ -114,7 +114,7 @@ def report(name: str, options: argparse.Namespace) -> dict[str, Any]:
         plain = getattr(net, "_orig_mod", net)
         rows[way] = {
             "images_per_second": {"median": statistics.median(rate), "least": min(rate), "greatest": max(rate)},
-            "times_the_twin": statistics.median(rate) / (options.batch / statistics.median(times["official order"])),
+            "times_the_twin": statistics.median(times["official order"]) / statistics.median(times[way]),
             "share_of_limit": statistics.median(rate) * count_macs(plain, image) / limit,
             "error": None if wanted is None or way.startswith("timm") else error(net, given, wanted),
             "peak_mib": None if "compiled" in way or options.mode == "train" else activation_peak(plain, image) / 2**20,

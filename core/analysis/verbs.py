@@ -150,7 +150,7 @@ def cost_verb(
         model = open_model(name, device=device)
         input_size = (input_channels(model), size, width or size)
         if tune:
-            tune_model(model, torch.randn(batch_size, *input_size, device=device))
+            tune_model(model, torch.randn(max(2, batch_size), *input_size, device=device))  # norms want two
         costs += model_cost(model, input_size, name=name, batch_size=batch_size, rounds=rounds)
     print_table(
         ["model", "form", "parameters", "GMACs", "saved for backward", "peak activations", "images/s"],

@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from core.ops.modes import written_down
+from core.ops.modes import transformed, written_down
 from core.ops.operators import depthwise
 
 __all__ = ["depthwise_conv2d"]
@@ -25,7 +24,7 @@ def depthwise_conv2d(
     With stride 1 this is the operator ``larkit::depthwise_conv2d``: what computes it is chosen for the device, dtype
     and sizes (:func:`core.ops.choose.choose`), and on a map smaller than the kernel only the taps that meet the map are
     computed: the same values, without multiplying the padding. Exporters and tracers see ``conv2d``, so that files need
-    nothing of LarKit and the size of the map stays free; so do strides above 1 and forward-mode differentiation.
+    nothing of LarKit and the size of the map stays free; so do strides above 1 and the transforms of ``torch.func``.
 
     Args:
         x: (B, C, H, W), any float dtype, any memory format.
@@ -48,7 +47,7 @@ def depthwise_conv2d(
             f"depthwise_conv2d got a weight of shape {tuple(weight.shape)} for an input with {x.shape[1]} channels; "
             f"expected ({x.shape[1]}, 1, K, K) with K odd"
         )
-    if stride > 1 or written_down() or forward_ad._current_level >= 0:
+    if stride > 1 or written_down() or transformed():
         padding = (dilation * (height - 1) // 2, dilation * (width - 1) // 2)
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups=channels)
     device = x.device.type

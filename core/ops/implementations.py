@@ -150,7 +150,7 @@ def _fft(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tenso
     rows = (dilation * torch.arange(weight.shape[2], device=x.device) - down) % size[0]
     columns = (dilation * torch.arange(weight.shape[3], device=x.device) - right) % size[1]
     spread[:, rows[:, None], columns] = weight[:, 0].to(wide)
-    y = torch.fft.irfft2(torch.fft.rfft2(x.to(wide), s=size) * torch.fft.rfft2(spread).conj(), s=size)
+    y = torch.fft.irfft2(torch.fft.rfft2(x.to(wide), s=size) * torch.fft.rfft2(spread).conj_physical(), s=size)
     return _finished(y[..., :height, :width], bias, x)
 
 
@@ -160,7 +160,7 @@ def _fft_gradient(x: Tensor, g: Tensor, kernel: Size, dilation: int) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     down, right = _padding(kernel, dilation)
     size = [_fast_length(height + down), _fast_length(width + right)]
-    spectra = torch.fft.rfft2(x.to(wide), s=size) * torch.fft.rfft2(g.to(wide), s=size).conj()
+    spectra = torch.fft.rfft2(x.to(wide), s=size) * torch.fft.rfft2(g.to(wide), s=size).conj_physical()
     sums = torch.fft.irfft2(spectra.sum(0), s=size)
     rows = (dilation * torch.arange(kernel[0], device=x.device) - down) % size[0]
     columns = (dilation * torch.arange(kernel[1], device=x.device) - right) % size[1]

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
-__all__ = ["eager", "in_fast_format", "memory_format", "onednn", "written_down"]
+__all__ = ["eager", "in_fast_format", "memory_format", "onednn", "transformed", "written_down"]
 
 
 def written_down() -> bool:
@@ -13,10 +13,14 @@ def written_down() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
+def transformed() -> bool:
+    """Whether vmap, jvp or another transform of ``torch.func`` follows the operators."""
+    return forward_ad._current_level >= 0 or bool(torch._C._are_functorch_transforms_active())
+
+
 def eager() -> bool:
     """Whether operators run one by one, differentiated in reverse if at all: no compiler, tracer, vmap or jvp."""
-    transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    return not (transformed or torch.compiler.is_compiling() or is_fx_symbolic_tracing() or written_down())
+    return not (transformed() or torch.compiler.is_compiling() or is_fx_symbolic_tracing() or written_down())
 
 
 def onednn(x: Tensor) -> bool:

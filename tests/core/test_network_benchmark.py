@@ -46,7 +46,7 @@ def test_twin_has_the_same_weights_and_outputs(name: str, folded: bool, naive: A
 def test_networks(mode: str, tmp_path: Path) -> None:
     output = tmp_path / "results" / "networks.json"
     command = [sys.executable, str(BENCHMARKS / "networks.py"), "--models", "test_unireplknet", "--output", str(output)]
-    options = ["--size", "32", "--batch", "1", "--rounds", "2", "--mode", mode]
+    options = ["--size", "32", "--batch", "2", "--rounds", "2", "--mode", mode]
     for _ in range(2):  # the second run takes the place of the first
         printed = subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout
     (entry,) = json.loads(output.read_text())
