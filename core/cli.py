@@ -41,6 +41,9 @@ Train and use large-kernel ConvNets. A second -c changes single values of the fi
   stats     measure mean and standard deviation of the training data, for data that need it before fit
             lightning stats -c audio/configs/cls.yaml
             (of a series: its dominant period)
+  push      share a checkpoint on the Hugging Face Hub, or write the same files into a folder
+            lightning push lightning_logs/ImageClassifier/version_0/checkpoints/best.ckpt OWNER/NAME
+            lightning push lightning_logs/ImageClassifier/version_0/checkpoints/best.ckpt --folder shared
 
 Analyses take names of timm or LarKit models, NAME=FILE for weights of your own, or checkpoints that fit wrote; they
 print a table and write a picture and a JSON file.
@@ -96,6 +99,10 @@ def _run(words: Any) -> None:
         from core.analysis.verbs import run_analysis
 
         return run_analysis(words)
+    if isinstance(words, list) and words[0] == "push":
+        from core.training.push import run_push
+
+        return run_push(words)
     from jsonargparse import ArgumentError
 
     from core.training.cli import LarKitCLI  # lightning takes seconds, which --help need not wait for
@@ -104,7 +111,7 @@ def _run(words: Any) -> None:
         modality.load()  # a class imported here can be named without its module in a YAML file
     if isinstance(words, list):
         if words[0] not in VERBS:
-            known = ", ".join(VERBS + ANALYSES)
+            known = ", ".join((*VERBS, "push", *ANALYSES))
             raise InputError(f"unknown verb {words[0]!r}; expected one of {known}. Type: lightning --help")
         _check_files(words)
         # Lightning starts further processes by this command line
