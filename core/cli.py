@@ -41,9 +41,6 @@ Train and use large-kernel ConvNets. A second -c changes single values of the fi
   stats     measure mean and standard deviation of the training data, for data that need it before fit
             lightning stats -c audio/configs/cls.yaml
             (of a series: its dominant period)
-  push      share a checkpoint on the Hugging Face Hub, or write the same files into a folder
-            lightning push lightning_logs/ImageClassifier/version_0/checkpoints/best.ckpt OWNER/NAME
-            lightning push lightning_logs/ImageClassifier/version_0/checkpoints/best.ckpt --folder shared
 
 Analyses take names of timm or LarKit models, NAME=FILE for weights of your own, or checkpoints that fit wrote; they
 print a table and write a picture and a JSON file.
@@ -54,6 +51,9 @@ print a table and write a picture and a JSON file.
               lightning shape-bias resnet50 unireplknet_t --images cue-conflict/
   cost        parameters, multiplications, memory and speed in training and inference form
               lightning cost resnet50 unireplknet_t replknet_31b --size 224
+
+  lightning push CHECKPOINT OWNER/NAME                    share what fit wrote on the Hugging Face Hub
+  lightning push CHECKPOINT --folder FOLDER               write the same files into a folder
 
 --ckpt_path takes a file, or 'best' or 'last' for the newest run of the task in lightning_logs/.
 
