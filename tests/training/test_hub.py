@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -188,8 +188,8 @@ def test_a_task_knows_what_its_trainer_measured(photos: Path, tmp_path: Path) ->
 class _Api:
     """A stand-in for the Hub's client that records what it is asked."""
 
-    existing: set[str] = set()
-    calls: list[tuple[str, dict[str, Any]]]
+    existing: ClassVar[set[str]] = set()
+    calls: ClassVar[list[tuple[str, dict[str, Any]]]]
 
     def __init__(self, **options: Any) -> None:
         type(self).calls = [("client", options)]

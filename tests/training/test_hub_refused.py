@@ -64,7 +64,7 @@ def test_config_that_is_no_json(folder: Path) -> None:
 
 def test_a_backbone_is_timms(tmp_path: Path) -> None:
     save_for_hf(timm.create_model(TINY), str(tmp_path), safe_serialization=True)
-    with pytest.raises(InputError, match="it is a backbone: timm.create_model"):
+    with pytest.raises(InputError, match=r"it is a backbone: timm\.create_model"):
         from_pretrained(tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_checkpoints_that_are_none(trained: dict[str, Path], tmp_path: Path) -> 
         save_pretrained(tmp_path / "python.ckpt", tmp_path / "shared")
     content["hyper_parameters"] |= {"_class_path": "vision.ImageClassifier", "num_classes": 5}
     torch.save(content, tmp_path / "edited.ckpt")
-    with pytest.raises(InputError, match="does not fit its own hyperparameters: .*size mismatch"):
+    with pytest.raises(InputError, match=r"does not fit its own hyperparameters: .*size mismatch"):
         save_pretrained(tmp_path / "edited.ckpt", tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
 
@@ -166,7 +166,7 @@ def test_tasks_that_no_file_describes(tmp_path: Path) -> None:
     changed.backbone.reset_classifier(5)  # type: ignore[operator]
     with pytest.raises(InputError, match=r"changed after it was built: backbone\.head\.bias, backbone\.head\.weight"):
         save_pretrained(changed, tmp_path / "c")
-    with pytest.raises(InputError, match="cannot be written as JSON: .*dtype"):
+    with pytest.raises(InputError, match=r"cannot be written as JSON: .*dtype"):
         save_pretrained(ImageClassifier(TINY, 3, backbone_args={"dtype": torch.float64}), tmp_path / "d")
     assert not list(tmp_path.iterdir())
 
