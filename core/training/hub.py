@@ -5,6 +5,7 @@ those that the installed modalities offer. Backbones alone are shared by timm's 
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -145,7 +146,10 @@ def _write(
         task = rebuilt
     else:
         _check_rebuilds(_config(task, {}, None), task.state_dict())
-    config = _config(task, run.metrics | dict(metrics or {}), run.data_module)
+    measured = {
+        k: float(v) for k, v in {**run.metrics, **(metrics or {})}.items() if math.isfinite(v)
+    }  # JSON has no NaN
+    config = _config(task, measured, run.data_module)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in task.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})

@@ -231,6 +231,12 @@ def test_push_and_load_by_name(api: type[_Api], repository: Path) -> None:
     assert torch.equal(_outputs(backbone), _outputs(task))
 
 
+def test_a_metric_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+    folder = save_pretrained(ImageClassifier(TINY, 3), tmp_path / "shared", metrics={"val_acc": float("nan")})
+    assert _config(folder)["metrics"] == {}
+    assert not ModelCard.load(folder / "README.md").data.eval_results
+
+
 def test_push_leaves_a_card_that_is_there(api: type[_Api]) -> None:
     api.existing = {"README.md"}
     push_to_hub(ImageClassifier(TINY, 3), "org/name")
