@@ -31,7 +31,7 @@ def model_card(task: Task, config: dict[str, Any], source: str, license: str) ->
         license=license,
         library_name="larkit",
         pipeline_tag=task.pipeline_tag,
-        tags=["larkit", "lightning", "large-kernel", backbone.partition("_")[0]],
+        tags=["larkit", "lightning", "large-kernel", backbone],
         model_name=name if results else None,
         eval_results=results or None,
     )
@@ -58,7 +58,7 @@ def _results(task: Task, config: dict[str, Any]) -> list[EvalResult]:
                 dataset_split=_SPLITS.get(split, split),
                 metric_type=_NAMES.get(metric, metric),
                 metric_name=name,
-                metric_value=config["metrics"][name],
+                metric_value=float(f"{config['metrics'][name]:.6g}"),  # it was a float32
             )
             results.append(result)
     return results

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from lightning import Trainer
 from safetensors import safe_open
-from training.small_runs import CLASSES, metric
+from training.small_runs import CLASSES, metric, saved
 
 import core
 from audio import AudioClassifier
@@ -150,7 +150,9 @@ def test_a_checkpoint(trained: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_the_card_of_a_checkpoint_says_what_validation_gave(trained: dict[str, Path], tmp_path: Path) -> None:
-    scores = metric(trained["folder"], "val_acc")
+    scores, losses = metric(trained["folder"], "val_acc"), metric(trained["folder"], "val_loss")
+    assert saved(trained["folder"], "best")["epoch"] < saved(trained["folder"])["epoch"] == len(scores) - 1
+    assert len(set(losses)) == len(losses)
     for name, expected in (("best", max(scores)), ("last", scores[-1])):
         path = trained["folder"] / "checkpoints" / f"{name}.ckpt"
         folder = save_pretrained(path, tmp_path / name, metrics={"test_acc": 0.25})
@@ -160,6 +162,7 @@ def test_the_card_of_a_checkpoint_says_what_validation_gave(trained: dict[str, P
         assert (results["val_acc"].metric_type, results["val_acc"].dataset_name) == ("accuracy", "ImageFolder")
         assert (results["test_acc"].metric_value, results["test_acc"].dataset_split) == (0.25, "test")
         assert set(_config(folder)["metrics"]) == {"val_loss", "val_acc", "test_acc"}
+        assert _config(folder)["metrics"]["val_loss"] == losses[saved(trained["folder"], name)["epoch"]]
 
 
 def test_a_checkpoint_away_from_its_run_still_knows_its_score(trained: dict[str, Path], tmp_path: Path) -> None:
