@@ -1,7 +1,7 @@
 """Audio classification and tagging as a LightningModule."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,8 @@ class AudioClassifier(ClassificationTask):
     Raises:
         InputError: if the arguments do not fit together; waveforms are mixed by the data (``--data.mixup``), not maps.
     """
+
+    pipeline_tag: ClassVar[str | None] = "audio-classification"
 
     def __init__(
         self,

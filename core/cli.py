@@ -52,6 +52,9 @@ print a table and write a picture and a JSON file.
   cost        parameters, multiplications, memory and speed in training and inference form
               lightning cost resnet50 unireplknet_t replknet_31b --size 224
 
+  lightning push CHECKPOINT OWNER/NAME                    share what fit wrote on the Hugging Face Hub
+  lightning push CHECKPOINT --folder FOLDER               write the same files into a folder
+
 --ckpt_path takes a file, or 'best' or 'last' for the newest run of the task in lightning_logs/.
 
   lightning VERB --help                                   options of a verb
@@ -96,6 +99,10 @@ def _run(words: Any) -> None:
         from core.analysis.verbs import run_analysis
 
         return run_analysis(words)
+    if isinstance(words, list) and words[0] == "push":
+        from core.training.push import run_push
+
+        return run_push(words)
     from jsonargparse import ArgumentError
 
     from core.training.cli import LarKitCLI  # lightning takes seconds, which --help need not wait for
@@ -104,7 +111,7 @@ def _run(words: Any) -> None:
         modality.load()  # a class imported here can be named without its module in a YAML file
     if isinstance(words, list):
         if words[0] not in VERBS:
-            known = ", ".join(VERBS + ANALYSES)
+            known = ", ".join((*VERBS, "push", *ANALYSES))
             raise InputError(f"unknown verb {words[0]!r}; expected one of {known}. Type: lightning --help")
         _check_files(words)
         # Lightning starts further processes by this command line

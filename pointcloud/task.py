@@ -150,6 +150,10 @@ class PointCloudClassifier(ClassificationTask):
         self.use_metrics(MetricCollection(scores))
         self.examples = Examples(size=16, columns=4, width=3.0)
 
+    def example_shape(self) -> tuple[int, ...]:
+        """Two clouds of 256 points."""
+        return (2, 256, 3)
+
     def _head(self, head: str, num_classes: int) -> ViewHead | None:
         if head == "mean":
             return None

@@ -18,7 +18,7 @@ from core.ops.choose import forget
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    .*?(lightning (?:fit|test|predict|export) .*)$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^    .*?(lightning (?:fit|test|predict|export|push) .*)$", README, re.MULTILINE)
 ANALYSES = re.findall(r"^    (lightning (?:erf|shape-bias|cost) .*)$", README, re.MULTILINE)
 NETS = {"resnet50": "test_resnet", "unireplknet_t": "test_unireplknet", "replknet_31b": "test_replknet"}
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -66,6 +66,8 @@ def _small(command: str) -> list[str]:
     words = shlex.split(command.partition("&&")[0])[1:]
     if command in ANALYSES:
         return [NETS.get(word, word) for word in words] + ["--pretrained", "false"] * (words[0] != "cost")
+    if words[0] == "push":
+        return words
     extra = dict(SMALL) if words[0] != "export" else {}
     if "imagenet.yaml" in command:
         extra |= {"--model.num_classes": "2", "--data.num_workers": "0"}
@@ -106,6 +108,7 @@ def test_commands_of_the_readme() -> None:
     assert len(list(runs.glob("*/*/checkpoints/best.ckpt"))) == sum(c.split()[1] == "fit" for c in COMMANDS)
     assert len(list(runs.glob("*/*/predictions.csv"))) == sum(c.split()[1] == "predict" for c in COMMANDS)
     assert list(Path("exports").glob("*.onnx"))
+    assert {path.name for path in Path("shared").iterdir()} == {"README.md", "config.json", "model.safetensors"}
     for command in ANALYSES:
         main(_small(command))
         name = command.split()[1].replace("-", "_")

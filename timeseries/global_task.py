@@ -109,6 +109,9 @@ class GlobalForecastTask(SeriesTask):
         """The whole forecaster."""
         return cast(GlobalForecaster, self.backbone)
 
+    def example_shape(self) -> None:
+        """The system takes histories and the dates of both sides."""
+
     def check_data(self, data: Any, stage: str) -> None:
         """Compare the stations with the tree, and take their places."""
         self.net.check_stations(len(data.channels))

@@ -42,6 +42,7 @@ class SeriesTask(Task):
 
     monitor: ClassVar[str] = "val_mse"
     monitor_mode: ClassVar[Literal["min", "max"]] = "min"
+    pipeline_tag: ClassVar[str | None] = "time-series-forecasting"
     linear: Tensor
     center: Tensor
     spread: Tensor

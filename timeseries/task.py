@@ -96,6 +96,10 @@ class ForecastTask(SeriesTask):
         """The whole forecaster."""
         return cast(Forecaster, self.backbone)
 
+    def example_shape(self) -> tuple[int, ...]:
+        """Two histories."""
+        return (2, self.net.seq_len, self.net.channels)
+
     def check_data(self, data: Any, stage: str) -> None:
         """Compare the channels, and take the scale of the training rows; a checkpoint has its own."""
         if len(data.channels) != self.net.channels:

@@ -1,12 +1,13 @@
 """Video classification as a LightningModule."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.backbones.build import input_channels
 from core.errors import InputError
 from core.training.pixels import PixelClassification
 from core.training.task import Exported
@@ -34,6 +35,8 @@ class VideoClassifier(PixelClassification):
     Raises:
         InputError: if an argument is out of range, or the data's number of frames fills no rectangle.
     """
+
+    pipeline_tag: ClassVar[str | None] = "video-classification"
 
     def __init__(
         self,
@@ -65,6 +68,10 @@ class VideoClassifier(PixelClassification):
     def to_maps(self, x: Tensor) -> Tensor:
         """Clips (B, T, 3, H, W) to maps (B, 3, rows * H, columns * W)."""
         return clip_to_map(x, self.layout, self.rows)
+
+    def example_shape(self) -> tuple[int, ...]:
+        """Two clips that fill the rectangle, of 64 x 64 pixels."""
+        return (2, 4 * (self.rows or 4), input_channels(self.backbone), 64, 64)
 
     def to_export(self, batch: Any) -> Exported:
         """The backbone, with the maps of some clips."""

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, Self, cast
 
 import torch
+from timm.models._input import update_model_args
 from torch import Tensor, nn
 
 from core.backbones.staged import StagedNet, drop_path_rates
@@ -161,6 +162,7 @@ class RepLKNet(StagedNet):
         for module in merged.modules():
             if isinstance(module, ReparamLargeKernelConv):
                 module.reparameterize()
+        update_model_args(merged, small_kernel_merged=True)
         return merged
 
     def reparameterize(self) -> None:
@@ -172,6 +174,7 @@ class RepLKNet(StagedNet):
             RuntimeError: if the model is in training mode.
         """
         require_eval(self)
+        update_model_args(self, inference_mode=True)  # what timm.models.save_for_hf writes, to build this form again
         if not is_batch_norm(self.norm):
             return
         if self._head_takes_norm():

@@ -30,6 +30,7 @@ class StagedNet(nn.Module, ABC):
         stages: what ``feature_info`` names, one entry a stage.
         norm: the norm between the last map and the classifier.
         head: the classifier, or an identity.
+        in_chans: channels of the input map.
         num_classes: outputs of the classifier; 0 without one.
         num_features: channels of the last map.
         feature_norms: whether each stage's map has a norm of its own for ``forward_intermediates(norm=True)``.
@@ -56,7 +57,7 @@ class StagedNet(nn.Module, ABC):
                 f"drop_path_rate={drop_path_rate}, num_classes={num_classes}, in_chans={in_chans}; "
                 "expected a rate in [0, 1), 0 or more classes, 1 or more channels"
             )
-        self.depths = tuple(depths)
+        self.depths, self.in_chans = tuple(depths), in_chans
         self.num_classes, self.num_features, self.head_hidden_size = num_classes, dims[-1], dims[-1]
         self.grad_checkpointing, self.feature_norms, self.norm_in_head, self.pruned = False, False, False, False
         self.feature_info = [

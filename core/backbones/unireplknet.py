@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from timm.layers import LayerNorm2d, trunc_normal_
+from timm.models._input import update_model_args
 from torch import Tensor, nn
 
 from core.backbones.staged import StagedNet, drop_path_rates
@@ -135,7 +136,8 @@ class UniRepLKNet(StagedNet):
         if min(dims) < 4 or dims[0] % 2:
             raise InputError(f"dims={tuple(dims)}: the first must be even and all at least 4")
         sizes = _per_block(kernel_sizes, depths)
-        unused = set(branches or ()) - {k for stage in sizes for k in stage if k >= 7}
+        branches = {int(size): pairs for size, pairs in (branches or {}).items()}  # JSON has names for keys only
+        unused = set(branches) - {k for stage in sizes for k in stage if k >= 7}
         if unused:
             raise InputError(f"branches are given for kernel sizes {sorted(unused)}; no LarK block of {sizes} has them")
         self.downsample_layers = nn.ModuleList([_stem(in_chans, dims[0])])
@@ -149,7 +151,7 @@ class UniRepLKNet(StagedNet):
                         kernel_size,
                         drop_path=next(rates),
                         layer_scale_init_value=layer_scale_init_value,
-                        branches=(branches or {}).get(kernel_size, reparam),
+                        branches=branches.get(kernel_size, reparam),
                         extra=extra,
                         inference_mode=inference_mode,
                     )
@@ -202,6 +204,7 @@ class UniRepLKNet(StagedNet):
             RuntimeError: if the model is in training mode.
         """
         require_eval(self)
+        update_model_args(self, inference_mode=True)  # what timm.models.save_for_hf writes, to build this form again
         if type(self.head) is nn.Linear and isinstance(self.norm, nn.LayerNorm):
             set_folded(self.head, *fold_affine(self.head.weight, self.head.bias, *norm_affine(self.norm)))
             self.norm.reset_parameters()

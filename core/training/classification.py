@@ -35,6 +35,10 @@ class ClassificationTask(Task):
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         kwargs: the other arguments of :class:`core.training.Task`.
 
+    Attributes:
+        class_names: in the order of the labels; numbers until the data or a checkpoint say them.
+        normalisation: ``mean`` and ``std`` of the training data's maps, once a checkpoint has said them.
+
     Raises:
         InputError: if an argument is out of range or the data have other classes.
     """
@@ -65,6 +69,7 @@ class ClassificationTask(Task):
             cast(Any, self.backbone).reset_classifier(num_classes)
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.class_names = [str(i) for i in range(num_classes)]
+        self.normalisation: dict[str, list[float]] = {}
         self.mixup: Mixup | None = None
         if mixup_alpha > 0 or cutmix_alpha > 0:
             self.mixup = Mixup(mixup_alpha, cutmix_alpha, label_smoothing=label_smoothing, num_classes=num_classes)
@@ -226,11 +231,13 @@ class ClassificationTask(Task):
         data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         for name in ("mean", "std"):  # how the maps were normalised, for who reads the backbone alone
             if isinstance(getattr(data, name, None), tuple | list):
-                checkpoint[name] = list(getattr(data, name))
+                self.normalisation[name] = list(getattr(data, name))
+        checkpoint |= self.normalisation
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the class names."""
+        """Restore the class names and the normalisation."""
         self.class_names = checkpoint.get("class_names", self.class_names)
+        self.normalisation = {name: checkpoint[name] for name in ("mean", "std") if name in checkpoint}
 
 
 def _accuracies(num_classes: int) -> MetricCollection:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
-from core.backbones.build import build_backbone
+from core.backbones.build import build_backbone, input_channels
 from core.checkpoints import load_weights
 from core.errors import InputError
 from core.training.data import DataModule
@@ -68,6 +68,8 @@ class Task(LightningModule):
     monitor: ClassVar[str] = "val_loss"
     """The metric that chooses the best checkpoint."""
     monitor_mode: ClassVar[Literal["min", "max"]] = "min"
+    pipeline_tag: ClassVar[str | None] = None
+    """What the Hugging Face Hub calls this kind of task, if it has a name for it."""
 
     def __init__(
         self,
@@ -121,6 +123,10 @@ class Task(LightningModule):
         if not isinstance(batch[0], Tensor):
             raise InputError(f"{type(self).__name__} takes several inputs; only models of one input are exported")
         return Exported(str(self.hparams.get("backbone", type(self.backbone).__name__)), self.backbone, batch[0][:4])
+
+    def example_shape(self) -> tuple[int, ...] | None:
+        """Shape of some input that the model takes, for a program that shows how; None if that is no single tensor."""
+        return (2, input_channels(self.backbone), 64, 64)
 
     @classmethod
     def chosen_by(cls, args: Mapping[str, Any]) -> tuple[str, str]:

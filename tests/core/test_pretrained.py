@@ -13,11 +13,13 @@ from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import Tensor
 from torch.testing import assert_close
+from training.hub_cache import COMMIT
 
 import core
 
+pytest_plugins = ["training.hub_cache"]
+
 STEM = "downsample_layers.0.0.weight"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def _state(**options: Any) -> dict[str, Tensor]:
@@ -26,19 +28,6 @@ def _state(**options: Any) -> dict[str, Tensor]:
 
 def _same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert_close(got, expected, rtol=0, atol=0)
-
-
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The snapshot of repository ``org/name`` in an offline cache."""
-    root = tmp_path / "models--org--name"
-    snapshot = root / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    (root / "refs").mkdir()
-    (root / "refs" / "main").write_text(COMMIT)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return snapshot
 
 
 @pytest.mark.parametrize("name", ["org/name", "hf-hub:org/name"])
