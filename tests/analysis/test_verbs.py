@@ -141,7 +141,7 @@ def test_cost_of_a_model_with_other_channels() -> None:
     [
         ("erf", ["images", "size", "num_images", "batch_size", "pretrained", "mean", "std", "device", "output"]),
         ("shape-bias", ["images", "batch_size", "pretrained", "device", "output"]),
-        ("cost", ["size", "width", "batch_size", "rounds", "device", "output"]),
+        ("cost", ["size", "width", "batch_size", "rounds", "device", "output", "tune"]),
     ],
 )
 def test_help_of_a_verb_describes_every_option(
