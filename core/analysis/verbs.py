@@ -176,6 +176,7 @@ def cost_verb(
 
 VERBS: dict[str, Callable[..., None]] = {"erf": erf_verb, "shape-bias": shape_bias_verb, "cost": cost_verb}
 _KINDS = ("shape", "texture", "other")
+_TUNE = "first measure which implementation of each depthwise convolution is fastest here, and keep it for later runs"
 
 
 def run_analysis(words: Sequence[str]) -> None:
@@ -192,7 +193,7 @@ def run_analysis(words: Sequence[str]) -> None:
     parser.add_argument("models", nargs="+", type=str, help="names of models, NAME=FILE, or checkpoints that fit wrote")
     switches = {"tune"} & set(inspect.signature(verb).parameters)
     for switch in switches:
-        parser.add_argument(f"--{switch}", action="store_true", help="measure the depthwise convolutions first")
+        parser.add_argument(f"--{switch}", action="store_true", help=_TUNE)
     parser.add_function_arguments(verb, as_group=False, skip={"models", *switches})
     try:
         given = parser.parse_args(list(words[1:]))

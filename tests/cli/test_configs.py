@@ -33,7 +33,7 @@ BASES = {
 TINY = {"unireplknet": "test_unireplknet", "replknet": "test_replknet"}
 """Family of a backbone, and the net that takes its place."""
 HERE = {"accelerator": "cpu", "devices": "1", "num_nodes": "1", "strategy": "auto", "plugins": "null"}
-BY_NAME = [c for c in CONFIGS if c.parent.name != "engine" and c.name != "det.yaml"]
+BY_NAME = [c for c in CONFIGS if c.parent.name != "engine" and c.name not in ("det.yaml", "seg.yaml")]
 """Configurations whose backbone timm builds; OpenMMLab's have configs of their own."""
 ABLATIONS = [config for config in CONFIGS if config.parent.name == "ablations"]
 EXTRAS = {"none": [], "bottleneck": [1, 3, 1], "two_1x1": [1, 1], "two_dw3x3": [3, 3], "se": [1, 1]}
