@@ -1,5 +1,7 @@
 """``lightning cost --tune``: measure a model's depthwise convolutions, show them and keep the fastest."""
 
+import sys
+
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +30,9 @@ def tune_model(model: nn.Module, x: Tensor) -> None:
         print("no depthwise convolution of stride 1 in this model goes through core.ops: nothing to tune")
         return
     rows, fastest = [], {}
-    for convolution in found:
+    for number, convolution in enumerate(found, start=1):
         for dtype in DTYPES:
+            print(f"{number} of {len(found)}: {_name(convolution, dtype)}", file=sys.stderr)
             measured = measure(convolution, dtype, str(x.device))
             fastest[measured.key] = measured.fastest
             times = [measured.milliseconds.get(name) for name in IMPLEMENTATIONS]

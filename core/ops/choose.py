@@ -52,7 +52,9 @@ def choose(asked: str, kind: Kind, x: Tensor, kernel: Size, dilation: int) -> Im
     last = memory_format(x) is torch.channels_last
     sizes = (x.shape[1], x.shape[2], x.shape[3], *kernel, dilation)
     asked = asked or os.environ.get(ENVIRONMENT, "")
-    return IMPLEMENTATIONS[_name(asked, kind, x.device, x.dtype, last, sizes, torch.get_num_threads(), onednn(x))]
+    key, name = _resolved(asked, kind, x.device, x.dtype, last, sizes, torch.get_num_threads(), onednn(x))
+    _chosen[key] = name
+    return IMPLEMENTATIONS[name]
 
 
 Sizes = tuple[int, int, int, int, int, int]
@@ -60,7 +62,7 @@ Sizes = tuple[int, int, int, int, int, int]
 
 
 @lru_cache(maxsize=4096)
-def _name(
+def _resolved(
     asked: str,
     kind: Kind,
     device: torch.device,
@@ -69,7 +71,8 @@ def _name(
     sizes: Sizes,
     threads: int,
     fast: bool,
-) -> str:
+) -> tuple[str, str]:
+    """The key of these sizes, and the name of what computes them."""
     key = _key(kind, device, dtype, last, sizes, threads)
     name = asked or _table().get(key) or _rule(kind, last, sizes, fast)
     if name not in IMPLEMENTATIONS:
@@ -77,8 +80,7 @@ def _name(
             f"{name!r} is no way to compute a depthwise convolution; expected one of {', '.join(IMPLEMENTATIONS)} as "
             f"implementation= or in the environment variable {ENVIRONMENT}"
         )
-    _chosen[key] = name
-    return name
+    return key, name
 
 
 def key_of(kind: Kind, x: Tensor, kernel: Size, dilation: int) -> str:
@@ -90,7 +92,7 @@ def key_of(kind: Kind, x: Tensor, kernel: Size, dilation: int) -> str:
 
 
 def chosen_implementations() -> dict[str, str]:
-    """What was chosen since the program began: device, kind, dtype, format, channels, map, kernel, dilation to name."""
+    """What was last chosen for each device, kind, dtype, format, channels, map, kernel and dilation."""
     return dict(_chosen)
 
 
@@ -159,4 +161,4 @@ def write_table(fastest: dict[str, str]) -> Path:
 def forget() -> None:
     """Read the table again and choose anew at the next convolution."""
     _table.cache_clear()
-    _name.cache_clear()
+    _resolved.cache_clear()

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from core.errors import InputError
 from core.ops import triton_depthwise
-from core.ops.modes import memory_format
+from core.ops.modes import memory_format, onednn
 
 __all__ = ["IMPLEMENTATIONS", "Implementation"]
 
@@ -57,14 +57,24 @@ def _derived(x: Tensor, g: Tensor, kernel: Size, dilation: int) -> Tensor:
     return gradient
 
 
-def _in_format(wanted: torch.memory_format) -> Implementation:
-    """PyTorch's own kernel for one memory format, whatever the format of x is."""
+def _stalls(x: Tensor, width: int) -> bool:
+    """Whether oneDNN does not come back: bfloat16, channels_last, up to 16 channels, kernels of 15 columns and more.
+
+    Seen with torch 2.12.1 on maps of 32 columns and more, with AVX-512.
+    """
+    return onednn(x) and x.dtype == torch.bfloat16 and x.shape[1] <= 16 and width >= 15
+
+
+def _in_format(asked: torch.memory_format) -> Implementation:
+    """PyTorch's own kernel for one memory format, whatever the format of x is; contiguous where it would stall."""
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+        wanted = torch.contiguous_format if _stalls(x, weight.shape[3]) else asked
         y = _convolved(x.contiguous(memory_format=wanted), weight, bias, dilation)
         return y.contiguous(memory_format=memory_format(x))
 
     def weight_gradient(x: Tensor, g: Tensor, kernel: Size, dilation: int) -> Tensor:
+        wanted = torch.contiguous_format if _stalls(x, kernel[1]) else asked
         return _derived(
             x.contiguous(memory_format=wanted), g.contiguous(memory_format=wanted), kernel, dilation
         ).contiguous()
