@@ -1,6 +1,7 @@
 # The built-in scenes of digits, as COCO annotations; drawn by vision.openmmlab.scenes at the first Lightning run.
 default_scope = "mmdet"
-__colours = [[0, 0, 0]] + [[int(255 * abs((d * k) % 10 - 5) / 5) for k in (1, 3, 7)] for d in range(10)]
+__colours = [[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48]]
+__colours += [[145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60], [250, 190, 212]]
 __meta = dict(classes=[str(digit) for digit in range(10)], palette=__colours[1:])
 __labels = dict(type="LoadAnnotations", with_bbox=True, with_mask=True)
 
