@@ -167,17 +167,17 @@ def test_command_from_fit_to_export(tmp_path: Path) -> None:
     command("predict", config, out, "--ckpt_path", "best", "--data.predict_path", str(root / "test"))
     command("export", config, out, "--ckpt_path", "best", "--output", str(out / "files"))
     fit, tested, predicted = sorted((out / "lightning_logs" / "PointCloudClassifier").glob("version_*"))
-    assert max(metric(fit, "val_acc")) >= 0.75
+    assert max(metric(fit, "val_acc")) >= 0.9
     assert metric(fit, "val_macc") == pytest.approx(metric(fit, "val_acc"))  # classes are equally large
     for run in (fit, tested):
         for name in ("confusion_matrix.png", "examples.png"):
             with Image.open(run / name) as picture:
                 assert min(picture.size) > 100
-    assert metric(tested, "test_acc")[0] >= 0.6
+    assert metric(tested, "test_acc")[0] >= 0.75
     assert saved(fit, "best")["class_names"] == ["ball", "disc", "rod"]
     rows = table(predicted / "predictions.csv")
     assert len(rows) == 9
-    assert sum(Path(row["file"]).parent.name == row["class"] for row in rows) >= 6
+    assert sum(Path(row["file"]).parent.name == row["class"] for row in rows) >= 7
     task = PointCloudClassifier.load_from_checkpoint(fit / "checkpoints" / "best.ckpt", map_location="cpu").eval()
     session = onnxruntime.InferenceSession(out / "files" / "test_unireplknet.onnx", providers=["CPUExecutionProvider"])
     x = torch.randn(5, 6, 32, 32)
