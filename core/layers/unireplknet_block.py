@@ -78,7 +78,8 @@ class UniRepLKNetBlock(nn.Module):
         """(B, C, H, W) to the same shape."""
         y = self.pwconv1(self.se(self.norm(self.dwconv(x))))
         if self._may_overwrite():
-            return self.pwconv2(self._activated_in_place(y)).add_(x)
+            y = self.pwconv2(self._activated_in_place(y))
+            return y.add_(x) if y.dtype == x.dtype else x + y  # autocast: the shortcut stays wide
         y = self.pwconv2(self.act(y))
         if self.gamma is not None:
             y = y * self.gamma.view(-1, 1, 1)

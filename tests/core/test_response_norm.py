@@ -79,3 +79,10 @@ def test_folded_block_overwrites_only_its_own_maps(kernel: int) -> None:
         assert_close(block(x), wanted, rtol=1e-5, atol=1e-5)
         expected = block.pwconv1[1](block.se(block.norm(block.dwconv(x))).permute(0, 2, 3, 1))
     assert_close(seen[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_shortcut_of_a_folded_block_stays_wide_under_autocast() -> None:
+    block = core.reparameterize(UniRepLKNetBlock(8, 3).eval())
+    x = torch.randn(1, 8, 5, 5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert block(x).dtype == torch.float32

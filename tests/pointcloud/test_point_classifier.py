@@ -150,6 +150,7 @@ def _write_shapes(root: Path, **splits: int) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_command_from_fit_to_export(tmp_path: Path) -> None:
     root, out = _write_shapes(tmp_path / "shapes", train=10, val=4, test=3), tmp_path / "out"
     backbone = {"backbone": "test_unireplknet", "backbone_args": {"layer_scale_init_value": 0.5}}
@@ -158,7 +159,7 @@ def test_command_from_fit_to_export(tmp_path: Path) -> None:
     content = {
         "model": {"class_path": "PointCloudClassifier", "init_args": init},
         "data": {"class_path": "PointFolder", "init_args": data},
-        "trainer": {"max_epochs": 16, "accelerator": "cpu", "log_every_n_steps": 1},
+        "trainer": {"max_epochs": 16, "check_val_every_n_epoch": 4, "accelerator": "cpu", "log_every_n_steps": 1},
     }
     config = tmp_path / "shapes.yaml"
     config.write_text(yaml.safe_dump(content))
