@@ -140,6 +140,7 @@ class VideoFile:
     def _run(self, wanted: Ticks, key: int | None = None) -> Iterator[tuple[int, Frames]]:
         """From where the file is; nothing if its next keyframe lies behind ``key``."""
         left, reformatter = set(wanted.tolist()), VideoReformatter()
+        context, skipped = self.stream.codec_context, None
         for packet in self.container.demux(self.stream):
             if key is not None and (not packet.is_keyframe or packet.pts is None or packet.pts > key):
                 if packet.is_keyframe:
@@ -147,7 +148,9 @@ class VideoFile:
                 continue
             key = None
             # what no other frame refers to is decoded only where it is wanted
-            self.stream.codec_context.skip_frame = "DEFAULT" if packet.pts in left or not packet.size else "NONREF"
+            skip = "DEFAULT" if packet.pts in left or not packet.size else "NONREF"
+            if skip != skipped:
+                context.skip_frame = skipped = skip
             for frame in packet.decode():
                 time = frame.pts if frame.pts is not None else frame.dts
                 if time is not None and time in left:
