@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core.backbones.staged import StagedNet
 from core.layers import DepthwiseConv2d, GlobalResponseNorm, UniRepLKNetBlock
-from core.layers.pointwise import PointwiseLinear
+from core.layers.pointwise import PointwiseConv2d, PointwiseLinear
 
 __all__ = ["naive_twin"]
 
@@ -32,6 +32,7 @@ class _ResponseNorm(GlobalResponseNorm):
 
 _TWINS: dict[type[nn.Module], type[nn.Module]] = {
     DepthwiseConv2d: nn.Conv2d,
+    PointwiseConv2d: nn.Conv2d,
     PointwiseLinear: nn.Linear,
     GlobalResponseNorm: _ResponseNorm,
     UniRepLKNetBlock: _Block,

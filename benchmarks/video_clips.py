@@ -5,11 +5,11 @@
     python benchmarks/video_clips.py --files kinetics/train --clips 50
 
 Both read 16 frames of a random dense window (every 4th frame) of clips of 10 s, in one thread, and resize and crop them
-to 224 x 224 with the same code; they take turns. The third in turn decodes the same frames as LarKit and drops them: no
-exact reader can be faster, since these are the frames of the clip and those that they refer to. Without --files the clips are rendered: camera moves over the built-in
-photos, at 25 frames a second and 340 x 256 pixels, as x264 encodes them by itself (a keyframe every 250 frames and at
-cuts), with a cut in the middle, and with a keyframe each second, as cameras and telephones write. Then an epoch of
-video/configs/cls.yaml is trained, and the share of its time that waited for data is printed.
+to 224 x 224 with the same code; they take turns. A third decodes what LarKit decodes and drops it, which gives the limit:
+no reader of these frames is faster, since they refer to the others. Without --files the clips are rendered: camera moves
+over the built-in photos, at 25 frames a second and 340 x 256 pixels, as x264 encodes them by itself (a keyframe every 250
+frames and at cuts), with a cut in the middle, and with a keyframe each second, as cameras and telephones write. Then an
+epoch of video/configs/cls.yaml is trained, and the share of its time that waited for data is printed.
 """
 
 import argparse
@@ -115,7 +115,8 @@ def compare(name: str, files: list[Path], rounds: int) -> None:
     ratios, limit = sorted(a / b for a, b, _ in times), statistics.median(a / c for a, _, c in times)
     difference = (every_frame(*clips[0]).float() - seeking(*clips[0])).abs().max().item()
     print(f"{name:22s} every frame {theirs:6.1f} clips/s, seeking {ours:6.1f} clips/s, ", end="")
-    print(f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), limit {limit:.2f}, difference {difference:.0f}")
+    print(f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), ", end="")
+    print(f"limit {limit:.2f}, difference {difference:.0f}")
 
 
 def seconds(work: Callable[[], object]) -> float:

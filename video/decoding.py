@@ -23,6 +23,7 @@ __all__ = ["Decoder", "TorchcodecVideo", "Video", "VideoFile", "open_video"]
 
 Decoder = Literal["pyav", "torchcodec"]
 Frames = NDArray[np.uint8]
+Skip = Literal["DEFAULT", "NONREF"]
 
 
 class Video(Protocol):
@@ -148,7 +149,7 @@ class VideoFile:
                 continue
             key = None
             # what no other frame refers to is decoded only where it is wanted
-            skip = "DEFAULT" if packet.pts in left or not packet.size else "NONREF"
+            skip: Skip = "DEFAULT" if packet.pts in left or not packet.size else "NONREF"
             if skip != skipped:
                 context.skip_frame = skipped = skip
             for frame in packet.decode():

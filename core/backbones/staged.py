@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from core.errors import InputError
 from core.layers.checkpointing import checkpoint_blocks
-from core.layers.pointwise import PointwiseLinear
+from core.layers.pointwise import PointwiseConv2d, PointwiseLinear
 from core.ops import depthwise_conv2d, in_fast_format, response_norm
 
 # they look at sizes and devices, which timm's graph extraction cannot follow
 for function in (depthwise_conv2d, response_norm, in_fast_format):
     register_notrace_function(function)
+register_notrace_module(PointwiseConv2d)
 register_notrace_module(PointwiseLinear)
 
 __all__ = ["StagedNet", "drop_path_rates"]

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.layers.pointwise import PointwiseConv2d
+
 __all__ = ["SqueezeExcite"]
 
 
@@ -16,8 +18,8 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, reduced: int) -> None:
         super().__init__()
-        self.down = nn.Conv2d(channels, reduced, 1)
-        self.up = nn.Conv2d(reduced, channels, 1)
+        self.down = PointwiseConv2d(channels, reduced)
+        self.up = PointwiseConv2d(reduced, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
