@@ -4,12 +4,13 @@
     python benchmarks/video_clips.py
     python benchmarks/video_clips.py --files kinetics/train --clips 50
 
-Both read 16 frames of a random dense window (every 4th frame) of clips of 10 s, in one thread, and resize and crop them
-to 224 x 224 with the same code; they take turns. A third decodes what LarKit decodes and drops it, which gives the limit:
-no reader of these frames is faster, since they refer to the others. Without --files the clips are rendered: camera moves
-over the built-in photos, at 25 frames a second and 340 x 256 pixels, as x264 encodes them by itself (a keyframe every 250
-frames and at cuts), with a cut in the middle, and with a keyframe each second, as cameras and telephones write. Then an
-epoch of video/configs/cls.yaml is trained, and the share of its time that waited for data is printed.
+Both read 16 frames of a random dense window (every 4th frame) of clips of 10 s, in one thread, and resize and crop
+them to 224 x 224 with the same code; they take turns. A third decodes what LarKit decodes and drops it, which gives
+the limit: no reader of these frames is faster, since they refer to the others. Without --files the clips are
+rendered: camera moves over the built-in photos, at 25 frames a second and 340 x 256 pixels, as x264 encodes them by
+itself (a keyframe every 250 frames and at cuts), with a cut in the middle, and with a keyframe each second, as
+cameras and telephones write. Then an epoch of video/configs/cls.yaml is trained, and the share of its time that
+waited for data is printed.
 """
 
 import argparse
