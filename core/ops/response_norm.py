@@ -28,7 +28,7 @@ def response_norm(x_BHWC: Tensor, gamma_C: Tensor, beta_C: Tensor | None, eps: f
         (B, H, W, C) in the dtype of x.
     """
     if eager() and torch.is_grad_enabled():
-        y: Tensor = _ResponseNorm.apply(x_BHWC, gamma_C, eps)
+        y: Tensor = _ResponseNorm.apply(x_BHWC, gamma_C, eps)[0]
     else:
         y = x_BHWC * response_scale(x_BHWC, gamma_C, eps)
     return y if beta_C is None else y + beta_C.to(y.dtype)
@@ -36,9 +36,12 @@ def response_norm(x_BHWC: Tensor, gamma_C: Tensor, beta_C: Tensor | None, eps: f
 
 def response_scale(x_BHWC: Tensor, gamma_C: Tensor, eps: float) -> Tensor:
     """What each channel is multiplied by: (B, 1, 1, C) in the dtype of x."""
-    norm = _product_sums(x_BHWC, x_BHWC).clamp_min(_TINY).sqrt()
-    scale = gamma_C * norm / (norm.mean(-1, keepdim=True) + eps) + 1
-    return scale.to(x_BHWC.dtype)[:, None, None]
+    return _scale(_product_sums(x_BHWC, x_BHWC), gamma_C, eps).to(x_BHWC.dtype)[:, None, None]
+
+
+def _scale(squares_BC: Tensor, gamma_C: Tensor, eps: float) -> Tensor:
+    norm = squares_BC.clamp_min(_TINY).sqrt()
+    return gamma_C * norm / (norm.mean(-1, keepdim=True) + eps) + 1
 
 
 def _product_sums(x_BHWC: Tensor, y_BHWC: Tensor) -> Tensor:
@@ -63,21 +66,24 @@ def _product_sums(x_BHWC: Tensor, y_BHWC: Tensor) -> Tensor:
 
 
 class _ResponseNorm(torch.autograd.Function):
-    """x * scale; keeps x alone, where composed operators keep four maps of its size."""
+    """x * scale and the sums of squares; keeps x alone, where composed operators keep four maps of its size."""
 
     @staticmethod
-    def forward(x_BHWC: Tensor, gamma_C: Tensor, eps: float) -> Tensor:
-        return x_BHWC * response_scale(x_BHWC, gamma_C, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x_BHWC, gamma_C, ctx.eps = inputs
-        ctx.save_for_backward(x_BHWC, gamma_C)
-
-    @staticmethod
-    def backward(ctx: Any, dy_BHWC: Tensor) -> tuple[Tensor, Tensor, None]:
-        x_BHWC, gamma_C = ctx.saved_tensors
+    def forward(x_BHWC: Tensor, gamma_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         squares = _product_sums(x_BHWC, x_BHWC)
+        return x_BHWC * _scale(squares, gamma_C, eps).to(x_BHWC.dtype)[:, None, None], squares
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x_BHWC, gamma_C, ctx.eps = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x_BHWC, gamma_C, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, dy_BHWC: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_BHWC, gamma_C, squares = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of this gradient follows x through its norm
+            squares = _product_sums(x_BHWC, x_BHWC)
         norm = squares.clamp_min(_TINY).sqrt()
         mean = norm.mean(-1, keepdim=True) + ctx.eps
         to_scale = _product_sums(dy_BHWC, x_BHWC)  # gradient of what each channel is multiplied by
