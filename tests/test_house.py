@@ -2,13 +2,14 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import yaml
 from cli.small_sets import small_data
 from PIL import Image
@@ -18,7 +19,7 @@ from core.ops.choose import forget
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    .*?(lightning (?:fit|test|predict|export|push) .*)$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^    .*?(lightning (?:fit|test|predict|export|push|stats) .*)$", README, re.MULTILINE)
 ANALYSES = re.findall(r"^    (lightning (?:erf|shape-bias|cost) .*)$", README, re.MULTILINE)
 NETS = {"resnet50": "test_resnet", "unireplknet_t": "test_unireplknet", "replknet_31b": "test_replknet"}
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -46,13 +47,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
                     Image.new("RGB", (70 + i, 60), colour).save(place / f"{label}{i}.jpg")
     (tmp_path / "cue-conflict").mkdir()
     Image.new("RGB", (64, 64), "red").save(tmp_path / "cue-conflict" / "cat1-knife2.png")
-    for word in ("yes", "no"):
-        (tmp_path / "words" / word).mkdir(parents=True)
-        for i in range(4):
-            soundfile.write(tmp_path / "words" / word / f"{i}.wav", np.sin(np.arange(8_000) * 0.1), 16_000)
-    (tmp_path / "words" / "validation_list.txt").write_text("yes/0.wav no/0.wav")
-    (tmp_path / "words" / "testing_list.txt").write_text("yes/1.wav no/1.wav")
-    small_data({"class_path": "video.CameraMoves"}, tmp_path)
+    for kind in ("audio.AudioFolder", "pointcloud.PointFolder", "video.VideoFolder", "timeseries.CSVSeries"):
+        small_data({"class_path": kind}, tmp_path)
+    for third in tmp_path.glob("sounds/*/c"):
+        shutil.rmtree(third)
     for modality in ("audio", "pointcloud", "timeseries", "video", "vision"):
         (tmp_path / modality).symlink_to(ROOT / modality)
     monkeypatch.chdir(tmp_path)
@@ -71,26 +69,30 @@ def _small(command: str) -> list[str]:
     extra = dict(SMALL) if words[0] != "export" else {}
     if "imagenet.yaml" in command:
         extra |= {"--model.num_classes": "2", "--data.num_workers": "0"}
-    if "audio/" in command:
-        extra |= {"--data.root": "words", "--data.batch_size": "2"}
-        return words + [word for pair in extra.items() for word in pair]
-    if "pointcloud/" in command:
-        extra |= {"--data.batch_size": "4", "--model.backbone": "test_unireplknet", "--model.backbone_args": "{}"}
-        return words + [word for pair in extra.items() for word in pair]
-    if "video/" in command:
-        extra |= {"--data.root": "moves", "--data.batch_size": "2", "--data.num_workers": "0"}
-        return words + [word for pair in extra.items() for word in pair]
-    if "timeseries/" in command:
-        return words + [word for pair in extra.items() for word in pair]
+    if words[0] == "stats" or "timeseries/" in command:
+        lengths = {f"--{part}.{name}": "16" for part in ("data", "model") for name in ("seq_len", "pred_len")}
+        extra = extra | lengths if "timeseries/" in command else {}
+    elif "audio/" in command or "pointcloud/" in command or "video/" in command:
+        small = {"audio": {}, "pointcloud": {"load_points": "64", "num_points": "40"}, "video": {"size": "32"}}
+        modality = command.split(" -c ")[1].partition("/")[0]
+        extra |= {f"--data.{name}": value for name, value in (small[modality] | {"batch_size": "2"}).items()}
+        extra |= {"--model.backbone": "test_unireplknet", "--data.num_workers": "0"}
+    else:
+        extra |= _small_images(command)
+    return words + [word for pair in extra.items() for word in pair]
+
+
+def _small_images(command: str) -> dict[str, str]:
     if "det.yaml" in command or "seg.yaml" in command:
-        return words + [word for pair in extra.items() for word in pair]
+        return {}
+    extra = {}
     digits = any(word in command for word in ("Digits", "cls.yaml", "ablation.yaml"))
     if not digits:
         extra |= {"--data.size": "64", "--data.batch_size": "2"}
-    if words[0] == "fit" and "--ckpt_path" not in words:
+    if "fit" in command.split() and "--ckpt_path" not in command:
         channels = 1 if digits else 3
         extra |= {"--model.backbone": "test_unireplknet", "--model.backbone_args": f"{{in_chans: {channels}}}"}
-    return words + [word for pair in extra.items() for word in pair]
+    return extra
 
 
 def test_readme_has_commands_and_programs() -> None:
@@ -103,7 +105,10 @@ def test_readme_has_commands_and_programs() -> None:
 @pytest.mark.usefixtures("workplace")
 def test_commands_of_the_readme() -> None:
     for command in COMMANDS:  # in the order of the README: later ones use the checkpoints of earlier ones
-        main(_small(command))
+        if "devices 2" in command:  # processes that start themselves again by their program's name
+            subprocess.run([Path(sys.executable).with_name("lightning"), *_small(command)], check=True, timeout=300)
+        else:
+            main(_small(command))
     runs = Path("lightning_logs")
     assert len(list(runs.glob("*/*/checkpoints/best.ckpt"))) == sum(c.split()[1] == "fit" for c in COMMANDS)
     assert len(list(runs.glob("*/*/predictions.csv"))) == sum(c.split()[1] == "predict" for c in COMMANDS)
@@ -113,6 +118,18 @@ def test_commands_of_the_readme() -> None:
         main(_small(command))
         name = command.split()[1].replace("-", "_")
         assert {path.name for path in Path(name).iterdir()} == {f"{name}.png", f"{name}.json"}
+
+
+def test_the_command_for_a_cluster_is_understood(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (command,) = re.findall(r"^srun .*?(lightning .*?)\n```", README, re.MULTILINE | re.DOTALL)
+    with pytest.raises(SystemExit, match="^0$"):
+        main([*shlex.split(command)[1:], "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["trainer"]["num_nodes"] * config["trainer"]["devices"] == 16
+    assert config["trainer"]["plugins"][0]["class_path"].endswith("SLURMEnvironment")
 
 
 @pytest.mark.slow
