@@ -223,7 +223,8 @@ before, after = (torch.cat([image["boxes"] for image in images]) for images in (
 print(f"folded: {len(before)} boxes differ by at most {(before - after).abs().max():.0e} pixels")
 
 # %% [markdown]
-# The two surest boxes of each image, titled with their classes and scores:
+# The two surest boxes of each image, titled with their classes and scores. A digit has two boxes where the detector
+# wavers between two classes.
 
 # %%
 figure, panels = plt.subplots(1, 6, figsize=(10, 2), layout="constrained")
