@@ -4,6 +4,8 @@ import os
 import random
 from collections.abc import Iterator
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start; one test runs on each core
+
 import numpy as np
 import pytest
 import torch
