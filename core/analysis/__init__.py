@@ -1,7 +1,7 @@
 """The papers' analyses: effective receptive field, shape bias, and what a model costs. Any timm or LarKit model."""
 
 from core.analysis.cost import Cost, model_cost
-from core.analysis.receptive_field import ReceptiveField, effective_receptive_field
+from core.analysis.receptive_field import ReceptiveField, effective_receptive_field, receptive_field_figure
 from core.analysis.shape_bias import ShapeBias, shape_bias
 
 __all__ = [
@@ -10,5 +10,6 @@ __all__ = [
     "ShapeBias",
     "effective_receptive_field",
     "model_cost",
+    "receptive_field_figure",
     "shape_bias",
 ]
