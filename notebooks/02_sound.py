@@ -122,7 +122,7 @@ Image.open(run / "confusion_matrix.png")
 
 # %%
 sheet = Image.open(run / "examples.png")
-sheet.crop((0, 0, sheet.width, sheet.height // 2)).quantize(64)
+sheet.crop((0, 0, sheet.width, sheet.height // 2))
 
 # %% [markdown]
 # ## A file of your own

@@ -40,8 +40,8 @@ table.filter(like="JFK").rename_axis("date").to_csv(folder / "weather.csv")
 print((folder / "weather.csv").read_text()[:300])
 
 # %% [markdown]
-# `measure` finds the length of the strongest wave, here a day. Four weeks of temperature, folded by it: afternoons are the
-# bright column, and warm and cold days are rows. The net gets the last four days as such a map, for each channel by itself.
+# `measure` finds the length of the strongest wave, here a day. Four weeks of temperature, folded by it: a bright stretch in the
+# middle is the warm part of a day (the hours are UTC, from 6 on), a bright row is a warm day. The net gets the last four days as such a map, for each channel by itself.
 
 # %%
 data = CSVSeries(str(folder / "weather.csv"), seq_len=96, pred_len=24, batch_size=32, num_workers=0)
@@ -50,7 +50,7 @@ period = int(data.measure()["period"])
 
 temperature = weather.values[: 28 * period, weather.channels.index("JFK_temp")]
 folded = fold_by_period(temperature.view(1, 1, -1), period)[0, 0]
-figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
 image = axes.imshow(folded, aspect="auto", cmap="magma", extent=(0, period, 28, 0))
 axes.set(xlabel="hour of the row", ylabel="day", title=f"{temperature.numel()} hours as a map of {tuple(folded.shape)}")
 figure.colorbar(image, label="temperature in degrees Fahrenheit")
@@ -85,14 +85,14 @@ for name in ("test_mse", "test_mse_linear", "test_mse_last", "test_mse_seasonal"
 
 # %%
 run = Path(trainer.log_dir)
-Image.open(run / "forecasts.png").quantize(64)
+Image.open(run / "forecasts.png")
 
 # %% [markdown]
 # And the errors, by how far ahead the step is and by channel. The last value is good for an hour or two; the last day again
 # is equally good, or bad, at any distance.
 
 # %%
-Image.open(run / "errors.png").quantize(64)
+Image.open(run / "errors.png")
 
 # %% [markdown]
 # ## A forecast of your own series
