@@ -89,6 +89,7 @@ trainer = Trainer(
     enable_model_summary=False,
 )
 trainer.fit(task, DataLoader(TensorDataset(clips, labels), batch_size=24, shuffle=True, drop_last=True))
+task.examples.size = 16  # of the sheet below
 (measured,) = trainer.test(task, datamodule=data, verbose=False)
 print(f"accuracy on other photos: {measured['test_acc']:.3f}, chance {1 / 3:.3f}")
 
@@ -109,8 +110,7 @@ print(f"{frame.score(asked[:, 8].flatten(1), truth):.3f}")
 
 # %%
 run = Path(trainer.log_dir)
-sheet = Image.open(run / "examples.png")
-sheet.crop((0, 0, sheet.width, sheet.height // 2))
+Image.open(run / "examples.png")
 
 # %% [markdown]
 # And which moves are taken for which.
