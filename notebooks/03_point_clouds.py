@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Point clouds: a shape becomes views
 #
-# Points have no order and no grid. Looked at from some side they have both: each point falls on a pixel, and what is known
-# of the point is drawn there. A net for images reads such views.
+# Points have no order and no grid. Looked at from some side they have both: each point falls on a pixel, and what is
+# known of the point is drawn there. A net for images reads such views.
 
 # %%
 import logging
@@ -35,8 +35,9 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## From a file to a map
 #
-# A chair as a mesh, in the format of ModelNet40. `Clouds`, which all data modules read with, draws 2,048 points from its
-# surface, moves them into the unit sphere and turns them so that z points up; 512 are kept that lie far from each other.
+# A chair as a mesh, in the format of ModelNet40. `Clouds`, which all data modules read with, draws 2,048 points from
+# its surface, moves them into the unit sphere and turns them so that z points up; 512 are kept that lie far from
+# each other.
 
 # %%
 write_furniture(folder / "furniture", [("train", 1)])
@@ -47,9 +48,10 @@ points = sample_points(cloud[None], 512, train=False)
 print(f"{chair.name}: {len(mesh.vertices)} vertices, {len(mesh.faces)} triangles; points {tuple(points.shape)}")
 
 # %% [markdown]
-# The first four of the ten published views: the cloud is tilted, then looked at from four sides. `PointViews` computes a
-# feature of each point from its neighbours, draws it at the point's pixels, and lets a small image branch make colours of
-# that. It learns together with the net, so that here, untrained, the colours mean nothing yet, but the shape is there.
+# The first four of the ten published views: the cloud is tilted, then looked at from four sides. `PointViews`
+# computes a feature of each point from its neighbours, draws it at the point's pixels, and lets a small image branch
+# make colours of that. It learns together with the net, so that here, untrained, the colours mean nothing yet, but
+# the shape is there.
 
 # %%
 views = PointViews(num_views=4, obj_size=48, neighbors=16, dim=16, fusion=False)
@@ -70,8 +72,8 @@ plt.show()
 # %% [markdown]
 # ## Training
 #
-# On digits, handwritten ones whose ink has become points: `shots` takes 50 clouds of each class. Two small views are enough
-# for them.
+# On digits, handwritten ones whose ink has become points: `shots` takes 50 clouds of each class. Two small views are
+# enough for them.
 
 # %%
 data = DigitClouds(shots=50, batch_size=50, num_workers=0)
@@ -117,7 +119,8 @@ def spread(clouds):
 print(f"nearest centroid: {NearestCentroid().fit(*spread(data.train_set)).score(*spread(data.val_set)):.3f}")
 
 # %% [markdown]
-# The run folder has a sheet of these clouds each drawn from half above, with the two views that the net got and its answer.
+# The run folder has a sheet of some of these clouds, each drawn from half above, with the two views that the net got
+# and its answer; wrong ones are red.
 
 # %%
 run = Path(trainer.log_dir)
@@ -132,8 +135,8 @@ Image.open(run / "confusion_matrix.png")
 # %% [markdown]
 # ## A file of your own
 #
-# Meshes and clouds in .off, .obj, .ply, .stl, .npy, .txt or .pcd. A test cloud stands in for one,
-# written as lines of x to the right, y up and z towards the reader.
+# Meshes and clouds in .off, .obj, .ply, .stl, .npy, .txt or .pcd. A test cloud stands in for one, written as lines
+# of x to the right, y up and z towards the reader.
 
 # %%
 cloud, digit = data.test_set[450]

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Time series: days below each other become a map
 #
-# A series that repeats itself, day after day, becomes a picture when each day is a row: neighbouring hours stand side by
-# side, the same hour of neighbouring days one above the other. A large kernel sees both at once.
+# A series that repeats itself, day after day, becomes a picture when each day is a row: neighbouring hours stand
+# side by side, the same hour of neighbouring days one above the other. A large kernel sees both at once.
 #
-# The series is the weather at New York's JFK airport in 2013, which comes with a package, so that nothing is downloaded. It
-# is written as a CSV file first, since that is how one's own series are read.
+# The series is the weather at New York's JFK airport in 2013, which comes with a package, so that nothing is
+# downloaded. It is written as a CSV file first, since that is how one's own series are read.
 
 # %%
 import logging
@@ -40,8 +40,9 @@ table.filter(like="JFK").rename_axis("date").to_csv(folder / "weather.csv")
 print((folder / "weather.csv").read_text()[:300])
 
 # %% [markdown]
-# `measure` finds the length of the strongest wave, here a day. Four weeks of temperature, folded by it: a bright stretch in the
-# middle is the warm part of a day (the hours are UTC, from 6 on), a bright row is a warm day. The net gets the last four days as such a map, for each channel by itself.
+# `measure` finds the length of the strongest wave, here a day. Four weeks of temperature, folded by it: a bright
+# stretch in the middle is the warm part of a day (the hours are UTC, from 6 on), a bright row is a warm day. The net
+# gets the last four days as such a map, for each channel by itself.
 
 # %%
 data = CSVSeries(str(folder / "weather.csv"), seq_len=96, pred_len=24, batch_size=32, num_workers=0)
@@ -59,9 +60,9 @@ plt.show()
 # %% [markdown]
 # ## Training
 #
-# 24 hours ahead from 96. The forecaster is a linear layer plus what the backbone reads from the map. Every evaluation also
-# measures three baselines on the same windows: the last value, the last day again, and the best linear layer, which is
-# computed exactly and not trained. Errors are those of standardised channels.
+# 24 hours ahead from 96. The forecaster is a linear layer plus what the backbone reads from the map. Every
+# evaluation also measures three baselines on the same windows: the last value, the last day again, and the best
+# linear layer, which is computed exactly and not trained. Errors are those of standardised channels.
 
 # %%
 small = {"depths": (1, 1), "dims": (16, 32), "kernel_sizes": (7, 5), "layer_scale_init_value": 0.1}
@@ -88,8 +89,8 @@ run = Path(trainer.log_dir)
 Image.open(run / "forecasts.png")
 
 # %% [markdown]
-# And the errors, by how far ahead the step is and by channel. The last value is good for an hour or two; the last day again
-# is equally good, or bad, at any distance.
+# And the errors, by how far ahead the step is and by channel. The last value is good for an hour or two; the last
+# day again is equally good, or bad, at any distance.
 
 # %%
 Image.open(run / "errors.png")
@@ -97,13 +98,15 @@ Image.open(run / "errors.png")
 # %% [markdown]
 # ## A forecast of your own series
 #
-# `predict` continues a file after its last row, in the file's units, and `PredictionWriter` writes that as a CSV file. Here
-# the file ends with the first week of March.
+# `predict` continues a file after its last row, in the file's units, and `PredictionWriter` writes that as a CSV
+# file. Here the file ends with the first week of March.
 
 # %%
 march = pd.read_csv(folder / "weather.csv").query("date < '2013-03-08'")
 march.to_csv(folder / "march.csv", index=False)
-trainer.predict(task, datamodule=CSVSeries(seq_len=96, pred_len=24, num_workers=0, predict_path=str(folder / "march.csv")))
+trainer.predict(
+    task, datamodule=CSVSeries(seq_len=96, pred_len=24, num_workers=0, predict_path=str(folder / "march.csv"))
+)
 pd.read_csv(run / "predictions.csv").iloc[::6].round(1)
 
 # %% [markdown]

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Video: a clip becomes one large image
 #
-# Frames laid side by side are one image, and a net for images reads it: nothing in the net knows of time. What moves from
-# frame to frame is then a pattern across the image.
+# Frames laid side by side are one image, and a net for images reads it: nothing in the net knows of time. What moves
+# from frame to frame is then a pattern across the image.
 #
 # The clips are rendered: a camera moves over photos that come with packages. Nothing is downloaded.
 
@@ -44,10 +44,10 @@ with VideoFile(files[0]) as clip:
 print(f"{files[0].relative_to(folder)}: frames {tuple(frames.shape)} of {frames.dtype}")
 
 # %% [markdown]
-# Sixteen of its frames in both layouts. `grid`, that of the paper's text, puts whole frames side by side. `strip`, that of the
-# released code, cuts them into their scan lines. With small frames and a single row it makes a frame one line of the map
-# (here every fourth pixel of a frame is kept, 16 x 16), so that the same place a moment later is right below it: what
-# stands still makes vertical lines, and what moves makes slanted ones.
+# Sixteen of its frames in both layouts. `grid`, that of the paper's text, puts whole frames side by side. `strip`,
+# that of the released code, cuts them into their scan lines. With small frames and a single row it makes a frame one
+# line of the map (here every fourth pixel of a frame is kept, 16 x 16), so that the same place a moment later is
+# right below it: what stands still makes vertical lines, and what moves makes slanted ones.
 
 # %%
 grid = clip_to_map(frames[None, ::2], "grid")[0]
@@ -62,8 +62,9 @@ plt.show()
 # %% [markdown]
 # ## Training
 #
-# Decoding takes longer here than the small net needs, so that each clip is decoded once, with a random crop, and the clips
-# are kept. A longer run gives the data module itself to the trainer and sees another window and crop each time.
+# Decoding takes longer here than the small net needs, so that each clip is decoded once, with a random crop, and the
+# clips are kept. A longer run gives the data module itself to the trainer and sees another window and crop each
+# time.
 
 # %%
 data = CameraMoves(str(folder / "moves"), size=16, batch_size=24, num_workers=0)
@@ -89,13 +90,13 @@ trainer = Trainer(
     enable_model_summary=False,
 )
 trainer.fit(task, DataLoader(TensorDataset(clips, labels), batch_size=24, shuffle=True, drop_last=True))
-task.examples.size = 16  # of the sheet below
+task.examples.size = 8  # of the sheet below
 (measured,) = trainer.test(task, datamodule=data, verbose=False)
 print(f"accuracy on other photos: {measured['test_acc']:.3f}, chance {1 / 3:.3f}")
 
 # %% [markdown]
-# One frame says nothing about a move: halfway through, the clips of all classes are drawn alike. Logistic regression on the
-# middle frame can learn the training photos by heart, and stays near chance on others.
+# One frame says nothing about a move: halfway through, the clips of all classes are drawn alike. Logistic regression
+# on the middle frame can learn the training photos by heart, and stays near chance on others.
 
 # %%
 tested = [data.on_after_batch_transfer(batch, 0) for batch in data.test_dataloader()]
@@ -105,8 +106,8 @@ print(f"one frame: training {frame.score(clips[:, 8].flatten(1), labels):.3f}, t
 print(f"{frame.score(asked[:, 8].flatten(1), truth):.3f}")
 
 # %% [markdown]
-# Some test clips, 16 frames of 16 x 16 pixels each, with the answer and its probability. Wrong ones are red, with the true
-# move in brackets.
+# Some test clips, 16 frames of 16 x 16 pixels each, with the answer and its probability. Wrong ones are red, with
+# the true move in brackets.
 
 # %%
 run = Path(trainer.log_dir)
@@ -121,7 +122,8 @@ Image.open(run / "confusion_matrix.png")
 # %% [markdown]
 # ## A file of your own
 #
-# `predict` takes mp4, mkv, webm and what else FFmpeg reads, of any size, rate and length; a test clip stands in for one.
+# `predict` takes mp4, mkv, webm and what else FFmpeg reads, of any size, rate and length; a test clip stands in for
+# one.
 
 # %%
 asked = CameraMoves(str(folder / "moves"), size=16, num_workers=0, predict_path=str(files[0]))
@@ -129,8 +131,8 @@ asked = CameraMoves(str(folder / "moves"), size=16, num_workers=0, predict_path=
 print(f"{answer['class'][0]}, probability {answer['probability'][0]:.2f}; the file is {files[0].relative_to(folder)}")
 
 # %% [markdown]
-# All eight moves and a larger net take minutes: `lightning fit -c video/configs/cls.yaml`. Your own class folders of videos
-# (`video/README.md` has the rest):
+# All eight moves and a larger net take minutes: `lightning fit -c video/configs/cls.yaml`. Your own class folders of
+# videos (`video/README.md` has the rest):
 #
 #     lightning fit -c video/configs/folder.yaml --data.root videos --model.num_classes 2 --model.pretrained true
 #     lightning predict -c video/configs/folder.yaml --data.predict_path videos --ckpt_path best

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Detection and segmentation: the backbone in OpenMMLab
 #
-# MMDetection and MMSegmentation build their models from configs, and LarKit's backbones are one line in them. The models run
-# in OpenMMLab's own scripts, or here, in Lightning's loops. This needs `pip install -e '.[openmmlab]'`; nothing is compiled.
+# MMDetection and MMSegmentation build their models from configs, and LarKit's backbones are one line in them. The
+# models run in OpenMMLab's own scripts, or here, in Lightning's loops. This needs `pip install -e '.[openmmlab]'`;
+# nothing is compiled.
 #
 # The scenes are handwritten digits over photos, drawn into a temporary folder.
 
@@ -46,8 +47,8 @@ print(config.model.backbone)
 # %% [markdown]
 # ## The scenes
 #
-# `draw_scenes` writes images, COCO annotations with boxes and masks, and label maps, so that the same files serve both
-# packages, and yours are read in the same way. Of a label map 0 is the photo and 1 + d the digit d.
+# `draw_scenes` writes images, COCO annotations with boxes and masks, and label maps, so that the same files serve
+# both packages, and yours are read in the same way. Of a label map 0 is the photo and 1 + d the digit d.
 
 # %%
 draw_scenes(folder / "scenes", {"train": 160, "val": 4, "test": 12})
@@ -64,16 +65,16 @@ plt.show()
 # %% [markdown]
 # ## Some steps of a segmentor
 #
-# UPerNet as `Segmenter`: MMSegmentation's model and loss, LarKit's optimizer, schedule and pictures. **Twenty steps are too
-# few to tell ten digits apart**; what is seen below is that everything runs. The same config with its own depths,
-# `lightning fit -c vision/configs/seg.yaml`, was measured by us on two cores: 4 min 24 s, mean IoU 0.528 (validation) and
-# 0.495 (test), before training 0.007 and 0.004.
+# UPerNet as `Segmenter`: MMSegmentation's model and loss, LarKit's optimizer, schedule and pictures. **Twenty steps
+# are too few to tell ten digits apart**; what is seen below is that everything runs. The same config with its own
+# depths, `lightning fit -c vision/configs/seg.yaml`, was measured by us on two cores: 4 min 24 s, mean IoU 0.528
+# (validation) and 0.495 (test), before training 0.007 and 0.004.
 
 # %%
 options = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 data = DigitScenes(NAME, root=str(folder / "scenes"), batch_size=8, num_workers=0)
 task = Segmenter(NAME, options=smaller, lr=4e-3, warmup_epochs=0.3)
-task.sheet.size = 4
+task.sheet.size = 2
 trainer = Trainer(max_epochs=1, limit_val_batches=0, gradient_clip_val=5.0, logger=CSVLogger(folder), **options)
 trainer.fit(task, datamodule=data)
 (measured,) = trainer.test(task, datamodule=data, verbose=False)
@@ -88,8 +89,8 @@ Image.open(Path(trainer.log_dir) / "examples.png")
 # %% [markdown]
 # ## Folding
 #
-# `core.reparameterize` finds the backbone's blocks inside the whole model. Branches and norms become single convolutions;
-# the logits differ by rounding alone.
+# `core.reparameterize` finds the backbone's blocks inside the whole model. Branches and norms become single
+# convolutions; the logits differ by rounding alone.
 
 # %%
 batch = next(iter(data.test_dataloader()))
@@ -105,9 +106,10 @@ print(f"logits of up to {largest:.1f} differ by at most {difference:.0e}")
 # %% [markdown]
 # ## A detector
 #
-# Mask R-CNN as `Detector`, on the same scenes. The file's other half is MMDetection's as always: neck, heads, assigners. Ten
-# steps here; `lightning fit -c vision/configs/det.yaml` takes 4 min 32 s on two cores, with mAP50 0.869 of boxes and 0.818 of
-# masks in validation, 0.801 and 0.728 in test (measured by us; before training 0.001 at most).
+# Mask R-CNN as `Detector`, on the same scenes. The config's other lines are MMDetection's own: neck, heads,
+# assigners. Ten steps here; `lightning fit -c vision/configs/det.yaml` takes 4 min 32 s on two cores, with mAP50
+# 0.869 of boxes and 0.818 of masks in validation, 0.801 and 0.728 in test (measured by us; before training 0.001 at
+# most).
 
 # %%
 MASK_RCNN = "mask_rcnn_unireplknet_a_digit_scenes.py"
@@ -130,11 +132,14 @@ counts = [sum(len(found.pred_instances) for found in side) for side in zip(*pair
 print(f"objects in {len(pairs)} scenes, at any score above 0.05: {counts[0]} before and {counts[1]} after")
 for one, other in pairs[:3]:
     best = [found.pred_instances for found in (one, other)]
-    print(*(f"{objects.scores[0]:.4f} at {objects.bboxes[0].round().tolist()}" for objects in best if len(objects)), sep=" | ")
+    print(
+        *(f"{objects.scores[0]:.4f} at {objects.bboxes[0].round().tolist()}" for objects in best if len(objects)),
+        sep=" | ",
+    )
 
 # %% [markdown]
-# Both packages' own training scripts run the same configs: `vision/README.md` has the commands, the papers' configs, and what
-# `lightning predict` writes.
+# Both packages' own training scripts run the same configs: `vision/README.md` has the commands, the papers' configs,
+# and what `lightning predict` writes.
 
 # %%
 shutil.rmtree(folder)
