@@ -126,7 +126,7 @@ Image.open(run / "confusion_matrix.png")
 # probability; wrong ones are red, with the true word in brackets.
 
 # %%
-Image.open(run / "examples.png")
+Image.open(run / "examples.png").convert("RGB").quantize(64)
 
 # %% [markdown]
 # ## A file of your own

@@ -111,7 +111,7 @@ print(f"{frame.score(asked[:, 8].flatten(1), truth):.3f}")
 
 # %%
 run = Path(trainer.log_dir)
-Image.open(run / "examples.png")
+Image.open(run / "examples.png").convert("RGB").quantize(64)
 
 # %% [markdown]
 # And which moves are taken for which.
