@@ -43,7 +43,7 @@ class SpokenWords(SpeechCommands):
 
     def __init__(self, root: str = "data/spoken_words", *, words: Sequence[str] | None = None, **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
-        self.classes = _checked(words)
+        self.classes, self.words = _checked(words), words
 
     def check_data(self) -> None:
         """Speak the words unless they are there.
@@ -53,7 +53,7 @@ class SpokenWords(SpeechCommands):
         """
         if not self.root.exists():
             speak_words(self.root, self.classes)
-        absent = [word for word in self.classes if not (self.root / word).is_dir()]
+        absent = [word for word in self.words or () if not (self.root / word).is_dir()]
         if absent:
             raise InputError(
                 f"{self.root} was made without {', '.join(absent[:5])}; give these words another --data.root, or "
