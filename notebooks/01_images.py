@@ -2,8 +2,8 @@
 # # Images
 #
 # From an image file to a map, a trained classifier, its pictures, and a folder to share. The digits are real
-# handwriting of 28 x 28 pixels that comes with a package. One CPU core trains this small net in about ten seconds;
-# `lightning fit -c vision/configs/cls.yaml` trains a larger one for longer, to a higher accuracy.
+# handwriting of 28 x 28 pixels that comes with a package. One CPU core trains this small net and draws its pictures in
+# about twenty seconds; `lightning fit -c vision/configs/cls.yaml` trains a larger one for longer, to a higher accuracy.
 
 # %%
 import logging

@@ -13,6 +13,7 @@ from training.small_runs import CLASSES, picture, write_photos
 
 from core.errors import InputError, MissingError
 from vision import Digits, ImageFolder
+from vision.digits import handwritten_digits
 
 
 def _folder(root: Path | None, **options: Any) -> ImageFolder:
@@ -211,3 +212,13 @@ def test_digits_are_normalised_and_named(digits: Any) -> None:
     assert 0.7 < x.std() < 1.3
     assert digits.predict_set[0][1].startswith("digits/")
     assert len({digits.predict_set[i][1] for i in range(1000)}) == 1000
+
+
+def test_all_who_ask_share_the_digits() -> None:
+    """Reading them takes seconds; whoever wrote into them would write into everybody's."""
+    (images, labels), (again, others) = handwritten_digits(), handwritten_digits()
+    assert images is again
+    assert labels == others
+    assert labels is not others
+    with pytest.raises(ValueError, match="read-only"):
+        images[0] = 0
