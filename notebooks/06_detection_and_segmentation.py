@@ -53,7 +53,7 @@ print(config.model.backbone)
 # %%
 draw_scenes(folder / "scenes", {"train": 160, "val": 4, "test": 12})
 files = sorted((folder / "scenes" / "images" / "train").glob("*.png"))[:5]
-figure, axes = plt.subplots(2, 5, figsize=(9, 3.7), layout="constrained")
+figure, axes = plt.subplots(2, 5, figsize=(8, 3.4), layout="constrained")
 for file, (above, below) in zip(files, axes.T, strict=True):
     above.imshow(Image.open(file))
     below.imshow(Image.open(folder / "scenes" / "labels" / "train" / file.name), cmap="tab20", vmin=0, vmax=10)
