@@ -107,7 +107,7 @@ class SpeechCommands(AudioDataModule):
         self.predict_set = self._predict_files(test)
 
     def _splits(self) -> tuple[Labelled, Labelled, Labelled]:
-        _, files = class_files(self.root, audio_files, pattern="*.wav", classes=WORDS)
+        _, files = class_files(self.root, audio_files, pattern="*.wav", classes=self.classes)
         by_name = {f"{path.parent.name}/{path.name}": (path, label) for path, label in files}
         parts: list[Labelled] = []
         seen: set[str] = set()

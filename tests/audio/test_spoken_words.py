@@ -95,6 +95,26 @@ def test_data_are_made_when_they_are_needed_and_only_once(tmp_path: Path) -> Non
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
+def test_other_words_in_the_order_of_their_labels(tmp_path: Path) -> None:
+    root = tmp_path / "spoken"
+    data = SpokenWords(str(root), words=["tea", "coffee"], **KNOWN)
+    data.prepare_data()
+    data.setup("fit")
+    assert {path.name for path in root.iterdir()} == {"tea", "coffee", "validation_list.txt", "testing_list.txt"}
+    assert data.classes == ["tea", "coffee"]
+    named = {(path.parent.name, label) for path, label in data.train_set.files}  # type: ignore[union-attr]
+    assert named == {("tea", 0), ("coffee", 1)}
+    with pytest.raises(InputError, match=r"was made without milk; give these words another --data.root, or delete"):
+        SpokenWords(str(root), words=["tea", "milk"], **KNOWN).prepare_data()
+
+
+@pytest.mark.parametrize("words", [["tea"], ["tea", "tea"], ["tea", "../tea"], []])
+def test_words_that_are_none(words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give two or more different ones, of letters alone"):
+        SpokenWords(str(tmp_path / "spoken"), words=words, **KNOWN)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("two_words")
 def test_the_same_bytes_each_time(tmp_path: Path) -> None:
     for name in ("first", "second"):

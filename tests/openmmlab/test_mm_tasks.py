@@ -25,7 +25,7 @@ from core.errors import InputError, MissingError
 from core.training import PredictionWriter
 from vision.openmmlab.data import OpenMMLabData
 from vision.openmmlab.detector import Detector
-from vision.openmmlab.scenes import draw_scenes
+from vision.openmmlab.scenes import DigitScenes, draw_scenes
 from vision.openmmlab.segmenter import Segmenter
 
 ROOT = Path(__file__).parents[2]
@@ -318,3 +318,16 @@ def test_drawn_scenes_are_consistent(tmp_path: Path) -> None:
     draw_scenes(again, {"train": 3, "val": 2})
     assert (again / "images/train/0001.png").read_bytes() == (tmp_path / "digits/images/train/0001.png").read_bytes()
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("config", ["mask_rcnn_unireplknet_a_digit_scenes.py", "upernet_unireplknet_a_digit_scenes.py"])
+def test_scenes_are_read_where_they_were_written(config: str, tmp_path: Path) -> None:
+    root = tmp_path / "elsewhere"
+    draw_scenes(root, {"train": 3, "val": 2, "test": 2})
+    data = DigitScenes(config, root=str(root), options={"train_dataloader.batch_size": 7}, num_workers=0)
+    data.prepare_data()
+    data.setup("fit")
+    found = [len(data._filled(part, "any")) for part in (data.train_set, data.val_set)]  # type: ignore[arg-type]
+    assert found == [3, 2]
+    assert data.options is not None
+    assert data.options["train_dataloader.batch_size"] == 7

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import video.camera_moves
+from core.errors import InputError
 from video import CameraMoves
 from video.camera_moves import MOVES, PHOTOS, render_moves
 from video.decoding import VideoFile
@@ -110,4 +111,16 @@ def test_folder_appears_only_when_it_is_complete(few: None, tmp_path: Path, monk
             render_moves(tmp_path / "moves")
     assert not (tmp_path / "moves").exists()
     render_moves(tmp_path / "moves")
+    assert [path.name for path in tmp_path.iterdir()] == ["moves"]
+
+
+def test_some_clips_of_some_moves(few: None, tmp_path: Path) -> None:
+    render_moves(tmp_path / "moves", {"train": 1, "test": 3}, ("still", "turn"))
+    files = sorted(str(path.relative_to(tmp_path / "moves").parent) for path in (tmp_path / "moves").rglob("*.mp4"))
+    assert files == ["test/still"] * 3 + ["test/turn"] * 3 + ["train/still", "train/turn"]
+    for unknown in ({"counts": {"tests": 1}}, {"moves": ["pan"]}):
+        with pytest.raises(
+            InputError, match=r"no split or move is called (tests|pan); known are train, val, test, pan_d"
+        ):
+            render_moves(tmp_path / "others", **unknown)  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["moves"]
