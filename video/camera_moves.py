@@ -1,6 +1,5 @@
 """Camera moves over photos that come with packages: the built-in video data, which needs no download."""
 
-import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from core.files import complete_folder
 from core.images import read_image
 from video.sets import VideoFolder
 
@@ -77,27 +77,25 @@ class CameraMoves(VideoFolder):
             **kwargs,
         )
 
-    def prepare_data(self) -> None:
+    def check_data(self) -> None:
         """Render the clips unless they are there."""
-        if self.folders.root is not None and not self.folders.root.exists():
-            render_moves(self.folders.root)
-        super().prepare_data()
+        if (root := self.folders.root) and not root.exists():
+            render_moves(root)
+        super().check_data()
 
 
 def render_moves(root: Path) -> None:
     """Write ``root/<split>/<move>/<photo>_<n>.mp4`` of all photos and moves; the folder appears when it is complete."""
-    unfinished = root.with_name(f"{root.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
     generator = np.random.default_rng(0)
-    for split, photos in PHOTOS.items():
-        for name in photos:
-            photo = _photo(name)
-            for move in MOVES:
-                (unfinished / split / move).mkdir(parents=True, exist_ok=True)
-                for i in range(_CLIPS[split]):
-                    frames = _move(photo, move, generator)
-                    _write(unfinished / split / move / f"{Path(name).stem}_{i:02d}.mp4", frames)
-    unfinished.rename(root)
+    with complete_folder(root) as folder:
+        for split, photos in PHOTOS.items():
+            for name in photos:
+                photo = _photo(name)
+                for move in MOVES:
+                    (folder / split / move).mkdir(parents=True, exist_ok=True)
+                    for i in range(_CLIPS[split]):
+                        frames = _move(photo, move, generator)
+                        _write(folder / split / move / f"{Path(name).stem}_{i:02d}.mp4", frames)
 
 
 def _photo(name: str) -> Image.Image:
