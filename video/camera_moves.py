@@ -1,6 +1,5 @@
 """Camera moves over photos that come with packages: the built-in video data, which needs no download."""
 
-import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from core.images import read_image
+from core.writing import whole_folder
 from video.sets import VideoFolder
 
 __all__ = ["MOVES", "PHOTOS", "CameraMoves", "render_moves"]
@@ -86,18 +86,16 @@ class CameraMoves(VideoFolder):
 
 def render_moves(root: Path) -> None:
     """Write ``root/<split>/<move>/<photo>_<n>.mp4`` of all photos and moves; the folder appears when it is complete."""
-    unfinished = root.with_name(f"{root.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    generator = np.random.default_rng(0)
-    for split, photos in PHOTOS.items():
-        for name in photos:
-            photo = _photo(name)
-            for move in MOVES:
-                (unfinished / split / move).mkdir(parents=True, exist_ok=True)
-                for i in range(_CLIPS[split]):
-                    frames = _move(photo, move, generator)
-                    _write(unfinished / split / move / f"{Path(name).stem}_{i:02d}.mp4", frames)
-    unfinished.rename(root)
+    with whole_folder(root) as unfinished:
+        generator = np.random.default_rng(0)
+        for split, photos in PHOTOS.items():
+            for name in photos:
+                photo = _photo(name)
+                for move in MOVES:
+                    (unfinished / split / move).mkdir(parents=True, exist_ok=True)
+                    for i in range(_CLIPS[split]):
+                        frames = _move(photo, move, generator)
+                        _write(unfinished / split / move / f"{Path(name).stem}_{i:02d}.mp4", frames)
 
 
 def _photo(name: str) -> Image.Image:
