@@ -15,6 +15,7 @@ from audio.files import Recordings, audio_files, cut_windows
 from core.errors import InputError, MissingError
 from core.samples import Samples, found
 from core.training.samples import SampleDataModule, Split
+from core.writing import whole_file
 
 __all__ = ["STATS", "AudioDataModule"]
 
@@ -168,7 +169,8 @@ class AudioDataModule(SampleDataModule):
             raise InputError("all training maps are the same; check the recordings")
         file, stored = self.stats_file(), self._stored() | {self._settings(): (round(mean, 6), round(std, 6))}
         content = {name: {"mean": values[0], "std": values[1]} for name, values in stored.items()}
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        with whole_file(file) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         rank_zero_info(f"{self._settings()}: mean {mean:.6f}, std {std:.6f}; stored in {file}")
         return {"mean": mean, "std": std}
 

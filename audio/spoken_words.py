@@ -16,7 +16,7 @@ import torch
 from audio.feature_map import pad_waves, resample_wave
 from audio.sets import WORDS, SpeechCommands
 from core.errors import InputError
-from core.files import complete_folder
+from core.writing import whole_folder
 
 __all__ = ["SpokenWords", "speak_words"]
 
@@ -63,7 +63,7 @@ def speak_words(root: Path) -> None:
     order = [voices[i].replace(" ", "_") for i in np.random.default_rng(0).permutation(len(voices))]
     held_out = _VALIDATION + _TEST
     parts = {"validation_list.txt": order[-held_out:-_TEST], "testing_list.txt": order[-_TEST:]}
-    with complete_folder(root) as folder:
+    with whole_folder(root) as folder:
         for word in WORDS:
             (folder / word).mkdir()
         generator = np.random.default_rng(2)

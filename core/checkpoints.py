@@ -3,23 +3,20 @@
 Files are read with ``weights_only=True`` or as safetensors: a downloaded checkpoint never runs code.
 """
 
-import argparse
 import logging
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from timm.models._features import FeatureGetterNet
-from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 
+from core.downloads import hub_file, web_file
 from core.errors import InputError, MissingError
+from core.torch_files import read_torch_file
 
 __all__ = ["checkpoint_filter_fn", "load_weights", "read_state_dict"]
 
@@ -77,7 +74,7 @@ def read_state_dict(source: str | Path) -> StateDict:
     if path.is_file():
         return _unwrap(_read_file(path), name)
     if name.startswith(_URLS):
-        return _unwrap(_read_file(_fetch(name)), name)
+        return _unwrap(_read_file(web_file(name)), name)
     if name.startswith(_HUB_PREFIX) or re.fullmatch(r"[\w.-]+/[\w-]+(\.\d[\w-]*)*", name):
         return _unwrap(_read_file(_download(name.removeprefix(_HUB_PREFIX))), name)
     kind = "a folder" if path.is_dir() else "not there"
@@ -94,32 +91,12 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> Sta
 
 
 def _read_file(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return read_torch_file(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the official training scripts store their args
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        unsafe = re.findall(r"GLOBAL ([\w.]+)", str(error))
-        if not unsafe:
-            reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
-            raise InputError(f"{path} is not a checkpoint that torch or safetensors can read: {reason}") from error
-        raise InputError(
-            f"{path} holds Python objects beside tensors ({', '.join(unsafe)}) and is not opened, since that could run "
-            "code; save its tensors alone with torch.save(state_dict, ...) in an environment you trust"
-        ) from error
-    except Exception as error:
+        return load_file(path)
+    except Exception as error:  # safetensors' own error derives from Exception alone
         raise InputError(f"{path} is not a checkpoint that torch or safetensors can read: {error}") from error
-
-
-def _fetch(url: str) -> Path:
-    """A file by its address, from torch's cache if it is there; a hash in its name is compared."""
-    try:
-        return Path(download_cached_file(url))
-    except (OSError, RuntimeError) as error:
-        raise MissingError(
-            f"could not get {url}: {error}; check the address and the network, or download it and pass its path"
-        ) from error
 
 
 def _download(name: str) -> Path:
@@ -128,7 +105,9 @@ def _download(name: str) -> Path:
     files = ["/".join(parts[2:])] if len(parts) > 2 else ["model.safetensors", "pytorch_model.bin"]
     for file in files:
         try:
-            return Path(hf_hub_download("/".join(parts[:2]), file))
+            return hub_file("/".join(parts[:2]), file)
+        except InputError:
+            raise
         except (OSError, ValueError) as error:  # the Hub's own errors derive from these
             reason = error
     raise MissingError(

@@ -1,9 +1,7 @@
-"""Files of one kind below a folder, class folders in ImageNet's layout, and folders that appear when complete."""
+"""Files of one kind below a folder, and class folders in ImageNet's layout."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 from core.errors import InputError, MissingError
 from core.samples import Samples
 
-__all__ = ["ClassFolders", "Labelled", "Splits", "class_files", "complete_folder", "find_files", "hold_out"]
+__all__ = ["ClassFolders", "Labelled", "Splits", "class_files", "find_files", "hold_out"]
 
 Labelled = list[tuple[Path, int]]
 """Files with their class numbers."""
@@ -177,17 +175,3 @@ def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]
         count = min(max(1, round(share * len(members))), len(members) - 1)
         held_out.update(generator.permutation(members)[:count].tolist())
     return [i for i in range(len(labels)) if i not in held_out], sorted(held_out)
-
-
-@contextmanager
-def complete_folder(root: Path) -> Iterator[Path]:
-    """A folder to write a data set into, which becomes ``root`` at the end; one that is cut short never does.
-
-    Args:
-        root: a folder that is not there yet; what an earlier attempt left beside it is deleted.
-    """
-    unfinished = root.with_name(f"{root.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    yield unfinished
-    unfinished.rename(root)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from core.files import complete_folder
+from core.writing import whole_folder
 from pointcloud.sets import PointFolder
 
 __all__ = ["SHAPES", "Furniture", "write_furniture"]
@@ -46,7 +46,7 @@ def write_furniture(root: Path, counts: Sequence[tuple[str, int]] = (("train", 6
     import trimesh  # a second to import, and only meshes need it
 
     generator = np.random.default_rng(0)
-    with complete_folder(root) as unfinished:
+    with whole_folder(root) as unfinished:
         for split, count in counts:
             for name, make in SHAPES.items():
                 folder = unfinished / split / name

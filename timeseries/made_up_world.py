@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from core.files import complete_folder
+from core.writing import whole_folder
 from timeseries.world import SPLITS, GlobalWeather
 
 __all__ = ["MadeUpWorld", "make_world"]
@@ -50,7 +50,7 @@ def make_world(root: Path, *, regions: int = 3, nodes: int = 4, stations: int = 
     times = pd.date_range("2019-01-01", periods=hours, freq="h").to_numpy()
     wind = np.abs(np.diff(values, axis=0, prepend=values[:1])) + 2
     parts = np.split(np.arange(hours), [int(hours * 0.7), int(hours * 0.8)])
-    with complete_folder(root) as folder:
+    with whole_folder(root) as folder:
         np.save(folder / "stations_sorted.npy", places)
         for split, rows in zip(SPLITS, parts, strict=True):
             for variable, quantity in (("temp", values), ("wind", wind)):

@@ -8,8 +8,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from core.files import complete_folder
 from core.images import read_image
+from core.writing import whole_folder
 from video.sets import VideoFolder
 
 __all__ = ["MOVES", "PHOTOS", "CameraMoves", "render_moves"]
@@ -87,7 +87,7 @@ class CameraMoves(VideoFolder):
 def render_moves(root: Path) -> None:
     """Write ``root/<split>/<move>/<photo>_<n>.mp4`` of all photos and moves; the folder appears when it is complete."""
     generator = np.random.default_rng(0)
-    with complete_folder(root) as folder:
+    with whole_folder(root) as folder:
         for split, photos in PHOTOS.items():
             for name in photos:
                 photo = _photo(name)

@@ -15,6 +15,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from core.backbones.pretrained import evaluated_at
 from core.backbones.replknet import RepLKNet
 from core.checkpoints import checkpoint_filter_fn
+from core.downloads import checked_names
 
 __all__ = ["ARCHITECTURES", "replknet_31b", "replknet_31l", "replknet_xl", "test_replknet"]
 
@@ -96,14 +97,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> RepLKNet:
     args = ARCHITECTURES[variant] | kwargs
-    model: RepLKNet = build_model_with_cfg(
-        RepLKNet,
-        variant,
-        pretrained,
-        feature_cfg={"out_indices": tuple(range(len(args["dims"]))), "feature_cls": "getter"},
-        pretrained_filter_fn=checkpoint_filter_fn,
-        **args,
-    )
+    with checked_names():  # the mirror's names end in the beginning of their SHA-256
+        model: RepLKNet = build_model_with_cfg(
+            RepLKNet,
+            variant,
+            pretrained,
+            feature_cfg={"out_indices": tuple(range(len(args["dims"]))), "feature_cls": "getter"},
+            pretrained_filter_fn=checkpoint_filter_fn,
+            **args,
+        )
     return model
 
 

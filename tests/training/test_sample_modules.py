@@ -12,7 +12,7 @@ import pointcloud
 import video
 import vision
 from core.errors import MissingError
-from core.files import Splits, complete_folder, find_files
+from core.files import Splits, find_files
 from core.samples import Samples
 from core.training import FolderDataModule, SampleDataModule
 
@@ -102,21 +102,3 @@ def test_class_folders_of_the_modalities_say_the_same(kind: Any, tmp_path: Path)
         kind(str(tmp_path)).check_data()
     with pytest.raises(MissingError, match=rf"^{tmp_path}/x is neither a file nor a folder; give "):
         kind(predict_path=str(tmp_path / "x")).setup("predict")
-
-
-def test_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
-    root = tmp_path / "deep" / "set"
-
-    def interrupted() -> None:
-        with complete_folder(root) as folder:
-            (folder / "half").touch()
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert not root.exists()
-    with complete_folder(root) as folder:
-        assert not root.exists()
-        (folder / "whole").touch()
-    assert [path.name for path in root.iterdir()] == ["whole"]
-    assert [path.name for path in root.parent.iterdir()] == ["set"]

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from core.files import complete_folder
 from core.images import read_image
+from core.writing import whole_folder
 from vision.digits import handwritten_digits, split_digits
 from vision.openmmlab.data import OpenMMLabData
 
@@ -67,7 +67,7 @@ def draw_scenes(root: Path, counts: dict[str, int] | None = None) -> None:
         counts: scenes of each split.
     """
     digits, split = handwritten_digits(), split_digits()
-    with complete_folder(root) as folder:
+    with whole_folder(root) as folder:
         for number, (name, count) in enumerate((counts or _COUNTS).items()):
             generator = np.random.default_rng(number)
             photos = [_photo(photo) for photo in PHOTOS[name]]
