@@ -8,11 +8,11 @@ import numpy as np
 
 from core.errors import InputError, MissingError
 from core.files import Splits, class_files, hold_out
+from core.pickles import read_arrays
 from core.samples import Sample, Samples, source_name
 from core.training.samples import FolderDataModule
 from pointcloud.data import PointDataModule
 from pointcloud.files import cloud_files
-from pointcloud.pickles import read_arrays
 
 __all__ = ["ModelNet40", "PointFolder", "ScanObjectNN"]
 

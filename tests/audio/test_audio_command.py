@@ -140,9 +140,9 @@ def test_class_names_come_from_the_checkpoint_without_the_training_data(
     assert [row["class"] for row in _rows(tmp_path)] == ["mid"]
 
 
-def test_without_a_path_the_validation_split_is_predicted(trained_sounds: dict[str, Path], tmp_path: Path) -> None:
+def test_without_a_path_the_test_split_is_predicted(trained_sounds: dict[str, Path], tmp_path: Path) -> None:
     command("predict", trained_sounds["config"], tmp_path, *_best(trained_sounds))
-    files = sorted(str(p) for p in (trained_sounds["tones"] / "val").rglob("*.*"))
+    files = sorted(str(p) for p in (trained_sounds["tones"] / "test").rglob("*.*"))
     assert [row["file"] for row in _rows(tmp_path)] == files
 
 

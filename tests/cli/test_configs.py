@@ -56,7 +56,7 @@ SMALL = {
 def _digits_are_read_once() -> Iterator[None]:
     """They lie in a text file that takes a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vision.data.handwritten_digits", functools.cache(vision.digits.handwritten_digits))
+        patch.setattr("vision.digits.handwritten_digits", functools.cache(vision.digits.handwritten_digits))
         yield
 
 
