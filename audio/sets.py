@@ -44,7 +44,7 @@ class SpeechCommands(AudioDataModule):
 
     def __init__(self, root: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.root = Path(root)
+        self.root, self.classes = Path(root), list(WORDS)
 
     def check_data(self) -> None:
         """Check folders and lists before a run folder is made.
@@ -61,7 +61,7 @@ class SpeechCommands(AudioDataModule):
 
     def splits(self) -> Splits:
         """Deal the files to the splits by the two lists."""
-        _, files = class_files(self.root, audio_files, pattern="*.wav", classes=WORDS)
+        _, files = class_files(self.root, audio_files, pattern="*.wav", classes=self.classes)
         by_name = {f"{path.parent.name}/{path.name}": (path, label) for path, label in files}
         parts: list[Labelled] = []
         seen: set[str] = set()
@@ -77,4 +77,4 @@ class SpeechCommands(AudioDataModule):
                 raise InputError(f"{self.root / name} names {twice}, which was named before; unpack the archive again")
             seen.update(named)
             parts.append([by_name[file] for file in named])
-        return Splits(WORDS, [by_name[file] for file in by_name if file not in seen], *parts)
+        return Splits(self.classes, [by_name[file] for file in by_name if file not in seen], *parts)

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,44 +34,67 @@ class SpokenWords(SpeechCommands):
 
     Args:
         root: folder that they are written to.
+        words: others to speak, in the order of their labels; by default the 35.
         kwargs: arguments of :class:`AudioDataModule`.
+
+    Raises:
+        InputError: if a word is none.
     """
 
-    def __init__(self, root: str = "data/spoken_words", **kwargs: Any) -> None:
+    def __init__(self, root: str = "data/spoken_words", *, words: Sequence[str] | None = None, **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
+        self.classes = _checked(words)
 
     def check_data(self) -> None:
         """Speak the words unless they are there.
 
         Raises:
-            InputError: if the synthesiser is not installed.
+            InputError: if the synthesiser is not installed, or the folder holds other words.
         """
         if not self.root.exists():
-            speak_words(self.root)
+            speak_words(self.root, self.classes)
+        absent = [word for word in self.classes if not (self.root / word).is_dir()]
+        if absent:
+            raise InputError(
+                f"{self.root} was made without {', '.join(absent[:5])}; give these words another --data.root, or "
+                "delete the folder"
+            )
         super().check_data()
 
 
-def speak_words(root: Path) -> None:
+def _checked(words: Sequence[str] | None) -> list[str]:
+    """The words, by default all, if each can name a folder."""
+    chosen = list(WORDS if words is None else words)
+    if len(chosen) < 2 or len(set(chosen)) < len(chosen) or not all(map(str.isalpha, chosen)):
+        raise InputError(f"words={chosen}; give two or more different ones, of letters alone")
+    return chosen
+
+
+def speak_words(root: Path, words: Sequence[str] | None = None) -> None:
     """Write ``root/<word>/<voice>.wav`` for all words and voices, and the lists of validation and test files.
 
     The folder appears when it is complete.
 
+    Args:
+        root: a folder that is not there yet.
+        words: what is spoken; by default the 35 words of Speech Commands.
+
     Raises:
-        InputError: if the synthesiser is not installed or ends with an error.
+        InputError: if a word is none, or the synthesiser is not installed or ends with an error.
     """
-    voices = _voices()
+    words, voices = _checked(words), _voices()
     order = [voices[i].replace(" ", "_") for i in np.random.default_rng(0).permutation(len(voices))]
     held_out = _VALIDATION + _TEST
     parts = {"validation_list.txt": order[-held_out:-_TEST], "testing_list.txt": order[-_TEST:]}
     with whole_folder(root) as folder:
-        for word in WORDS:
+        for word in words:
             (folder / word).mkdir()
         generator = np.random.default_rng(2)
-        for voice, word, wave in _spoken(voices):
+        for voice, word, wave in _spoken(voices, words):
             clip = _one_second(wave, generator)
             soundfile.write(folder / word / f"{voice.replace(' ', '_')}.wav", clip, _RATE, subtype="PCM_16")
         for file, part in parts.items():
-            lines = [f"{word}/{voice}.wav" for word in WORDS for voice in sorted(part)]
+            lines = [f"{word}/{voice}.wav" for word in words for voice in sorted(part)]
             (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -98,17 +121,17 @@ def _voices() -> list[str]:
     return names
 
 
-def _spoken(voices: list[str]) -> Iterator[tuple[str, str, np.ndarray]]:
+def _spoken(voices: list[str], words: list[str]) -> Iterator[tuple[str, str, np.ndarray]]:
     """Every word in every voice, at a rate and pitch of its own, as (T,) float32 in [-1, 1] at 16 kHz."""
     generator = np.random.default_rng(1)
     wanted = [
         (voice, word, int(generator.integers(150, 231)), int(generator.integers(25, 76)))
         for voice in voices
-        for word in WORDS
+        for word in words
     ]
     rate, waves = _synthesise(wanted)
-    for first in range(0, len(wanted), len(WORDS)):
-        some = slice(first, first + len(WORDS))
+    for first in range(0, len(wanted), len(words)):
+        some = slice(first, first + len(words))
         waves_BT, lengths_B = pad_waves([torch.from_numpy(wave.astype(np.float32) / 2**15) for wave in waves[some]])
         resampled = resample_wave(waves_BT, rate, _RATE).clamp(-1, 1).numpy()
         for (voice, word, *_), wave, n in zip(wanted[some], resampled, lengths_B.tolist(), strict=True):

@@ -44,7 +44,8 @@ def dominant_period(values_TC: Tensor, longest: int) -> int:
     """Time steps of the strongest wave of the standardised channels.
 
     The peak of the mean amplitude spectrum says between which lengths it lies; of these the one with the largest
-    autocorrelation is taken, since the spectrum of a short series knows only few lengths.
+    autocorrelation is taken, since the spectrum of a short series knows only few lengths. It is that of the differences
+    from step to step: of values that wander slowly too, any shorter length would agree better.
 
     Args:
         values_TC: (T, C), T at least twice ``longest``.
@@ -62,7 +63,8 @@ def dominant_period(values_TC: Tensor, longest: int) -> int:
     slowest = math.ceil(steps / longest)
     waves = slowest + int(amplitude[slowest:].argmax())
     lags = range(max(2, steps // (waves + 1)), min(longest, steps // (waves - 1)) + 1)
-    return max(lags, key=lambda lag: float((z[lag:] * z[:-lag]).mean()))
+    change = z.diff(dim=0)
+    return max(lags, key=lambda lag: float((change[lag:] * change[:-lag]).mean()))
 
 
 def map_shape(length: int, dim: int, wanted: Sequence[int] | None = None) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Camera moves over photos that come with packages: the built-in video data, which needs no download."""
 
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from core.errors import InputError
 from core.images import read_image
 from core.writing import whole_folder
 from video.sets import VideoFolder
@@ -84,16 +86,29 @@ class CameraMoves(VideoFolder):
         super().check_data()
 
 
-def render_moves(root: Path) -> None:
-    """Write ``root/<split>/<move>/<photo>_<n>.mp4`` of all photos and moves; the folder appears when it is complete."""
+def render_moves(root: Path, counts: dict[str, int] | None = None, moves: Sequence[str] | None = None) -> None:
+    """Write ``root/<split>/<move>/<photo>_<n>.mp4`` of all photos; the folder appears when it is complete.
+
+    Args:
+        root: a folder that is not there yet.
+        counts: clips of each photo and move, for the splits to be made; by default 12, 10 and 8.
+        moves: some of :data:`MOVES`; by default all.
+
+    Raises:
+        InputError: if there is no such split or move.
+    """
+    counts, moves = counts or _CLIPS, moves or MOVES
+    unknown = sorted({*counts} - {*PHOTOS}) + sorted({*moves} - {*MOVES})
+    if unknown:
+        raise InputError(f"no split or move is called {', '.join(unknown)}; known are {', '.join((*PHOTOS, *MOVES))}")
     generator = np.random.default_rng(0)
     with whole_folder(root) as folder:
-        for split, photos in PHOTOS.items():
-            for name in photos:
+        for split, count in counts.items():
+            for name in PHOTOS[split]:
                 photo = _photo(name)
-                for move in MOVES:
+                for move in moves:
                     (folder / split / move).mkdir(parents=True, exist_ok=True)
-                    for i in range(_CLIPS[split]):
+                    for i in range(count):
                         frames = _move(photo, move, generator)
                         _write(folder / split / move / f"{Path(name).stem}_{i:02d}.mp4", frames)
 

@@ -37,6 +37,10 @@ def test_dominant_period_of_a_wave(period: int) -> None:
         dominant_period(torch.zeros(10, 1), 6)
 
 
+def test_dominant_period_of_values_that_wander_too() -> None:
+    assert dominant_period(NewYorkWeather().read().values, 96) == 24
+
+
 def test_calendar_features() -> None:
     times = pd.DatetimeIndex(["2020-12-31 23:00", "2021-03-01 06:00"])
     expected = [[0.5, 3 / 6 - 0.5, 0.5, 365 / 365 - 0.5], [6 / 23 - 0.5, -0.5, -0.5, 59 / 365 - 0.5]]

@@ -38,13 +38,17 @@ class DigitScenes(OpenMMLabData):
     disjoint: 1,500 scenes train, 60 validate, 120 test.
 
     Args:
-        config: an OpenMMLab config that reads ``data/digit_scenes``; by name or path.
-        root: folder that they are written to.
+        config: an OpenMMLab config that reads scenes of digits; by name or path.
+        root: folder that they are written to and read from.
+        options: values of the config to replace, by dotted name.
         kwargs: the other arguments of :class:`OpenMMLabData`.
     """
 
-    def __init__(self, config: str, *, root: str = "data/digit_scenes", **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
+    def __init__(
+        self, config: str, *, root: str = "data/digit_scenes", options: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        places = {f"{split}_dataloader.dataset.data_root": f"{root}/" for split in _COUNTS}
+        super().__init__(config, options={**places, **(options or {})}, **kwargs)
         self.root = Path(root)
 
     def check_data(self) -> None:
