@@ -29,7 +29,7 @@ from reliability.commands import run  # noqa: E402
 from reliability.faults import FAULTS, fit  # noqa: E402
 from reliability.verbs import VERBS, damaged_verb, prepare, stopped_verb  # noqa: E402
 
-import vision.data  # noqa: E402
+import vision.digits  # noqa: E402
 from vision.digits import handwritten_digits  # noqa: E402
 
 IMPORTED_FIRST = ("core.training.cli", "core.analysis.verbs", "core.training.push", "matplotlib.backends.backend_agg")
@@ -116,8 +116,8 @@ def main() -> int:
             importlib.import_module(name)
         except ImportError:
             print(f"without {name}")
-    vision.data.handwritten_digits = functools.cache(handwritten_digits)
-    vision.data.handwritten_digits()  # they lie in a text file that takes a second, which every run would read
+    vision.digits.handwritten_digits = functools.cache(handwritten_digits)
+    vision.digits.handwritten_digits()  # they lie in a text file that takes a second, which every run would read
     chosen = [c for c in CONFIGS if given.all or c.parent.name == "configs"]
     if given.config:
         chosen = [c for c in CONFIGS if config_name(c) in given.config]
