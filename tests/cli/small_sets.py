@@ -98,6 +98,10 @@ def _words(folder: Path) -> Options:
     return {"data.root": str(root)}
 
 
+def _spoken_words(folder: Path) -> Options:
+    return {**_words(folder), "data.words": "[yes,no]", "model.num_classes": "2"}
+
+
 def _table(folder: Path) -> Options:
     entries = [{"wav": str(_sound(folder / f"{i}.wav")), "labels": "/m/a,/m/b" if i % 2 else "/m/b"} for i in range(8)]
     (folder / "table.json").write_text(json.dumps({"data": entries}))
@@ -227,7 +231,7 @@ SETS: dict[str, Callable[[Path], Options]] = {
     "audio.AudioTable": _table,
     "audio.ESC50": _esc50,
     "audio.SpeechCommands": _words,
-    "audio.SpokenWords": _words,
+    "audio.SpokenWords": _spoken_words,
     "pointcloud.DigitClouds": _digit_clouds,
     "pointcloud.Furniture": _furniture,
     "pointcloud.ModelNet40": _modelnet40,
