@@ -73,7 +73,7 @@ def _small(command: str) -> list[str]:
         extra |= {"--model.num_classes": "2", "--data.num_workers": "0"}
     if "audio/" in command:
         extra |= {"--data.root": "words", "--data.batch_size": "2"}
-        extra |= {"--data.words": "[yes,no]", "--model.num_classes": "2"}
+        extra |= {"--data.words": "['yes','no']", "--model.num_classes": "2"}
         return words + [word for pair in extra.items() for word in pair]
     if "pointcloud/" in command:
         extra |= {"--data.batch_size": "4", "--model.backbone": "test_unireplknet", "--model.backbone_args": "{}"}

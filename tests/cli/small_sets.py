@@ -99,7 +99,7 @@ def _words(folder: Path) -> Options:
 
 
 def _spoken_words(folder: Path) -> Options:
-    return {**_words(folder), "data.words": "[yes,no]", "model.num_classes": "2"}
+    return {**_words(folder), "data.words": "['yes','no']", "model.num_classes": "2"}
 
 
 def _table(folder: Path) -> Options:
