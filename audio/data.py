@@ -1,7 +1,6 @@
 """What all audio data modules share: recordings become maps in batches, on the device that trains."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from torch.nn import functional as F
 from audio.feature_map import AudioAugment, LogMel, pad_waves
 from audio.files import Recordings, audio_files, cut_windows
 from core.errors import InputError, MissingError
-from core.training.data import DataModule
+from core.samples import Samples, found
+from core.training.samples import SampleDataModule, Split
+from core.writing import whole_file
 
 __all__ = ["STATS", "AudioDataModule"]
 
@@ -25,7 +26,7 @@ Batch = tuple[tuple[Tensor, Tensor], Any]
 """((waveforms (B, T), lengths (B,)), targets), as the loader gives it and before it becomes (maps, targets)."""
 
 
-class AudioDataModule(DataModule):
+class AudioDataModule(SampleDataModule):
     """Base of the audio data modules: the map's shape, its augmentation, its statistics, prediction on any recordings.
 
     Loading processes only decode; the maps of a whole batch are computed at once, where the model is.
@@ -43,10 +44,9 @@ class AudioDataModule(DataModule):
         time_mask: largest stretch of frames that training masks.
         noise: largest strength of the noise that training adds.
         roll: largest turn in time of a training map, in frames.
-        predict_path: a recording or a folder of recordings for ``predict``.
         overlap: share that neighbouring windows of a long recording have in common in ``predict``.
         skip_broken: leave out recordings that cannot be used, with a warning, instead of stopping.
-        kwargs: arguments of :class:`core.training.DataModule`.
+        kwargs: arguments of :class:`core.training.SampleDataModule`.
 
     Raises:
         InputError: if a number is out of range.
@@ -67,7 +67,6 @@ class AudioDataModule(DataModule):
         time_mask: int = 48,
         noise: float = 0.1,
         roll: int = 10,
-        predict_path: str | None = None,
         overlap: float = 0.5,
         skip_broken: bool = False,
         **kwargs: Any,
@@ -88,35 +87,36 @@ class AudioDataModule(DataModule):
         )
         self.mean, self.std = mean, std
         self.augment = AudioAugment(mixup, frequency_mask, time_mask, noise, roll)
-        self.predict_path = Path(predict_path) if predict_path else None
         self.overlap, self.skip_broken = overlap, skip_broken
         self.collate = _collate
+
+    def find(self, path: Path) -> list[Path]:
+        """The recording itself, or all recordings below a folder."""
+        return audio_files(path)
+
+    def dataset(self, samples: Samples, split: Split) -> Recordings:
+        """Recordings, cut to the length of a map but for prediction."""
+        longest = None if split == "predict" else self.maps.samples(self.maps.target_length)
+        options: dict[str, Any] = {"shortest": self.maps.window, "skip_broken": self.skip_broken}
+        return Recordings(samples, self.maps.sample_rate, longest=longest, **options)
 
     def prepare_data(self) -> None:
         """Check the paths and the statistics before a run folder is made.
 
         Raises:
             MissingError: if there is nothing to read, or nothing was measured.
+            InputError: if it cannot be used.
         """
-        if self.predict_path and self.trainer and self.trainer.predicting:
-            audio_files(self.predict_path)
-        self.check_data()
+        super().prepare_data()
         self._use_statistics()
-
-    def check_data(self) -> None:
-        """Look at the data on disk, or make them; subclasses say how, and raise what ``prepare_data`` raises."""
 
     def setup(self, stage: str) -> None:
         """List the recordings of the splits, and read the statistics."""
-        self.fill(stage)
+        super().setup(stage)
         self._use_statistics()
 
-    def fill(self, stage: str) -> None:
-        """Set ``classes`` and the splits that ``stage`` needs; subclasses say how."""
-        raise NotImplementedError
-
     def stats_file(self) -> Path:
-        """Where the measured statistics of this data set are stored; subclasses say it.
+        """Where the measured statistics of this data set are stored; a data set says it.
 
         Raises:
             MissingError: if the data set has no place of its own.
@@ -158,7 +158,7 @@ class AudioDataModule(DataModule):
             InputError: if a recording cannot be used, or the maps are all the same.
         """
         self.check_data()
-        self.fill("fit")
+        super().setup("fit")
         total, squares, count = 0.0, 0.0, 0
         for (wave_BT, lengths_B), _ in self._ordered(self._filled(self.train_set, "train")):
             mel = self.maps.filter_bank(wave_BT, lengths_B).double()
@@ -169,19 +169,10 @@ class AudioDataModule(DataModule):
             raise InputError("all training maps are the same; check the recordings")
         file, stored = self.stats_file(), self._stored() | {self._settings(): (round(mean, 6), round(std, 6))}
         content = {name: {"mean": values[0], "std": values[1]} for name, values in stored.items()}
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        with whole_file(file) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         rank_zero_info(f"{self._settings()}: mean {mean:.6f}, std {std:.6f}; stored in {file}")
         return {"mean": mean, "std": std}
-
-    def _recordings(self, files: Sequence[tuple[Path, Any]], *, whole: bool = False) -> Recordings:
-        longest = None if whole else self.maps.samples(self.maps.target_length)
-        options: dict[str, Any] = {"shortest": self.maps.window, "skip_broken": self.skip_broken}
-        return Recordings(files, self.maps.sample_rate, longest=longest, **options)
-
-    def _predict_files(self, default: Sequence[tuple[Path, Any]] = ()) -> Recordings:
-        if self.predict_path:
-            default = [(path, None) for path in audio_files(self.predict_path)]
-        return self._recordings([(path, str(path)) for path, _ in default], whole=True)
 
     def predict_dataloader(self) -> Any:
         """``predict_set`` in order, every recording cut into windows of the map's length."""
@@ -213,20 +204,13 @@ class _CollateWindows:
     overlap: float
 
     def __call__(self, samples: list[Any]) -> Batch:
-        found = _found(samples)
-        windows = [cut_windows(wave, self.size, self.overlap) for wave, _ in found]
+        recordings = found(samples, "recording")
+        windows = [cut_windows(wave, self.size, self.overlap) for wave, _ in recordings]
         counts = torch.tensor([len(cut) for cut in windows])
-        return pad_waves([wave for cut in windows for wave in cut]), ([name for _, name in found], counts)
-
-
-def _found(samples: list[Any]) -> list[Any]:
-    found = [sample for sample in samples if sample is not None]
-    if not found:
-        raise InputError("no recording of a whole batch can be used; check the files named in the warnings")
-    return found
+        return pad_waves([wave for cut in windows for wave in cut]), ([name for _, name in recordings], counts)
 
 
 def _collate(samples: list[Any]) -> Batch:
-    waves, targets = zip(*_found(samples), strict=True)
+    waves, targets = zip(*found(samples, "recording"), strict=True)
     y = torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets)
     return pad_waves(waves), y

@@ -1,8 +1,6 @@
 """Recordings on disk: found, decoded by libsndfile, resampled, and named when they are broken."""
 
 import re
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch.utils.data import Dataset
 from audio.feature_map import resample_wave
 from core.errors import InputError, MissingError
 from core.files import find_files
+from core.samples import Samples, read_or_skip
 
 __all__ = ["SUFFIXES", "Recordings", "audio_files", "cut_windows", "read_wave"]
 
@@ -112,7 +111,7 @@ class Recordings(Dataset[tuple[Tensor, Any] | None]):
 
     def __init__(
         self,
-        files: Sequence[tuple[Path, Any]],
+        files: Samples,
         sample_rate: int,
         *,
         shortest: int = 1,
@@ -134,12 +133,7 @@ class Recordings(Dataset[tuple[Tensor, Any] | None]):
             InputError: naming the file that cannot be used.
         """
         path, target = self.files[index]
-        try:
-            return read_wave(path, self.sample_rate, shortest=self.shortest)[: self.longest], target
-        except MissingError:
-            raise
-        except InputError as error:
-            if not self.skip_broken:
-                raise InputError(f"{error}, or type --data.skip_broken true") from error
-            warnings.warn(f"skipped: {error}", stacklevel=2)
-            return None
+        wave = read_or_skip(
+            lambda: read_wave(path, self.sample_rate, shortest=self.shortest), skip_broken=self.skip_broken
+        )
+        return None if wave is None else (wave[: self.longest], target)

@@ -1,7 +1,6 @@
 """Words spoken by a speech synthesiser: the built-in audio data, which needs no download."""
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import torch
 from audio.feature_map import pad_waves, resample_wave
 from audio.sets import WORDS, SpeechCommands
 from core.errors import InputError
+from core.writing import whole_folder
 
 __all__ = ["SpokenWords", "speak_words"]
 
@@ -83,21 +83,19 @@ def speak_words(root: Path, words: Sequence[str] | None = None) -> None:
         InputError: if a word is none, or the synthesiser is not installed or ends with an error.
     """
     words, voices = _checked(words), _voices()
-    unfinished = root.with_name(f"{root.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for word in words:
-        (unfinished / word).mkdir(parents=True)
-    generator = np.random.default_rng(2)
-    for voice, word, wave in _spoken(voices, words):
-        clip = _one_second(wave, generator)
-        soundfile.write(unfinished / word / f"{voice.replace(' ', '_')}.wav", clip, _RATE, subtype="PCM_16")
     order = [voices[i].replace(" ", "_") for i in np.random.default_rng(0).permutation(len(voices))]
     held_out = _VALIDATION + _TEST
     parts = {"validation_list.txt": order[-held_out:-_TEST], "testing_list.txt": order[-_TEST:]}
-    for file, part in parts.items():
-        lines = [f"{word}/{voice}.wav" for word in words for voice in sorted(part)]
-        (unfinished / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    unfinished.rename(root)
+    with whole_folder(root) as folder:
+        for word in words:
+            (folder / word).mkdir()
+        generator = np.random.default_rng(2)
+        for voice, word, wave in _spoken(voices, words):
+            clip = _one_second(wave, generator)
+            soundfile.write(folder / word / f"{voice.replace(' ', '_')}.wav", clip, _RATE, subtype="PCM_16")
+        for file, part in parts.items():
+            lines = [f"{word}/{voice}.wav" for word in words for voice in sorted(part)]
+            (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _one_second(wave: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from audio.data import STATS, AudioDataModule
 from core.errors import InputError, MissingError
-from core.files import Labelled
+from core.files import Labelled, Splits
 
 __all__ = ["ESC50", "AudioTable"]
 
@@ -57,23 +57,21 @@ class AudioTable(AudioDataModule):
             MissingError: if a file is missing.
             InputError: if a table is not in the layout, or names a label that the CSV has not.
         """
-        self.fill("fit")
+        self.splits()
 
     def stats_file(self) -> Path:
         """``log_mel_stats.json`` beside the training table."""
         return self.tables["train"].parent / STATS
 
-    def fill(self, stage: str) -> None:
-        """Read the tables."""
+    def splits(self) -> Splits:
+        """Read the tables, and the weights of the training recordings."""
         rows = _read_csv(self.labels_csv, ("index", "mid", "display_name"), numbers=("index",))
         rows.sort(key=lambda row: int(row["index"]))
-        self.classes = [row["display_name"] for row in rows]
         label_of = {row["mid"]: i for i, row in enumerate(rows)}
         files = {name: self._read(table, label_of) for name, table in self.tables.items()}
-        self.train_set, self.val_set = self._recordings(files["train"]), self._recordings(files["val"])
-        self.test_set, self.predict_set = self._recordings(files["test"]), self._predict_files(files["test"])
         if self.weights_csv:
             self.train_weights = _read_weights(self.weights_csv, len(files["train"]))
+        return Splits([row["display_name"] for row in rows], **files)
 
     def _read(self, table: Path, label_of: dict[str, int]) -> list[tuple[Path, int | Tensor]]:
         if not table.is_file():
@@ -128,26 +126,25 @@ class ESC50(AudioDataModule):
         Raises:
             MissingError: if it is not there.
         """
-        self.fill("fit")
+        self.splits()
 
     def stats_file(self) -> Path:
         """``root/log_mel_stats.json``."""
         return self.root / STATS
 
-    def fill(self, stage: str) -> None:
+    def splits(self) -> Splits:
         """Deal the folds to the splits."""
         table = self.root / "meta" / "esc50.csv"
         rows = _read_csv(table, ("filename", "fold", "target", "category"), numbers=("fold", "target"))
+        held_out = {self.fold, self.val_fold}
         names = {int(row["target"]): row["category"] for row in rows}
-        self.classes = [names[label] for label in sorted(names)]
 
         def part(folds: set[int]) -> Labelled:
             chosen = [row for row in rows if int(row["fold"]) in folds]
             return [(self.root / "audio" / row["filename"], int(row["target"])) for row in chosen]
 
-        self.train_set = self._recordings(part({1, 2, 3, 4, 5} - {self.fold, self.val_fold}))
-        self.val_set, self.test_set = self._recordings(part({self.val_fold})), self._recordings(part({self.fold}))
-        self.predict_set = self._predict_files(part({self.fold}))
+        train, val, test = (part(folds) for folds in ({1, 2, 3, 4, 5} - held_out, {self.val_fold}, {self.fold}))
+        return Splits([names[label] for label in sorted(names)], train, val, test)
 
 
 def _read_csv(path: Path, columns: Sequence[str], *, numbers: Sequence[str]) -> list[dict[str, str]]:

@@ -46,7 +46,7 @@ def main() -> None:
     data.prepare_data()
     data.setup("fit")
     if isinstance(data, CameraMoves):
-        data.train_set = data._val_clips(data.train_set.files)  # type: ignore[union-attr]
+        data.train_set = data.dataset(data.train_set.files, "val")  # type: ignore[union-attr]
     train, val, test = (arrays(data, split) for split in (data.train_set, data.val_set, data.test_set))
     models = [LogisticRegression(C=c, max_iter=300).fit(*train) for c in (1e-4, 1e-3, 1e-2, 1e-1)]
     best = max(models, key=lambda model: model.score(*val))

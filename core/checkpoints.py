@@ -1,37 +1,29 @@
-"""Read weights from a file or the Hub, fit them to a model, and say by name what does not fit.
+"""Read weights from a file or the Hub, under whichever names, and load them into a model.
 
 Files are read with ``weights_only=True`` or as safetensors: a downloaded checkpoint never runs code.
 """
 
-import argparse
-import logging
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
-from timm.models import adapt_input_conv
 from timm.models._features import FeatureGetterNet
-from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 
+from core.downloads import hub_file, web_file
 from core.errors import InputError, MissingError
+from core.fitting import StateDict, fit
+from core.torch_files import read_torch_file
 
 __all__ = ["checkpoint_filter_fn", "load_weights", "read_state_dict"]
 
-_logger = logging.getLogger(__name__)
 _HUB_PREFIX, _URLS = "hf-hub:", ("http://", "https://")
 _WRAPPERS = ("state_dict", "model", "module")
 _PREFIXES = ("_orig_mod.", "module.", "backbone.", "model.", "encoder.")
-_OUTPUT_PART = re.compile(r"^(norm\d*|stages\.\d+\.norm)\.")
-_FEATURE_NORM = re.compile(r"^(norm\d+|stages\.\d+\.norm)\.")
 
 M = TypeVar("M", bound=nn.Module)
-StateDict = dict[str, Tensor]
 
 
 def load_weights(model: M, source: str | Path) -> M:
@@ -61,8 +53,8 @@ def load_weights(model: M, source: str | Path) -> M:
     state_dict = _strip_prefixes(state_dict, target)
     if isinstance(model, FeatureGetterNet) or getattr(target, "pruned", False):
         state_dict = {name: value for name, value in state_dict.items() if name in target.state_dict()}
-    state_dict = _fit(state_dict, target, where=str(source))
-    target.load_state_dict(state_dict, strict=False)  # _fit has compared every name and shape
+    state_dict = fit(state_dict, target, where=str(source))
+    target.load_state_dict(state_dict, strict=False)  # fit has compared every name and shape
     return model
 
 
@@ -77,7 +69,7 @@ def read_state_dict(source: str | Path) -> StateDict:
     if path.is_file():
         return _unwrap(_read_file(path), name)
     if name.startswith(_URLS):
-        return _unwrap(_read_file(_fetch(name)), name)
+        return _unwrap(_read_file(web_file(name)), name)
     if name.startswith(_HUB_PREFIX) or re.fullmatch(r"[\w.-]+/[\w-]+(\.\d[\w-]*)*", name):
         return _unwrap(_read_file(_download(name.removeprefix(_HUB_PREFIX))), name)
     kind = "a folder" if path.is_dir() else "not there"
@@ -90,36 +82,16 @@ def read_state_dict(source: str | Path) -> StateDict:
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> StateDict:
     """The hook that timm calls on a pretrained file before it loads it: unwrap, then compare with the model."""
     unwrapped = _strip_prefixes(_from_mmpretrain(_unwrap(state_dict, "the pretrained file")), model)
-    return _fit(unwrapped, model, where="the pretrained file", adapt_stem=False)
+    return fit(unwrapped, model, where="the pretrained file", adapt_stem=False)
 
 
 def _read_file(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return read_torch_file(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the official training scripts store their args
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        unsafe = re.findall(r"GLOBAL ([\w.]+)", str(error))
-        if not unsafe:
-            reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
-            raise InputError(f"{path} is not a checkpoint that torch or safetensors can read: {reason}") from error
-        raise InputError(
-            f"{path} holds Python objects beside tensors ({', '.join(unsafe)}) and is not opened, since that could run "
-            "code; save its tensors alone with torch.save(state_dict, ...) in an environment you trust"
-        ) from error
-    except Exception as error:
+        return load_file(path)
+    except Exception as error:  # safetensors' own error derives from Exception alone
         raise InputError(f"{path} is not a checkpoint that torch or safetensors can read: {error}") from error
-
-
-def _fetch(url: str) -> Path:
-    """A file by its address, from torch's cache if it is there; a hash in its name is compared."""
-    try:
-        return Path(download_cached_file(url))
-    except (OSError, RuntimeError) as error:
-        raise MissingError(
-            f"could not get {url}: {error}; check the address and the network, or download it and pass its path"
-        ) from error
 
 
 def _download(name: str) -> Path:
@@ -128,7 +100,9 @@ def _download(name: str) -> Path:
     files = ["/".join(parts[2:])] if len(parts) > 2 else ["model.safetensors", "pytorch_model.bin"]
     for file in files:
         try:
-            return Path(hf_hub_download("/".join(parts[:2]), file))
+            return hub_file("/".join(parts[:2]), file)
+        except InputError:
+            raise
         except (OSError, ValueError) as error:  # the Hub's own errors derive from these
             reason = error
     raise MissingError(
@@ -183,98 +157,3 @@ def _from_mmpretrain(state_dict: StateDict) -> StateDict:
     last = max(norms).rsplit(".", 1)[0] + "."
     renamed = {name.replace(last, "backbone.norm."): value for name, value in state_dict.items()}
     return {re.sub(r"^head\.fc\.", "head.", name.removeprefix("backbone.")): value for name, value in renamed.items()}
-
-
-def _fit(state_dict: StateDict, model: nn.Module, *, where: str, adapt_stem: bool = True) -> StateDict:
-    own = model.state_dict()
-    state_dict = dict(state_dict)
-    stem = next((f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), "")
-    if stem in state_dict and state_dict[stem].ndim == 4 and state_dict[stem].shape[1] != own[stem].shape[1]:
-        if adapt_stem:
-            state_dict[stem] = _adapt_stem(state_dict[stem], own[stem].shape[1], f"{stem} of {where}")
-        else:  # timm adapts it after this hook
-            own[stem] = state_dict[stem]
-    _drop_output_parts(state_dict, own, _classifier_name(model), where)
-    _compare(state_dict, own, where)
-    return state_dict
-
-
-def _adapt_stem(weight: Tensor, channels: int, where: str) -> Tensor:
-    try:
-        return adapt_input_conv(channels, weight)
-    except (AssertionError, NotImplementedError):
-        raise InputError(
-            f"{where} takes {weight.shape[1]} input channels, the model {channels}; only files for 3 channels adapt. "
-            f"Build the model with in_chans={weight.shape[1]}"
-        ) from None
-
-
-def _classifier_name(model: nn.Module) -> str:
-    get = getattr(model, "get_classifier", None)
-    classifier = get() if callable(get) else None
-    return next((name for name, module in model.named_modules() if module is classifier), "head")
-
-
-def _drop_output_parts(state_dict: StateDict, own: StateDict, classifier: str, where: str) -> None:
-    """Take out of both sides what may differ: a classifier of another size, and norms after the stages."""
-    head = f"{classifier}.weight"
-    fresh = []
-    if head in state_dict and (head not in own or len(own[head]) != len(state_dict[head])):
-        if head in own:
-            classes, wanted = state_dict[head].shape[0], own[head].shape[0]
-            _logger.warning("%s has %d classes, the model %d: a new classifier is trained", where, classes, wanted)
-        for name in (head, f"{classifier}.bias"):
-            state_dict.pop(name, None)
-            own.pop(name, None)
-    elif head in own and head not in state_dict:
-        fresh += [name for name in own if name.startswith(f"{classifier}.")]
-    if not (head in own and head in state_dict):  # a classifier that is kept needs the norm it was trained with
-        fresh += [name for name in own if _OUTPUT_PART.match(name) and name not in state_dict]
-    else:
-        fresh += [name for name in own if _FEATURE_NORM.match(name) and name not in state_dict]
-    for name in fresh:
-        del own[name]
-    if fresh:
-        _logger.warning("%s has no %s: they keep their initial weights", where, _some(fresh))
-    for name in [name for name in state_dict if _OUTPUT_PART.match(name) and name not in own]:
-        del state_dict[name]
-
-
-def _compare(state_dict: StateDict, own: StateDict, where: str) -> None:
-    missing = [name for name in own if name not in state_dict]
-    unexpected = [name for name in state_dict if name not in own]
-    shapes = [
-        f"{name} {tuple(state_dict[name].shape)} where the model has {tuple(own[name].shape)}"
-        for name in own
-        if name in state_dict and state_dict[name].shape != own[name].shape
-    ]
-    if not (missing or unexpected or shapes):
-        return
-    lines = [f"{where} does not fit the model."]
-    for title, names in (("Missing", missing), ("Unexpected", unexpected), ("Other shape", shapes)):
-        if names:
-            lines.append(f"  {title}: {_some(names)}")
-    raise InputError("\n".join([*lines, f"  {_advice(state_dict, own, missing, unexpected, shapes)}"]))
-
-
-def _advice(state_dict: StateDict, own: StateDict, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
-    def has_norms(names: list[str]) -> bool:
-        return any(name.endswith("running_var") for name in names)
-
-    if shapes and not missing and not unexpected and all("head." in line for line in shapes):
-        return "The heads of the file have other classes: give the model as many, or load the file into its backbone."
-    if not has_norms(list(own)) and has_norms(list(state_dict)) and any("lkb_reparam" in name for name in state_dict):
-        return "The file has norms left: build with small_kernel_merged=True, load it, then call core.reparameterize."
-    if any("lkb_reparam" in name for name in unexpected) and has_norms(list(state_dict)):
-        return "The small kernels of the file are merged: build the model with small_kernel_merged=True."
-    if any("lkb_reparam" in name for name in missing) and has_norms(list(own)):
-        return "The file is in training form: load it before model.merge_small_kernels()."
-    if not has_norms(list(own)) and has_norms(unexpected):
-        return "The file is in training form: load it before core.reparameterize, or build with inference_mode=False."
-    if not has_norms(list(state_dict)) and has_norms(missing):
-        return "The file is in inference form: build the model with inference_mode=True."
-    return "Build the variant that the file was saved from: same depths, dims and kernel_sizes."
-
-
-def _some(names: list[str], limit: int = 6) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

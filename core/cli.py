@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from core.errors import InputError, MissingError
+from core.stopping import how_stopped, machine_message, notes, say, terminable
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
@@ -74,7 +75,8 @@ def main(args: "ArgsType" = None) -> None:
         args: the command line after the program's name; by default that of the process.
 
     Raises:
-        SystemExit: with one line on the error stream, if what the user gave cannot be used.
+        SystemExit: with one line on the error stream, if what the user gave cannot be used or the machine fails; with
+            status 130 after Ctrl-C and 143 after SIGTERM.
     """
     words = sys.argv[1:] if args is None else list(args) if isinstance(args, tuple) else args
     if isinstance(words, list):
@@ -84,13 +86,27 @@ def main(args: "ArgsType" = None) -> None:
         if words[0] == "--version":
             print(f"larkit {version('larkit')}")
             return
+    from core.torch_files import restricted_pickles  # torch takes a second, which --help need not wait for
+
     try:
-        _run(words)
-    except Exception as error:
-        message = _message(error)
-        if message is None or os.environ.get("LARKIT_TRACEBACK"):
-            raise
-        raise SystemExit(f"lightning: error: {message}") from None
+        with terminable(), restricted_pickles():
+            _run(words)
+    except BaseException as error:
+        _end(error)
+
+
+def _end(error: BaseException) -> None:
+    """Leave with what the user should know; what is a defect of this program keeps its traceback."""
+    if os.environ.get("LARKIT_TRACEBACK"):
+        raise error
+    stopped = how_stopped(error) if isinstance(error, KeyboardInterrupt | SystemExit) else None
+    if stopped is not None:
+        say(f"\nlightning: stopped by {stopped[1]}. {notes(error)}".rstrip())
+        raise SystemExit(stopped[0]) from None
+    message = (_message(error) or machine_message(error)) if isinstance(error, Exception) else None
+    if message is None:
+        raise error
+    raise SystemExit(f"lightning: error: {message}{'. ' * bool(notes(error))}{notes(error)}") from None
 
 
 def _run(words: Any) -> None:

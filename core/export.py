@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from core.errors import InputError
 from core.reparam import reparameterize
+from core.writing import whole_file
 
 __all__ = ["export_model"]
 
@@ -48,20 +49,15 @@ def export_model(
     with torch.no_grad():
         expected, after_fold = model(example), folded(example)
     path = path.with_suffix(".onnx" if format == "onnx" else ".pt2")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.part{path.suffix}")
     any_size = not fixed_size and _any_size(example, format)
     run = _write_onnx if format == "onnx" else _write_pt2
-    try:
+    with whole_file(path, keep_suffix=True) as unfinished:
         exported = run(folded, example, unfinished, any_size=any_size)
         fold, total = _relative(after_fold, expected), _relative(exported, expected)
         print(f"folded against trained form: max relative difference {fold:.1e}")
         print(f"exported file against trained form: max relative difference {total:.1e}")
         if not total < TOLERANCE:
             raise RuntimeError(f"the exported file differs from the model by {total:.1e}, more than {TOLERANCE:.0e}")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     sizes = [*map(str, example.shape[1:2]), "height", "width"] if any_size else example.shape[1:]
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), input (batch, {', '.join(map(str, sizes))})")
     return path

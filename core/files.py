@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import InputError, MissingError
+from core.samples import Samples
 
 __all__ = ["ClassFolders", "Labelled", "Splits", "class_files", "find_files", "hold_out"]
 
@@ -80,12 +81,12 @@ def class_files(
 
 @dataclass(frozen=True)
 class Splits:
-    """Class names in the order of their labels, and the files of each split."""
+    """Class names in the order of their labels, and the (source, label) pairs of each split."""
 
-    classes: list[str]
-    train: Labelled
-    val: Labelled
-    test: Labelled
+    classes: Sequence[str]
+    train: Samples
+    val: Samples
+    test: Samples
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from core.errors import InputError
+from core.errors import InputError, MissingError
 from core.files import find_files
 
 __all__ = ["SUFFIXES", "Mode", "image_files", "read_image", "to_pixels"]
@@ -30,8 +30,11 @@ def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
     """The decoded image, 'RGB' or 'L' (grey).
 
     Raises:
+        MissingError: if there is no such file.
         InputError: naming the file that cannot be decoded.
     """
+    if not path.is_file():
+        raise MissingError(f"there is no image {path}; correct the list that names it")
     try:
         with Image.open(path) as image:
             return image.convert(mode)

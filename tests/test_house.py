@@ -166,3 +166,14 @@ def test_every_configuration_is_in_a_readme() -> None:
         text = (ROOT / file.relative_to(ROOT).parts[0] / "README.md").read_text(encoding="utf-8")
         family, _, variant = file.stem.partition("_")
         assert file.name in text or (f"{family}_" in text and f"`_{variant}`" in text), file
+
+
+def test_the_modalities_are_described_in_one_order() -> None:
+    for modality in ("audio", "pointcloud", "timeseries", "video", "vision"):
+        text = (ROOT / modality / "README.md").read_text(encoding="utf-8")
+        sections = re.findall(r"^## (.*)$", text, re.MULTILINE)
+        assert text.index("| config | data | metric |") < text.index("## ")
+        assert sections[0] == "The built-in data"
+        assert sections[1].startswith("Your own ")
+        assert sections[-1] == "What differs from the published code"
+        assert sections.index("Speed") == len(sections) - 2 if "Speed" in sections else modality == "vision"

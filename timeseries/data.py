@@ -134,11 +134,12 @@ class SeriesDataModule(DataModule):
         """
         raise NotImplementedError
 
-    def prepare_data(self) -> None:
-        """Look at the file before a run folder is made.
+    def check_data(self) -> None:
+        """Read the file, the one to continue or the series, before a run folder is made.
 
         Raises:
             MissingError: if it is not there.
+            InputError: if it cannot be used.
         """
         if self._other_file():
             self._read_other()

@@ -1,12 +1,12 @@
 """A small made-up world of weather stations: the built-in data of the global system, which needs no download."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from core.writing import whole_folder
 from timeseries.world import SPLITS, GlobalWeather
 
 __all__ = ["MadeUpWorld", "make_world"]
@@ -25,11 +25,11 @@ class MadeUpWorld(GlobalWeather):
     def __init__(self, root: str = "data/made_up_world", **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
 
-    def prepare_data(self) -> None:
+    def check_data(self) -> None:
         """Make the world unless it is there."""
         if not self.root.exists():
             make_world(self.root)
-        super().prepare_data()
+        super().check_data()
 
 
 def make_world(root: Path, *, regions: int = 3, nodes: int = 4, stations: int = 4, hours: int = 1200) -> None:
@@ -48,18 +48,15 @@ def make_world(root: Path, *, regions: int = 3, nodes: int = 4, stations: int = 
     delay = np.round(100 + longitude / 2).astype(int)  # half an hour for each degree
     values = level + daily + 3 * slow[300 + hour - delay] + generator.normal(0, 0.5, (hours, len(places)))
     times = pd.date_range("2019-01-01", periods=hours, freq="h").to_numpy()
-    unfinished = root.with_name(f"{root.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    np.save(unfinished / "stations_sorted.npy", places)
+    wind = np.abs(np.diff(values, axis=0, prepend=values[:1])) + 2
     parts = np.split(np.arange(hours), [int(hours * 0.7), int(hours * 0.8)])
-    for split, rows in zip(SPLITS, parts, strict=True):
-        for variable in ("temp", "wind"):
-            quantity = values if variable == "temp" else np.abs(np.diff(values, axis=0, prepend=values[:1])) + 2
-            stored = np.round(10 * quantity[rows]).astype(np.float32)[..., None]
-            np.save(unfinished / f"{variable}_global_hourly_{split}.npy", stored)
-        np.save(unfinished / f"data_time_{split}.npy", times[rows])
-    unfinished.rename(root)
+    with whole_folder(root) as folder:
+        np.save(folder / "stations_sorted.npy", places)
+        for split, rows in zip(SPLITS, parts, strict=True):
+            for variable, quantity in (("temp", values), ("wind", wind)):
+                stored = np.round(10 * quantity[rows]).astype(np.float32)[..., None]
+                np.save(folder / f"{variable}_global_hourly_{split}.npy", stored)
+            np.save(folder / f"data_time_{split}.npy", times[rows])
 
 
 def _places(regions: int, nodes: int, stations: int, generator: np.random.Generator) -> np.ndarray:

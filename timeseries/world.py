@@ -115,7 +115,7 @@ class GlobalWeather(DataModule):
         self.stations = self.mean = self.std = torch.zeros(0)
         self.collate = _collate
 
-    def prepare_data(self) -> None:
+    def check_data(self) -> None:
         """Look at all arrays before a run folder is made.
 
         Raises:

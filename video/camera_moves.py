@@ -1,6 +1,5 @@
 """Camera moves over photos that come with packages: the built-in video data, which needs no download."""
 
-import shutil
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 
 from core.errors import InputError
 from core.images import read_image
+from core.writing import whole_folder
 from video.sets import VideoFolder
 
 __all__ = ["MOVES", "PHOTOS", "CameraMoves", "render_moves"]
@@ -79,11 +79,11 @@ class CameraMoves(VideoFolder):
             **kwargs,
         )
 
-    def prepare_data(self) -> None:
+    def check_data(self) -> None:
         """Render the clips unless they are there."""
-        if self.folders.root is not None and not self.folders.root.exists():
-            render_moves(self.folders.root)
-        super().prepare_data()
+        if (root := self.folders.root) and not root.exists():
+            render_moves(root)
+        super().check_data()
 
 
 def render_moves(root: Path, counts: dict[str, int] | None = None, moves: Sequence[str] | None = None) -> None:
@@ -101,18 +101,16 @@ def render_moves(root: Path, counts: dict[str, int] | None = None, moves: Sequen
     unknown = sorted({*counts} - {*PHOTOS}) + sorted({*moves} - {*MOVES})
     if unknown:
         raise InputError(f"no split or move is called {', '.join(unknown)}; known are {', '.join((*PHOTOS, *MOVES))}")
-    unfinished = root.with_name(f"{root.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
     generator = np.random.default_rng(0)
-    for split, count in counts.items():
-        for name in PHOTOS[split]:
-            photo = _photo(name)
-            for move in moves:
-                (unfinished / split / move).mkdir(parents=True, exist_ok=True)
-                for i in range(count):
-                    frames = _move(photo, move, generator)
-                    _write(unfinished / split / move / f"{Path(name).stem}_{i:02d}.mp4", frames)
-    unfinished.rename(root)
+    with whole_folder(root) as folder:
+        for split, count in counts.items():
+            for name in PHOTOS[split]:
+                photo = _photo(name)
+                for move in moves:
+                    (folder / split / move).mkdir(parents=True, exist_ok=True)
+                    for i in range(count):
+                        frames = _move(photo, move, generator)
+                        _write(folder / split / move / f"{Path(name).stem}_{i:02d}.mp4", frames)
 
 
 def _photo(name: str) -> Image.Image:

@@ -9,16 +9,17 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from core.errors import InputError
-from core.training.data import DataModule
+from core.samples import Samples
+from core.training.samples import SampleDataModule, Split
 from video.augment import TestCrops, TrainCrops, erase
 from video.decoding import Decoder
-from video.files import Clips, Source, video_files
+from video.files import Clips, video_files
 from video.sampling import Sampling
 
 __all__ = ["VideoDataModule"]
 
 
-class VideoDataModule(DataModule):
+class VideoDataModule(SampleDataModule):
     """Base of the video data modules: clips of T frames of one size, their augmentation, prediction on any videos.
 
     Loading processes decode and crop, and give uint8; clips are normalised and erased where the model is. Batches are
@@ -42,8 +43,7 @@ class VideoDataModule(DataModule):
         short_side: decoded frames whose shorter side is larger are scaled down to it, as data sets of videos are
             usually kept; None for none.
         decoder: 'pyav', or 'torchcodec' where that is installed.
-        predict_path: a video or a folder of videos for ``predict``.
-        kwargs: arguments of :class:`core.training.DataModule`.
+        kwargs: arguments of :class:`core.training.SampleDataModule`.
 
     Raises:
         InputError: if a number is out of range.
@@ -67,7 +67,6 @@ class VideoDataModule(DataModule):
         test_crops: int = 3,
         short_side: int | None = 320,
         decoder: Decoder = "pyav",
-        predict_path: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -81,39 +80,22 @@ class VideoDataModule(DataModule):
         self.test_views, self.short_side, self.decoder = test_views, short_side, decoder
         self.train_transform = TrainCrops(size, scale=scale, hflip=hflip, auto_augment=auto_augment, repeats=repeats)
         self.val_transform, self.test_transform = TestCrops(size), TestCrops(size, test_crops)
-        self.predict_path = Path(predict_path) if predict_path else None
 
-    def prepare_data(self) -> None:
-        """Check the paths before a run folder is made.
+    def find(self, path: Path) -> list[Path]:
+        """The video itself, or all videos below a folder."""
+        return video_files(path)
 
-        Raises:
-            MissingError: if there is nothing to read.
-        """
-        if self.predict_path and self.trainer and self.trainer.predicting:
-            video_files(self.predict_path)
-
-    def _train_clips(self, files: Sequence[tuple[Source, Any]]) -> Clips:
-        return self._clips(files, self.sampling.random, self.train_transform, replace=True)
-
-    def _val_clips(self, files: Sequence[tuple[Source, Any]]) -> Clips:
-        return self._clips(files, self.sampling.centre, self.val_transform)
-
-    def _test_clips(self, files: Sequence[tuple[Source, Any]]) -> Clips:
-        return self._clips(files, self._views, self.test_transform)
+    def dataset(self, samples: Samples, split: Split) -> Clips:
+        """Clips: random ones to train, the middle one to validate, all views for test and prediction."""
+        options: dict[str, Any] = {"decoder": self.decoder, "short_side": self.short_side}
+        if split == "train":
+            return Clips(samples, self.sampling.random, self.train_transform, replace=True, **options)
+        if split == "val":
+            return Clips(samples, self.sampling.centre, self.val_transform, **options)
+        return Clips(samples, self._views, self.test_transform, **options)
 
     def _views(self, length: int) -> Any:
         return self.sampling.views(length, self.test_views)
-
-    def _clips(
-        self, files: Sequence[tuple[Source, Any]], sample: Any, transform: Any, *, replace: bool = False
-    ) -> Clips:
-        options: dict[str, Any] = {"decoder": self.decoder, "short_side": self.short_side, "replace": replace}
-        return Clips(files, sample, transform, **options)
-
-    def _predict_clips(self, default: Sequence[tuple[Source, Any]] = ()) -> Clips:
-        if self.predict_path:
-            default = [(path, None) for path in video_files(self.predict_path)]
-        return self._test_clips([(source, str(source)) for source, _ in default])
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Any], dataloader_idx: int) -> tuple[Tensor, Any]:
         """Clips (B, N, T, C, H, W) uint8 to normalised ones; in training each of the N counts as a sample."""

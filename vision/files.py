@@ -1,33 +1,32 @@
-"""Image files as a data set; broken ones are named, or left out on request."""
+"""Images of files and of arrays as a data set; broken ones are named, or left out on request."""
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
-from core.errors import InputError
 from core.images import Mode, read_image
+from core.samples import Samples, read_or_skip
 
-__all__ = ["ImageFiles", "collate_found"]
+__all__ = ["Images"]
 
 
-class ImageFiles(Dataset[tuple[Tensor, Any] | None]):
-    """Image files, each with a target.
+class Images(Dataset[tuple[Tensor, Any] | None]):
+    """Images, each with a target.
 
     Args:
-        files: (path, target) pairs.
+        files: (image, target) pairs; an image is a file, or a name and an array, (H, W) or (H, W, 3) uint8.
         transform: from a PIL image to a (C, H, W) map.
-        mode: 'RGB' or 'L' (grey), what a file is converted to.
+        mode: 'RGB' or 'L' (grey), what an image is converted to.
         skip_broken: leave out files that cannot be decoded, with a warning, instead of stopping.
     """
 
     def __init__(
         self,
-        files: Sequence[tuple[Path, Any]],
+        files: Samples,
         transform: Callable[[Image.Image], Tensor],
         *,
         mode: Mode = "RGB",
@@ -36,32 +35,21 @@ class ImageFiles(Dataset[tuple[Tensor, Any] | None]):
         self.files, self.transform, self.mode, self.skip_broken = files, transform, mode, skip_broken
 
     def __len__(self) -> int:
-        """Number of files."""
+        """Number of images."""
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
-        """The map and target of one file, or None if it is broken and may be skipped.
+        """The map and target of one image, or None if it is broken and may be skipped.
 
         Raises:
+            MissingError: if the file is not there.
             InputError: naming the file that cannot be decoded.
         """
-        path, target = self.files[index]
-        try:
-            return self.transform(read_image(path, self.mode)), target
-        except InputError as error:
-            if not self.skip_broken:
-                raise InputError(f"{error}, or type --data.skip_broken true") from error
-            warnings.warn(f"skipped {path}, which cannot be decoded: {error.__cause__}", stacklevel=2)
-            return None
+        source, target = self.files[index]
+        image = read_or_skip(lambda: self._read(source), skip_broken=self.skip_broken)
+        return None if image is None else (self.transform(image), target)
 
-
-def collate_found(samples: list[Any]) -> Any:
-    """A batch of the samples that could be decoded.
-
-    Raises:
-        InputError: if none could.
-    """
-    found = [sample for sample in samples if sample is not None]
-    if not found:
-        raise InputError("no image of a whole batch can be decoded; check the files named in the warnings")
-    return default_collate(found)
+    def _read(self, source: Any) -> Image.Image:
+        if isinstance(source, Path):
+            return read_image(source, self.mode)
+        return Image.fromarray(source[1]).convert(self.mode)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from core.backbones.build import build_backbone, input_channels
 from core.checkpoints import load_weights
 from core.errors import InputError, MissingError
 from core.images import Mode
+from core.torch_files import read_torch_file
 
 __all__ = ["Normalisation", "image_mode", "normalisation", "open_model", "square_transform"]
 
@@ -55,7 +55,7 @@ def _from_checkpoint(path: Path) -> nn.Module:
     if not path.is_file():
         raise MissingError(f"there is no checkpoint {path}; give a file that fit wrote, or the name of a model")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = read_torch_file(path)
         stored = checkpoint["hyper_parameters"]
         name, args = stored["backbone"], dict(stored.get("backbone_args") or {})
     except Exception as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import InputError
+from core.writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,12 +38,13 @@ def check_output(output: str) -> None:
 def write_report(output: str, name: str, figure: "Figure | None", content: Any) -> None:
     """Write ``name``.json and, if there is a figure, ``name``.png into a folder, and say so."""
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
     table = folder / f"{name}.json"
-    table.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with whole_file(table) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if figure is None:
         print(f"wrote {table}")
         return
     picture = folder / f"{name}.png"
-    figure.savefig(picture, dpi=120)
+    with whole_file(picture) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")
     print(f"wrote {table} and {picture}")

@@ -18,6 +18,7 @@ import torch
 from timm.models._input import update_model_args
 from torch import Tensor, nn
 
+from core.backbones.kernel_sizes import check_each_stage
 from core.backbones.staged import StagedNet, drop_path_rates
 from core.errors import InputError
 from core.layers import ConvFFN, DepthwiseConv2d, ReparamLargeKernelConv, RepLKBlock
@@ -114,7 +115,7 @@ class RepLKNet(StagedNet):
             in_chans=in_chans, num_classes=num_classes, depths=depths, dims=dims, drop_path_rate=drop_path_rate
         )
         small_kernel = small_kernel or None
-        _check_kernels(kernel_sizes, small_kernel, depths)
+        check_each_stage(kernel_sizes, small_kernel, depths)
         if min(dims) * min(dw_ratio, ffn_ratio, 1) < 1:
             raise InputError(
                 f"dims={tuple(dims)}, dw_ratio={dw_ratio}, ffn_ratio={ffn_ratio} leave a layer no channels"
@@ -222,19 +223,6 @@ class RepLKNet(StagedNet):
                 blocks.append((rf"^stages\.{stage}\.blocks\.(?:{members})\.", (group,)))
             blocks.append((rf"^transitions\.{stage}\.", (group,)))
         return {"stem": r"^stem\.", "blocks": blocks}
-
-
-def _check_kernels(kernel_sizes: Sequence[int], small_kernel: int | None, depths: Sequence[int]) -> None:
-    given = list(kernel_sizes) if isinstance(kernel_sizes, Sequence) else []
-    if len(given) != len(depths) or not all(isinstance(size, int) for size in given):
-        raise InputError(
-            f"kernel_sizes={kernel_sizes!r} for {len(depths)} stages; give one odd size for each, as (31, 29, 27, 13)"
-        )
-    if min(kernel_sizes) < (small_kernel or 1):
-        raise InputError(
-            f"kernel_sizes={tuple(kernel_sizes)} has a kernel smaller than small_kernel={small_kernel}; choose larger "
-            "ones, or small_kernel=0 for no small branch"
-        )
 
 
 def _norm(dim: int, inference_mode: bool) -> nn.Module:

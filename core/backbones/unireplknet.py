@@ -19,6 +19,7 @@ from timm.layers import LayerNorm2d, trunc_normal_
 from timm.models._input import update_model_args
 from torch import Tensor, nn
 
+from core.backbones.kernel_sizes import KernelSizes, per_block
 from core.backbones.staged import StagedNet, drop_path_rates
 from core.errors import InputError
 from core.layers import UniRepLKNetBlock
@@ -26,48 +27,7 @@ from core.layers.dilated_reparam import Branches, BranchType
 from core.layers.extra_structure import ExtraStructure
 from core.reparam import fold_affine, norm_affine, require_eval, set_folded
 
-__all__ = ["KernelSizes", "UniRepLKNet", "default_kernel_sizes"]
-
-KernelSizes = Sequence[int | Sequence[int]]
-
-
-def default_kernel_sizes(depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """The papers' kernel size of every block, for the depth of each stage.
-
-    3 in the first stage, 13 in the others; in the third stage, up to 8 blocks are all 13, up to 18 alternate 13 and 3,
-    and deeper ones repeat 13, 3, 3 (UniRepLKNet table 4). That gives every published variant, and a net of one's own
-    the layout of the nearest.
-
-    Example:
-        >>> default_kernel_sizes((1, 1, 4, 1))
-        ((3,), (13,), (13, 13, 13, 13), (13,))
-    """
-    pattern = (13,) if len(depths) < 3 or depths[2] <= 8 else (13, 3) if depths[2] <= 18 else (13, 3, 3)
-    sizes = [(13,) * depth for depth in depths]
-    sizes[0] = (3,) * depths[0]
-    if len(depths) > 2:
-        sizes[2] = tuple(pattern[i % len(pattern)] for i in range(depths[2]))
-    return tuple(sizes)
-
-
-def _per_block(kernel_sizes: KernelSizes | None, depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    if kernel_sizes is None:
-        return default_kernel_sizes(depths)
-    if not isinstance(kernel_sizes, Sequence) or not all(isinstance(k, int | Sequence) for k in kernel_sizes):
-        raise InputError(f"kernel_sizes={kernel_sizes!r}; give one entry a stage, an int or a list of ints")
-    if len(kernel_sizes) != len(depths):
-        raise InputError(
-            f"kernel_sizes describes {len(kernel_sizes)} stages but depths={tuple(depths)} has {len(depths)}; "
-            "give one entry for each stage"
-        )
-    sizes = tuple((k,) * d if isinstance(k, int) else tuple(k) for k, d in zip(kernel_sizes, depths, strict=True))
-    for stage, (given, depth) in enumerate(zip(sizes, depths, strict=True)):
-        if len(given) != depth:
-            raise InputError(
-                f"kernel_sizes[{stage}]={given} has {len(given)} entries but depths[{stage}] is {depth}; "
-                "give one kernel size for each block, or one int for the whole stage"
-            )
-    return sizes
+__all__ = ["UniRepLKNet"]
 
 
 class UniRepLKNet(StagedNet):
@@ -135,7 +95,7 @@ class UniRepLKNet(StagedNet):
         )
         if min(dims) < 4 or dims[0] % 2:
             raise InputError(f"dims={tuple(dims)}: the first must be even and all at least 4")
-        sizes = _per_block(kernel_sizes, depths)
+        sizes = per_block(kernel_sizes, depths)
         branches = {int(size): pairs for size, pairs in (branches or {}).items()}  # JSON has names for keys only
         unused = set(branches) - {k for stage in sizes for k in stage if k >= 7}
         if unused:

@@ -12,6 +12,7 @@ from torch import Tensor
 from core.errors import InputError
 from core.ops.implementations import IMPLEMENTATIONS, Implementation
 from core.ops.modes import memory_format, onednn
+from core.writing import whole_file
 
 __all__ = [
     "ENVIRONMENT",
@@ -149,11 +150,9 @@ def _table() -> dict[str, str]:
 def write_table(fastest: dict[str, str]) -> Path:
     """Add measurements to those of this machine, which are used from then on."""
     path = table_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
     content = {"torch": torch.__version__, "fastest": {**_table(), **fastest}}
-    unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    unfinished.replace(path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
     forget()
     return path
 

@@ -5,6 +5,7 @@ from core.training.data import DataModule
 from core.training.ema import EMA
 from core.training.pictures import LearningCurves
 from core.training.predictions import PredictionWriter
+from core.training.samples import FolderDataModule, SampleDataModule
 from core.training.task import Task
 from core.training.trainer import ExportingTrainer
 
@@ -13,7 +14,9 @@ __all__ = [
     "ClassificationTask",
     "DataModule",
     "ExportingTrainer",
+    "FolderDataModule",
     "LearningCurves",
     "PredictionWriter",
+    "SampleDataModule",
     "Task",
 ]

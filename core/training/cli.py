@@ -3,21 +3,24 @@
 import shlex
 import shutil
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
 from core.errors import InputError, MissingError
+from core.torch_files import read_torch_file
+from core.training.checkpoint_io import WholeCheckpointIO
 from core.training.pictures import LearningCurves
 from core.training.predictions import PredictionWriter
-from core.training.run_folder import newest_checkpoint, run_folder, run_loggers, run_version
+from core.training.run_folder import how_to_go_on, newest_checkpoint, only_writer, run_folder, run_loggers, run_version
 from core.training.task import Task
 from core.training.trainer import ExportingTrainer
 
@@ -73,7 +76,9 @@ class LarKitCLI(LightningCLI):
         elif path and not Path(path).is_file():
             raise MissingError(f"there is no checkpoint {path}; give a file, 'best' or 'last'")
         if path:
-            differing = self._differing(self._stored(path))
+            stored = self._stored(path)
+            self._check_class(path, stored)
+            differing = self._differing(stored)
             if differing and verb == "fit":
                 raise InputError(
                     f"--ckpt_path continues a run as it was, but {'; '.join(differing)}. Leave that out, or start a "
@@ -81,13 +86,34 @@ class LarKitCLI(LightningCLI):
                 )
             if differing:
                 rank_zero_info(f"The checkpoint decides about the model: {'; '.join(differing)}")
-            super()._parse_ckpt_path()
+            self._take_over(stored)
             args = self.settings.model.init_args  # the checkpoint replaces what these would load first
             args.weights, args.pretrained = None, False
         elif verb not in ("fit", "stats") and not self._has_weights():
             raise InputError(
                 f"{verb} would use random weights. Type: {shlex.join(['lightning', *sys.argv[1:]])} --ckpt_path best"
             )
+
+    def _check_class(self, path: str, stored: dict[str, Any]) -> None:
+        """Build what the configuration names and nothing else: a file must not choose what code runs."""
+        given, known = self.settings.model.class_path, str(stored.get("_class_path", self.settings.model.class_path))
+        if known.partition(".")[0] != given.partition(".")[0] or known.rpartition(".")[2] != given.rpartition(".")[2]:
+            raise InputError(
+                f"{path} holds a {known} and the configuration a {given}; give the configuration it was of"
+            )
+        args = self.settings.model.get("init_args", {})
+        for key in _import(given).runs_files:
+            if key in stored and stored[key] != args.get(key):
+                raise InputError(
+                    f"{path} names the Python file {stored[key]!r}, which would be run, and the configuration "
+                    f"{args.get(key)!r}; look into it, and if you trust it add --model.{key} {stored[key]}"
+                )
+
+    def _take_over(self, stored: dict[str, Any]) -> None:
+        """Let the model settings of a checkpoint replace those of the command."""
+        args = {key: value for key, value in stored.items() if not key.startswith("_")}
+        model = {"class_path": self.settings.model.class_path, "dict_kwargs": args}
+        self.config = self.parser.parse_object({self.config.subcommand: {"model": model}}, self.config)
 
     def _has_weights(self) -> bool:
         args = self.settings.model.get("init_args", Namespace())
@@ -96,7 +122,7 @@ class LarKitCLI(LightningCLI):
     def _stored(self, path: str) -> dict[str, Any]:
         """The model settings that a checkpoint was trained with."""
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            checkpoint = read_torch_file(Path(path))
             stored: dict[str, Any] = checkpoint["hyper_parameters"]
         except Exception as error:
             raise InputError(
@@ -131,21 +157,41 @@ class LarKitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give the run its own folder with a CSV and a TensorBoard log."""
-        if self.settings.trainer.get("logger") in (None, True) and self.subcommand not in ("export", "stats"):
-            path = self.settings.get("ckpt_path") if self.subcommand == "fit" else None
-            version = run_version(self._runs(), Path(path) if path else None)
-            kwargs["logger"] = run_loggers(self._runs(), version)
-            self._started = self._runs() / version if not (self._runs() / version).exists() else None
-        return super().instantiate_trainer(**kwargs)
+        if self.settings.trainer.get("logger") not in (None, True) or self.subcommand in ("export", "stats"):
+            return super().instantiate_trainer(**kwargs)
+        path = self.settings.get("ckpt_path") if self.subcommand == "fit" else None
+        folder = self._runs() / run_version(self._runs(), Path(path) if path else None)
+        kwargs["logger"] = run_loggers(self._runs(), folder.name)
+        self._started = folder if not folder.exists() or not any(folder.iterdir()) else None
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except BaseException:
+            self._take_away()
+            raise
+        if run_folder(trainer) is None:  # a trial run writes nothing
+            self._take_away()
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb; if the input turns out unusable, take away the run folder that has nothing in it yet."""
+        folder = run_folder(self.trainer) if subcommand == "fit" else None
+        lock = only_writer(folder) if folder is not None and _is_first() else nullcontext()
         try:
-            super()._run_subcommand(subcommand)
+            with lock:
+                super()._run_subcommand(subcommand)
         except InputError:
-            if self._started and self.trainer.is_global_zero and not (self._started / "checkpoints").exists():
-                shutil.rmtree(self._started, ignore_errors=True)
+            if not (self._started and (self._started / "checkpoints").exists()):
+                self._take_away()
             raise
+        except BaseException as error:
+            if subcommand == "fit":
+                error.add_note(how_to_go_on(folder, sys.argv[1:]))
+            raise
+
+    def _take_away(self) -> None:
+        """Delete the run folder, if this command has made it."""
+        if self._started and _is_first():
+            shutil.rmtree(self._started, ignore_errors=True)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
@@ -153,7 +199,10 @@ class LarKitCLI(LightningCLI):
         else:  # ModelCheckpoint's own save_last waits for the next best one
             last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
             callbacks = [*callbacks, last]
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin or the strategy has its own
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        return trainer
 
 
 class _ConfigInRunFolder(SaveConfigCallback):
@@ -162,6 +211,11 @@ class _ConfigInRunFolder(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if run_folder(trainer) is not None:
             super().setup(trainer, pl_module, stage)
+
+
+def _is_first() -> bool:
+    """Whether this is the first of several processes of a run, also before they know of each other."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _import(class_path: str) -> Any:

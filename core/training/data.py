@@ -64,6 +64,8 @@ class _LazyLoader(DataLoader[Any]):
 class DataModule(LightningDataModule):
     """Base of all data modules: subclasses fill ``train_set``, ``val_set``, ``test_set``, ``predict_set`` in ``setup``.
 
+    Samples with classes have more in common: :class:`core.training.SampleDataModule`.
+
     Args:
         batch_size: samples a process and step.
         num_workers: processes that load data, for each training process; 0 loads in the training process.
@@ -87,6 +89,18 @@ class DataModule(LightningDataModule):
         self.predict_set: Dataset[Any] | None = None
         self.train_weights: Sequence[float] | None = None
         self.collate: Callable[[list[Any]], Any] | None = None
+
+    def prepare_data(self) -> None:
+        """Check the data before a run folder is made; raises what :meth:`check_data` raises."""
+        self.check_data()
+
+    def check_data(self) -> None:
+        """Look at the data on disk, or make them; a data set says how.
+
+        Raises:
+            MissingError: if they are not there.
+            InputError: if they cannot be used.
+        """
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches of ``train_set``."""

@@ -13,15 +13,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from core.downloads import hub_file
 from core.errors import InputError, MissingError
 from core.training.card import model_card
 from core.training.rebuild import build_task, class_path_of, hyperparameters_of
 from core.training.run_files import read_run
 from core.training.task import Task
+from core.writing import whole_folder
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
@@ -58,7 +60,9 @@ def save_pretrained(
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"{folder} is there and not empty; give a new folder, or delete it first")
-    return _write(task, folder, str(folder), metrics, license)
+    with whole_folder(folder) as unfinished:
+        _write(task, unfinished, str(folder), metrics, license)
+    return folder
 
 
 def push_to_hub(
@@ -215,7 +219,9 @@ def _file(source: str | Path, name: str, revision: str | None, token: str | None
     if not re.fullmatch(_REPOSITORY, str(source)):
         raise MissingError(f"there is no folder {source}; give one, or a Hub repository 'owner/name'")
     try:
-        return Path(hf_hub_download(str(source), name, revision=revision, token=token))
+        return hub_file(str(source), name, revision=revision, token=token)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # the Hub's own errors derive from these
         raise MissingError(
             f"there is no folder {source}, and {name} could not be got from the Hugging Face Hub: {error}; check the "

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from core.figures import new_figure
 from core.training.run_folder import run_folder
+from core.writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,8 +27,8 @@ def save_figure(trainer: Trainer, name: str, figure: Figure) -> Path | None:
     if not trainer.is_global_zero or folder is None:
         return None
     path = folder / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")
     pixels = np.asarray(Image.open(path).convert("RGB"))  # drawing takes longer than reading
     for logger in trainer.loggers:
         add_image = getattr(getattr(logger, "experiment", None), "add_image", None)

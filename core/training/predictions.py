@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from core.training.run_folder import run_folder
+from core.writing import whole_file
 
 __all__ = ["PredictionWriter"]
 
@@ -44,13 +45,10 @@ class PredictionWriter(Callback):
             return
         folder = run_folder(trainer) or Path(trainer.default_root_dir)
         path = Path(self.path) if self.path else folder / "predictions.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".part")
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
+        with whole_file(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)
-        unfinished.replace(path)
         rank_zero_info(f"Wrote {len(rows)} predictions to {path}")
 
     def _gathered(self, processes: int) -> list[dict[str, Any]]:

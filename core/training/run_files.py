@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
 from core.errors import InputError, MissingError
+from core.torch_files import read_torch_file
 from core.training.task import Task
 
 __all__ = ["Run", "read_run"]
@@ -60,7 +60,7 @@ def _of_checkpoint(path: Path) -> Run:
     if not path.is_file():
         raise MissingError(f"there is no checkpoint {path}; give a file that lightning fit wrote")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_torch_file(path)
         stored, state = dict(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
     except Exception as error:
         reason = " ".join(str(error).split())[:200]

@@ -1,7 +1,13 @@
 """Where a run writes: ``lightning_logs/<task>/version_<n>``, with config, logs, pictures and checkpoints together."""
 
 import csv
+import io
 import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -11,9 +17,18 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from core.errors import MissingError
+from core.errors import InputError, MissingError
+from core.writing import whole_file
 
-__all__ = ["ContinuedCSVLogger", "newest_checkpoint", "run_folder", "run_loggers", "run_version"]
+__all__ = [
+    "ContinuedCSVLogger",
+    "how_to_go_on",
+    "newest_checkpoint",
+    "only_writer",
+    "run_folder",
+    "run_loggers",
+    "run_version",
+]
 
 _SHARED = "LARKIT_RUN"  # tells the processes that Lightning starts for a run which folder the first one chose
 
@@ -33,7 +48,7 @@ def newest_checkpoint(runs: Path, name: str) -> Path:
 
 
 def run_version(runs: Path, resumed: Path | None = None) -> str:
-    """Name of the run's folder in ``runs``: that of the run it continues, else the next free number.
+    """Name of the run's folder in ``runs``: that of the run it continues, else a new one, made, with the next number.
 
     Args:
         runs: folder of all runs of a task.
@@ -44,9 +59,62 @@ def run_version(runs: Path, resumed: Path | None = None) -> str:
     if SLURMEnvironment.detect():  # all tasks of a step agree on this name, and a requeued job finds its folder again
         return f"job_{os.environ.get('SLURM_JOB_ID')}_step_{os.environ.get('SLURM_STEP_ID', 0)}"
     if "LOCAL_RANK" not in os.environ or _SHARED not in os.environ:
-        taken = [int(path.name[8:]) for path in runs.glob("version_*") if path.name[8:].isdigit()]
-        os.environ[_SHARED] = f"version_{max(taken, default=-1) + 1}"
+        os.environ[_SHARED] = _new_folder(runs).name
     return os.environ[_SHARED]
+
+
+def _new_folder(runs: Path) -> Path:
+    """Make the folder with the next free number; making it is what keeps a run that starts at the same moment out."""
+    while True:
+        taken = [int(path.name[8:]) for path in runs.glob("version_*") if path.name[8:].isdigit()]
+        folder = runs / f"version_{max(taken, default=-1) + 1}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in the same run folder; the system forgets it when this process ends.
+
+    Raises:
+        InputError: if one does.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                f"{folder} is in use: process {file.read().strip() or 'unknown'} trains in it. Wait for its end or "
+                "stop it; a run of its own starts without --ckpt_path"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def how_to_go_on(folder: Path | None, words: Sequence[str]) -> str:
+    """A sentence for a run that has ended early: what it saved, and the command that continues it."""
+    last = None if folder is None else folder / "checkpoints" / "last.ckpt"
+    words = list(words)
+    if "--ckpt_path" in words[:-1]:
+        place = words.index("--ckpt_path")
+        del words[place : place + 2]
+    if last is None or not last.is_file():
+        return "No epoch was complete, so nothing has been saved; to start again, repeat the command."
+    return f"Saved is {last}. To go on from it, type: {shlex.join(['lightning', *words, '--ckpt_path', str(last)])}"
 
 
 def run_folder(trainer: Trainer) -> Path | None:
@@ -74,11 +142,34 @@ class ContinuedCSVLogger(CSVLogger):
     def experiment(self) -> ExperimentWriter:
         """The writer, on the file as the interrupted run left it."""
         if self._experiment is None:
-            file = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
-            before = file.read_text(encoding="utf-8") if file.is_file() else ""
-            writer = ExperimentWriter(log_dir=self.log_dir)
-            if before:
-                file.write_text(before, encoding="utf-8")
-                writer.metrics_keys = next(csv.reader(before.splitlines()))
-            self._experiment = writer
+            self._experiment = _ContinuedWriter(log_dir=self.log_dir)
         return cast(ExperimentWriter, self._experiment)
+
+
+class _ContinuedWriter(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        """Go on after the last whole row; an interrupted run may have left a part of one."""
+        file = Path(self.metrics_file_path)
+        before = file.read_text(encoding="utf-8") if file.is_file() else ""
+        whole = before[: before.rfind("\n") + 1]
+        if whole != before:
+            self._replace(whole)
+        if whole:
+            self.metrics_keys = next(csv.reader(whole.splitlines()))
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with Path(self.metrics_file_path).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=fieldnames)
+        writer.writeheader()
+        writer.writerows(rows)
+        self._replace(text.getvalue())
+
+    def _replace(self, text: str) -> None:
+        file = Path(self.metrics_file_path)
+        if not text:
+            file.unlink()
+            return
+        with whole_file(file) as unfinished:
+            unfinished.write_text(text, encoding="utf-8", newline="")

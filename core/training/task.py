@@ -68,6 +68,8 @@ class Task(LightningModule):
     monitor: ClassVar[str] = "val_loss"
     """The metric that chooses the best checkpoint."""
     monitor_mode: ClassVar[Literal["min", "max"]] = "min"
+    runs_files: ClassVar[tuple[str, ...]] = ()
+    """Arguments that name files with code, which are run; a checkpoint of somebody else must not choose them."""
     pipeline_tag: ClassVar[str | None] = None
     """What the Hugging Face Hub calls this kind of task, if it has a name for it."""
 

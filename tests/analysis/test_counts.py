@@ -27,6 +27,7 @@ UNIREPLKNETS: dict[str, tuple[int, float | None, int, float | None, float]] = {
 }
 # parameters in training form and with merged small kernels, GMACs in training form by size
 REPLKNETS: dict[str, tuple[int, int, dict[int, float]]] = {
+    "13": (74_156_392, 73_819_496, {224: 13.51}),
     "31b": (79_864_168, 79_527_272, {224: 15.43, 384: 45.35}),
     "31l": (172_671_016, 172_165_672, {384: 96.33}),
     "xl": (335_435_752, 335_399_656, {320: 128.73}),

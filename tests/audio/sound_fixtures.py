@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from small_sounds import UNCHANGED, sound_runs, write_sound_config, write_tones
-from training.small_runs import command
+from training.small_runs import command, nothing_drawn
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +30,6 @@ def trained_sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def no_sound_pictures(trained_sounds: dict[str, Path]) -> Iterator[None]:
-    """Runs draw nothing, which takes most of the time of a run as short as these. The shared run has its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("core.training.classification", "core.training.pictures"):
-            patch.setattr(f"{name}.save_figure", lambda *_: None)
-        patch.setattr("core.training.examples.Examples.draw", lambda *_: None)
+    """Runs draw nothing; the shared run has its own pictures."""
+    with nothing_drawn():
         yield

@@ -80,9 +80,8 @@ def test_accuracy_and_loss_equal_a_count_by_hand(trained_sounds: dict[str, Path]
     config = write_sound_config(tmp_path / "tones.yaml", root, batch_size=4)
     command("validate", config, tmp_path, *_best(trained_sounds))
     data, maps, model = AudioFolder(str(root)), _maps(trained_sounds), _model(trained_sounds["folder"])
-    data.fill("validate")
     right, losses = list[bool](), list[float]()
-    for path, label in data.val_set.files:  # type: ignore[union-attr]
+    for path, label in data.splits().val:
         with torch.no_grad():
             logits = model(maps(read_wave(path, RATE)[None]))[0]
         right.append(int(logits.argmax()) == label)
@@ -141,9 +140,9 @@ def test_class_names_come_from_the_checkpoint_without_the_training_data(
     assert [row["class"] for row in _rows(tmp_path)] == ["mid"]
 
 
-def test_without_a_path_the_validation_split_is_predicted(trained_sounds: dict[str, Path], tmp_path: Path) -> None:
+def test_without_a_path_the_test_split_is_predicted(trained_sounds: dict[str, Path], tmp_path: Path) -> None:
     command("predict", trained_sounds["config"], tmp_path, *_best(trained_sounds))
-    files = sorted(str(p) for p in (trained_sounds["tones"] / "val").rglob("*.*"))
+    files = sorted(str(p) for p in (trained_sounds["tones"] / "test").rglob("*.*"))
     assert [row["file"] for row in _rows(tmp_path)] == files
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning import Callback, LightningModule, Trainer
 from small_sounds import sound_runs, write_sound_config, write_tones
 from torch.testing import assert_close
-from training.small_runs import add_callbacks, command, metric, saved, table
+from training.small_runs import Interrupt, command, interrupted_and_resumed, metric, saved, table
 
 pytest_plugins = ["sound_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_sound_pictures")
@@ -18,27 +17,8 @@ RANDOM: dict[str, Any] = {**KNOWN, "mixup": 0.7, "frequency_mask": 8, "time_mask
 WORDS = ["--model.backbone_args", "{layer_scale_init_value: 0.5, drop_path_rate: 0.3}", "--trainer.max_epochs", "3"]
 
 
-class _Interrupt(Callback):
-    """Ctrl-C at the start of an epoch, or after its first batch."""
-
-    def __init__(self, epoch: int, *, after_a_batch: bool = False) -> None:
-        self.epoch, self.after_a_batch = epoch, after_a_batch
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch == self.epoch and not self.after_a_batch:
-            raise KeyboardInterrupt
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.current_epoch == self.epoch and self.after_a_batch:
-            raise KeyboardInterrupt
-
-
-def _resumed(config: Path, out: Path, stop: _Interrupt, *words: str) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        add_callbacks(patch, stop)
-        with pytest.raises((SystemExit, KeyboardInterrupt)):
-            command("fit", config, out, *words)
-    command("fit", config, out, *words, "--ckpt_path", "last")
+def _resumed(config: Path, out: Path, stop: Interrupt, *words: str) -> Path:
+    interrupted_and_resumed(config, out, stop, *words)
     (run,) = sound_runs(out)
     return run
 
@@ -65,13 +45,13 @@ def test_resumed_run_equals_an_uninterrupted_one(
     epoch: int, after_a_batch: bool, tones: Path, straight: Path, tmp_path: Path
 ) -> None:
     config = write_sound_config(tmp_path / "tones.yaml", tones, **RANDOM)
-    _same(_resumed(config, tmp_path, _Interrupt(epoch, after_a_batch=after_a_batch), *WORDS), straight)
+    _same(_resumed(config, tmp_path, Interrupt(epoch, after_a_batch=after_a_batch), *WORDS), straight)
 
 
 def test_with_data_loading_processes(tones: Path, straight: Path, tmp_path: Path) -> None:
     """The processes only decode: the random numbers are those of a run without them."""
     config = write_sound_config(tmp_path / "tones.yaml", tones, **RANDOM, num_workers=2)
-    _same(_resumed(config, tmp_path, _Interrupt(1), *WORDS), straight)
+    _same(_resumed(config, tmp_path, Interrupt(1), *WORDS), straight)
 
 
 @pytest.mark.parametrize("off", ["nothing", "mixup", "frequency_mask", "time_mask", "noise", "roll"])

@@ -1,6 +1,7 @@
 """Small data in the layout that a configuration's data module reads, and the options that put them in its place."""
 
 import csv
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import av
 import h5py
 import numpy as np
 import soundfile
+import torchvision
 from training.small_runs import write_photos
 
 from pointcloud.furniture import write_furniture
@@ -27,6 +29,42 @@ def _digits(folder: Path) -> Options:
 def _photos(folder: Path) -> Options:
     root = write_photos(folder / "photos", train=4, val=2)
     return {"data.root": str(root), "model.num_classes": "3", "data.size": "32"}
+
+
+class _Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+    """Writes bytes as the texts of Python 2, which have an instruction of their own."""
+
+    def save(self, value: Any, save_persistent_id: bool = True) -> None:
+        if isinstance(value, bytes):
+            self.write(pickle.BINSTRING + len(value).to_bytes(4, "little") + value)
+        else:
+            super().save(value, save_persistent_id)
+
+
+def python2_pickle(content: Any) -> bytes:
+    """A pickle as Python 2 with the numpy of its time wrote it."""
+    file = io.BytesIO()
+    _Python2Pickler(file, protocol=2).dump(content)
+    return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+def write_cifar(root: Path, kind: Any, *, each: int, labels: int) -> Path:
+    """The files of the Python archive of a torchvision CIFAR class, smaller: ``each`` images, of so many labels."""
+    root.mkdir(parents=True)
+    name = "fine_label" if kind.base_folder == "cifar-100-python" else "label"
+    generator = np.random.default_rng(0)
+    for file, _ in (*kind.train_list, *kind.test_list):
+        pixels = generator.integers(0, 256, (each, 3 * 32 * 32), np.uint8)
+        content = {b"data": pixels, f"{name}s".encode(): [i % labels for i in range(each)], b"batch_label": b"one of"}
+        (root / file).write_bytes(python2_pickle(content))
+    names = {f"{name}_names".encode(): [f"class {i}".encode() for i in range(labels)]}
+    (root / kind.meta["filename"]).write_bytes(python2_pickle(names))
+    return root
+
+
+def _cifar10(folder: Path) -> Options:
+    root = write_cifar(folder / "cifar", torchvision.datasets.CIFAR10, each=10, labels=10)
+    return {"data.root": str(root), "data.check_md5": "false"}
 
 
 def _scenes(folder: Path) -> Options:
@@ -58,6 +96,10 @@ def _words(folder: Path) -> Options:
     (root / "validation_list.txt").write_text("\n".join(named[:2]))
     (root / "testing_list.txt").write_text("\n".join(named[2:4]))
     return {"data.root": str(root)}
+
+
+def _spoken_words(folder: Path) -> Options:
+    return {**_words(folder), "data.words": "['yes','no']", "model.num_classes": "2"}
 
 
 def _table(folder: Path) -> Options:
@@ -181,6 +223,7 @@ def _published_world(folder: Path) -> Options:
 
 
 SETS: dict[str, Callable[[Path], Options]] = {
+    "vision.CIFAR10": _cifar10,
     "vision.Digits": _digits,
     "vision.ImageFolder": _photos,
     "vision.openmmlab.scenes.DigitScenes": _scenes,
@@ -188,7 +231,7 @@ SETS: dict[str, Callable[[Path], Options]] = {
     "audio.AudioTable": _table,
     "audio.ESC50": _esc50,
     "audio.SpeechCommands": _words,
-    "audio.SpokenWords": _words,
+    "audio.SpokenWords": _spoken_words,
     "pointcloud.DigitClouds": _digit_clouds,
     "pointcloud.Furniture": _furniture,
     "pointcloud.ModelNet40": _modelnet40,

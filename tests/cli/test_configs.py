@@ -9,27 +9,16 @@ import pytest
 import timm
 import torch
 import yaml
+from cli.small_configs import CONFIGS, config_name, content, small_words
 from jsonargparse import ArgumentParser
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import Strategy
-from small_sets import small_data
 from torch import nn
 from training.small_runs import add_callbacks
 
 from core.cli import main
 from core.layers import DilatedReparamBlock, ReparamLargeKernelConv, RepLKBlock, UniRepLKNetBlock
 
-REPOSITORY = Path(__file__).parents[2]
-CONFIGS = sorted(REPOSITORY.glob("*/configs/**/*.yaml"))
-BASES = {
-    "recipes": ("imagenet.yaml", "kinetics400.yaml"),
-    "engine": ("kinetics400.yaml", "cls.yaml"),
-    "ablations": ("ablation.yaml",),
-}
-"""Folder of configurations that go on top of another one, and that one, the first that a modality has."""
-TINY = {"unireplknet": "test_unireplknet", "replknet": "test_replknet"}
-"""Family of a backbone, and the net that takes its place."""
-HERE = {"accelerator": "cpu", "devices": "1", "num_nodes": "1", "strategy": "auto", "plugins": "null"}
 BY_NAME = [c for c in CONFIGS if c.parent.name != "engine" and c.name not in ("det.yaml", "seg.yaml")]
 """Configurations whose backbone timm builds; OpenMMLab's have configs of their own."""
 ABLATIONS = [config for config in CONFIGS if config.parent.name == "ablations"]
@@ -40,44 +29,11 @@ BRANCHES = {
     "same_kernel": [(5, 1), (7, 1), (3, 1), (3, 1), (3, 1)],
     "same_equivalent_kernel": [(5, 1), (13, 1), (7, 1), (9, 1), (11, 1)],
 }
-SMALL = {
-    **{f"trainer.{key}": value for key, value in HERE.items()},
-    **{"trainer.enable_progress_bar": "false", "trainer.enable_model_summary": "false"},
-    **{"trainer.accumulate_grad_batches": "1", "trainer.fast_dev_run": "2"},
-    **{"data.batch_size": "4", "data.num_workers": "0"},
-    **{"model.pretrained": "false", "model.weights": "null"},
-}
-
-
-def _name(path: Path) -> str:
-    return str(path.relative_to(REPOSITORY))
-
-
-def _stack(config: Path) -> list[Path]:
-    """The files to give with -c for one configuration."""
-    bases = [config.parent.parent / name for name in BASES.get(config.parent.name, ())]
-    return [*[base for base in bases if base.is_file()][:1], config]
-
-
-def _content(config: Path) -> dict[str, Any]:
-    """The sections of a configuration and of what lies under it, the upper one first."""
-    sections: dict[str, Any] = {}
-    for file in _stack(config):
-        for key, value in yaml.safe_load(file.read_text(encoding="utf-8")).items():
-            init = {**sections.get(key, {}).get("init_args", {}), **value.get("init_args", {})}
-            sections[key] = {**sections.get(key, {}), **value, "init_args": init}
-    return sections
-
-
-def _backbone(config: Path) -> str:
-    """A small net of the same family, which takes the same arguments; others are small."""
-    name: str = _content(config)["model"]["init_args"]["backbone"]
-    return TINY.get(name.partition("_")[0], name)
 
 
 def _shapes(config: Path) -> Any:
     """The backbone that a configuration names, without data."""
-    args = _content(config)["model"]["init_args"]
+    args = content(config)["model"]["init_args"]
     with torch.device("meta"):
         return timm.create_model(
             args["backbone"], num_classes=args.get("num_classes", 0), **args.get("backbone_args") or {}
@@ -85,33 +41,29 @@ def _shapes(config: Path) -> Any:
 
 
 def test_there_are_configurations() -> None:
-    names = {_name(path) for path in CONFIGS}
+    names = {config_name(path) for path in CONFIGS}
     assert {"vision/configs/cls.yaml", "vision/configs/imagenet.yaml", "audio/configs/cls.yaml"} <= names
     assert {"timeseries/configs/forecast.yaml", "timeseries/configs/global.yaml"} <= names
     assert len([name for name in names if "recipes" in name]) >= 20
     assert len([name for name in names if "ablations" in name]) >= 36
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=_name)
+@pytest.mark.parametrize("config", CONFIGS, ids=config_name)
 def test_configuration_trains(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainers = add_callbacks(monkeypatch)
     monkeypatch.chdir(tmp_path)
-    own = {"model.backbone": _backbone(config)} if "backbone" in _content(config)["model"]["init_args"] else {}
-    options = SMALL | own | small_data(_content(config)["data"], tmp_path)
-    words = [word for file in _stack(config) for word in ("-c", str(file))]
-    words += [word for key, value in options.items() for word in (f"--{key}", value)]
-    main(["fit", *words])
+    main(["fit", *small_words(config, tmp_path), "--trainer.fast_dev_run", "2"])
     (trainer,) = trainers
     assert trainer.global_step == 2
-    args = _content(config)["model"]["init_args"].get("backbone_args")
+    args = content(config)["model"]["init_args"].get("backbone_args")
     assert trainer.lightning_module.hparams.get("backbone_args") == args
-    wanted = {c["class_path"].rsplit(".", 1)[-1] for c in _content(config)["trainer"].get("callbacks") or []}
+    wanted = {c["class_path"].rsplit(".", 1)[-1] for c in content(config)["trainer"].get("callbacks") or []}
     assert wanted <= {type(callback).__name__ for callback in trainer.callbacks}
 
 
-@pytest.mark.parametrize("config", BY_NAME, ids=_name)
+@pytest.mark.parametrize("config", BY_NAME, ids=config_name)
 def test_backbone_of_a_configuration_exists_with_its_weights(config: Path) -> None:
-    args = _content(config)["model"]["init_args"]
+    args = content(config)["model"]["init_args"]
     assert timm.is_model(args["backbone"])
     if args.get("pretrained"):
         published = timm.get_pretrained_cfg(args["backbone"])  # raises for a tag that does not exist
@@ -119,12 +71,12 @@ def test_backbone_of_a_configuration_exists_with_its_weights(config: Path) -> No
         assert published.has_weights
 
 
-@pytest.mark.parametrize("config", BY_NAME, ids=_name)
+@pytest.mark.parametrize("config", BY_NAME, ids=config_name)
 def test_arguments_fit_the_backbone_itself(config: Path) -> None:
-    assert _shapes(config).num_classes == _content(config)["model"]["init_args"].get("num_classes", 0)
+    assert _shapes(config).num_classes == content(config)["model"]["init_args"].get("num_classes", 0)
 
 
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c.parent.name == "engine"], ids=_name)
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.parent.name == "engine"], ids=config_name)
 def test_engine_can_be_built(config: Path) -> None:
     trainer = yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"]
     parser = ArgumentParser(exit_on_error=False)
@@ -137,7 +89,7 @@ def test_engine_can_be_built(config: Path) -> None:
     assert [name.rsplit(".", 1)[-1] for name in named] == [type(thing).__name__ for thing in objects]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=_name)
+@pytest.mark.parametrize("config", CONFIGS, ids=config_name)
 def test_configuration_says_what_it_is(config: Path) -> None:
     assert config.read_text(encoding="utf-8").startswith("# ")
 

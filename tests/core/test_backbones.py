@@ -35,7 +35,7 @@ def _blocks(model: nn.Module) -> list[Any]:
 def test_registry_has_every_published_variant() -> None:
     published = {f"unireplknet_{v}" for v in ("a", "f", "p", "n", "t", "s", "b", "l", "xl")}
     assert set(UNIREPLKNETS) == published | {"test_unireplknet"}
-    assert set(REPLKNETS) == {"replknet_31b", "replknet_31l", "replknet_xl", "test_replknet"}
+    assert set(REPLKNETS) == {"replknet_13", "replknet_31b", "replknet_31l", "replknet_xl", "test_replknet"}
     assert all(isinstance(shapes_only(name), core.UniRepLKNet) for name in UNIREPLKNETS)
     assert all(isinstance(shapes_only(name), core.RepLKNet) for name in REPLKNETS)
 

@@ -55,6 +55,7 @@ def test_unireplknet(variant: str, size: int, parameters: float, multiplications
 @pytest.mark.parametrize(
     ("variant", "size", "trained", "merged", "multiplications"),
     [
+        ("13", 224, 74_156_392, 73_819_496, 13.51),
         ("31b", 224, 79_864_168, 79_527_272, 15.43),
         ("31b", 384, 79_864_168, 79_527_272, 45.35),
         ("31l", 384, 172_671_016, 172_165_672, 96.33),

@@ -1,9 +1,6 @@
-"""Clouds and meshes in their formats, broken ones with their messages, and pickles that ask for more than arrays."""
+"""Clouds and meshes in their formats, and broken ones with their messages."""
 
-import os
-import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +10,6 @@ import trimesh
 from core.errors import InputError, MissingError
 from pointcloud.feature_map import unit_sphere
 from pointcloud.files import Clouds, cloud_files, read_cloud
-from pointcloud.pickles import read_arrays
 
 POINTS = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
 
@@ -172,44 +168,3 @@ def test_broken_clouds_may_be_skipped(tmp_path: Path) -> None:
         assert Clouds([(tmp_path / "few.txt", 0)], 20, skip_broken=True)[0] is None
     with pytest.raises(MissingError):
         Clouds([(tmp_path / "gone.txt", 0)], 20, skip_broken=True)[0]
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_pickles_of_arrays(protocol: int, tmp_path: Path) -> None:
-    content = ([POINTS, POINTS.astype(">f8")], [np.array([3]), np.int64(4)], {"a": (1, 2.5, "b", None, b"c")})
-    (tmp_path / "a.dat").write_bytes(pickle.dumps(content, protocol))
-    arrays, labels, rest = read_arrays(tmp_path / "a.dat")
-    assert np.array_equal(arrays[0], POINTS)
-    assert np.array_equal(arrays[1], POINTS.astype(np.float64))
-    assert (labels, rest) == ([np.array([3]), 4], content[2])
-
-
-class _Attack:
-    def __init__(self, function: Any, *args: Any) -> None:
-        self.function, self.args = function, args
-
-    def __reduce__(self) -> Any:
-        return self.function, self.args
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 5])
-@pytest.mark.parametrize("function", [os.system, eval, __import__, os.mkdir])
-def test_pickles_that_would_run_code(function: Any, protocol: int, tmp_path: Path) -> None:
-    argument = {os.system: f"mkdir {tmp_path}/run", os.mkdir: f"{tmp_path}/run"}.get(
-        function, f"os.mkdir('{tmp_path}/run')"
-    )
-    (tmp_path / "a.dat").write_bytes(pickle.dumps(([POINTS], [_Attack(function, argument)]), protocol))
-    with pytest.raises(InputError, match=r"a\.dat asks for .* and is not opened further, since that could run code"):
-        read_arrays(tmp_path / "a.dat")
-    assert not (tmp_path / "run").exists()
-
-
-def test_pickles_with_objects_or_damage(tmp_path: Path) -> None:
-    (tmp_path / "a.dat").write_bytes(pickle.dumps([Path("a")]))
-    with pytest.raises(InputError, match="asks for pathlib"):
-        read_arrays(tmp_path / "a.dat")
-    (tmp_path / "a.dat").write_bytes(pickle.dumps([POINTS])[:-30])
-    with pytest.raises(InputError, match="cannot be read as a pickle"):
-        read_arrays(tmp_path / "a.dat")
-    with pytest.raises(MissingError, match="there is no"):
-        read_arrays(tmp_path / "b.dat")

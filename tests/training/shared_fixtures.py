@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from training.small_runs import PLAIN, command, runs, write_config, write_photos
+from training.small_runs import PLAIN, command, nothing_drawn, runs, write_config, write_photos
 
 
 @pytest.fixture(scope="session")
@@ -31,9 +31,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def no_pictures(trained: dict[str, Path]) -> Iterator[None]:
-    """Runs draw nothing, which takes most of the time of a run as short as these. The shared run has its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("core.training.classification", "core.training.pictures"):
-            patch.setattr(f"{name}.save_figure", lambda *_: None)
-        patch.setattr("core.training.examples.Examples.draw", lambda *_: None)
+    """Runs draw nothing; the shared run has its own pictures."""
+    with nothing_drawn():
         yield

@@ -1,13 +1,16 @@
 """Small image sets, their configuration and short runs, shared by the tests of training, command and vision."""
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import yaml
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 
 from core.cli import main
@@ -93,3 +96,37 @@ def add_callbacks(monkeypatch: Any, *added: Callback) -> list[Trainer]:
 
     monkeypatch.setattr(LarKitCLI, "_instantiate_trainer", instantiate)
     return trainers
+
+
+@contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Runs draw nothing, which takes most of the time of a run as short as these."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("core.training.classification", "core.training.pictures"):
+            patch.setattr(f"{name}.save_figure", lambda *_: None)
+        patch.setattr("core.training.examples.Examples.draw", lambda *_: None)
+        yield
+
+
+class Interrupt(Callback):
+    """Ctrl-C at the start of an epoch, or after its first batch."""
+
+    def __init__(self, epoch: int, *, after_a_batch: bool = False) -> None:
+        self.epoch, self.after_a_batch = epoch, after_a_batch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == self.epoch and not self.after_a_batch:
+            raise KeyboardInterrupt
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.current_epoch == self.epoch and self.after_a_batch:
+            raise KeyboardInterrupt
+
+
+def interrupted_and_resumed(config: Path, out: Path, stop: Interrupt, *words: str) -> None:
+    """A run that ends with Ctrl-C, and one that goes on from its last checkpoint, below ``out``."""
+    with pytest.MonkeyPatch.context() as patch:
+        add_callbacks(patch, stop)
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            command("fit", config, out, *words)
+    command("fit", config, out, *words, "--ckpt_path", "last")

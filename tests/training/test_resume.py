@@ -1,12 +1,19 @@
 """A run that was interrupted and resumed ends as one that was not, in one run folder."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from lightning import Callback, LightningModule, Trainer
 from torch.testing import assert_close
-from training.small_runs import add_callbacks, command, metric, runs, saved, table, write_config
+from training.small_runs import (
+    Interrupt,
+    command,
+    interrupted_and_resumed,
+    metric,
+    runs,
+    saved,
+    table,
+    write_config,
+)
 
 pytest_plugins = ["training.shared_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -22,30 +29,10 @@ RANDOM = [
 """Everything that draws random numbers, and an average that starts in the first epoch."""
 
 
-class _Interrupt(Callback):
-    """Ctrl-C at the start of an epoch, or after its first batch."""
-
-    def __init__(self, epoch: int, *, after_a_batch: bool = False) -> None:
-        self.epoch, self.after_a_batch = epoch, after_a_batch
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch == self.epoch and not self.after_a_batch:
-            raise KeyboardInterrupt
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.current_epoch == self.epoch and self.after_a_batch:
-            raise KeyboardInterrupt
-
-
-def _interrupted_and_resumed(config: Path, out: Path, stop: _Interrupt, *words: str) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        add_callbacks(patch, stop)
-        with pytest.raises((SystemExit, KeyboardInterrupt)):
-            command("fit", config, out, *words)
-    command("fit", config, out, *words, "--ckpt_path", "last")
-    folders = runs(out)
-    assert len(folders) == 1
-    return folders[0]
+def _resumed(config: Path, out: Path, stop: Interrupt, *words: str) -> Path:
+    interrupted_and_resumed(config, out, stop, *words)
+    (run,) = runs(out)
+    return run
 
 
 def _same(run: Path, expected: Path) -> None:
@@ -71,14 +58,14 @@ def straight(photos: Path, no_pictures: None, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_resumed_run_equals_an_uninterrupted_one(epoch: int, photos: Path, straight: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "photos.yaml", photos)
-    run = _interrupted_and_resumed(config, tmp_path, _Interrupt(epoch), *RANDOM)
+    run = _resumed(config, tmp_path, Interrupt(epoch), *RANDOM)
     _same(run, straight)
     assert table(run / "metrics.csv") == table(straight / "metrics.csv")
 
 
 def test_interrupted_within_an_epoch(photos: Path, straight: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "photos.yaml", photos)
-    run = _interrupted_and_resumed(config, tmp_path, _Interrupt(1, after_a_batch=True), *RANDOM)
+    run = _resumed(config, tmp_path, Interrupt(1, after_a_batch=True), *RANDOM)
     _same(run, straight)
     for name in ("train_loss", "val_loss"):
         assert metric(run, name) == metric(straight, name)
@@ -88,7 +75,7 @@ def test_with_data_loading_processes(photos: Path, tmp_path: Path) -> None:
     words = [*RANDOM, "--data.num_workers", "2", "--trainer.limit_val_batches", "1"]
     config = write_config(tmp_path / "photos.yaml", photos)
     command("fit", config, tmp_path / "straight", *words)
-    run = _interrupted_and_resumed(config, tmp_path / "resumed", _Interrupt(1), *words)
+    run = _resumed(config, tmp_path / "resumed", Interrupt(1), *words)
     _same(run, runs(tmp_path / "straight")[0])
 
 

@@ -32,10 +32,10 @@ def _files(dataset: Any) -> set[str]:
 
 def test_splits_are_the_folders(tmp_path: Path) -> None:
     data = _set_up(_folder(write_photos(tmp_path, train=4, val=3, test=2)))
-    assert [len(s) for s in (data.train_set, data.val_set, data.test_set, data.predict_set)] == [12, 9, 6, 9]
+    assert [len(s) for s in (data.train_set, data.val_set, data.test_set, data.predict_set)] == [12, 9, 6, 6]
     for split, dataset in {"train": data.train_set, "val": data.val_set, "test": data.test_set}.items():
         assert all(Path(path).is_relative_to(tmp_path / split) for path in _files(dataset))
-    assert data.predict_set[0][1] == str(tmp_path / "val" / "brick" / "0.png")
+    assert data.predict_set[0][1] == str(tmp_path / "test" / "brick" / "0.png")
 
 
 def test_classes_are_numbered_by_name_and_labels_follow_the_folder(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_truncated_file_is_skipped_on_request_with_a_warning(tmp_path: Path) -> 
     root = write_photos(tmp_path, train=2, val=2)
     file = _broken(root, "val")
     loader = _set_up(_folder(root, skip_broken=True)).val_dataloader()
-    with pytest.warns(UserWarning, match=f"skipped {file}"):
+    with pytest.warns(UserWarning, match=f"skipped: {file}"):
         labels = torch.cat([y for _, y in loader])
     assert labels.tolist() == [0, 0, 1, 2, 2]
 
@@ -188,12 +188,17 @@ def digits() -> Digits:
     return data
 
 
+def _pixels(dataset: Any) -> list[np.ndarray]:
+    return [array for (_, array), _ in dataset.files]
+
+
 def test_digits_are_split_for_good_in_balance(digits: Any) -> None:
     again = _set_up(Digits(num_workers=0))
     for name, count in {"train_set": 350, "val_set": 50, "test_set": 100}.items():
-        assert Counter(getattr(digits, name).targets) == dict.fromkeys(range(10), count)
-        assert np.array_equal(getattr(digits, name).images, getattr(again, name).images)
-    assert np.array_equal(digits.predict_set.images, digits.test_set.images)
+        files = getattr(digits, name).files
+        assert Counter(label for _, label in files) == dict.fromkeys(range(10), count)
+        assert np.array_equal(_pixels(getattr(digits, name)), _pixels(getattr(again, name)))
+    assert np.array_equal(_pixels(digits.predict_set), _pixels(digits.test_set))
     x, y = next(iter(digits.val_dataloader()))
     assert x.shape == (50, 1, 32, 32)
     assert Counter(y.tolist()) == dict.fromkeys(range(10), 5)
@@ -201,7 +206,7 @@ def test_digits_are_split_for_good_in_balance(digits: Any) -> None:
 
 
 def test_digits_of_the_splits_are_disjoint(digits: Any) -> None:
-    splits = [{i.tobytes() for i in s.images} for s in (digits.train_set, digits.val_set, digits.test_set)]
+    splits = [{i.tobytes() for i in _pixels(s)} for s in (digits.train_set, digits.val_set, digits.test_set)]
     assert [len(split) for split in splits] == [3500, 500, 1000]
     assert len(set.union(*splits)) == 5000
 

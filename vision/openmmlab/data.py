@@ -48,7 +48,7 @@ class OpenMMLabData(DataModule):
         self.collate = pseudo_collate
         self.palette: list[Any] = []
 
-    def prepare_data(self) -> None:
+    def check_data(self) -> None:
         """Read the config, and look whether the images to predict on are there, before a run folder is made."""
         read_config(self.config, self.options)
         if self.predict_path and self.trainer and self.trainer.predicting:

@@ -14,6 +14,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from core.errors import InputError
 from core.training.run_folder import run_folder
 from core.training.task import Exported
+from core.writing import whole_file
 from vision.openmmlab.drawing import colours, draw_objects
 from vision.openmmlab.task import Batch, OpenMMLabTask
 
@@ -124,7 +125,8 @@ class Detector(OpenMMLabTask):
         """Write the objects of all images as ``predictions.json``."""
         folder = run_folder(self.trainer) or Path(self.trainer.default_root_dir)
         place = f".{self.global_rank}" if self.trainer.world_size > 1 else ""
-        (folder / f"predictions{place}.json").write_text(json.dumps(self.results), encoding="utf-8")
+        with whole_file(folder / f"predictions{place}.json") as unfinished:
+            unfinished.write_text(json.dumps(self.results), encoding="utf-8")
         self.results = []
 
     def named_values(self, computed: Any) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from core.errors import InputError, MissingError
+from core.torch_files import restricted_pickles
 
 __all__ = ["build_dataset", "build_model", "quiet", "read_config"]
 
@@ -82,7 +83,7 @@ def build_model(config: Config, *, pretrained: bool = False) -> nn.Module:
     settings = config.model.copy()
     if not pretrained:
         settings.backbone = {k: v for k, v in settings.backbone.items() if k != "init_cfg"}
-    with DefaultScope.overwrite_default_scope(config.default_scope), quiet():
+    with DefaultScope.overwrite_default_scope(config.default_scope), quiet(), restricted_pickles():
         try:
             model: nn.Module = MODELS.build(settings)
         except (TypeError, KeyError, AssertionError, ValueError) as error:

@@ -4,7 +4,6 @@ Written in COCO's and ADE20K's layouts and read back from there, so that the sam
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from core.images import read_image
+from core.writing import whole_folder
 from vision.digits import handwritten_digits, split_digits
 from vision.openmmlab.data import OpenMMLabData
 
@@ -51,11 +51,11 @@ class DigitScenes(OpenMMLabData):
         super().__init__(config, options={**places, **(options or {})}, **kwargs)
         self.root = Path(root)
 
-    def prepare_data(self) -> None:
+    def check_data(self) -> None:
         """Draw the scenes unless they are there."""
         if not self.root.exists():
             draw_scenes(self.root)
-        super().prepare_data()
+        super().check_data()
 
 
 def draw_scenes(root: Path, counts: dict[str, int] | None = None) -> None:
@@ -70,22 +70,23 @@ def draw_scenes(root: Path, counts: dict[str, int] | None = None) -> None:
         root: folder to be made.
         counts: scenes of each split.
     """
-    unfinished = root.with_name(f"{root.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
     digits, split = handwritten_digits(), split_digits()
-    (unfinished / "annotations").mkdir(parents=True)
-    for number, (name, count) in enumerate((counts or _COUNTS).items()):
-        generator = np.random.default_rng(number)
-        photos = [_photo(photo) for photo in PHOTOS[name]]
-        scenes = [_scene(photos[i % len(photos)], *digits, split[name], generator) for i in range(count)]
-        for folder in ("images", "labels"):
-            (unfinished / folder / name).mkdir(parents=True)
-        for i, scene in enumerate(scenes):
-            Image.fromarray(scene.image).save(unfinished / "images" / name / f"{i:04d}.png")
-            Image.fromarray(scene.label_map()).save(unfinished / "labels" / name / f"{i:04d}.png")
-        content = json.dumps(_coco(scenes))
-        (unfinished / "annotations" / f"{name}.json").write_text(content, encoding="utf-8")
-    unfinished.rename(root)
+    with whole_folder(root) as folder:
+        for number, (name, count) in enumerate((counts or _COUNTS).items()):
+            generator = np.random.default_rng(number)
+            photos = [_photo(photo) for photo in PHOTOS[name]]
+            scenes = [_scene(photos[i % len(photos)], *digits, split[name], generator) for i in range(count)]
+            _write(folder, name, scenes)
+
+
+def _write(root: Path, split: str, scenes: list["_Scene"]) -> None:
+    for kind in ("images", "labels"):
+        (root / kind / split).mkdir(parents=True)
+    for i, scene in enumerate(scenes):
+        Image.fromarray(scene.image).save(root / "images" / split / f"{i:04d}.png")
+        Image.fromarray(scene.label_map()).save(root / "labels" / split / f"{i:04d}.png")
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations" / f"{split}.json").write_text(json.dumps(_coco(scenes)), encoding="utf-8")
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from core.errors import InputError
 from core.training.task import Exported
+from core.writing import whole_file
 from vision.openmmlab.drawing import colours, draw_label_map
 from vision.openmmlab.task import Batch, OpenMMLabTask
 
@@ -65,9 +66,10 @@ class Segmenter(OpenMMLabTask):
     def write_prediction(self, sample: Any, folder: Path) -> dict[str, Any]:
         """Write the label map, a PNG with the class numbers as they are."""
         path = folder / "labels" / f"{Path(sample.img_path).stem}.png"
-        path.parent.mkdir(exist_ok=True)
         labels = sample.pred_sem_seg.data[0].cpu().numpy()
-        Image.fromarray(labels.astype(np.uint8 if self.num_classes <= 256 else np.uint16)).save(path)
+        image = Image.fromarray(labels.astype(np.uint8 if self.num_classes <= 256 else np.uint16))
+        with whole_file(path) as unfinished:
+            image.save(unfinished, format="png")
         return {"labels": str(path)}
 
     def draw(self, sample: Any) -> Tensor:

@@ -14,6 +14,7 @@ from core.training.data import padding_in_batch
 from core.training.pictures import image_sheet, save_figure
 from core.training.run_folder import run_folder
 from core.training.task import Task
+from core.writing import whole_file
 from vision.openmmlab.drawing import Sheet
 from vision.openmmlab.models import build_model, read_config
 
@@ -39,6 +40,7 @@ class OpenMMLabTask(Task):
     """
 
     monitor_mode: ClassVar[Literal["min", "max"]] = "max"
+    runs_files: ClassVar[tuple[str, ...]] = ("config",)
     val_score: Metric | MetricCollection
     test_score: Metric | MetricCollection
     scope: ClassVar[str]
@@ -137,12 +139,13 @@ class OpenMMLabTask(Task):
             Columns ``file``, ``overlay`` and those of :meth:`write_prediction`.
         """
         folder = run_folder(self.trainer) or Path(self.trainer.default_root_dir)
-        (folder / "overlays").mkdir(parents=True, exist_ok=True)
         rows = []
         for sample in self(batch):
             file = Path(sample.img_path)
             overlay = folder / "overlays" / f"{file.stem}.png"
-            Image.fromarray(self.draw(sample).permute(1, 2, 0).numpy()).save(overlay)
+            image = Image.fromarray(self.draw(sample).permute(1, 2, 0).numpy())
+            with whole_file(overlay) as unfinished:
+                image.save(unfinished, format="png")
             rows.append({"file": str(file), "overlay": str(overlay), **self.write_prediction(sample, folder)})
         return {name: [row[name] for row in rows] for name in rows[0]}
 

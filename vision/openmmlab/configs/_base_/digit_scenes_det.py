@@ -1,4 +1,5 @@
-# The built-in scenes of digits, as COCO annotations; drawn by vision.openmmlab.scenes at the first Lightning run.
+# The built-in scenes of digits, as COCO annotations.
+_base_ = "./digit_scenes.py"
 default_scope = "mmdet"
 __colours = [[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48]]
 __colours += [[145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60], [250, 190, 212]]
@@ -18,55 +19,24 @@ test_pipeline = [
     __labels,
     dict(type="PackDetInputs"),
 ]
+__scenes = dict(type="CocoDataset", metainfo=__meta)
 train_dataloader = dict(
     batch_size=4,
-    num_workers=2,
-    persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
-        type="CocoDataset",
-        data_root="data/digit_scenes/",
-        metainfo=__meta,
-        ann_file="annotations/train.json",
-        data_prefix=dict(img="images/train/"),
-        pipeline=train_pipeline,
+        **__scenes, ann_file="annotations/train.json", data_prefix=dict(img="images/train/"), pipeline=train_pipeline
     ),
 )
+__held_out = dict(**__scenes, pipeline=test_pipeline, test_mode=True)
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="CocoDataset",
-        data_root="data/digit_scenes/",
-        metainfo=__meta,
-        ann_file="annotations/val.json",
-        data_prefix=dict(img="images/val/"),
-        pipeline=test_pipeline,
-        test_mode=True,
-    ),
+    dataset=dict(**__held_out, ann_file="annotations/val.json", data_prefix=dict(img="images/val/")),
 )
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="CocoDataset",
-        data_root="data/digit_scenes/",
-        metainfo=__meta,
-        ann_file="annotations/test.json",
-        data_prefix=dict(img="images/test/"),
-        pipeline=test_pipeline,
-        test_mode=True,
-    ),
+    dataset=dict(**__held_out, ann_file="annotations/test.json", data_prefix=dict(img="images/test/")),
 )
 val_evaluator = dict(type="CocoMetric", ann_file="data/digit_scenes/annotations/val.json", metric=["bbox", "segm"])
 test_evaluator = dict(type="CocoMetric", ann_file="data/digit_scenes/annotations/test.json", metric=["bbox", "segm"])
 
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12)
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05))
 visualizer = dict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")])

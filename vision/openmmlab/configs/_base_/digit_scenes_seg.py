@@ -1,4 +1,5 @@
 # The built-in scenes of digits, as label maps: 0 the photo, 1 + d the digit d.
+_base_ = "./digit_scenes.py"
 default_scope = "mmseg"
 __colours = [[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48]]
 __colours += [[145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60], [250, 190, 212]]
@@ -18,56 +19,24 @@ test_pipeline = [
     __labels,
     dict(type="PackSegInputs"),
 ]
+__scenes = dict(type="BaseSegDataset", metainfo=__meta, img_suffix=".png", seg_map_suffix=".png")
 train_dataloader = dict(
     batch_size=16,
-    num_workers=2,
-    persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
-        type="BaseSegDataset",
-        data_root="data/digit_scenes/",
-        metainfo=__meta,
-        img_suffix=".png",
-        seg_map_suffix=".png",
-        data_prefix=dict(img_path="images/train", seg_map_path="labels/train"),
-        pipeline=train_pipeline,
+        **__scenes, data_prefix=dict(img_path="images/train", seg_map_path="labels/train"), pipeline=train_pipeline
     ),
 )
+__held_out = dict(**__scenes, pipeline=test_pipeline)
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="BaseSegDataset",
-        data_root="data/digit_scenes/",
-        metainfo=__meta,
-        img_suffix=".png",
-        seg_map_suffix=".png",
-        data_prefix=dict(img_path="images/val", seg_map_path="labels/val"),
-        pipeline=test_pipeline,
-    ),
+    dataset=dict(**__held_out, data_prefix=dict(img_path="images/val", seg_map_path="labels/val")),
 )
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="BaseSegDataset",
-        data_root="data/digit_scenes/",
-        metainfo=__meta,
-        img_suffix=".png",
-        seg_map_suffix=".png",
-        data_prefix=dict(img_path="images/test", seg_map_path="labels/test"),
-        pipeline=test_pipeline,
-    ),
+    dataset=dict(**__held_out, data_prefix=dict(img_path="images/test", seg_map_path="labels/test")),
 )
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=1000, val_interval=250)
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05))
 visualizer = dict(type="SegLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")])

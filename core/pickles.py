@@ -23,7 +23,7 @@ def read_arrays(path: Path) -> Any:
         raise MissingError(f"there is no {path}; download it, or correct the folder")
     try:
         with path.open("rb") as file:
-            return _ArraysOnly(file).load()
+            return _ArraysOnly(file, encoding="latin1").load()  # texts of Python 2, among them arrays, are bytes
     except InputError as error:
         raise InputError(f"{path} {error}") from None
     except Exception as error:  # whatever a damaged pickle makes of its stack

@@ -1,0 +1,123 @@
+"""Fit the tensors of a file to a model, and say by name what does not fit."""
+
+import logging
+import re
+
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from core.errors import InputError
+
+__all__ = ["StateDict", "fit"]
+
+_logger = logging.getLogger("core.checkpoints")  # what a user of load_weights knows
+_OUTPUT_PART = re.compile(r"^(norm\d*|stages\.\d+\.norm)\.")
+_FEATURE_NORM = re.compile(r"^(norm\d+|stages\.\d+\.norm)\.")
+
+StateDict = dict[str, Tensor]
+
+
+def fit(state_dict: StateDict, model: nn.Module, *, where: str, adapt_stem: bool = True) -> StateDict:
+    """The tensors of a file that a model loads, once all others are known to be dispensable.
+
+    Args:
+        state_dict: of the file, under the model's names.
+        model: what they are for.
+        where: what the file is called in messages.
+        adapt_stem: give the first convolution the model's number of input channels; else leave that to the caller.
+
+    Raises:
+        InputError: if they do not fit; the message names what is missing, too much, or of another shape.
+    """
+    own = model.state_dict()
+    state_dict = dict(state_dict)
+    stem = next((f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), "")
+    if stem in state_dict and state_dict[stem].ndim == 4 and state_dict[stem].shape[1] != own[stem].shape[1]:
+        if adapt_stem:
+            state_dict[stem] = _adapt_stem(state_dict[stem], own[stem].shape[1], f"{stem} of {where}")
+        else:  # timm adapts it after this hook
+            own[stem] = state_dict[stem]
+    _drop_output_parts(state_dict, own, _classifier_name(model), where)
+    _compare(state_dict, own, where)
+    return state_dict
+
+
+def _adapt_stem(weight: Tensor, channels: int, where: str) -> Tensor:
+    try:
+        return adapt_input_conv(channels, weight)
+    except (AssertionError, NotImplementedError):
+        raise InputError(
+            f"{where} takes {weight.shape[1]} input channels, the model {channels}; only files for 3 channels adapt. "
+            f"Build the model with in_chans={weight.shape[1]}"
+        ) from None
+
+
+def _classifier_name(model: nn.Module) -> str:
+    get = getattr(model, "get_classifier", None)
+    classifier = get() if callable(get) else None
+    return next((name for name, module in model.named_modules() if module is classifier), "head")
+
+
+def _drop_output_parts(state_dict: StateDict, own: StateDict, classifier: str, where: str) -> None:
+    """Take out of both sides what may differ: a classifier of another size, and norms after the stages."""
+    head = f"{classifier}.weight"
+    fresh = []
+    if head in state_dict and (head not in own or len(own[head]) != len(state_dict[head])):
+        if head in own:
+            classes, wanted = state_dict[head].shape[0], own[head].shape[0]
+            _logger.warning("%s has %d classes, the model %d: a new classifier is trained", where, classes, wanted)
+        for name in (head, f"{classifier}.bias"):
+            state_dict.pop(name, None)
+            own.pop(name, None)
+    elif head in own and head not in state_dict:
+        fresh += [name for name in own if name.startswith(f"{classifier}.")]
+    if not (head in own and head in state_dict):  # a classifier that is kept needs the norm it was trained with
+        fresh += [name for name in own if _OUTPUT_PART.match(name) and name not in state_dict]
+    else:
+        fresh += [name for name in own if _FEATURE_NORM.match(name) and name not in state_dict]
+    for name in fresh:
+        del own[name]
+    if fresh:
+        _logger.warning("%s has no %s: they keep their initial weights", where, _some(fresh))
+    for name in [name for name in state_dict if _OUTPUT_PART.match(name) and name not in own]:
+        del state_dict[name]
+
+
+def _compare(state_dict: StateDict, own: StateDict, where: str) -> None:
+    missing = [name for name in own if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in own]
+    shapes = [
+        f"{name} {tuple(state_dict[name].shape)} where the model has {tuple(own[name].shape)}"
+        for name in own
+        if name in state_dict and state_dict[name].shape != own[name].shape
+    ]
+    if not (missing or unexpected or shapes):
+        return
+    lines = [f"{where} does not fit the model."]
+    for title, names in (("Missing", missing), ("Unexpected", unexpected), ("Other shape", shapes)):
+        if names:
+            lines.append(f"  {title}: {_some(names)}")
+    raise InputError("\n".join([*lines, f"  {_advice(state_dict, own, missing, unexpected, shapes)}"]))
+
+
+def _advice(state_dict: StateDict, own: StateDict, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
+    def has_norms(names: list[str]) -> bool:
+        return any(name.endswith("running_var") for name in names)
+
+    if shapes and not missing and not unexpected and all("head." in line for line in shapes):
+        return "The heads of the file have other classes: give the model as many, or load the file into its backbone."
+    if not has_norms(list(own)) and has_norms(list(state_dict)) and any("lkb_reparam" in name for name in state_dict):
+        return "The file has norms left: build with small_kernel_merged=True, load it, then call core.reparameterize."
+    if any("lkb_reparam" in name for name in unexpected) and has_norms(list(state_dict)):
+        return "The small kernels of the file are merged: build the model with small_kernel_merged=True."
+    if any("lkb_reparam" in name for name in missing) and has_norms(list(own)):
+        return "The file is in training form: load it before model.merge_small_kernels()."
+    if not has_norms(list(own)) and has_norms(unexpected):
+        return "The file is in training form: load it before core.reparameterize, or build with inference_mode=False."
+    if not has_norms(list(state_dict)) and has_norms(missing):
+        return "The file is in inference form: build the model with inference_mode=True."
+    return "Build the variant that the file was saved from: same depths, dims and kernel_sizes."
+
+
+def _some(names: list[str], limit: int = 6) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,0 +1,104 @@
+"""What the command does when it is stopped from outside or the machine fails it: exit status, and what to type next."""
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+__all__ = ["Terminated", "how_stopped", "machine_message", "notes", "say", "terminable"]
+
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your share of the disk is full", errno.EFBIG: "too large"}
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; handled everywhere as Ctrl-C is, so that files are closed and data-loading processes end."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end what runs inside at once, with :class:`Terminated`.
+
+    Left alone are threads, which get no signals, and SLURM's jobs, where Lightning saves and requeues.
+    """
+    if threading.current_thread() is not threading.main_thread() or "SLURM_JOB_ID" in os.environ:
+        yield
+        return
+    owner = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked process that loads data
+            os._exit(128 + number)
+        raise Terminated
+
+    before = {signal.SIGINT: signal.getsignal(signal.SIGINT), signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():  # Lightning switches Ctrl-C off while it ends a run
+            signal.signal(number, handler)
+
+
+def how_stopped(error: BaseException) -> tuple[int, str] | None:
+    """Status and name of the signal that ended the command, as a shell has them; None if it was none.
+
+    Lightning turns Ctrl-C into an exit with status 1, and SIGTERM of a SLURM job into one with status 0.
+    """
+    for cause in _chain(error):
+        if isinstance(cause, Terminated) or type(cause).__name__ == "SIGTERMException":
+            return 128 + signal.SIGTERM, "SIGTERM"
+        if isinstance(cause, KeyboardInterrupt):
+            return 128 + signal.SIGINT, "Ctrl-C"
+    return None
+
+
+def machine_message(error: BaseException) -> str | None:
+    """What to tell the user about a full disk, a folder that may not be written, or a process that died; else None."""
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return (
+                f"{_where(cause)} could not be written: {_FULL[cause.errno]} ({cause.strerror}). Files that were there "
+                "before are as they were. Make room"
+            )
+        if isinstance(cause, OSError) and cause.errno in _FORBIDDEN:
+            return (
+                f"{_where(cause)} may not be written or read: {cause.strerror}. Change its permissions, or choose "
+                "another folder: runs go below --trainer.default_root_dir FOLDER, what an analysis or export writes "
+                "to --output FOLDER"
+            )
+        if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):
+            return (
+                f"a process that loads data died: {str(cause).partition('. ')[0]}. If it was killed, memory was short: "
+                "give fewer with --data.num_workers (0 loads in the training process and shows its error), or a "
+                "smaller --data.batch_size"
+            )
+    return None
+
+
+def notes(error: BaseException) -> str:
+    """What code on the way of the error has added for the user, such as how a run goes on."""
+    return " ".join(dict.fromkeys(note for cause in _chain(error) for note in getattr(cause, "__notes__", [])))
+
+
+def _where(error: OSError) -> str:
+    return str(error.filename2 or error.filename or "a file")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, what caused it, and what was being handled when it came."""
+    seen: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in seen:
+        seen.append(found)
+        found = found.__cause__ or found.__context__
+    return iter(seen)
+
+
+def say(text: str) -> None:
+    """A line on the error stream, as far as there is still one."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,104 @@
+"""The two halves of a data module of labelled samples: what a modality gives, and what a data set gives."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch.utils.data import Dataset
+
+import audio
+import pointcloud
+import video
+import vision
+from core.errors import MissingError
+from core.files import Splits, find_files
+from core.samples import Samples
+from core.training import FolderDataModule, SampleDataModule
+
+FOLDERS = [audio.AudioFolder, pointcloud.PointFolder, video.VideoFolder, vision.ImageFolder]
+
+
+class _Listed(Dataset[Any]):
+    def __init__(self, samples: Samples, split: str) -> None:
+        self.samples, self.split = samples, split
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+class _Notes(SampleDataModule):
+    """A modality of text files."""
+
+    def find(self, path: Path) -> list[Path]:
+        return find_files(path, (".txt",), "notes")
+
+    def dataset(self, samples: Samples, split: str) -> _Listed:
+        return _Listed(samples, split)
+
+
+class _TwoNotes(_Notes):
+    checked = 0
+
+    def check_data(self) -> None:
+        self.checked += 1
+
+    def splits(self) -> Splits:
+        files = [(Path(f"{i}.txt"), i % 2) for i in range(6)]
+        return Splits(("even", "odd"), files[:3], files[3:4], files[4:])
+
+
+class _NotesFolder(FolderDataModule, _Notes):
+    pattern = "*.txt"
+
+
+def test_splits_become_data_sets_and_the_test_split_is_predicted() -> None:
+    data: Any = _TwoNotes(batch_size=2)
+    data.prepare_data()
+    data.setup("fit")
+    assert (data.checked, data.classes) == (1, ["even", "odd"])
+    parts = {name: getattr(data, f"{name}_set") for name in ("train", "val", "test", "predict")}
+    assert [part.split for part in parts.values()] == list(parts)
+    assert [label for _, label in parts["train"].samples] == [0, 1, 0]
+    assert parts["predict"].samples == [(path, str(path)) for path, _ in parts["test"].samples]
+
+
+def test_with_a_path_to_predict_the_data_are_not_asked(tmp_path: Path) -> None:
+    data: Any = _TwoNotes(predict_path=str(tmp_path))
+    data.trainer = SimpleNamespace(predicting=True)
+    with pytest.raises(MissingError, match="holds no notes"):
+        data.prepare_data()
+    (tmp_path / "a.txt").touch()
+    data.prepare_data()
+    data.setup("predict")
+    assert data.checked == 0
+    assert data.train_set is None
+    assert data.predict_set.samples == [(tmp_path / "a.txt", str(tmp_path / "a.txt"))]
+    data.trainer = SimpleNamespace(predicting=False)
+    data.prepare_data()
+    assert data.checked == 1
+
+
+def test_class_folders_of_any_modality(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("val", 2)):
+        for name in ("a", "b", "_other"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                (tmp_path / split / name / f"{i}.txt").touch()
+    data: Any = _NotesFolder(str(tmp_path), batch_size=2)
+    data.prepare_data()
+    data.setup("fit")
+    assert data.classes == ["a", "b"]
+    assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == [6, 4, 4]
+    with pytest.raises(MissingError, match=r"no folder .*/elsewhere/train; expected .*/<class>/\*\.txt"):
+        _NotesFolder(str(tmp_path / "elsewhere")).prepare_data()
+
+
+@pytest.mark.parametrize("kind", FOLDERS, ids=lambda kind: kind.__name__)
+def test_class_folders_of_the_modalities_say_the_same(kind: Any, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"^no folder was given; type --data\.root FOLDER, with FOLDER/train"):
+        kind().check_data()
+    with pytest.raises(MissingError, match=rf"^there is no folder {tmp_path}/train; expected "):
+        kind(str(tmp_path)).check_data()
+    with pytest.raises(MissingError, match=rf"^{tmp_path}/x is neither a file nor a folder; give "):
+        kind(predict_path=str(tmp_path / "x")).setup("predict")

@@ -1,0 +1,12 @@
+# The built-in scenes of digits, drawn by vision.openmmlab.scenes at the first Lightning run, for any task.
+train_dataloader = dict(num_workers=2, persistent_workers=True, dataset=dict(data_root="data/digit_scenes/"))
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(data_root="data/digit_scenes/"),
+)
+test_dataloader = val_dataloader
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")

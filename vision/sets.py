@@ -1,0 +1,153 @@
+"""Image data sets: class folders in ImageNet's layout, and CIFAR."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torchvision import datasets
+
+from core.errors import InputError, MissingError
+from core.files import Splits, hold_out
+from core.pickles import read_arrays
+from core.samples import Samples
+from core.training.samples import FolderDataModule
+from vision.data import ImageDataModule
+
+__all__ = ["CIFAR10", "CIFAR100", "ImageFolder"]
+
+
+class ImageFolder(FolderDataModule, ImageDataModule):
+    """Class folders of images, see :class:`core.training.FolderDataModule`: ``root/train/<class>/*.jpg``.
+
+    ImageNet-1K's validation images have to be sorted into class folders first, as torchvision and timm expect them.
+    """
+
+    pattern = "*.jpg"
+
+
+class CIFAR10(ImageDataModule):
+    """CIFAR-10 as its Python archive unpacks: ``root/data_batch_{1..5}``, ``test_batch`` and ``batches.meta``.
+
+    60,000 photos of 32 x 32 pixels in 10 classes, 10,000 of which test. The files are compared with the MD5 sums that
+    torchvision publishes, and opened without running what they ask for.
+
+    Args:
+        root: the unpacked archive, https://www.cs.toronto.edu/~kriz/cifar.html.
+        val_split: 'held_out' for a share of each class of the training images; 'test' chooses the checkpoint by the
+            test images, as published results mostly do.
+        val_share: share of each class held out.
+        check_md5: refuse files that are not the published ones; false for files of one's own in this layout.
+        size: side of the map, in pixels.
+        mean: of each channel, for pixels in [0, 1]; the values in common use.
+        std: of each channel, likewise.
+        scale: range of the share of a training image that its crop covers.
+        erasing: probability of erasing a rectangle in training.
+        crop: 'center', 'squash', or 'auto' for the papers' rule by size.
+        kwargs: the other arguments of :class:`ImageDataModule`.
+
+    Raises:
+        InputError: if ``val_split`` is unknown or ``val_share`` out of range.
+    """
+
+    published: ClassVar[Any] = datasets.CIFAR10
+    """torchvision's class, which holds the names of the files and their MD5 sums."""
+    keys: ClassVar[tuple[str, str]] = ("labels", "label_names")
+    """Names of the labels in a file of images, and of the classes in the file about them."""
+
+    def __init__(
+        self,
+        root: str = "data/cifar-10-batches-py",
+        *,
+        val_split: Literal["held_out", "test"] = "held_out",
+        val_share: float = 0.1,
+        check_md5: bool = True,
+        size: int = 32,
+        mean: Sequence[float] = (0.4914, 0.4822, 0.4465),
+        std: Sequence[float] = (0.247, 0.2435, 0.2616),
+        scale: tuple[float, float] = (0.5, 1.0),
+        erasing: float = 0.0,
+        crop: Literal["auto", "center", "squash"] = "squash",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(size=size, mean=mean, std=std, scale=scale, erasing=erasing, crop=crop, **kwargs)
+        if val_split not in ("held_out", "test") or not 0 < val_share < 1:
+            raise InputError(f"val_split={val_split!r}, val_share={val_share}; 'held_out' or 'test', a share in (0, 1)")
+        self.root, self.val_split, self.val_share, self.check_md5 = Path(root), val_split, val_share, check_md5
+
+    def check_data(self) -> None:
+        """Look for all files, and compare them with the published ones.
+
+        Raises:
+            MissingError: if one is missing.
+            InputError: if one is another file.
+        """
+        about = self.published.meta
+        for name, md5 in (*self.published.train_list, *self.published.test_list, (about["filename"], about["md5"])):
+            file = self.root / name
+            if not file.is_file():
+                raise MissingError(
+                    f"there is no {file}; unpack {Path(self.published.url).name} from {self.published.url} and give "
+                    "the folder: --data.root FOLDER"
+                )
+            if self.check_md5 and hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+                raise InputError(
+                    f"{file} is not the published file, whose MD5 is {md5}; unpack the archive again, or type "
+                    "--data.check_md5 false for files of your own in this layout"
+                )
+
+    def splits(self) -> Splits:
+        """Read all images, and hold some of the training images out if none are given to validate."""
+        classes = self._part(read_arrays(self.root / self.published.meta["filename"]), self.keys[1])
+        train, test = (
+            [sample for name, _ in files for sample in self._read(name, len(classes))]
+            for files in (self.published.train_list, self.published.test_list)
+        )
+        if self.val_split == "test":
+            return Splits(classes, train, test, test)
+        kept, held_out = hold_out([label for _, label in train], self.val_share)
+        return Splits(classes, [train[i] for i in kept], [train[i] for i in held_out], test)
+
+    def _read(self, name: str, classes: int) -> Samples:
+        content = read_arrays(self.root / name)
+        rows, labels = (np.asarray(self._part(content, key)) for key in ("data", self.keys[0]))
+        if rows.dtype != np.uint8 or labels.dtype.kind not in "iu" or rows.shape != (*labels.shape, 3 * 32 * 32):
+            raise InputError(
+                f"{self.root / name} holds {rows.dtype} of shape {rows.shape} and {labels.dtype} labels of shape "
+                f"{labels.shape}; expected uint8, (images, 3072), and a number for each"
+            )
+        wrong = labels[(labels < 0) | (labels >= classes)]
+        if len(wrong):
+            raise InputError(f"{self.root / name} has label {wrong[0]}; expected 0 to {classes - 1}. Correct the file")
+        images = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        return [((f"{name}/{i:05d}", images[i]), label) for i, label in enumerate(labels.tolist())]
+
+    def _part(self, content: Any, key: str) -> Any:
+        if not isinstance(content, dict) or key not in content:
+            raise InputError(f"{self.root} has a file without {key!r}; expected the Python version of the archive")
+        return content[key]
+
+
+class CIFAR100(CIFAR10):
+    """CIFAR-100 as its Python archive unpacks, ``root/{train,test,meta}``: 100 classes, otherwise like CIFAR-10.
+
+    Args:
+        root: the unpacked archive, https://www.cs.toronto.edu/~kriz/cifar.html.
+        mean: of each channel, for pixels in [0, 1]; the values in common use.
+        std: of each channel, likewise.
+        kwargs: arguments of :class:`CIFAR10`.
+    """
+
+    published: ClassVar[Any] = datasets.CIFAR100
+    keys = ("fine_labels", "fine_label_names")
+
+    def __init__(
+        self,
+        root: str = "data/cifar-100-python",
+        *,
+        mean: Sequence[float] = (0.5071, 0.4865, 0.4409),
+        std: Sequence[float] = (0.2673, 0.2564, 0.2762),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, mean=mean, std=std, **kwargs)
