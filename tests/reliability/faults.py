@@ -218,9 +218,9 @@ def damaged_checkpoint(words: list[str], folder: Path, seconds: float) -> str:
     for kind in DAMAGES:
         damage(last, kind, marker)
         status, command, _ = run(fit(words, "--ckpt_path", "last"), folder)
+        last.write_bytes(content)
         refused(status, command, "last.ckpt")
         assert not marker.exists(), f"{kind}: the file ran code"
-        last.write_bytes(content)
     return f"1, refused: {', '.join(DAMAGES)}"
 
 

@@ -42,8 +42,8 @@ def tried(name: str, what: Callable[[], str]) -> str:
     begun = time.monotonic()
     try:
         result = what()
-    except AssertionError as error:
-        result = f"WRONG: {error}"
+    except Exception as error:  # also of the sweep itself: the other faults are tried all the same
+        result = f"WRONG: {error}".replace("\n", " ")
     print(f"{name}: {result} ({time.monotonic() - begun:.0f} s)", flush=True)
     return result
 
