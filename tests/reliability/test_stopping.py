@@ -1,6 +1,7 @@
 """A command that is stopped or fails by the machine: exit status, message, and the way on that the message names."""
 
 import errno
+import json
 import os
 import re
 import shlex
@@ -160,17 +161,16 @@ def test_sweep_of_a_few_faults(tmp_path: Path) -> None:
         "--verb",
         "--seed",
     ]
-    tables = tmp_path / "tables.md"
+    results = tmp_path / "results.json"
     ended = subprocess.run(
-        [sys.executable, str(SWEEP), *words, "1", "--tables", str(tables)],
+        [sys.executable, str(SWEEP), *words, "1", "--results", str(results)],
         capture_output=True,
         text=True,
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    row = next(line for line in tables.read_text().splitlines() if line.startswith("| timeseries/configs/csv.yaml |"))
-    _, _, terminated, killed, full, _ = row.split("|")
-    assert terminated.startswith(" 143, ")
-    assert killed.startswith(" 137, ")
-    assert "1, went on after epoch 0" in full
+    happened = json.loads(results.read_text())["fit with"]["timeseries/configs/csv.yaml"]
+    assert happened["SIGTERM"].startswith("143, ")
+    assert happened["kill -9"].startswith("137, ")
+    assert "1, went on after epoch 0" in happened["disk full"]
