@@ -53,9 +53,11 @@ def stopped_verb(verb: str, words: list[str], folder: Path, tries: int) -> str:
     _clear(folder)
     seen: dict[str, int] = {}
     for name, number in SIGNALS.items():
-        for _ in range(tries):
+        for _attempt in range(tries):
             status, command = interrupted(given, folder, number, seconds)
-            while status == 0:  # it was faster than the undisturbed run
+            for _ in range(6):
+                if status:
+                    break  # else it was faster than the undisturbed run
                 _clear(folder)
                 seconds *= 0.7
                 status, command = interrupted(given, folder, number, seconds)
