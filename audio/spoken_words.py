@@ -147,5 +147,5 @@ def _synthesise(wanted: list[tuple[str, str, int, int]]) -> tuple[int, list[np.n
         if ended.returncode:
             said = ended.stderr.strip().splitlines() or [f"ended with status {ended.returncode}"]
             raise InputError(f"eSpeak NG {said[-1]}; install espeakng-loader again")
-        with np.load(file) as arrays:
+        with np.load(file, allow_pickle=False) as arrays:
             return int(arrays["rate"]), np.split(arrays["samples"], arrays["ends"][:-1])

@@ -3,6 +3,7 @@
 Installed as ``lightning`` and ``larkit``; ``python -m core.cli`` is the same.
 """
 
+import inspect
 import logging
 import os
 import sys
@@ -119,9 +120,12 @@ def _run(words: Any) -> None:
         from core.training.push import run_push
 
         return run_push(words)
-    from jsonargparse import ArgumentError
+    from jsonargparse import ArgumentError, set_parsing_settings
 
     from core.training.cli import LarKitCLI  # lightning takes seconds, which --help need not wait for
+
+    if "import_path_denylist" in inspect.signature(set_parsing_settings).parameters:  # jsonargparse 4.53
+        set_parsing_settings(import_path_denylist=[])  # what runs commands may not be named as a class
 
     for modality in entry_points(group="larkit.modalities"):
         modality.load()  # a class imported here can be named without its module in a YAML file

@@ -15,6 +15,8 @@ __all__ = ["SUFFIXES", "Mode", "image_files", "read_image", "to_pixels"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Mode = Literal["RGB", "L"]
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Decoders that may be tried: PIL goes by the content, and would hand PostScript to Ghostscript, which runs it."""
 
 
 def image_files(path: Path) -> list[Path]:
@@ -36,9 +38,9 @@ def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
     if not path.is_file():
         raise MissingError(f"there is no image {path}; correct the list that names it")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             return image.convert(mode)
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:  # what PIL raises for damaged files
+    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be decoded as an image: {error}; replace it") from error
 
 

@@ -163,6 +163,8 @@ def read_h5(path: Path) -> list[Sample]:
             data, labels = np.asarray(file["data"]), np.asarray(file["label"]).reshape(-1)
     except (OSError, KeyError) as error:
         raise InputError(f"{path} cannot be read: {error}; download it again") from error
+    if data.dtype.kind not in "fiu" or labels.dtype.kind not in "fiu":
+        raise InputError(f"{path} holds data of {data.dtype} and labels of {labels.dtype}; expected numbers")
     if len(data) != len(labels):
         raise InputError(f"{path} has {len(data)} clouds and {len(labels)} labels; download it again")
     return [

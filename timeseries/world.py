@@ -190,7 +190,7 @@ class GlobalWeather(DataModule):
         if not path.is_file():
             raise MissingError(f"there is no {path}; expected the arrays of Corrformer's authors in {self.root}")
         try:
-            return np.load(path, mmap_mode="r")
+            return np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise InputError(
                 f"{path} is no array of plain numbers or moments: {error}. Arrays of Python objects are not opened, "

@@ -99,7 +99,7 @@ class LarKitCLI(LightningCLI):
         given, known = self.settings.model.class_path, str(stored.get("_class_path", self.settings.model.class_path))
         if known.partition(".")[0] != given.partition(".")[0] or known.rpartition(".")[2] != given.rpartition(".")[2]:
             raise InputError(
-                f"{path} holds a {known} and the configuration a {given}; give the configuration it was of"
+                f"{path} holds a {known}, the configuration a {given}; give the configuration that it was trained with"
             )
         args = self.settings.model.get("init_args", {})
         for key in _import(given).runs_files:

@@ -32,6 +32,7 @@ class Command:
         self.words, self.folder = list(words), folder
         self.log = folder.parent / f"{folder.name}.{time.monotonic_ns()}.log"
         self.begun = time.monotonic()
+        self.status: int | None = None
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -40,7 +41,7 @@ class Command:
 
     def kill(self, number: int) -> None:
         """Send a signal, unless it has ended."""
-        with contextlib.suppress(ProcessLookupError):
+        if self.ended() is None:
             os.kill(self.pid, number)
 
     def children(self) -> list[int]:
@@ -51,13 +52,20 @@ class Command:
             return []
         return [int(word) for word in text.split()]
 
-    def wait(self) -> int:
-        """Its status as a shell has it: 128 and the number of the signal that ended it; 999 if it hangs."""
-        while time.monotonic() - self.begun < LIMIT:
+    def ended(self) -> int | None:
+        """Its status as a shell has it, 128 and the number of the signal that ended it; None while it runs."""
+        if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 code = os.waitstatus_to_exitcode(status)
-                return 128 - code if code < 0 else code
+                self.status = 128 - code if code < 0 else code
+        return self.status
+
+    def wait(self) -> int:
+        """Its status when it has ended; 999 if it hangs."""
+        while time.monotonic() - self.begun < LIMIT:
+            if (status := self.ended()) is not None:
+                return status
             time.sleep(0.01)
         self.kill(signal.SIGKILL)
         os.waitpid(self.pid, 0)
@@ -84,6 +92,16 @@ def interrupted(words: Sequence[str], folder: Path, number: int, seconds: float)
     """A command that gets a signal at a random moment of the seconds that it takes."""
     command = Command(words, folder)
     time.sleep(random.uniform(0.05, 1.0) * seconds)
+    command.kill(number)
+    return command.wait(), command
+
+
+def interrupted_after(words: Sequence[str], folder: Path, number: int, seconds: float) -> tuple[int, Command]:
+    """A run that gets a signal at a random moment after its first checkpoint, within the seconds given."""
+    command = Command(words, folder)
+    while command.ended() is None and not list(folder.glob("lightning_logs/*/*/checkpoints/last.ckpt")):
+        time.sleep(0.002)
+    time.sleep(random.uniform(0.0, 1.0) * seconds)
     command.kill(number)
     return command.wait(), command
 

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from reliability.commands import Command, file_size_limit, interrupted, nobody, run
+from reliability.commands import Command, file_size_limit, interrupted, interrupted_after, nobody, run
 from reliability.whole import checkpoints, damaged_files, last_epochs
 
 EPOCHS = 2
@@ -49,11 +49,15 @@ def stopped(number: int) -> Fault:
     """A signal at a random moment; what was saved is whole, and the run is finished afterwards."""
 
     def fault(words: list[str], folder: Path, seconds: float) -> str:
-        status, command = interrupted(fit(words), folder, number, seconds)
-        while status == 0:  # it was faster than the undisturbed run
-            shutil.rmtree(folder / "lightning_logs")
-            seconds *= 0.7
-            status, command = interrupted(fit(words), folder, number, seconds)
+        stop = random.choice((interrupted, interrupted_after, interrupted_after))  # most of a short run is its start
+        seconds = seconds / 3 if stop is interrupted_after else seconds
+        status, command = stop(fit(words), folder, number, seconds)
+        for _ in range(6):
+            if status:
+                break
+            shutil.rmtree(folder / "lightning_logs")  # it was faster than the undisturbed run
+            seconds *= 0.6
+            status, command = stop(fit(words), folder, number, seconds)
         assert status == STATUS[number], f"status {status} instead of {STATUS[number]}: {command.last_line()}"
         if number != signal.SIGKILL:
             assert "Traceback" not in command.printed(), command.last_line()
@@ -218,9 +222,9 @@ def damaged_checkpoint(words: list[str], folder: Path, seconds: float) -> str:
     for kind in DAMAGES:
         damage(last, kind, marker)
         status, command, _ = run(fit(words, "--ckpt_path", "last"), folder)
+        last.write_bytes(content)
         refused(status, command, "last.ckpt")
         assert not marker.exists(), f"{kind}: the file ran code"
-        last.write_bytes(content)
     return f"1, refused: {', '.join(DAMAGES)}"
 
 

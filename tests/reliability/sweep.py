@@ -2,7 +2,7 @@
 
     python tests/reliability/sweep.py                                        the configurations without recipes on top
     python tests/reliability/sweep.py --config vision/configs/cls.yaml --fault 'disk full'
-    python tests/reliability/sweep.py --all --fault 'kill -9' --tables tables.md
+    python tests/reliability/sweep.py --results results.json --readme        (adds to earlier results; a new table)
 
 Moments are random and follow from --seed. The superuser gets real small disks that are full or read-only; others get
 limits on files and permissions.
@@ -11,6 +11,7 @@ limits on files and permissions.
 import argparse
 import functools
 import importlib
+import json
 import platform
 import random
 import shutil
@@ -34,6 +35,9 @@ from vision.digits import handwritten_digits  # noqa: E402
 
 IMPORTED_FIRST = ("core.training.cli", "core.analysis.verbs", "core.training.push", "matplotlib.backends.backend_agg")
 OPTIONAL = ("vision.openmmlab.detector", "vision.openmmlab.segmenter", "tensorboard", "onnxruntime", "sklearn.datasets")
+FIT, VERB = "fit with", "verb"
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- written by reliability/sweep.py -->", "<!-- end -->"
 Rows = dict[str, dict[str, str]]
 
 
@@ -42,8 +46,8 @@ def tried(name: str, what: Callable[[], str]) -> str:
     begun = time.monotonic()
     try:
         result = what()
-    except AssertionError as error:
-        result = f"WRONG: {error}"
+    except Exception as error:  # also of the sweep itself: the other faults are tried all the same
+        result = f"WRONG: {error}".replace("\n", " ")
     print(f"{name}: {result} ({time.monotonic() - begun:.0f} s)", flush=True)
     return result
 
@@ -59,24 +63,30 @@ def sweep_config(config: Path, faults: list[str], place: Path) -> dict[str, str]
     results = {}
     for name in faults:
         clean = _fresh(place, folder)
-        results[name] = tried(f"{config_name(config)}, {name}", lambda: FAULTS[name](words, clean, seconds))  # noqa: B023
+        results[name] = tried(f"{config_name(config)}, {name}", functools.partial(FAULTS[name], words, clean, seconds))
     return results
 
 
-def sweep_verbs(config: Path, verbs: list[str], place: Path, tries: int) -> Rows:
-    """All verbs on a run of one configuration: stopped at random moments, and given a damaged checkpoint."""
+def sweep_verb(verb: str, place: Path, tries: int) -> Rows:
+    """A verb on a run of a small configuration: stopped at random moments, and given a damaged checkpoint."""
     folder = place / "data"
     folder.mkdir(parents=True)
-    words = small_words(config, folder)
-    clean = _fresh(place, folder)
+    words, clean = small_words(_config_of(verb), folder), _fresh(place, folder)
     prepare(words, clean)
-    rows: Rows = {}
-    for verb in verbs:
-        rows[verb] = {
-            "stopped": tried(f"{verb}, stopped", lambda: stopped_verb(verb, words, clean, tries)),  # noqa: B023
-            "damaged checkpoint": tried(f"{verb}, damaged", lambda: damaged_verb(verb, words, clean)),  # noqa: B023
+    stopped = functools.partial(stopped_verb, verb, words, clean, tries)
+    damaged = functools.partial(damaged_verb, verb, words, clean)
+    return {
+        verb: {
+            "SIGINT, SIGTERM, kill -9": tried(f"{verb}, stopped", stopped),
+            "damaged checkpoint": tried(f"{verb}, damaged checkpoint", damaged),
         }
-    return rows
+    }
+
+
+def _config_of(verb: str) -> Path:
+    """Sounds for stats, which measures what other data do not need; else digits."""
+    name = "audio/configs/folder.yaml" if verb == "stats" else "vision/configs/cls.yaml"
+    return next(config for config in CONFIGS if config_name(config) == name)
 
 
 def _fresh(place: Path, data: Path) -> Path:
@@ -104,7 +114,8 @@ def main() -> int:
     parser.add_argument("--verb", nargs="*", default=list(VERBS), choices=list(VERBS))
     parser.add_argument("--tries", type=int, default=2, help="moments for each signal and verb")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tables", type=Path, help="file for the tables")
+    parser.add_argument("--results", type=Path, help="JSON file of results, which is added to")
+    parser.add_argument("--readme", action="store_true", help="put the tables of all results into tests/README.md")
     given = parser.parse_args()
     random.seed(given.seed)
     for module in entry_points(group="larkit.modalities"):
@@ -120,30 +131,38 @@ def main() -> int:
     vision.digits.handwritten_digits()  # they lie in a text file that takes a second, which every run would read
     chosen = [c for c in CONFIGS if given.all or c.parent.name == "configs"]
     if given.config:
-        chosen = [c for c in CONFIGS if config_name(c) in given.config]
-    rows: Rows = {}
+        chosen = [c for name in given.config for c in CONFIGS if config_name(c) == name]
+    known: dict[str, Rows] = {FIT: {}, VERB: {}}
+    if given.results and given.results.is_file():
+        known = json.loads(given.results.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as place:
-        verbs = sweep_verbs(CONFIG_OF_VERBS, given.verb, Path(place) / "verbs", given.tries) if given.verb else {}
         for i, config in enumerate(chosen if given.fault else []):
-            rows[config_name(config)] = sweep_config(config, given.fault, Path(place) / str(i))
+            found = sweep_config(config, given.fault, Path(place) / str(i))
+            known[FIT][config_name(config)] = known[FIT].get(config_name(config), {}) | found
             shutil.rmtree(Path(place) / str(i), ignore_errors=True)
-            _write(given.tables, rows, verbs)
-    text = _write(given.tables, rows, verbs)
+            _keep(known, given.results, readme=given.readme)
+        for verb in given.verb:
+            known[VERB] |= sweep_verb(verb, Path(place) / verb, given.tries)
+            _keep(known, given.results, readme=given.readme)
+    text = _tables(known)
     print(text)
     return int("WRONG" in text)
 
 
-def _write(file: Path | None, rows: Rows, verbs: Rows) -> str:
-    """The tables so far."""
+def _keep(known: dict[str, Rows], results: Path | None, *, readme: bool) -> None:
+    """Write what is known so far: a sweep takes long, and this machine may fail too."""
+    if results:
+        results.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    if readme:
+        before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+        README.write_text(f"{before}{BEGIN}\n\n{_tables(known)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def _tables(known: dict[str, Rows]) -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("larkit", "torch", "lightning", "mmengine"))
-    parts = [table(found, head) for found, head in ((rows, "fit with"), (verbs, "verb")) if found]
-    text = "\n\n".join([*parts, f"Python {platform.python_version()}, {libraries}, {platform.system()}."]) + "\n"
-    if file:
-        file.write_text(text, encoding="utf-8")
-    return text
+    parts = [table(dict(sorted(rows.items())) if head == FIT else rows, head) for head, rows in known.items() if rows]
+    return "\n\n".join([*parts, f"Python {platform.python_version()}, {libraries}, {platform.system()}."]) + "\n"
 
-
-CONFIG_OF_VERBS = next(c for c in CONFIGS if config_name(c) == "vision/configs/cls.yaml")
 
 if __name__ == "__main__":
     sys.exit(main())
