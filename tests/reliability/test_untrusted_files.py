@@ -22,10 +22,10 @@ from core.cli import main
 from core.downloads import checked_names, hub_file, web_file
 from core.errors import InputError, MissingError
 from core.images import read_image
+from core.pickles import read_arrays
 from core.torch_files import restricted_pickles
 from core.training.checkpoint_io import WholeCheckpointIO
 from pointcloud.files import read_cloud
-from pointcloud.pickles import read_arrays
 from pointcloud.sets import read_h5
 
 pytest_plugins = ["training.shared_fixtures", "training.hub_cache"]
