@@ -5,13 +5,16 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 __all__ = ["Terminated", "how_stopped", "machine_message", "notes", "say", "terminable"]
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your share of the disk is full", errno.EFBIG: "too large"}
+_HANDING_OVER = ("torch/utils/data/dataloader.py", "multiprocessing/connection.py")
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -70,7 +73,7 @@ def machine_message(error: BaseException) -> str | None:
                 "another folder: runs go below --trainer.default_root_dir FOLDER, what an analysis or export writes "
                 "to --output FOLDER"
             )
-        if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):
+        if str(cause).startswith("DataLoader worker") or _cut_off(cause):
             return (
                 f"a process that loads data died: {str(cause).partition('. ')[0]}. If it was killed, memory was short: "
                 "give fewer with --data.num_workers (0 loads in the training process and shows its error), or a "
@@ -82,6 +85,14 @@ def machine_message(error: BaseException) -> str | None:
 def notes(error: BaseException) -> str:
     """What code on the way of the error has added for the user, such as how a run goes on."""
     return " ".join(dict.fromkeys(note for cause in _chain(error) for note in getattr(cause, "__notes__", [])))
+
+
+def _cut_off(error: BaseException) -> bool:
+    """Whether a batch was being handed over by a data-loading process when that one died."""
+    if not isinstance(error, OSError | EOFError):
+        return False
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return all(any(Path(file).match(part) for file in files) for part in _HANDING_OVER)
 
 
 def _where(error: OSError) -> str:

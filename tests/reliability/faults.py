@@ -21,6 +21,8 @@ from reliability.whole import checkpoints, damaged_files, last_epochs
 EPOCHS = 2
 SHORT = ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1", "--trainer.log_every_n_steps", "1"]
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: 137}
+DISK = "size=1g"
+"""How large the disk is that is filled up, or read-only."""
 Fault = Callable[[list[str], Path, float], str]
 
 
@@ -103,13 +105,14 @@ def _unchanged(before: dict[Path, bytes]) -> None:
 
 def disk_full(words: list[str], folder: Path, seconds: float) -> str:
     """No room for a second checkpoint; as root on a real disk of its own, else by the limit on the size of a file."""
-    mounted = _mount(folder, "size=64m")
+    mounted = _mount(folder, DISK)
     try:
         before = _begun(words, folder)
         size = min(len(content) for content in before.values())
         if mounted:
             room = shutil.disk_usage(folder).free
-            (folder / "filler").write_bytes(bytes(max(0, room - size // 2)))
+            with (folder / "filler").open("wb") as filler:
+                os.posix_fallocate(filler.fileno(), 0, max(1, room - size // 2))
             status, command, _ = run(fit(words, "--ckpt_path", "last"), folder)
             (folder / "filler").unlink()
         else:
@@ -126,7 +129,7 @@ def disk_full(words: list[str], folder: Path, seconds: float) -> str:
 
 def read_only(words: list[str], folder: Path, seconds: float) -> str:
     """A folder that may not be written: as root mounted read-only, else by its permissions."""
-    mounted = _mount(folder, "size=64m")
+    mounted = _mount(folder, DISK)
     try:
         if mounted:
             subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)

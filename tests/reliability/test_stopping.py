@@ -77,6 +77,23 @@ def test_defect_keeps_its_traceback(error: Exception, monkeypatch: pytest.Monkey
         main(["cost", "resnet50"])
 
 
+@pytest.mark.parametrize("handing_over", [True, False])
+def test_connection_to_a_data_loading_process_that_died(handing_over: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system says when the process dies while it hands a batch over; elsewhere it is another matter."""
+    files = ["torch/utils/data/dataloader.py", "multiprocessing/connection.py"] if handing_over else ["hub.py"]
+    fail: dict[str, Any] = {"call": None}
+    source = "def outer(inner):\n    inner()\n"
+    last = "def outer(inner):\n    raise ConnectionResetError(104, 'Connection reset by peer')\n"
+    calls: list[Any] = []
+    for file in files:
+        exec(compile(last if file == files[-1] else source, f"/lib/{file}", "exec"), fail)
+        calls.append(fail["outer"])
+    monkeypatch.setattr(core.cli, "_run", lambda words: calls[0](lambda: calls[-1](None)))
+    with pytest.raises(SystemExit if handing_over else ConnectionResetError) as stopped:
+        main(["cost", "resnet50"])
+    assert ("a process that loads data died" in str(stopped.value)) == handing_over
+
+
 class _Stop(Callback):
     """A signal to this process in an epoch."""
 
@@ -149,6 +166,7 @@ def test_data_loading_process_that_dies(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sweep_of_a_few_faults(tmp_path: Path) -> None:
     """The script itself, on real processes; the whole of it is in tests/README.md."""
     words = [
