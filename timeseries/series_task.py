@@ -2,6 +2,7 @@
 
 import re
 from abc import abstractmethod
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torchmetrics import MeanMetric
 from core.checkpoints import load_weights, read_state_dict
 from core.errors import InputError
 from core.training.data import padding_in_batch
-from core.training.pictures import save_figure
+from core.training.drawing import draw_figure
 from core.training.task import Task
 from timeseries.baselines import fit_linear, last_value, linear_forecast, seasonal_value
 from timeseries.metrics import ForecastErrors
@@ -183,7 +184,7 @@ class SeriesTask(Task):
         if not self.trainer.sanity_checking:
             by_step = {name: values["by_step"].cpu() for name, values in results.items()}
             by_channel = results["model"]["by_channel"].cpu()
-            save_figure(self.trainer, "errors", errors_figure(by_step, by_channel, self.channel_names))
+            draw_figure(self.trainer, "errors", partial(errors_figure, by_step, by_channel, self.channel_names))
             self._draw()
         self.examples.clear()
         self.coverage.reset()
@@ -195,7 +196,7 @@ class SeriesTask(Task):
 
     def _draw(self) -> None:
         if self.examples:
-            save_figure(self.trainer, "forecasts", forecast_figure(self.examples))
+            draw_figure(self.trainer, "forecasts", partial(forecast_figure, list(self.examples)))
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """A row for each step of the horizon: its date, and a column for each channel, in the units of the series."""

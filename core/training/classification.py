@@ -1,5 +1,6 @@
 """Classification of anything that has become a 2D map."""
 
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 from timm.data.mixup import Mixup
@@ -10,8 +11,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from core.errors import InputError
 from core.training.data import padding_in_batch
+from core.training.drawing import draw_figure
 from core.training.examples import Examples
-from core.training.pictures import confusion_figure, save_figure
+from core.training.pictures import confusion_figure
 from core.training.task import Task
 
 __all__ = ["ClassificationTask"]
@@ -207,16 +209,14 @@ class ClassificationTask(Task):
         self._draw_examples()
         if not self.trainer.sanity_checking:  # in every process, since compute() talks to the others
             counts = self.confusion.compute().cpu()
-            save_figure(self.trainer, "confusion_matrix", confusion_figure(counts, self.class_names))
+            draw_figure(self.trainer, "confusion_matrix", partial(confusion_figure, counts, self.class_names))
         self.confusion.reset()
 
     def _draw_examples(self) -> None:
         if self.trainer.sanity_checking:
             self.examples.kept.clear()
             return
-        figure = self.examples.draw(self.to_pictures)
-        if figure is not None:
-            save_figure(self.trainer, "examples", figure)
+        draw_figure(self.trainer, "examples", self.examples.take(self.to_pictures))
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> dict[str, Any]:
         """Names, winning class and its probability for one batch, as the prediction writer wants them."""

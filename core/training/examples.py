@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,13 +44,18 @@ class Examples:
         chosen = torch.randperm(len(x_BCHW), generator=generator)[:share].tolist()
         self.kept += [(x_BCHW[i].float().cpu(), titles[i], wrong[i]) for i in chosen][: self.size - len(self.kept)]
 
-    def draw(self, to_pictures: Callable[[Tensor], Tensor | None]) -> Figure | None:
-        """The sheet, and an empty list again; None if there is nothing to show.
+    def take(self, to_pictures: Callable[[Tensor], Tensor | None]) -> Callable[[], Figure | None]:
+        """What draws the sheet, if there is anything to show; and an empty list again.
 
         Args:
             to_pictures: turns maps (N, C, H, W) into pictures of 1 or 3 channels in [0, 1], or None.
         """
         kept, self.kept = self.kept, []
+        return partial(self._draw, kept, to_pictures)
+
+    def _draw(
+        self, kept: list[tuple[Tensor, str, bool]], to_pictures: Callable[[Tensor], Tensor | None]
+    ) -> Figure | None:
         if not kept:
             return None
         maps, titles, wrong = zip(*kept, strict=True)

@@ -1,40 +1,21 @@
-"""Pictures that a run leaves: as PNG in its folder and in every logger that takes images."""
+"""Pictures that a run leaves: learning curves, confusion matrices, sheets of examples."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from PIL import Image
 from torch import Tensor
 
 from core.figures import new_figure
-from core.training.run_folder import run_folder
-from core.writing import whole_file
+from core.training.drawing import draw_figure, finish_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LearningCurves", "confusion_figure", "image_sheet", "save_figure"]
-
-
-def save_figure(trainer: Trainer, name: str, figure: Figure) -> Path | None:
-    """Write ``name``.png into the run folder and hand its pixels to the loggers; nothing without a run folder."""
-    folder = run_folder(trainer)
-    if not trainer.is_global_zero or folder is None:
-        return None
-    path = folder / f"{name}.png"
-    with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=120, format="png")
-    pixels = np.asarray(Image.open(path).convert("RGB"))  # drawing takes longer than reading
-    for logger in trainer.loggers:
-        add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
-        if callable(add_image):
-            add_image(name, pixels, trainer.global_step, dataformats="HWC")
-    return path
+__all__ = ["LearningCurves", "confusion_figure", "image_sheet"]
 
 
 def confusion_figure(counts: Tensor, classes: list[str]) -> Figure:
@@ -101,8 +82,16 @@ class LearningCurves(Callback):
             points = self.history.setdefault(name, [])
             if not points or points[-1][0] < trainer.current_epoch:
                 points.append((trainer.current_epoch, float(value)))
-        if trainer.is_global_zero:
-            save_figure(trainer, "learning_curves", self._draw())
+        draw_figure(trainer, "learning_curves", self._draw)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw what waits."""
+        finish_figures(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Draw what waits, also of an interrupted run."""
+        with contextlib.suppress(OSError):  # a full disk is what the exception says
+            finish_figures(trainer)
 
     def _draw(self) -> Figure:
         panels: dict[str, list[str]] = {}

@@ -20,6 +20,7 @@ from core.backbones.build import build_backbone, input_channels
 from core.checkpoints import load_weights
 from core.errors import InputError
 from core.training.data import DataModule
+from core.training.drawing import finish_figures
 from core.training.optim import parameter_groups, warmup_cosine
 
 __all__ = ["Exported", "Task"]
@@ -163,6 +164,10 @@ class Task(LightningModule):
             random.seed(epoch_seed)
             np.random.seed(epoch_seed)
             torch.manual_seed(epoch_seed)
+
+    def on_fit_end(self) -> None:
+        """Draw the pictures that wait."""
+        finish_figures(self.trainer)
 
     def log_training(self, loss: Tensor, samples: int) -> None:
         """Log ``train_loss``, a mean over the epoch, and ``lr`` of the step."""

@@ -103,8 +103,7 @@ def nothing_drawn() -> Iterator[None]:
     """Runs draw nothing, which takes most of the time of a run as short as these."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("core.training.classification", "core.training.pictures"):
-            patch.setattr(f"{name}.save_figure", lambda *_: None)
-        patch.setattr("core.training.examples.Examples.draw", lambda *_: None)
+            patch.setattr(f"{name}.draw_figure", lambda *_: None)
         yield
 
 

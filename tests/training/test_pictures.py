@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from core.training.pictures import LearningCurves, confusion_figure, image_sheet, save_figure
+from core.training.drawing import draw_figure, finish_figures, save_figure
+from core.training.pictures import LearningCurves, confusion_figure, image_sheet
 
 pytest_plugins = ["training.shared_fixtures"]
 
@@ -106,8 +108,9 @@ class _Logger:
 class _Trainer:
     is_global_zero, global_step, current_epoch = True, 5, 0
 
-    def __init__(self, *loggers: Any) -> None:
+    def __init__(self, *loggers: Any, fn: TrainerFn = TrainerFn.FITTING) -> None:
         self.loggers, self.callback_metrics = list(loggers), dict[str, Any]()
+        self.state = TrainerState(fn=fn)
 
 
 def test_figure_goes_to_the_folder_and_to_the_loggers(tmp_path: Path) -> None:
@@ -126,6 +129,26 @@ def test_nothing_is_drawn_without_a_run_folder_or_by_other_processes(tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("fn", [TrainerFn.FITTING, TrainerFn.TESTING])
+def test_a_fit_draws_first_and_last_what_changes_quickly(fn: TrainerFn, tmp_path: Path) -> None:
+    logger = _Logger(tmp_path)
+    trainer: Any = _Trainer(logger, fn=fn)
+    for step in range(4):
+        trainer.global_step = step
+        count = step + 1
+        draw_figure(trainer, "matrix", lambda count=count: confusion_figure(count * torch.eye(2).long(), ["a", "b"]))
+        draw_figure(trainer, "nothing", lambda: None)
+    first = [f"matrix {step}" for step in ([0] if fn == TrainerFn.FITTING else range(4))]
+    assert logger.figures == first
+    trainer.global_step = 9
+    finish_figures(trainer)
+    assert logger.figures == first + ["matrix 3"] * (fn == TrainerFn.FITTING)
+    wanted = confusion_figure(4 * torch.eye(2).long(), ["a", "b"])
+    assert np.array_equal(_pixels(tmp_path / "matrix.png"), _drawn(wanted))
+    finish_figures(trainer)  # nothing waits any more
+    assert len(logger.figures) == (2 if fn == TrainerFn.FITTING else 4)
+
+
 def test_learning_curves_pair_training_and_validation_and_survive_a_state_dict(tmp_path: Path) -> None:
     trainer: Any = _Trainer(_Logger(tmp_path))
     curves = LearningCurves()
@@ -133,6 +156,7 @@ def test_learning_curves_pair_training_and_validation_and_survive_a_state_dict(t
         trainer.current_epoch = epoch
         trainer.callback_metrics = {"train_loss": torch.tensor(3.0 - epoch), "val_loss": 4.0 - epoch, "val_acc": 0.5}
         curves.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    curves.on_fit_end(trainer, None)  # type: ignore[arg-type]
     assert _pixels(tmp_path / "learning_curves.png").shape[1] == 960
     resumed = LearningCurves()
     resumed.load_state_dict(curves.state_dict())

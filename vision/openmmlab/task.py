@@ -1,5 +1,6 @@
 """What a detector of MMDetection and a segmentor of MMSegmentation have in common as LightningModules."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,8 @@ from torchmetrics import Metric, MetricCollection
 from core.checkpoints import load_weights
 from core.errors import InputError
 from core.training.data import padding_in_batch
-from core.training.pictures import image_sheet, save_figure
+from core.training.drawing import draw_figure
+from core.training.pictures import image_sheet
 from core.training.run_folder import run_folder
 from core.training.task import Task
 from core.writing import whole_file
@@ -189,7 +191,7 @@ class OpenMMLabTask(Task):
         pictures = self.sheet.take()
         if pictures is not None:
             titles = ["truth | prediction"] * len(pictures)
-            save_figure(self.trainer, "examples", image_sheet(pictures, titles, columns=2, width=4.5))
+            draw_figure(self.trainer, "examples", partial(image_sheet, pictures, titles, columns=2, width=4.5))
         self.log_dict({f"{split}_{name}": value for name, value in values.items()}, prog_bar=True)
 
     def named_values(self, computed: Any) -> dict[str, Tensor]:
