@@ -196,7 +196,6 @@ def test_testing_votes_over_its_own_poses(monkeypatch: pytest.MonkeyPatch) -> No
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(points, y), batch_size=4)
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", enable_checkpointing=False, **quiet)
-    monkeypatch.setattr(task.examples, "draw", lambda *_: None)
     trainer.test(task, loader, verbose=False)
     assert seen == [True]
     trainer.validate(task, loader, verbose=False)
