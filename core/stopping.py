@@ -36,6 +36,7 @@ def terminable() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a forked process that loads data
             os._exit(128 + number)
+        signal.signal(number, signal.SIG_IGN)  # once is enough: a second one would break off the tidying up
         raise Terminated
 
     before = {signal.SIGINT: signal.getsignal(signal.SIGINT), signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}

@@ -1,6 +1,6 @@
 """Draws docs/overview.png, the picture at the top of the README.
 
-Run: python docs/overview.py
+Run, after pip install -e '.[speech]': python docs/overview.py
 
 Signals and maps are made by the code from the built-in data; the kernels are the branches of a 13 x 13 Dilated Reparam
 Block and what they merge into.

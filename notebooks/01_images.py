@@ -7,6 +7,7 @@
 
 # %%
 import logging
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -160,3 +161,4 @@ with torch.no_grad():
     print(f"logits of up to {same.abs().max():.1f} differ by at most {(folded(maps) - same).abs().max():.0e}")
 counts = [len(list(form.backbone.modules())) for form in (again, folded)]
 print(f"modules in the backbone: {counts[0]} -> {counts[1]}")
+shutil.rmtree(folder)

@@ -2,8 +2,9 @@
 # # In your own code
 #
 # The backbones are plain modules in timm's registry. So they go wherever a timm model goes: under a head of yours, into
-# torchvision's detectors, segmentation_models_pytorch and the Hugging Face Hub. Neither Lightning nor OpenMMLab is
-# needed. The two trainings here are short ones on one CPU core: they show that it works, not how good it gets.
+# torchvision's detectors, segmentation_models_pytorch and the Hugging Face Hub. Lightning is needed
+# only where a whole task is shared, at the end. The two trainings here are short ones on one CPU core: they show that
+# it works, not how good it gets. `pip install -e '.[notebooks]'` brings the packages that are plugged into.
 
 # %%
 import tempfile

@@ -3,7 +3,8 @@
 #
 # Once a signal is a map, the net does not know where it came from. Here one trunk learns two at once: handwritten
 # digits, and spoken digits as log-mel maps. Then it begins a third task, digits as clouds of points, and is compared
-# with a trunk that begins from nothing. What that is worth is printed at the end.
+# with a trunk that begins from nothing. What that is worth is printed at the end. The words need
+# `pip install -e '.[speech]'`.
 
 # %%
 import copy

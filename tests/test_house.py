@@ -129,6 +129,7 @@ def test_the_command_for_a_cluster_is_understood(
         main([*shlex.split(command.replace("\\\n", " "))[1:], "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["trainer"]["num_nodes"] * config["trainer"]["devices"] == 16
+    assert config["trainer"]["strategy"]["class_path"].endswith("FSDPStrategy")
     assert config["trainer"]["plugins"][0]["class_path"].endswith("SLURMEnvironment")
 
 

@@ -5,6 +5,7 @@ from abc import abstractmethod
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -161,9 +162,13 @@ class SeriesTask(Task):
             self._keep(x[0], forecast[0], y[0], len(self.examples) % x.shape[2])
 
     def _keep(self, x_LC: Tensor, forecast: Tensor, y_TC: Tensor | None, channel: int) -> None:
-        truth = None if y_TC is None else y_TC[:, channel].float().cpu()
-        name = self.channel_names[channel]
-        self.examples.append(Example(name, x_LC[:, channel].float().cpu(), forecast[:, channel].float().cpu(), truth))
+        history, ahead, truth = (  # copies: slices would keep their batches
+            None if values is None else values[:, channel].to("cpu", torch.float32, copy=True)
+            for values in (x_LC, forecast, y_TC)
+        )
+        assert history is not None
+        assert ahead is not None
+        self.examples.append(Example(self.channel_names[channel], history, ahead, truth))
 
     def on_validation_epoch_end(self) -> None:
         """Log the errors and draw."""

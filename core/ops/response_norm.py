@@ -47,7 +47,7 @@ def _scale(squares_BC: Tensor, gamma_C: Tensor, eps: float) -> Tensor:
 def _product_sums(x_BHWC: Tensor, y_BHWC: Tensor) -> Tensor:
     """(B, C): sums of x * y over the map, in float32 at least."""
     wide = torch.promote_types(x_BHWC.dtype, torch.float32)
-    if x_BHWC.device.type != "cpu" or torch.is_grad_enabled() or not eager():
+    if x_BHWC.device.type != "cpu" or torch.is_grad_enabled() or not eager() or not x_BHWC.numel():
         if y_BHWC is x_BHWC:  # one reduction, which casts as it reads
             return torch.linalg.vector_norm(x_BHWC, dim=(1, 2), dtype=wide).square()
         return (x_BHWC.to(wide) * y_BHWC.to(wide)).sum((1, 2))

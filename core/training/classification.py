@@ -213,10 +213,9 @@ class ClassificationTask(Task):
         self.confusion.reset()
 
     def _draw_examples(self) -> None:
-        if self.trainer.sanity_checking:
-            self.examples.kept.clear()
-            return
-        draw_figure(self.trainer, "examples", self.examples.take(self.to_pictures))
+        sheet = self.examples.take(self.to_pictures)
+        if sheet is not None and not self.trainer.sanity_checking:
+            draw_figure(self.trainer, "examples", sheet)
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> dict[str, Any]:
         """Names, winning class and its probability for one batch, as the prediction writer wants them."""

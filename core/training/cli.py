@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+import time
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -174,18 +175,18 @@ class LarKitCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb; if the input turns out unusable, take away the run folder that has nothing in it yet."""
-        folder = run_folder(self.trainer) if subcommand == "fit" else None
+        folder, began = run_folder(self.trainer) if subcommand == "fit" else None, time.time()
         lock = only_writer(folder) if folder is not None and _is_first() else nullcontext()
         try:
             with lock:
                 super()._run_subcommand(subcommand)
-        except InputError:
-            if not (self._started and (self._started / "checkpoints").exists()):
-                self._take_away()
-            raise
         except BaseException as error:
-            if subcommand == "fit":
-                error.add_note(how_to_go_on(folder, sys.argv[1:]))
+            saved = folder is not None and (folder / "checkpoints").exists()
+            refused = isinstance(error, InputError)
+            if refused and not saved:
+                self._take_away()
+            if subcommand == "fit" and _is_first() and (saved or not refused):
+                error.add_note(how_to_go_on(folder, sys.argv[1:], began))
             raise
 
     def _take_away(self) -> None:

@@ -25,7 +25,7 @@ __all__ = ["draw_figure", "finish_figures", "save_figure"]
 PAUSE = 20.0
 """Seconds between two drawings of a picture while a fit goes on: it takes about a second, an epoch may take less."""
 
-Draw = Callable[[], "Figure | None"]
+Draw = Callable[[], "Figure"]
 
 
 @dataclass
@@ -45,7 +45,8 @@ def draw_figure(trainer: Trainer, name: str, draw: Draw) -> None:
     Args:
         trainer: whose run folder and loggers get it.
         name: of the picture.
-        draw: makes the figure of what is known now; None for none. Called in the first process alone.
+        draw: makes the figure of what is known now; called in the first process alone, and perhaps later, so that it
+            holds what it shows and neither the task nor the trainer.
     """
     if not trainer.is_global_zero or run_folder(trainer) is None:
         return
@@ -54,7 +55,7 @@ def draw_figure(trainer: Trainer, name: str, draw: Draw) -> None:
         drawn.waiting[name] = (draw, trainer.global_step)
         return
     drawn.waiting.pop(name, None)
-    _save(trainer, name, draw, trainer.global_step)
+    save_figure(trainer, name, draw())
     drawn.times[name] = time.monotonic()
 
 
@@ -62,13 +63,7 @@ def finish_figures(trainer: Trainer) -> None:
     """Draw what waits."""
     drawn = _trainers.pop(trainer, _Drawn())
     for name, (draw, step) in drawn.waiting.items():
-        _save(trainer, name, draw, step)
-
-
-def _save(trainer: Trainer, name: str, draw: Draw, step: int) -> None:
-    figure = draw()
-    if figure is not None:
-        save_figure(trainer, name, figure, step)
+        save_figure(trainer, name, draw(), step)
 
 
 def save_figure(trainer: Trainer, name: str, figure: Figure, step: int | None = None) -> Path | None:

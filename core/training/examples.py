@@ -28,6 +28,7 @@ class Examples:
 
     def __init__(self, size: int = 32, columns: int = 8, width: float = 1.5) -> None:
         self.size, self.columns, self.width = size, columns, width
+        self.seen = 0
         self.kept: list[tuple[Tensor, str, bool]] = []
 
     def keep(self, x_BCHW: Tensor, titles: list[str], wrong: list[bool], batches: list[int | float]) -> None:
@@ -39,25 +40,25 @@ class Examples:
             wrong: B flags; marked ones are drawn in red.
             batches: number of batches of each loader, to spread the choice.
         """
-        share = -(-self.size // max(1, int(sum(batches))))
+        self.seen += 1
+        share = -(-self.size * self.seen // max(1, int(sum(batches)))) - len(self.kept)
         generator = torch.Generator().manual_seed(len(self.kept))
-        chosen = torch.randperm(len(x_BCHW), generator=generator)[:share].tolist()
-        self.kept += [(x_BCHW[i].float().cpu(), titles[i], wrong[i]) for i in chosen][: self.size - len(self.kept)]
+        chosen = torch.randperm(len(x_BCHW), generator=generator)[: max(0, share)].tolist()
+        maps = x_BCHW[chosen].to("cpu", torch.float32)  # a copy: a slice would keep the whole batch
+        kept = zip(maps.unbind(), [titles[i] for i in chosen], [wrong[i] for i in chosen], strict=True)
+        self.kept += list(kept)[: self.size - len(self.kept)]
 
-    def take(self, to_pictures: Callable[[Tensor], Tensor | None]) -> Callable[[], Figure | None]:
-        """What draws the sheet, if there is anything to show; and an empty list again.
+    def take(self, to_pictures: Callable[[Tensor], Tensor | None]) -> Callable[[], Figure] | None:
+        """What draws the sheet, or None if there is nothing to show; and an empty list again.
 
         Args:
             to_pictures: turns maps (N, C, H, W) into pictures of 1 or 3 channels in [0, 1], or None.
         """
-        kept, self.kept = self.kept, []
-        return partial(self._draw, kept, to_pictures)
-
-    def _draw(
-        self, kept: list[tuple[Tensor, str, bool]], to_pictures: Callable[[Tensor], Tensor | None]
-    ) -> Figure | None:
+        kept, self.kept, self.seen = self.kept, [], 0
         if not kept:
             return None
         maps, titles, wrong = zip(*kept, strict=True)
         pictures = to_pictures(torch.stack(maps))
-        return None if pictures is None else image_sheet(pictures, list(titles), list(wrong), self.columns, self.width)
+        if pictures is None:
+            return None
+        return partial(image_sheet, pictures, list(titles), list(wrong), self.columns, self.width)

@@ -58,6 +58,8 @@ def save_pretrained(
         InputError: if the folder holds files, or the task cannot be built again from its arguments.
     """
     folder = Path(folder)
+    if folder.resolve() == Path.cwd():
+        raise InputError(f"{folder} is the folder you are in; give a new one below it")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"{folder} is there and not empty; give a new folder, or delete it first")
     with whole_folder(folder) as unfinished:

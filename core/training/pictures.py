@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from core.figures import new_figure
@@ -89,9 +89,13 @@ class LearningCurves(Callback):
         finish_figures(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Draw what waits, also of an interrupted run."""
-        with contextlib.suppress(OSError):  # a full disk is what the exception says
+        """Draw what waits, also of an interrupted run; of several processes Lightning ends this one any moment."""
+        if trainer.world_size > 1:
+            return
+        try:
             finish_figures(trainer)
+        except Exception as error:  # the exception that is being handled says more
+            rank_zero_warn(f"The last pictures were not drawn: {error}")
 
     def _draw(self) -> Figure:
         panels: dict[str, list[str]] = {}

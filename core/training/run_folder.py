@@ -16,6 +16,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from torch.distributed import TCPStore
 
 from core.errors import InputError, MissingError
 from core.writing import whole_file
@@ -59,17 +60,40 @@ def run_version(runs: Path, resumed: Path | None = None) -> str:
     if SLURMEnvironment.detect():  # all tasks of a step agree on this name, and a requeued job finds its folder again
         return f"job_{os.environ.get('SLURM_JOB_ID')}_step_{os.environ.get('SLURM_STEP_ID', 0)}"
     if "LOCAL_RANK" not in os.environ or _SHARED not in os.environ:
-        os.environ[_SHARED] = _new_folder(runs).name
+        elastic = "TORCHELASTIC_RUN_ID" in os.environ
+        os.environ[_SHARED] = _agreed_folder(runs) if elastic else _new_folder(runs).name
     return os.environ[_SHARED]
 
 
+def _agreed_folder(runs: Path) -> str:
+    """The same for processes that ``torchrun`` starts: the first one chooses, and tells the others by its store."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # else the first process has to serve it
+    store = TCPStore(host, port, is_master=not shared and os.environ["RANK"] == "0", wait_for_workers=False)
+    key = f"larkit/run/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if os.environ["RANK"] == "0":
+        store.set(key, _new_folder(runs).name)
+    return str(store.get(key).decode())
+
+
 def _new_folder(runs: Path) -> Path:
-    """Make the folder with the next free number; making it is what keeps a run that starts at the same moment out."""
+    """Make the folder with the next free number; making it is what keeps a run that starts at the same moment out.
+
+    Raises:
+        InputError: if there can be no folder of this name.
+    """
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(
+            f"{error.filename} is no folder, and runs go below {runs}; move it away, or choose another place with "
+            "--trainer.default_root_dir FOLDER"
+        ) from error
     while True:
         taken = [int(path.name[8:]) for path in runs.glob("version_*") if path.name[8:].isdigit()]
         folder = runs / f"version_{max(taken, default=-1) + 1}"
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
         except FileExistsError:
             continue
         return folder
@@ -105,15 +129,21 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-def how_to_go_on(folder: Path | None, words: Sequence[str]) -> str:
-    """A sentence for a run that has ended early: what it saved, and the command that continues it."""
+def how_to_go_on(folder: Path | None, words: Sequence[str], since: float = 0.0) -> str:
+    """A sentence for a run that has ended early: what it saved, and the command that continues it.
+
+    Args:
+        folder: of the run.
+        words: of the command, without its name.
+        since: when it began, in seconds since the epoch; what was saved before is not of this command.
+    """
     last = None if folder is None else folder / "checkpoints" / "last.ckpt"
-    words = list(words)
+    words = [word for word in words if not word.startswith("--ckpt_path=")]
+    if last is None or not last.is_file() or last.stat().st_mtime < since:
+        return "No epoch was complete, so nothing has been saved; to start again, repeat the command."
     if "--ckpt_path" in words[:-1]:
         place = words.index("--ckpt_path")
         del words[place : place + 2]
-    if last is None or not last.is_file():
-        return "No epoch was complete, so nothing has been saved; to start again, repeat the command."
     return f"Saved is {last}. To go on from it, type: {shlex.join(['lightning', *words, '--ckpt_path', str(last)])}"
 
 

@@ -175,6 +175,14 @@ def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path: Path, monkey
     assert sorted(made) == sorted(tmp_path / f"version_{i}" for i in range(2, 26))
 
 
+@pytest.mark.parametrize("kind", ["link to nowhere", "file"])
+def test_what_stands_where_runs_should_lie_is_named(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "lightning_logs"
+    place.symlink_to(tmp_path / "gone") if kind != "file" else place.write_text("")
+    with pytest.raises(InputError, match=r"lightning_logs is no folder.*--trainer.default_root_dir"):
+        _new_folder(place / "ImageClassifier")
+
+
 def test_second_process_in_a_run_folder_is_refused(tmp_path: Path) -> None:
     hold = (
         "import sys\nfrom pathlib import Path\nfrom core.training.run_folder import only_writer\n"

@@ -1,8 +1,11 @@
 """Two processes through the command against one process with the whole batch."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,15 +21,20 @@ ONE_STEP = [
 ]
 
 
-def _in_processes(verb: str, config: Path, out: Path, *words: str) -> str:
-    """A verb in two processes, started as a user would; killed with its group when it hangs."""
-    line = [sys.executable, "-m", "core.cli", verb, "-c", str(config), *QUIET, *PAIR]
+def _started(verb: str, config: Path, out: Path, *words: str, program: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """A verb in two processes, started as a user would, in a group of their own."""
+    line = [sys.executable, *program, "-m", "core.cli", verb, "-c", str(config), *QUIET, *PAIR]
     line += ["--trainer.default_root_dir", str(out), *words]
     environment = {k: v for k, v in os.environ.items() if k not in ("PL_GLOBAL_SEED", "LARKIT_RUN", "LOCAL_RANK")}
     environment["OMP_NUM_THREADS"] = "1"
-    process = subprocess.Popen(
+    return subprocess.Popen(
         line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
+
+
+def _in_processes(verb: str, config: Path, out: Path, *words: str, program: Sequence[str] = ()) -> str:
+    """Its output; it is killed with its group when it hangs."""
+    process = _started(verb, config, out, *words, program=program)
     try:
         output, _ = process.communicate(timeout=150)
     finally:
@@ -106,3 +114,30 @@ def test_prediction_in_processes_writes_every_file_once_in_order(config: Path, o
     assert [row["class"] for row in got] == [row["class"] for row in expected]
     assert [float(row["probability"]) for row in got] == pytest.approx([float(r["probability"]) for r in expected])
     assert output.count("Wrote 9 predictions") == 1
+
+
+def test_processes_that_torchrun_starts_share_one_folder(config: Path, tmp_path: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    _in_processes("fit", config, tmp_path, *ONE_STEP, "--data.batch_size", "4", program=torchrun)
+    assert [run.name for run in runs(tmp_path)] == ["version_0"]
+    assert saved(runs(tmp_path)[0])["epoch"] == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_processes_end_and_say_once_how_to_go_on(
+    number: int, status: int, config: Path, tmp_path: Path
+) -> None:
+    process = _started("fit", config, tmp_path, "--trainer.max_epochs", "500", "--data.batch_size", "4")
+    try:
+        started = time.monotonic()
+        while not list(tmp_path.glob("**/last.ckpt")) and time.monotonic() - started < 120:
+            time.sleep(0.2)
+        os.killpg(process.pid, number)  # as a terminal does, or a job's end
+        output, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+            process.wait()
+    assert process.returncode == status, output
+    assert output.count("To go on from it, type: lightning fit ") == 1
+    assert saved(runs(tmp_path)[0])["epoch"] >= 0

@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from core.training.drawing import draw_figure, finish_figures, save_figure
+from core.training.examples import Examples
 from core.training.pictures import LearningCurves, confusion_figure, image_sheet
 
 pytest_plugins = ["training.shared_fixtures"]
@@ -129,6 +130,21 @@ def test_nothing_is_drawn_without_a_run_folder_or_by_other_processes(tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("batches", "size"), [(3, 8), (8, 8), (100, 8), (33, 32)])
+def test_examples_are_spread_over_all_batches(batches: int, size: int) -> None:
+    examples = Examples(size=size)
+    for _ in range(2):  # the second evaluation like the first
+        for batch in range(batches):
+            maps = torch.full((5, 1, 2, 2), float(batch))
+            examples.keep(maps, [str(batch)] * 5, [False] * 5, [batches])
+        kept = [int(title) for _, title, _ in examples.kept]
+        assert len(kept) == size
+        gaps = np.diff([-1, *sorted(set(kept)), batches])
+        assert gaps.max() <= max(1, -(-batches // size)) + 1
+        assert all(x.untyped_storage().nbytes() <= 5 * 4 * 4 for x, _, _ in examples.kept)  # not the batch's memory
+        assert examples.take(lambda x: None) is None
+
+
 @pytest.mark.parametrize("fn", [TrainerFn.FITTING, TrainerFn.TESTING])
 def test_a_fit_draws_first_and_last_what_changes_quickly(fn: TrainerFn, tmp_path: Path) -> None:
     logger = _Logger(tmp_path)
@@ -137,7 +153,6 @@ def test_a_fit_draws_first_and_last_what_changes_quickly(fn: TrainerFn, tmp_path
         trainer.global_step = step
         count = step + 1
         draw_figure(trainer, "matrix", lambda count=count: confusion_figure(count * torch.eye(2).long(), ["a", "b"]))
-        draw_figure(trainer, "nothing", lambda: None)
     first = [f"matrix {step}" for step in ([0] if fn == TrainerFn.FITTING else range(4))]
     assert logger.figures == first
     trainer.global_step = 9

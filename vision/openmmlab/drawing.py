@@ -86,10 +86,13 @@ class Sheet:
     def __init__(self, size: int = 8) -> None:
         self.size = size
         self.kept: list[Tensor] = []
+        self.seen = 0
 
     def wanted(self, batches: float) -> int:
-        """How many pictures to keep of each of so many batches, until the sheet is full."""
-        return min(-(-self.size // max(1, int(batches))), self.size - len(self.kept))
+        """How many pictures to keep of the next of so many batches, for a sheet of the whole split."""
+        self.seen += 1
+        due = -(-self.size * self.seen // max(1, int(batches)))
+        return max(0, min(due, self.size) - len(self.kept))
 
     def keep(self, truth: Tensor, prediction: Tensor) -> None:
         """Keep two pictures (3, H, W) of one size side by side."""
@@ -98,7 +101,7 @@ class Sheet:
 
     def take(self, height: int = 300) -> Any:
         """What was kept as (N, 3, H, W) in [0, 1], padded to one size, or None; and an empty sheet again."""
-        kept, self.kept = self.kept, []
+        kept, self.kept, self.seen = self.kept, [], 0
         if not kept:
             return None
         sizes = [(height, round(p.shape[2] * height / p.shape[1])) for p in kept]
