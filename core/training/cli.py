@@ -22,6 +22,7 @@ from core.training.checkpoint_io import WholeCheckpointIO
 from core.training.pictures import LearningCurves
 from core.training.predictions import PredictionWriter
 from core.training.run_folder import how_to_go_on, newest_checkpoint, only_writer, run_folder, run_loggers, run_version
+from core.training.signals import EndedAtOnce
 from core.training.task import Task
 from core.training.trainer import ExportingTrainer
 
@@ -200,7 +201,7 @@ class LarKitCLI(LightningCLI):
         else:  # ModelCheckpoint's own save_last waits for the next best one
             last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
             callbacks = [*callbacks, last]
-        trainer = super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, [*callbacks, EndedAtOnce()])
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin or the strategy has its own
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
