@@ -14,6 +14,7 @@ from core.training.data import padding_in_batch
 from core.training.drawing import draw_figure
 from core.training.examples import Examples
 from core.training.pictures import confusion_figure
+from core.training.run_folder import run_folder
 from core.training.task import Task
 
 __all__ = ["ClassificationTask"]
@@ -213,8 +214,11 @@ class ClassificationTask(Task):
         self.confusion.reset()
 
     def _draw_examples(self) -> None:
+        if self.trainer.sanity_checking or run_folder(self.trainer) is None:
+            self.examples.clear()
+            return
         sheet = self.examples.take(self.to_pictures)
-        if sheet is not None and not self.trainer.sanity_checking:
+        if sheet is not None:
             draw_figure(self.trainer, "examples", sheet)
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> dict[str, Any]:

@@ -48,13 +48,18 @@ class Examples:
         kept = zip(maps.unbind(), [titles[i] for i in chosen], [wrong[i] for i in chosen], strict=True)
         self.kept += list(kept)[: self.size - len(self.kept)]
 
+    def clear(self) -> None:
+        """Forget what was kept."""
+        self.kept, self.seen = [], 0
+
     def take(self, to_pictures: Callable[[Tensor], Tensor | None]) -> Callable[[], Figure] | None:
         """What draws the sheet, or None if there is nothing to show; and an empty list again.
 
         Args:
             to_pictures: turns maps (N, C, H, W) into pictures of 1 or 3 channels in [0, 1], or None.
         """
-        kept, self.kept, self.seen = self.kept, [], 0
+        kept = self.kept
+        self.clear()
         if not kept:
             return None
         maps, titles, wrong = zip(*kept, strict=True)

@@ -85,8 +85,9 @@ def _new_folder(runs: Path) -> Path:
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
+        place = next((p for p in (*reversed(runs.parents), runs) if os.path.lexists(p) and not p.is_dir()), runs)
         raise InputError(
-            f"{error.filename} is no folder, and runs go below {runs}; move it away, or choose another place with "
+            f"{place} is no folder, and runs go below {runs}; move it away, or choose another place with "
             "--trainer.default_root_dir FOLDER"
         ) from error
     while True:
