@@ -23,7 +23,7 @@ def web_file(url: str) -> Path:
     """A file by its address, from torch's cache if it is there.
 
     A name such as ``net-fd08e268.pth`` holds the beginning of the file's SHA-256, which the download must have. Other
-    names say nothing about the content: prefer them not, or compare the file yourself.
+    names say nothing about the content, which is then not compared.
 
     Raises:
         MissingError: if it cannot be got, or is not what its name says.
