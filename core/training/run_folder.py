@@ -136,11 +136,13 @@ def how_to_go_on(folder: Path | None, words: Sequence[str], since: float = 0.0) 
     Args:
         folder: of the run.
         words: of the command, without its name.
-        since: when it began, in seconds since the epoch; what was saved before is not of this command.
+        since: when it began, in seconds since the epoch; what was saved before is not of this command, unless it went
+            on from a checkpoint.
     """
     last = None if folder is None else folder / "checkpoints" / "last.ckpt"
+    resumed = any(word.partition("=")[0] == "--ckpt_path" for word in words)
     words = [word for word in words if not word.startswith("--ckpt_path=")]
-    if last is None or not last.is_file() or last.stat().st_mtime < since:
+    if last is None or not last.is_file() or (last.stat().st_mtime < since and not resumed):
         return "No epoch was complete, so nothing has been saved; to start again, repeat the command."
     if "--ckpt_path" in words[:-1]:
         place = words.index("--ckpt_path")

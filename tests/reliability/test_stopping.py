@@ -19,6 +19,7 @@ from training.small_runs import add_callbacks, command, metric, runs, saved, wri
 import core.cli
 from core.cli import main
 from core.stopping import Terminated
+from core.training.run_folder import how_to_go_on
 
 pytest_plugins = ["training.shared_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -134,6 +135,22 @@ def test_stopped_before_anything_was_saved(
         command("fit", write_config(tmp_path / "photos.yaml", photos), tmp_path)
     assert stopped.value.code == 143
     assert "nothing has been saved; to start again, repeat the command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "names_it"),
+    [([], False), (["--ckpt_path", "last"], True), (["--ckpt_path=last"], True)],
+    ids=["new run", "resumed", "resumed, with ="],
+)
+def test_what_was_saved_before_belongs_to_a_resumed_run(words: list[str], names_it: bool, tmp_path: Path) -> None:
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    last.touch()
+    text = how_to_go_on(tmp_path, ["fit", "-c", "a.yaml", *words], since=last.stat().st_mtime + 1)
+    if names_it:
+        assert text.endswith(f"type: lightning fit -c a.yaml --ckpt_path {last}")
+    else:
+        assert "nothing has been saved" in text
 
 
 def test_test_is_stopped_by_sigterm(trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
