@@ -119,7 +119,7 @@ def main() -> int:
     parser.add_argument("--readme", action="store_true", help="put the tables of all results into tests/README.md")
     given = parser.parse_args()
     random.seed(given.seed)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would the runs
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell, and their runs, ignore it
     for module in entry_points(group="larkit.modalities"):
         module.load()
     for name in IMPORTED_FIRST:
