@@ -92,7 +92,8 @@ class TestCrops:
         spare = (x.shape[-2] - self.size, x.shape[-1] - self.size)
         places = [0.5] if self.crops == 1 else [i / (self.crops - 1) for i in range(self.crops)]
         corners = [(int(spare[0] * place), int(spare[1] * place)) for place in places]
-        return torch.stack([x[..., top : top + self.size, left : left + self.size] for top, left in corners])
+        found = [x[..., top : top + self.size, left : left + self.size] for top, left in corners]
+        return found[0][None] if self.crops == 1 else torch.stack(found)  # a view: what collates clips copies them
 
 
 def erase(x_BTCHW: Tensor, probability: float) -> Tensor:

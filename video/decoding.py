@@ -4,26 +4,32 @@ packets ─ demux, no decoding ─► times, keyframes ─► ticks to frames �
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
-from torch import Tensor
-from torchvision.transforms.v2.functional import resize
 
 from core.errors import InputError, MissingError
 from video.sampling import Ticks, shown_at
 
-__all__ = ["Decoder", "TorchcodecVideo", "Video", "VideoFile", "open_video"]
+if TYPE_CHECKING:
+    from video.torchcodec_video import TorchcodecVideo
+
+__all__ = ["Decoder", "Frames", "Video", "VideoFile", "check_file", "open_video", "scaled", "undecodable"]
 
 Decoder = Literal["pyav", "torchcodec"]
 Frames = NDArray[np.uint8]
 Skip = Literal["DEFAULT", "NONREF"]
+_NEAR = 8
+"""Frames up to the next keyframe that are rather decoded than sought past: a seek empties the decoder."""
+_HELD = 16
+"""Decoded frames that wait for their conversion."""
 
 
 class Video(Protocol):
@@ -62,7 +68,7 @@ class VideoFile:
             self._index()
         except av.FFmpegError as error:
             self.container.close()
-            raise _undecodable(path, error) from error
+            raise undecodable(path, error) from error
         except InputError:
             self.container.close()
             raise
@@ -117,31 +123,31 @@ class VideoFile:
         shown = self.pts[shown_at(self.pts.astype(np.float64), self.end, ticks)]
         wanted = np.unique(shown)
         try:
-            found = dict(self._decoded(wanted))
+            found = self._pictures(self._decoded(wanted))
             if len(found) < len(wanted):  # seeking did not arrive at the keyframe: from the beginning
                 self.container.close()
                 self._open()
-                found |= dict(self._run(wanted))
+                found |= self._pictures(self._run(wanted))
         except av.FFmpegError as error:
-            raise _undecodable(self.path, error) from error
+            raise undecodable(self.path, error) from error
         lost = next((float((pts - self.pts[0]) * self.stream.time_base) for pts in wanted if pts not in found), None)
         if lost is not None:
             raise InputError(f"{self.path} cannot be decoded as a video: no frame at {lost:.2f} s; replace it")
         return np.stack([found[pts] for pts in shown.tolist()])
 
-    def _decoded(self, wanted: Ticks) -> Iterator[tuple[int, Frames]]:
-        """Presentation times and pictures, in runs from a keyframe to the last frame wanted of it."""
+    def _decoded(self, wanted: Ticks) -> Iterator[tuple[int, Any]]:
+        """Presentation times and frames, in runs from a keyframe to a wanted frame with no other near behind."""
         key = np.searchsorted(self.keys[:, 0], wanted, side="right") - 1
-        starts = np.flatnonzero(np.diff(key, prepend=-2))
+        between = np.searchsorted(self.pts, self.keys[key, 0]) - np.roll(np.searchsorted(self.pts, wanted), 1)
+        starts = np.flatnonzero((np.diff(key, prepend=-2) > 0) & ((between > _NEAR) | (key == key[0])))
         for first, run in zip(starts, np.split(wanted, starts[1:]), strict=True):
             pts, sought = self.keys[max(0, key[first])].tolist()
             self.container.seek(sought, stream=self.stream)
             yield from self._run(run, pts)
 
-    def _run(self, wanted: Ticks, key: int | None = None) -> Iterator[tuple[int, Frames]]:
+    def _run(self, wanted: Ticks, key: int | None = None) -> Iterator[tuple[int, Any]]:
         """From where the file is; nothing if its next keyframe lies behind ``key``."""
-        left, reformatter = set(wanted.tolist()), VideoReformatter()
-        context, skipped = self.stream.codec_context, None
+        left, context, skipped = set(wanted.tolist()), self.stream.codec_context, None
         for packet in self.container.demux(self.stream):
             if key is not None and (not packet.is_keyframe or packet.pts is None or packet.pts > key):
                 if packet.is_keyframe:
@@ -156,76 +162,24 @@ class VideoFile:
                 time = frame.pts if frame.pts is not None else frame.dts
                 if time is not None and time in left:
                     left.remove(time)
-                    yield time, self._picture(frame, reformatter)
+                    yield time, frame
                 if not left or (time is not None and time > wanted[-1]):
                     return
 
-    def _picture(self, frame: Any, reformatter: VideoReformatter) -> Frames:
-        width, height = _scaled(frame.width, frame.height, self.short_side)
-        rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA)
-        return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
+    def _pictures(self, frames: Iterator[tuple[int, Any]]) -> dict[int, Frames]:
+        """RGB by presentation time; several frames are decoded before they are converted, which is faster."""
+        reformatter, pictures = VideoReformatter(), dict[int, Frames]()
+        while held := list(islice(frames, _HELD)):
+            for time, frame in held:
+                width, height = scaled(frame.width, frame.height, self.short_side)
+                rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA)
+                pictures[time] = np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
+        return pictures
 
 
-class TorchcodecVideo:
-    """The same with torchcodec, an optional package that needs FFmpeg's libraries in the system.
-
-    Args:
-        path: a video file.
-        short_side: frames whose shorter side is larger are scaled down to it; None for none.
-
-    Raises:
-        MissingError: if there is no such file.
-        InputError: if torchcodec cannot be imported or cannot read the file, or it has fewer than two frames.
-    """
-
-    def __init__(self, path: Path, *, short_side: int | None = None) -> None:
-        try:
-            from torchcodec.decoders import VideoDecoder
-        except (ImportError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(f"torchcodec cannot be imported ({reason}); install it, or --data.decoder pyav") from error
-        _check(path)
-        self.path, self.short_side = path, short_side
-        try:
-            self.decoder = VideoDecoder(str(path), seek_mode="exact", num_ffmpeg_threads=1)
-        except (RuntimeError, ValueError) as error:
-            raise _undecodable(path, error) from error
-        if len(self) < 2:
-            raise InputError(f"{path} has {len(self)} frames; a clip needs at least two")
-
-    def __enter__(self) -> "TorchcodecVideo":
-        """Itself; the file is open already."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to do; the decoder closes the file when it is collected."""
-
-    def __len__(self) -> int:
-        """Number of frames."""
-        return len(self.decoder)
-
-    def read(self, ticks: Ticks) -> Frames:
-        """The frames (N, H, W, 3) uint8, RGB, of ticks (N,) in any order.
-
-        Raises:
-            InputError: if they cannot be decoded.
-        """
-        meta = self.decoder.metadata
-        step = (meta.end_stream_seconds - meta.begin_stream_seconds) / len(self)
-        seconds = meta.begin_stream_seconds + (ticks + 0.5) * step
-        try:
-            frames: Tensor = self.decoder.get_frames_played_at(seconds.tolist()).data
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise _undecodable(self.path, error) from error
-        height, width = _scaled(frames.shape[2], frames.shape[3], self.short_side)
-        if height < frames.shape[2]:
-            frames = resize(frames, [height, width])
-        return frames.permute(0, 2, 3, 1).numpy()
-
-
-def open_video(path: Path, decoder: Decoder = "pyav", *, short_side: int | None = None) -> VideoFile | TorchcodecVideo:
+def open_video(
+    path: Path, decoder: Decoder = "pyav", *, short_side: int | None = None
+) -> "VideoFile | TorchcodecVideo":
     """A video file, read by the named package.
 
     Raises:
@@ -234,30 +188,41 @@ def open_video(path: Path, decoder: Decoder = "pyav", *, short_side: int | None 
     """
     if decoder not in ("pyav", "torchcodec"):
         raise InputError(f"decoder={decoder!r}; expected 'pyav' or 'torchcodec'")
-    return (VideoFile if decoder == "pyav" else TorchcodecVideo)(path, short_side=short_side)
+    if decoder == "pyav":
+        return VideoFile(path, short_side=short_side)
+    from video.torchcodec_video import TorchcodecVideo
+
+    return TorchcodecVideo(path, short_side=short_side)
 
 
 def _open(path: Path) -> InputContainer:
-    _check(path)
+    check_file(path)
     try:
         return av.open(str(path))
     except (av.FFmpegError, ValueError) as error:
-        raise _undecodable(path, error) from error
+        raise undecodable(path, error) from error
 
 
-def _check(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise for a file that is missing or empty.
+
+    Raises:
+        MissingError: if there is none.
+        InputError: if it is empty.
+    """
     if not path.is_file():
         raise MissingError(f"there is no video {path}; correct the list that names it")
     if not path.stat().st_size:
         raise InputError(f"{path} is empty; replace it")
 
 
-def _scaled(first: int, second: int, short_side: int | None) -> tuple[int, int]:
-    """Two sides, scaled down so that the shorter one is ``short_side`` at most."""
+def scaled(first: int, second: int, short_side: int | None) -> tuple[int, int]:
+    """Two sides in pixels, scaled down so that the shorter one is ``short_side`` at most; None leaves them."""
     scale = min(1.0, (short_side or np.inf) / min(first, second))
     return max(1, round(first * scale)), max(1, round(second * scale))
 
 
-def _undecodable(path: Path, error: Exception) -> InputError:
+def undecodable(path: Path, error: Exception) -> InputError:
+    """What to raise when a library cannot decode a file, with the library's reason."""
     reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
     return InputError(f"{path} cannot be decoded as a video: {reason}; replace it")
