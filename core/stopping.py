@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["Terminated", "how_stopped", "machine_message", "notes", "say", "terminable"]
+__all__ = ["Terminated", "how_stopped", "machine_message", "notes", "say", "terminable", "undisturbed"]
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your share of the disk is full", errno.EFBIG: "too large"}
-_HANDING_OVER = ("torch/utils/data/dataloader.py", "multiprocessing/connection.py")
+_HANDING_OVER = ("torch/utils/data/dataloader.py", "multiprocessing/*.py")
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -45,6 +45,26 @@ def terminable() -> Iterator[None]:
     finally:
         for number, handler in before.items():  # Lightning switches Ctrl-C off while it ends a run
             signal.signal(number, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until what runs inside is done; for what must not be left half done, and is short."""
+    if threading.current_thread() is not threading.main_thread():  # signals come to the main one alone
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    own = {number: handler for number, handler in before.items() if callable(handler)}
+    for name in own:
+        signal.signal(name, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        for name, handler in own.items():
+            signal.signal(name, handler)
+        for number, frame in came[:1]:
+            own[signal.Signals(number)](number, frame)
 
 
 def how_stopped(error: BaseException) -> tuple[int, str] | None:
@@ -90,7 +110,7 @@ def notes(error: BaseException) -> str:
 
 def _cut_off(error: BaseException) -> bool:
     """Whether a batch was being handed over by a data-loading process when that one died."""
-    if not isinstance(error, OSError | EOFError):
+    if not isinstance(error, ConnectionError | FileNotFoundError | EOFError):
         return False
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     return all(any(Path(file).match(part) for file in files) for part in _HANDING_OVER)

@@ -19,9 +19,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from core.errors import InputError, MissingError
 from core.torch_files import read_torch_file
 from core.training.checkpoint_io import WholeCheckpointIO
+from core.training.loggers import run_loggers
 from core.training.pictures import LearningCurves
 from core.training.predictions import PredictionWriter
-from core.training.run_folder import how_to_go_on, newest_checkpoint, only_writer, run_folder, run_loggers, run_version
+from core.training.run_folder import how_to_go_on, newest_checkpoint, only_writer, run_folder, run_version
 from core.training.signals import EndedAtOnce
 from core.training.task import Task
 from core.training.trainer import ExportingTrainer

@@ -14,6 +14,7 @@ from lightning import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
+from core.stopping import undisturbed
 from core.training.run_folder import run_folder
 from core.writing import whole_file
 
@@ -85,5 +86,6 @@ def save_figure(trainer: Trainer, name: str, figure: Figure, step: int | None = 
     for logger in trainer.loggers:
         add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
         if callable(add_image):
-            add_image(name, pixels, trainer.global_step if step is None else step, dataformats="HWC")
+            with undisturbed():
+                add_image(name, pixels, trainer.global_step if step is None else step, dataformats="HWC")
     return path

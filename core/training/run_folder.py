@@ -1,7 +1,5 @@
 """Where a run writes: ``lightning_logs/<task>/version_<n>``, with config, logs, pictures and checkpoints together."""
 
-import csv
-import io
 import os
 import platform
 import shlex
@@ -9,25 +7,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 from lightning import Trainer
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch.distributed import TCPStore
 
 from core.errors import InputError, MissingError
-from core.writing import whole_file
 
 __all__ = [
-    "ContinuedCSVLogger",
     "how_to_go_on",
     "newest_checkpoint",
     "only_writer",
     "run_folder",
-    "run_loggers",
     "run_version",
 ]
 
@@ -157,52 +148,3 @@ def run_folder(trainer: Trainer) -> Path | None:
     """
     folders = [getattr(logger, "log_dir", None) for logger in trainer.loggers]
     return next((Path(folder) for folder in folders if folder), None)
-
-
-def run_loggers(runs: Path, version: str) -> list[Logger]:
-    """A CSV and a TensorBoard log in ``runs/version``."""
-    return [
-        ContinuedCSVLogger(runs.parent, runs.name, version),
-        TensorBoardLogger(runs.parent, runs.name, version, default_hp_metric=False),
-    ]
-
-
-class ContinuedCSVLogger(CSVLogger):
-    """``CSVLogger`` that adds to the metrics of a resumed run, where Lightning's would delete them."""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """The writer, on the file as the interrupted run left it."""
-        if self._experiment is None:
-            self._experiment = _ContinuedWriter(log_dir=self.log_dir)
-        return cast(ExperimentWriter, self._experiment)
-
-
-class _ContinuedWriter(ExperimentWriter):
-    def _check_log_dir_exists(self) -> None:
-        """Go on after the last whole row; an interrupted run may have left a part of one."""
-        file = Path(self.metrics_file_path)
-        before = file.read_text(encoding="utf-8") if file.is_file() else ""
-        whole = before[: before.rfind("\n") + 1]
-        if whole != before:
-            self._replace(whole)
-        if whole:
-            self.metrics_keys = next(csv.reader(whole.splitlines()))
-
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        with Path(self.metrics_file_path).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=fieldnames)
-        writer.writeheader()
-        writer.writerows(rows)
-        self._replace(text.getvalue())
-
-    def _replace(self, text: str) -> None:
-        file = Path(self.metrics_file_path)
-        if not text:
-            file.unlink()
-            return
-        with whole_file(file) as unfinished:
-            unfinished.write_text(text, encoding="utf-8", newline="")

@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 from lightning import Callback, Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.event_file_writer import _AsyncWriter
 from torch.utils.data import get_worker_info
 from training.small_runs import add_callbacks, command, metric, runs, saved, write_config
 
 import core.cli
 from core.cli import main
-from core.stopping import Terminated
+from core.stopping import Terminated, terminable, undisturbed
+from core.training.loggers import WholeTensorBoardLogger
 from core.training.run_folder import how_to_go_on
 
 pytest_plugins = ["training.shared_fixtures"]
@@ -56,6 +59,42 @@ def test_sigterm_reaches_the_command_and_is_as_before_afterwards(monkeypatch: py
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_signal_waits_for_what_must_not_be_left_half_done(number: int, error: type[BaseException]) -> None:
+    done = []
+
+    def work() -> None:
+        with terminable():
+            with undisturbed():
+                os.kill(os.getpid(), number)
+                done.append("what is protected")
+            done.append("what comes after it")
+
+    before = signal.getsignal(number)
+    with pytest.raises(error):
+        work()
+    assert done == ["what is protected"]
+    assert signal.getsignal(number) == before
+
+
+def test_metrics_are_handed_over_before_a_signal_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = _AsyncWriter.write
+
+    def stopped(self: Any, event: bytes) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(self, event)
+
+    logger = WholeTensorBoardLogger(tmp_path, "a", "b")
+    _ = logger.experiment
+    with monkeypatch.context() as patch, terminable():
+        patch.setattr(_AsyncWriter, "write", stopped)
+        with pytest.raises(Terminated):
+            logger.log_metrics({"loss": 0.5}, step=3)
+    logger.finalize("failed")
+    events = EventAccumulator(logger.log_dir).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.5)]
+
+
 @pytest.mark.parametrize(
     ("number", "texts"),
     [
@@ -78,21 +117,34 @@ def test_defect_keeps_its_traceback(error: Exception, monkeypatch: pytest.Monkey
         main(["cost", "resnet50"])
 
 
-@pytest.mark.parametrize("handing_over", [True, False])
-def test_connection_to_a_data_loading_process_that_died(handing_over: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "files", "died"),
+    [
+        (
+            "ConnectionResetError(104, 'reset')",
+            ["torch/utils/data/dataloader.py", "multiprocessing/connection.py"],
+            True,
+        ),
+        ("EOFError()", ["torch/utils/data/dataloader.py", "multiprocessing/reduction.py"], True),
+        ("FileNotFoundError(2, 'none')", ["torch/utils/data/dataloader.py", "multiprocessing/connection.py"], True),
+        ("OSError(24, 'too many files')", ["torch/utils/data/dataloader.py", "multiprocessing/connection.py"], False),
+        ("ConnectionResetError(104, 'reset')", ["hub.py"], False),
+    ],
+)
+def test_connection_to_a_data_loading_process_that_died(
+    error: str, files: list[str], died: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the system says when the process dies while it hands a batch over; elsewhere it is another matter."""
-    files = ["torch/utils/data/dataloader.py", "multiprocessing/connection.py"] if handing_over else ["hub.py"]
-    fail: dict[str, Any] = {"call": None}
-    source = "def outer(inner):\n    inner()\n"
-    last = "def outer(inner):\n    raise ConnectionResetError(104, 'Connection reset by peer')\n"
+    source, last = (f"def outer(inner):\n    {line}\n" for line in ("inner()", f"raise {error}"))
     calls: list[Any] = []
     for file in files:
-        exec(compile(last if file == files[-1] else source, f"/lib/{file}", "exec"), fail)
-        calls.append(fail["outer"])
+        made: dict[str, Any] = {}
+        exec(compile(last if file == files[-1] else source, f"/lib/{file}", "exec"), made)
+        calls.append(made["outer"])
     monkeypatch.setattr(core.cli, "_run", lambda words: calls[0](lambda: calls[-1](None)))
-    with pytest.raises(SystemExit if handing_over else ConnectionResetError) as stopped:
+    with pytest.raises(SystemExit if died else OSError) as stopped:
         main(["cost", "resnet50"])
-    assert ("a process that loads data died" in str(stopped.value)) == handing_over
+    assert ("a process that loads data died" in str(stopped.value)) == died
 
 
 class _Stop(Callback):

@@ -18,7 +18,8 @@ from reliability.whole import damaged_files
 from core.errors import InputError
 from core.torch_files import read_torch_file
 from core.training.checkpoint_io import WholeCheckpointIO
-from core.training.run_folder import ContinuedCSVLogger, _new_folder, only_writer, run_version
+from core.training.loggers import ContinuedCSVLogger
+from core.training.run_folder import _new_folder, only_writer, run_version
 from core.writing import whole_file, whole_folder
 
 
