@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from core.errors import InputError, MissingError
-from core.stopping import how_stopped, machine_message, notes, say, terminable
+from core.stopping import how_stopped, let_go, machine_message, notes, say, terminable
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
@@ -102,11 +102,13 @@ def _end(error: BaseException) -> None:
         raise error
     stopped = how_stopped(error) if isinstance(error, KeyboardInterrupt | SystemExit) else None
     if stopped is not None:
+        let_go(error)
         say(f"\nlightning: stopped by {stopped[1]}. {notes(error)}".rstrip())
         raise SystemExit(stopped[0]) from None
     message = (_message(error) or machine_message(error)) if isinstance(error, Exception) else None
     if message is None:
         raise error
+    let_go(error)
     raise SystemExit(f"lightning: error: {message}{'. ' * bool(notes(error))}{notes(error)}") from None
 
 

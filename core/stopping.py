@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["Terminated", "how_stopped", "machine_message", "notes", "say", "terminable", "undisturbed"]
+__all__ = ["Terminated", "how_stopped", "let_go", "machine_message", "notes", "say", "terminable", "undisturbed"]
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your share of the disk is full", errno.EFBIG: "too large"}
 _HANDING_OVER = ("torch/utils/data/dataloader.py", "multiprocessing/*.py")
@@ -106,6 +106,19 @@ def machine_message(error: BaseException) -> str | None:
 def notes(error: BaseException) -> str:
     """What code on the way of the error has added for the user, such as how a run goes on."""
     return " ".join(dict.fromkeys(note for cause in _chain(error) for note in getattr(cause, "__notes__", [])))
+
+
+def let_go(error: BaseException) -> None:
+    """Drop what the calls held that failed, without the complaints of what was only half made.
+
+    A data-loading process that dies while others are started leaves an iterator whose end fails, which Python prints.
+    """
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        for cause in _chain(error):
+            traceback.clear_frames(cause.__traceback__)
+    finally:
+        sys.unraisablehook = before
 
 
 def _cut_off(error: BaseException) -> bool:

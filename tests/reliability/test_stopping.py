@@ -20,7 +20,7 @@ from training.small_runs import add_callbacks, command, metric, runs, saved, wri
 
 import core.cli
 from core.cli import main
-from core.stopping import Terminated, terminable, undisturbed
+from core.stopping import Terminated, let_go, terminable, undisturbed
 from core.training.loggers import WholeTensorBoardLogger
 from core.training.run_folder import how_to_go_on
 
@@ -145,6 +145,27 @@ def test_connection_to_a_data_loading_process_that_died(
     with pytest.raises(SystemExit if died else OSError) as stopped:
         main(["cost", "resnet50"])
     assert ("a process that loads data died" in str(stopped.value)) == died
+
+
+def test_what_was_half_made_ends_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, said = [], []
+
+    class HalfMade:
+        def __init__(self) -> None:
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+        def __del__(self) -> None:
+            ended.append(self)
+            raise AttributeError("no attribute '_workers_status'")
+
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    try:
+        HalfMade()
+    except RuntimeError as error:
+        let_go(error)
+    assert len(ended) == 1
+    assert not said
+    assert sys.unraisablehook == said.append
 
 
 class _Stop(Callback):
