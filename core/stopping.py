@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 __all__ = ["Terminated", "how_stopped", "let_go", "machine_message", "notes", "say", "terminable", "undisturbed"]
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your share of the disk is full", errno.EFBIG: "too large"}
 _HANDING_OVER = ("torch/utils/data/dataloader.py", "multiprocessing/*.py")
+_LOST = (ConnectionError, FileNotFoundError, EOFError)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -39,10 +41,16 @@ def terminable() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)  # once is enough: a second one would break off the tidying up
         raise Terminated
 
+    def report(*error: Any) -> None:
+        if os.getpid() == owner or not isinstance(error[1], _LOST):  # the command that a loading process serves is gone
+            hook(*error)
+
     before = {signal.SIGINT: signal.getsignal(signal.SIGINT), signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    hook, sys.excepthook = sys.excepthook, report
     try:
         yield
     finally:
+        sys.excepthook = hook
         for number, handler in before.items():  # Lightning switches Ctrl-C off while it ends a run
             signal.signal(number, handler)
 
@@ -123,7 +131,7 @@ def let_go(error: BaseException) -> None:
 
 def _cut_off(error: BaseException) -> bool:
     """Whether a batch was being handed over by a data-loading process when that one died."""
-    if not isinstance(error, ConnectionError | FileNotFoundError | EOFError):
+    if not isinstance(error, _LOST):
         return False
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     return all(any(Path(file).match(part) for file in files) for part in _HANDING_OVER)

@@ -147,6 +147,25 @@ def test_connection_to_a_data_loading_process_that_died(
     assert ("a process that loads data died" in str(stopped.value)) == died
 
 
+@pytest.mark.parametrize(("error", "said"), [(EOFError, False), (BrokenPipeError, False), (ValueError, True)])
+def test_loading_process_does_not_complain_that_the_command_ended(error: type[Exception], said: bool) -> None:
+    program = f"""
+import multiprocessing, os, sys
+from core.stopping import terminable
+
+def serve():  # as the thread that hands tensors over
+    sys.excepthook({error.__name__}, {error.__name__}(), None)
+
+with terminable():
+    process = multiprocessing.get_context("fork").Process(target=serve)
+    process.start()
+    process.join()
+assert sys.excepthook is sys.__excepthook__
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (error.__name__ in ended.stderr) == said
+
+
 def test_what_was_half_made_ends_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     ended, said = [], []
 
