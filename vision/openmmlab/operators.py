@@ -60,8 +60,8 @@ class _Operators(types.ModuleType):
 def _absent(name: str) -> MissingError:
     return MissingError(
         f"mmcv's compiled operator {name!r} is not there: mmcv-lite has none, and LarKit serves nms, roi_align and "
-        "sigmoid_focal_loss alone. Use a head without it, or install mmcv 2.1 with its operators: pip uninstall "
-        "mmcv-lite; mim install 'mmcv==2.1.0'"
+        "sigmoid_focal_loss alone. Use a head without it, or put mmcv 2.1 with its operators in the place of mmcv-lite, "
+        "which may have to be compiled: https://mmcv.readthedocs.io/en/latest/get_started/installation.html"
     )
 
 
