@@ -176,9 +176,7 @@ def test_every_other_operator_is_refused_by_name_when_it_is_called() -> None:
     import mmcv.ops
 
     module = mmcv._ext
-    with pytest.raises(
-        FileNotFoundError, match=r"compiled operator 'softnms' is not there.*mmcv\.readthedocs\.io"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"compiled operator 'softnms' is not there.*mmcv\.readthedocs\.io"):
         mmcv.ops.soft_nms(torch.rand(3, 4), torch.rand(3))
     x = torch.rand(1, 2, 8, 8)
     with pytest.raises(FileNotFoundError, match=r"roi_align with pool_mode='max'"):

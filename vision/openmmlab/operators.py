@@ -60,7 +60,7 @@ class _Operators(types.ModuleType):
 def _absent(name: str) -> MissingError:
     return MissingError(
         f"mmcv's compiled operator {name!r} is not there: mmcv-lite has none, and LarKit serves nms, roi_align and "
-        "sigmoid_focal_loss alone. Use a head without it, or put mmcv 2.1 with its operators in the place of mmcv-lite, "
+        "sigmoid_focal_loss alone. Use a head without it, or put mmcv 2.1 with its operators in mmcv-lite's place, "
         "which may have to be compiled: https://mmcv.readthedocs.io/en/latest/get_started/installation.html"
     )
 
