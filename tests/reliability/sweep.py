@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -106,6 +107,22 @@ def table(rows: Rows, head: str) -> str:
     return "\n".join(lines)
 
 
+def by_folder(rows: Rows) -> Rows:
+    """One row for all recipes, ablations or engines of a folder, with how often each thing happened."""
+    folders: dict[str, list[dict[str, str]]] = {}
+    for name, cells in sorted(rows.items()):
+        folder = name.rpartition("/")[0]
+        folders.setdefault(name if folder.endswith("configs") else f"{folder}/", []).append(cells)
+    found: Rows = {}
+    for name, several in folders.items():
+        counts = {fault: Counter(cells.get(fault, "not tried") for cells in several) for fault in FAULTS}
+        cells = {
+            fault: "; ".join(f"{n} x {text}" for text, n in count.most_common()) for fault, count in counts.items()
+        }
+        found |= {f"{name} ({len(several)} files)": cells} if name.endswith("/") else {name: several[0]}
+    return found
+
+
 def main() -> int:
     """Sweep, print the tables, and end with 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -162,7 +179,7 @@ def _keep(known: dict[str, Rows], results: Path | None, *, readme: bool) -> None
 
 def _tables(known: dict[str, Rows]) -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("larkit", "torch", "lightning", "mmengine"))
-    parts = [table(dict(sorted(rows.items())) if head == FIT else rows, head) for head, rows in known.items() if rows]
+    parts = [table(by_folder(rows) if head == FIT else rows, head) for head, rows in known.items() if rows]
     return "\n\n".join([*parts, f"Python {platform.python_version()}, {libraries}, {platform.system()}."]) + "\n"
 
 
