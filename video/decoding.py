@@ -28,6 +28,7 @@ Frames = NDArray[np.uint8]
 Skip = Literal["DEFAULT", "NONREF"]
 _NEAR = 8
 """Frames up to the next keyframe that are rather decoded than sought past: a seek empties the decoder."""
+_REORDERED = ("h264", "hevc")
 _HELD = 16
 """Decoded frames that wait for their conversion."""
 
@@ -123,10 +124,9 @@ class VideoFile:
         shown = self.pts[shown_at(self.pts.astype(np.float64), self.end, ticks)]
         wanted = np.unique(shown)
         try:
-            found = self._pictures(self._decoded(wanted))
-            if len(found) < len(wanted):  # seeking did not arrive at the keyframe: from the beginning
-                self.container.close()
-                self._open()
+            found = self._pictures(self._counted(wanted) if self._untimed() else self._decoded(wanted))
+            if len(found) < len(wanted) and not self._untimed():  # seeking did not arrive at the keyframe
+                self._rewind()
                 found |= self._pictures(self._run(wanted))
         except av.FFmpegError as error:
             raise undecodable(self.path, error) from error
@@ -134,6 +134,25 @@ class VideoFile:
         if lost is not None:
             raise InputError(f"{self.path} cannot be decoded as a video: no frame at {lost:.2f} s; replace it")
         return np.stack([found[pts] for pts in shown.tolist()])
+
+    def _rewind(self) -> None:
+        self.container.close()
+        self._open()
+
+    def _untimed(self) -> bool:
+        """Whether times of presentation are guessed, and wrongly: AVI has none, and H.264 reorders its frames."""
+        context = self.stream.codec_context
+        return bool("avi" in self.container.format.name and context.has_b_frames and context.codec.name in _REORDERED)
+
+    def _counted(self, wanted: Ticks) -> Iterator[tuple[int, Any]]:
+        """From the beginning, by number."""
+        self._rewind()
+        left = set(wanted.tolist())
+        for time, frame in zip(self.pts.tolist(), self.container.decode(self.stream), strict=False):
+            if time in left:
+                yield time, frame
+            if time >= wanted[-1]:
+                return
 
     def _decoded(self, wanted: Ticks) -> Iterator[tuple[int, Any]]:
         """Presentation times and frames, in runs from a keyframe to a wanted frame with no other near behind."""
@@ -148,6 +167,7 @@ class VideoFile:
     def _run(self, wanted: Ticks, key: int | None = None) -> Iterator[tuple[int, Any]]:
         """From where the file is; nothing if its next keyframe lies behind ``key``."""
         left, context, skipped = set(wanted.tolist()), self.stream.codec_context, None
+        all_needed = context.codec.canonical_name == "av1"  # its decoder asks once what to skip
         for packet in self.container.demux(self.stream):
             if key is not None and (not packet.is_keyframe or packet.pts is None or packet.pts > key):
                 if packet.is_keyframe:
@@ -155,7 +175,7 @@ class VideoFile:
                 continue
             key = None
             # what no other frame refers to is decoded only where it is wanted
-            skip: Skip = "DEFAULT" if packet.pts in left or not packet.size else "NONREF"
+            skip: Skip = "DEFAULT" if all_needed or packet.pts in left or not packet.size else "NONREF"
             if skip != skipped:
                 context.skip_frame = skipped = skip
             for frame in packet.decode():

@@ -23,6 +23,9 @@ FORMATS = [
     ("mpg", "mpeg2video", {"g": "12", "bf": "2"}),
     ("ts", "libx264", {"g": "12"}),
     ("mov", "mjpeg", {}),
+    ("avi", "libx264", {"g": "12", "bf": "2"}),
+    ("mp4", "libsvtav1", {"svtav1-params": "keyint=12"}),
+    ("webm", "libsvtav1", {}),
 ]
 
 
@@ -70,7 +73,7 @@ def test_only_what_is_needed_is_decoded(tmp_path: Path, monkeypatch: pytest.Monk
 
         class Spy:
             seek = video.container.seek
-            close = video.container.close
+            close, format = video.container.close, video.container.format
 
             def demux(self, stream: Any) -> Any:
                 for packet in demux(stream):
