@@ -1,6 +1,7 @@
 """Files of one kind below a folder, and class folders in ImageNet's layout."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,8 @@ def class_files(
     if unknown:
         raise InputError(f"{folder} has classes that training has not: {', '.join(unknown[:5])}; expected {classes}")
     names = list(classes) if classes is not None else found
-    return names, [(file, names.index(name)) for name in found for file in find(folder / name)]
+    label = {name: i for i, name in enumerate(names)}
+    return names, [(file, label[name]) for name in found for file in find(folder / name)]
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,9 @@ class ClassFolders:
 
     def _hold_out(self, classes: Sequence[str], files: Labelled) -> tuple[Labelled, Labelled]:
         labels = [label for _, label in files]
+        counts = Counter(labels)
         for label, name in enumerate(classes):
-            if labels.count(label) < 2:
+            if counts[label] < 2:
                 folder = self._folder(self.val_split)
                 raise InputError(f"class {name!r} has one file, too few to hold some out; add files, or {folder}")
         kept, held_out = hold_out(labels, self.val_share)
@@ -170,8 +173,10 @@ def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]
     """
     generator = np.random.default_rng(0)
     held_out: set[int] = set()
-    for label in sorted(set(labels)):
-        members = [i for i, y in enumerate(labels) if y == label]
+    found: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        found.setdefault(label, []).append(i)
+    for _, members in sorted(found.items()):
         count = min(max(1, round(share * len(members))), len(members) - 1)
         held_out.update(generator.permutation(members)[:count].tolist())
     return [i for i in range(len(labels)) if i not in held_out], sorted(held_out)

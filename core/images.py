@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -29,19 +30,31 @@ def image_files(path: Path) -> list[Path]:
 
 
 def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
-    """The decoded image, 'RGB' or 'L' (grey).
+    """The decoded image, 'RGB' or 'L' (grey), of 8 bits; of an image of 16 bits the upper 8.
 
     Raises:
         MissingError: if there is no such file.
-        InputError: naming the file that cannot be decoded.
+        InputError: naming the file that cannot be decoded, or whose numbers have no known range.
     """
     if not path.is_file():
         raise MissingError(f"there is no image {path}; correct the list that names it")
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            return image.convert(mode)
+            return _of_8_bits(image, path).convert(mode)
     except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be decoded as an image: {error}; replace it") from error
+
+
+def _of_8_bits(image: Image.Image, path: Path) -> Image.Image:
+    """PIL itself would cut larger numbers off at 255, which makes most of the image white."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    if image.mode in ("I", "F") and image.format != "PNG":  # PIL has read 16 bits of a PNG as mode I
+        raise InputError(
+            f"{path} holds {'whole' if image.mode == 'I' else 'real'} numbers of 32 bits, whose range nothing says; "
+            "expected 8 or 16 bits. Convert all images alike"
+        )
+    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
 
 
 def to_pixels(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
