@@ -48,7 +48,8 @@ def export_model(
     folded = reparameterize(model)
     with torch.no_grad():
         expected, after_fold = model(example), folded(example)
-    path = path.with_suffix(".onnx" if format == "onnx" else ".pt2")
+    stem = path.stem if path.suffix in (".onnx", ".pt2") else path.name  # a model's tag may hold a dot
+    path = path.with_name(stem + (".onnx" if format == "onnx" else ".pt2"))
     any_size = not fixed_size and _any_size(example, format)
     run = _write_onnx if format == "onnx" else _write_pt2
     with whole_file(path, keep_suffix=True) as unfinished:

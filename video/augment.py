@@ -45,7 +45,10 @@ class TrainCrops:
         self.repeats = repeats
         grey = tuple(round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN)
         shift = {"translate_const": int(size * 0.45), "img_mean": grey, "interpolation": Image.Resampling.BICUBIC}
-        self.policy = rand_augment_transform(auto_augment, shift) if auto_augment else None
+        try:
+            self.policy = rand_augment_transform(auto_augment, shift) if auto_augment else None
+        except (AssertionError, ValueError) as error:  # timm's
+            raise InputError(f"auto_augment={auto_augment!r}: {error}; expected rand-..., as timm has it") from error
         crop = v2.RandomResizedCrop(size, scale, ratio, antialias=True)
         self.crop = v2.Compose([crop, v2.RandomHorizontalFlip(hflip)])
 

@@ -32,7 +32,7 @@ class ImageDataModule(SampleDataModule):
         kwargs: arguments of :class:`core.training.SampleDataModule`.
 
     Raises:
-        InputError: if ``mean`` and ``std`` do not go with the channels.
+        InputError: if ``mean`` and ``std`` do not go with the channels, or an option is out of range.
     """
 
     def __init__(
@@ -55,9 +55,17 @@ class ImageDataModule(SampleDataModule):
         channels = len(mode)
         if not len(mean) == len(std) == channels:
             raise InputError(f"mode {mode!r} has {channels} channels, mean {len(mean)} and std {len(std)} values")
-        self.train_transform = train_transform(
-            size, mean=mean, std=std, scale=scale, hflip=hflip, auto_augment=auto_augment, erasing=erasing
-        )
+        if size < 1 or min(std) <= 0 or not 0 < scale[0] <= scale[1] or not (0 <= hflip <= 1 and 0 <= erasing <= 1):
+            raise InputError(
+                f"size={size}, std={self.std}, scale={tuple(scale)}, hflip={hflip}, erasing={erasing}; expected a "
+                "size and std above 0, a rising range, and probabilities"
+            )
+        try:
+            self.train_transform = train_transform(
+                size, mean=mean, std=std, scale=scale, hflip=hflip, auto_augment=auto_augment, erasing=erasing
+            )
+        except (AssertionError, ValueError) as error:  # timm's
+            raise InputError(f"auto_augment={auto_augment!r}: {error}; expected one of timm's policies") from error
         self.eval_transform = eval_transform(size, mean=mean, std=std, crop=crop)
         self.collate = partial(collate_found, kind="image")
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.ops import onednn, written_down
+from core.ops import onednn, transformed, written_down
 
 __all__ = ["PointwiseConv2d", "PointwiseLinear"]
 
@@ -18,7 +18,7 @@ class PointwiseLinear(nn.Linear):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """(B, H, W, in_features) to (B, H, W, out_features)."""
-        if x_BHWC.ndim != 4 or not onednn(x_BHWC) or written_down():
+        if x_BHWC.ndim != 4 or not onednn(x_BHWC) or written_down() or transformed():
             return F.linear(x_BHWC, self.weight, self.bias)
         x = x_BHWC.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         return F.conv2d(x, self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)

@@ -90,7 +90,7 @@ class UniRepLKNetBlock(nn.Module):
         if torch.is_grad_enabled() or self.training or self.gamma is not None or not eager():
             return False
         plain = type(self.act[0]) is nn.GELU and type(self.act[1]) is GlobalResponseNorm
-        return plain and not any(part._forward_hooks for part in self.modules())
+        return plain and not any(part._forward_hooks or part._forward_pre_hooks for part in self.modules())
 
     def _activated_in_place(self, y_BHWC: Tensor) -> Tensor:
         """GELU and GRN of a map that is ours alone, without maps of four times the channels for each step."""

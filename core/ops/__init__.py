@@ -3,7 +3,7 @@
 from core.ops.choose import chosen_implementations
 from core.ops.depthwise import depthwise_conv2d
 from core.ops.implementations import IMPLEMENTATIONS
-from core.ops.modes import eager, in_fast_format, onednn, written_down
+from core.ops.modes import eager, in_fast_format, onednn, transformed, written_down
 from core.ops.response_norm import response_norm, response_scale
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "onednn",
     "response_norm",
     "response_scale",
+    "transformed",
     "written_down",
 ]

@@ -7,6 +7,8 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 __all__ = ["eager", "in_fast_format", "memory_format", "onednn", "transformed", "written_down"]
 
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()  # asked once: torch.compile would break the graph at the question
+
 
 def written_down() -> bool:
     """Whether the operators go into a file for another machine or program."""
@@ -27,12 +29,12 @@ def onednn(x: Tensor) -> bool:
     """Whether oneDNN computes convolutions of x: on a CPU, in float32 or bfloat16."""
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+    return _HAS_ONEDNN and bool(torch.backends.mkldnn.enabled)
 
 
 def in_fast_format(x: Tensor) -> Tensor:
     """A map in channels_last where oneDNN computes, since all layers are faster so; elsewhere as it is."""
-    return x.contiguous(memory_format=torch.channels_last) if onednn(x) and not written_down() else x
+    return x.contiguous(memory_format=torch.channels_last) if onednn(x) and not (written_down() or transformed()) else x
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

@@ -56,5 +56,7 @@ def folds(module: nn.Module) -> bool:
 
 
 def _ours(module: nn.Module) -> bool:
-    owner = next(c for c in type(module).__mro__ if "reparameterize" in vars(c))
-    return owner.__module__.partition(".")[0] in ("core", "timm")
+    owner = next(
+        (c for c in type(module).__mro__ if "reparameterize" in vars(c)), None
+    )  # none: a wrapper has it within
+    return owner is not None and owner.__module__.partition(".")[0] in ("core", "timm")

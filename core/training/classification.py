@@ -1,19 +1,18 @@
 """Classification of anything that has become a 2D map."""
 
-from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy
 
 from core.errors import InputError
+from core.training.confusion import Confusion
 from core.training.data import padding_in_batch
 from core.training.drawing import draw_figure
 from core.training.examples import Examples
-from core.training.pictures import confusion_figure
 from core.training.run_folder import run_folder
 from core.training.task import Task
 
@@ -25,9 +24,9 @@ class ClassificationTask(Task):
 
     Batches for training and evaluation are (x, y): x (B, C, H, W) float, y (B,) int64 in [0, num_classes). Batches for
     prediction are (x, names). Logged are ``train_loss``, ``lr``, ``val_loss``, ``val_acc``, ``val_acc5`` (from ten
-    classes on) and the same for test. After each evaluation the run folder holds ``confusion_matrix.png`` and, of maps
-    that :meth:`to_pictures` can show, ``examples.png``: maps spread over the split with the class that the model gives
-    and its probability, in red with the true class where it is wrong.
+    classes on) and the same for test. After each evaluation the run folder holds ``confusion_matrix.png``, up to 2000
+    classes, and, of maps that :meth:`to_pictures` can show, ``examples.png``: maps spread over the split with the class
+    that the model gives and its probability, in red with the true class where it is wrong.
 
     Args:
         backbone: name of a LarKit or timm model, or a module; its classifier is set to ``num_classes``.
@@ -78,7 +77,7 @@ class ClassificationTask(Task):
             self.mixup = Mixup(mixup_alpha, cutmix_alpha, label_smoothing=label_smoothing, num_classes=num_classes)
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.use_metrics(_accuracies(num_classes))
-        self.confusion = MulticlassConfusionMatrix(num_classes)
+        self.confusion = Confusion(num_classes)
         self.examples = Examples()
 
     def use_metrics(self, scores: MetricCollection) -> None:
@@ -208,10 +207,7 @@ class ClassificationTask(Task):
 
     def _draw(self) -> None:
         self._draw_examples()
-        if not self.trainer.sanity_checking:  # in every process, since compute() talks to the others
-            counts = self.confusion.compute().cpu()
-            draw_figure(self.trainer, "confusion_matrix", partial(confusion_figure, counts, self.class_names))
-        self.confusion.reset()
+        self.confusion.draw(self.trainer, self.class_names)
 
     def _draw_examples(self) -> None:
         if self.trainer.sanity_checking or run_folder(self.trainer) is None:
@@ -238,8 +234,21 @@ class ClassificationTask(Task):
         checkpoint |= self.normalisation
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the class names and the normalisation."""
-        self.class_names = checkpoint.get("class_names", self.class_names)
+        """Restore the class names and the normalisation.
+
+        Raises:
+            InputError: if the data have other classes.
+        """
+        names, numbers = checkpoint.get("class_names", self.class_names), [str(i) for i in range(self.num_classes)]
+        if names != self.class_names and numbers not in (names, self.class_names):
+            differing = [
+                f"{a} where the data have {b}" for a, b in zip(names, self.class_names, strict=False) if a != b
+            ]
+            raise InputError(
+                f"the model was trained on other classes: {', '.join(differing[:5])}; give data with the same classes, "
+                "or start a new run from its weights with --model.weights CHECKPOINT"
+            )
+        self.class_names = names
         self.normalisation = {name: checkpoint[name] for name in ("mean", "std") if name in checkpoint}
 
 

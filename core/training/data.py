@@ -181,18 +181,19 @@ class DataModule(LightningDataModule):
         return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
-def padding_in_batch(loader: DataLoader[Any], batch_idx: int, size: int) -> int:
+def padding_in_batch(loader: Any, batch_idx: int, size: int) -> int:
     """How many samples at the end of a batch only repeat others, to give every process the same number.
 
     ``DistributedSampler`` deals out sample i to process i mod P and fills the last round from the beginning. Leaving
     those out makes a metric over P processes equal that of one.
 
     Args:
-        loader: an evaluation loader of this process.
+        loader: the evaluation loader of this process, alone or in a list.
         batch_idx: index of the batch in it.
         size: samples in the batch.
     """
-    sampler = loader.sampler
+    loader = loader[0] if isinstance(loader, list | tuple) else loader
+    sampler = getattr(loader, "sampler", None)  # Lightning takes any iterable
     if not isinstance(sampler, DistributedSampler) or not isinstance(loader.dataset, Sized) or not loader.batch_size:
         return 0
     first = batch_idx * loader.batch_size

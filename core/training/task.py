@@ -5,7 +5,7 @@ import math
 import os
 import random
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -112,6 +112,11 @@ class Task(LightningModule):
         if weights is not None:
             load_weights(self, weights)
         self.train()  # Lightning keeps the modes that it finds
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """As Lightning's, without loading first what the checkpoint replaces: published or other weights."""
+        return super().load_from_checkpoint(checkpoint_path, *args, **{"pretrained": False, "weights": None} | kwargs)
 
     def attach(self, backbone: nn.Module) -> None:
         """Keep the backbone; a task that holds it inside another model keeps that one."""

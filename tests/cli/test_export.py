@@ -133,3 +133,14 @@ def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch
         InputError, match=r"needs onnx, onnxscript, onnxruntime; type in LarKit's folder: pip install -e '\.\[export\]'"
     ):
         export_model(nn.Identity(), torch.zeros(1, 3, 32, 32), tmp_path / "net")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("unireplknet_s.in22k", "unireplknet_s.in22k.pt2"), ("net.onnx", "net.pt2"), ("net.pt2", "net.pt2")],
+)
+def test_tag_in_a_file_name_is_kept(name: str, wanted: str, tmp_path: Path) -> None:
+    model = timm.create_model("test_unireplknet", num_classes=3).eval()
+    path = export_model(model, torch.randn(2, 3, 40, 40), tmp_path / name, format="torch_export")
+    assert path.name == wanted
+    assert [file.name for file in tmp_path.iterdir()] == [wanted]

@@ -119,14 +119,34 @@ def _step(model: nn.Module, run: Any, x: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize(("net", "options", "form"), FORMS)
-def test_compiled_model_is_the_same(net: str, options: dict[str, Any], form: str) -> None:
-    model, x = tiny(net, **options).double(), golden_input(2, 3, 64, 96).double()
+@pytest.mark.parametrize(("dtype", "rtol", "atol"), [(torch.float64, 1e-8, 1e-10), (torch.float32, 1e-3, 1e-5)])
+def test_compiled_model_is_the_same(
+    dtype: torch.dtype, rtol: float, atol: float, net: str, options: dict[str, Any], form: str
+) -> None:
+    model, x = tiny(net, **options).to(dtype), golden_input(2, 3, 64, 96).to(dtype)
     model = core.reparameterize(model) if form == "inference" else model.train()
     plain = copy.deepcopy(model)
     model.set_grad_checkpointing(form == "checkpointing")
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     got, expected = _step(model, compiled, x), _step(plain, plain, x)
-    assert_close(got, expected, rtol=1e-8, atol=1e-10)
+    assert_close(got, expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize(("net", "options"), [(TINY, SMALL), (TINY_REPLKNET, SMALL_REPLKNET)])
+def test_gradients_of_single_samples(net: str, options: dict[str, Any]) -> None:
+    model, x = tiny(net, **options).eval(), golden_input(3, 3, 64, 96)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x_CHW: Tensor) -> Tensor:
+        logits: Tensor = torch.func.functional_call(model, parameters, (x_CHW[None],))
+        return logits.square().mean()
+
+    got = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for i in range(len(x)):
+        model.zero_grad()
+        model(x[i : i + 1]).square().mean().backward()
+        expected = {name: p.grad for name, p in model.named_parameters()}
+        assert_close({name: gradients[i] for name, gradients in got.items()}, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.usefixtures("_fresh_compiler")

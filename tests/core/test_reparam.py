@@ -263,3 +263,12 @@ def test_classifiers_of_another_kind_keep_the_norm_before_them() -> None:
     model, x = tiny(TINY_REPLKNET), golden_input(2, 3, 64, 64)
     model.head = Scaled(model.num_features, 5)
     assert relative_difference(core.reparameterize(model)(x), model(x)) < 1e-5
+
+
+@both
+def test_compiled_model_folds(net: str) -> None:
+    model, x = tiny(net), golden_input(1, 3, 64, 64)
+    folded = core.reparameterize(torch.compile(model, backend="eager"))
+    assert not _batch_norms(folded)
+    assert relative_difference(folded(x), model(x)) < 1e-4
+    torch._dynamo.reset()

@@ -1,5 +1,7 @@
 """Global response normalisation against its formula, and the inference form that overwrites its own maps."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -79,6 +81,15 @@ def test_folded_block_overwrites_only_its_own_maps(kernel: int) -> None:
         assert_close(block(x), wanted, rtol=1e-5, atol=1e-5)
         expected = block.pwconv1[1](block.se(block.norm(block.dwconv(x))).permute(0, 2, 3, 1))
     assert_close(seen[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hook_before_a_part_of_a_folded_block_is_called() -> None:
+    block, seen = core.reparameterize(UniRepLKNetBlock(8, 3).eval()), list[Any]()
+    for part in block.act:
+        part.register_forward_pre_hook(lambda *args: seen.append(args[0]))
+    with torch.no_grad():
+        block(torch.randn(1, 8, 5, 5))
+    assert seen == list(block.act)
 
 
 def test_shortcut_of_a_folded_block_stays_wide_under_autocast() -> None:

@@ -9,12 +9,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.testing import assert_close
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from training.small_runs import CLASSES
 
 from core.backbones.build import build_backbone
 from core.errors import InputError, MissingError
 from core.training import DataModule
+from core.training.confusion import MOST_CLASSES
 from vision import ImageClassifier, ImageFolder
 
 pytest_plugins = ["training.shared_fixtures"]
@@ -179,3 +180,42 @@ def test_lr_batch_needs_to_know_the_batch() -> None:
     loader = torch.utils.data.DataLoader(_Labels([0, 1], CLASSES).train_set, batch_size=2)
     with pytest.raises(InputError, match=r"lr_batch needs a core\.training\.DataModule"):
         Trainer(**OPTIONS).fit(_own(lr_batch=8), loader)
+
+
+def test_evaluation_loaders_in_a_list() -> None:
+    loader = DataLoader(TensorDataset(torch.randn(5, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1])), batch_size=2)
+    trainer, task = Trainer(**OPTIONS), _own()
+    trainer.fit(task, loader, [loader])
+    (scores,) = trainer.test(task, [loader], verbose=False)
+    assert set(scores) == {"test_loss", "test_acc"}
+
+
+def test_checkpoint_holds_all_weights(tmp_path: Path) -> None:
+    """Neither the file that a run began with nor published weights are needed to read its checkpoint."""
+    weights, file = tmp_path / "w.pth", tmp_path / "run.ckpt"
+    torch.save(_own().backbone.state_dict(), weights)
+    task = _own(weights=str(weights))
+    trainer = Trainer(**OPTIONS)
+    trainer.fit(task, _Labels([0, 1, 2, 0], ["a", "b", "c"], batch_size=2))
+    trainer.save_checkpoint(file)
+    weights.unlink()
+    loaded = ImageClassifier.load_from_checkpoint(file)
+    assert_close(dict(loaded.state_dict()), dict(task.state_dict()))
+    assert loaded.hparams["weights"] is None
+
+
+def test_other_class_names_are_refused_with_a_checkpoint() -> None:
+    task = _own()
+    task.class_names = ["cat", "cow", "eel"]
+    with pytest.raises(InputError, match=r"dog there, cow here; give data with its classes"):
+        task.on_load_checkpoint({"class_names": ["cat", "dog", "eel"]})
+    task.class_names = ["0", "1", "2"]  # nothing is known of the data
+    task.on_load_checkpoint({"class_names": ["cat", "cow", "eel"]})
+    assert task.class_names == ["cat", "cow", "eel"]
+
+
+def test_of_very_many_classes_no_pairs_are_counted() -> None:
+    labels = [0, 1, 2, 3]
+    task = ImageClassifier(TINY, MOST_CLASSES + 1)
+    assert not list(task.confusion.children())
+    Trainer(**OPTIONS).fit(task, _Labels(labels, [str(i) for i in range(MOST_CLASSES + 1)], batch_size=2))

@@ -227,3 +227,19 @@ def test_all_who_ask_share_the_digits() -> None:
     assert labels is not others
     with pytest.raises(ValueError, match="read-only"):
         images[0] = 0
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"auto_augment": "foo"}, r"auto_augment='foo': .*; expected one of timm's policies"),
+        ({"size": 0}, "size=0"),
+        ({"std": (0.2, 0.0, 0.2)}, r"std=\(0.2, 0.0, 0.2\)"),
+        ({"hflip": 2.0}, "hflip=2.0"),
+        ({"erasing": -0.1}, "erasing=-0.1"),
+        ({"scale": (1.0, 0.1)}, r"scale=\(1.0, 0.1\)"),
+    ],
+)
+def test_options_out_of_range(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ImageFolder(None, **option)
