@@ -183,7 +183,7 @@ def test_lr_batch_needs_to_know_the_batch() -> None:
 
 
 def test_evaluation_loaders_in_a_list() -> None:
-    loader = DataLoader(TensorDataset(torch.randn(5, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1])), batch_size=2)
+    loader = DataLoader(TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])), batch_size=2)
     trainer, task = Trainer(**OPTIONS), _own()
     trainer.fit(task, loader, [loader])
     (scores,) = trainer.test(task, [loader], verbose=False)
