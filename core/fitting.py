@@ -37,6 +37,8 @@ def fit(state_dict: StateDict, model: nn.Module, *, where: str, adapt_stem: bool
             state_dict[stem] = _adapt_stem(state_dict[stem], own[stem].shape[1], f"{stem} of {where}")
         else:  # timm adapts it after this hook
             own[stem] = state_dict[stem]
+    if hasattr(model, "norm_in_head"):
+        _refuse_lost_norm(state_dict, own, where)
     _drop_output_parts(state_dict, own, _classifier_name(model), where)
     _compare(state_dict, own, where)
     return state_dict
@@ -56,6 +58,19 @@ def _classifier_name(model: nn.Module) -> str:
     get = getattr(model, "get_classifier", None)
     classifier = get() if callable(get) else None
     return next((name for name, module in model.named_modules() if module is classifier), "head")
+
+
+def _refuse_lost_norm(state_dict: StateDict, own: StateDict, where: str) -> None:
+    """In inference form the last norm's scale and shift are in the classifier, without which they are lost."""
+    if "head.weight" not in state_dict or "head.weight" in own or "norm.weight" not in own:
+        return
+    scale, shift = state_dict.get("norm.weight"), state_dict.get("norm.bias")
+    plain = scale is None or shift is None or bool((scale == 1).all() and (shift == 0).all())
+    if plain and not any(name.endswith("running_var") for name in state_dict):
+        raise InputError(
+            f"{where} is folded, with the last norm in its classifier, and the model has none: its vectors would lack "
+            f"the norm. Build it with num_classes={len(state_dict['head.weight'])}, or load what was not folded"
+        )
 
 
 def _drop_output_parts(state_dict: StateDict, own: StateDict, classifier: str, where: str) -> None:

@@ -10,7 +10,7 @@ files of these studies were never published, so there are no weights; ``pretrain
 from typing import Any
 
 import timm
-from timm.models import register_model
+from timm.models import load_pretrained, register_model
 from torch import nn
 
 from core.enlarge import enlarge_kernels, remove_shortcuts
@@ -39,13 +39,23 @@ def _create(
     **kwargs: Any,
 ) -> nn.Module:
     own = {key: kwargs.pop(key, None) for key in ("pretrained_cfg", "pretrained_cfg_overlay")}
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, **own, **kwargs)
+    shared = False
+    if isinstance(own["pretrained_cfg"], dict):  # else of the small network, or None
+        own["pretrained_cfg"] = dict(own["pretrained_cfg"])
+        shared = own["pretrained_cfg"].pop("enlarged", False)
+    model: nn.Module = timm.create_model(name, pretrained=pretrained and not shared, **own, **kwargs)
     if kernel_size == 3:
         small_kernel = 0
     if kernel_size != 3 or dense:
         options: dict[str, Any] = {"identity": identity, "dense": dense, "where": where}
         model = enlarge_kernels(model, kernel_size, small_kernel=small_kernel, **options)
-    return model if shortcut else remove_shortcuts(model)
+    model = model if shortcut else remove_shortcuts(model)
+    held: Any = model
+    # what timm writes beside a shared file and reads to build the network again; the file is of the enlarged network
+    held.pretrained_cfg = held.default_cfg = held.pretrained_cfg | {"architecture": f"lk_{name}", "enlarged": True}
+    if pretrained and shared:
+        load_pretrained(model, held.pretrained_cfg, num_classes=held.num_classes)
+    return model
 
 
 @register_model

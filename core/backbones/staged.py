@@ -217,8 +217,12 @@ class StagedNet(nn.Module, ABC):
         """Replace the classifier by a fresh one (0 classes: none), and the pooling if one is named.
 
         Raises:
-            InputError: if classes are asked for without a pooling.
+            InputError: if classes are asked for without a pooling, or none of a model whose classifier holds the norm.
         """
+        if self.norm_in_head and num_classes == 0 and not self.pruned:
+            raise InputError(
+                "the last norm's scale and shift are folded into this classifier; remove it before core.reparameterize"
+            )
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         if num_classes > 0 and not pool:
             raise InputError(f"num_classes={num_classes} needs a pooling; pass global_pool='avg' or num_classes=0")

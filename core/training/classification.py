@@ -243,8 +243,8 @@ class ClassificationTask(Task):
         if names != self.class_names and numbers not in (names, self.class_names):
             differing = [f"{a} there, {b} here" for a, b in zip(names, self.class_names, strict=False) if a != b]
             raise InputError(
-                f"the model was trained on other classes than the data have: {', '.join(differing[:5])}; give data with "
-                "its classes, or start a new run from its weights with --model.weights CHECKPOINT"
+                f"the model was trained on other classes than the data have: {', '.join(differing[:5])}; give data "
+                "with its classes, or start a new run from its weights with --model.weights CHECKPOINT"
             )
         self.class_names = names
         self.normalisation = {name: checkpoint[name] for name in ("mean", "std") if name in checkpoint}

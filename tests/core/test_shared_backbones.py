@@ -12,6 +12,7 @@ from golden_values import TINY, TINY_REPLKNET, golden_input, tiny
 from timm.models import push_to_hf_hub, save_for_hf
 
 import core
+from core.errors import InputError
 
 pytest_plugins = ["training.hub_cache"]
 
@@ -92,3 +93,38 @@ def test_upload(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen["private"] is True
     assert set(seen["files"]) == {"model.safetensors", "config.json", "README.md"}
     assert json.loads(seen["files"]["config.json"])["model_args"]["inference_mode"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lk_mobilenetv2_050", {"kernel_size": 7, "num_classes": 5}),
+        ("lk_mobilenetv2_050", {"shortcut": False, "num_classes": 5}),
+        ("lk_resnet18", {"num_classes": 5}),
+    ],
+)
+def test_enlarged_networks(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    model: Any = timm.create_model(name, **options).eval()
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    loaded: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = golden_input(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+    other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=2)
+    assert other(x).shape == (2, 2)
+
+
+@pytest.mark.parametrize("net", [TINY, TINY_REPLKNET])
+def test_folded_classifier_is_not_taken_off(net: str, tmp_path: Path) -> None:
+    """It holds the last norm, so that vectors without it would be wrong; maps do not need the norm."""
+    model = tiny(net, num_classes=4)
+    folded, x = core.reparameterize(model), golden_input(2, 3, 64, 64)
+    save_for_hf(folded, str(tmp_path), safe_serialization=True)
+    with pytest.raises(InputError, match=r"is folded, with the last norm in its classifier.*num_classes=4"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0)
+    with pytest.raises(InputError, match=r"remove it before core\.reparameterize"):
+        folded.reset_classifier(0)
+    maps = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True).eval()(x)
+    wanted = model.forward_intermediates(x, intermediates_only=True)
+    for a, b in zip(maps, wanted, strict=True):
+        assert (a - b).abs().max() < 1e-4
