@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from golden_values import REPLKNETS, TINY_REPLKNET, golden_input, tiny
+from golden_values import REPLKNETS, TINY_REPLKNET, tiny
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
@@ -161,21 +161,6 @@ def test_folded_file_of_a_classifier_into_a_model_without_one(tmp_path: Path) ->
     torch.save(core.reparameterize(tiny(TINY_REPLKNET)).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(InputError, match=r"weights\.pth is folded, with the last norm in its classifier"):
         core.load_weights(_model(inference_mode=True, num_classes=0), tmp_path / "weights.pth")
-
-
-@pytest.mark.parametrize("options", [{}, NORMED], ids=["classifier", "maps"])
-@pytest.mark.parametrize("form", FILES)
-def test_every_form_loads_into_a_model_built_for_it(form: str, options: dict[str, Any], tmp_path: Path) -> None:
-    state = FILES[form](tiny(TINY_REPLKNET, **options)).state_dict()
-    torch.save(state, tmp_path / "weights.pth")
-    _same(core.load_weights(_model(**FOR[form], **options), tmp_path / "weights.pth").state_dict(), state)
-
-
-def test_folded_file_of_a_classifier_into_a_model_without_one(tmp_path: Path) -> None:
-    folded, x = core.reparameterize(tiny(TINY_REPLKNET)), golden_input(2, 3, 64, 64)
-    torch.save(folded.state_dict(), tmp_path / "weights.pth")
-    model = core.load_weights(_model(inference_mode=True, num_classes=0), tmp_path / "weights.pth")
-    assert_close(model(x), folded.forward_features(x).mean((2, 3)))
 
 
 @pytest.mark.parametrize("options", [{}, NORMED], ids=["classifier", "maps"])
