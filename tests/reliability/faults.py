@@ -40,7 +40,7 @@ def refused(status: int, command: Command, *texts: str) -> str:
     """The command ended with a message of one line, which is given back."""
     printed, line = command.printed(), command.last_line()
     assert status == 1, f"status {status} instead of 1: {line}"
-    assert "Traceback" not in printed, f"a traceback: {line}"
+    assert "Traceback" not in printed, f"a traceback{printed.partition('Traceback')[2][:1500]}"
     assert "lightning: error: " in printed, f"no message: {line}"
     for text in texts:
         assert text in printed, f"the message does not say {text!r}: {line}"
