@@ -79,7 +79,7 @@ def test_off_files_whose_points_have_more_than_a_place(word: str, tmp_path: Path
     read = read_cloud(file, 50)
     assert np.isclose(np.abs(read), [2, 0.5, 0.5], atol=1e-5).any(axis=1).all()
     file.write_text("\n".join([*head, *points, *faces[:-1]]) + "\n")
-    with pytest.raises(InputError, match="is cut off: 19 lines for 8 vertices and 12 faces|cannot be read"):
+    with pytest.raises(InputError, match=r"is cut off: 19 lines for 8 vertices and 12 faces"):
         read_cloud(file, 50)
 
 
@@ -171,7 +171,7 @@ def test_coordinates_of_a_map_keep_the_shape_of_a_cloud(suffix: str, tmp_path: P
     """float32 rounds a northing of 4,500,000 m to half a metre, the radius of this sphere."""
     directions = np.random.default_rng(1).standard_normal((50, 3))
     sphere = 0.5 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
-    for name, points in (("near", sphere), ("far", sphere + [500_000, 4_500_000, 120])):
+    for name, points in (("near", sphere), ("far", sphere + np.array([500_000, 4_500_000, 120]))):
         if suffix == ".npy":
             np.save(tmp_path / f"{name}.npy", points)
         elif suffix == ".txt":
