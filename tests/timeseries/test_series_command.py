@@ -124,6 +124,23 @@ def test_files_that_the_model_cannot_continue(
     assert not series_runs(tmp_path / "out")
 
 
+def test_channels_are_those_of_the_file_to_continue_too(trained_series: dict[str, Path], tmp_path: Path) -> None:
+    """Such a file may have other columns, numbers and words, in any order."""
+    values = waves(60, 3, seed=5)
+    path = write_series(tmp_path / "other.csv", values)
+    wide = pd.read_csv(path).rename(columns={"a": "b", "b": "x", "c": "a"}).assign(note="warm")
+    wide.to_csv(path, index=False)
+    words = [*_best(trained_series), "--data.predict_path", str(path), "--data.channels", '["a", "b"]']
+    command("predict", trained_series["config"], tmp_path / "out", *words)
+    (run,) = series_runs(tmp_path / "out")
+    rows = table(run / "predictions.csv")
+    assert list(rows[0]) == ["date", "a", "b"]
+    with torch.no_grad():
+        expected = _model(trained_series)(torch.tensor(values[-48:, [2, 0]], dtype=torch.float32)[None])[0]
+    found = torch.tensor([[float(row["a"]), float(row["b"])] for row in rows])
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_lengths_of_model_and_data_must_agree(trained_series: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"seq_len=48 and pred_len=12, the data 48 and 6; set --model\.seq_len"):
         command("fit", trained_series["config"], tmp_path, "--data.pred_len", "6")
