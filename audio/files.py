@@ -19,11 +19,14 @@ __all__ = ["SUFFIXES", "Recordings", "audio_files", "cut_windows", "read_wave"]
 
 SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
 
-
 _BLOCK = 2**20  # samples read at once
 _UNKNOWN = 2**62  # libsndfile's length of a file that was written into a pipe is larger
-_CUT = re.compile(r" : (?!4294967295 |0 )\d+ \(should be|File ended unexpectedly|Junk after the last page")
-"""libsndfile's notes on a file that ends too soon; a wav that was written into a pipe has the size 4294967295."""
+_SIZE = re.compile(r"^ *(?:data|SSND|Riff size|riff) : (\d+) \(should be", re.MULTILINE)
+"""libsndfile's note on the sound of a wav or aiff, or on a file of 64-bit sizes, that is shorter than its header says.
+What the lines RIFF and FORM say of the whole file does not matter: its sound may be complete."""
+_PIPE = 0x7FFFF000
+"""A program that writes a wav into a pipe does not know its size: it takes 0, or one from here on up to 2**32 - 1."""
+_CUT = re.compile(r"File ended unexpectedly|Junk after the last page")
 
 
 def audio_files(path: Path) -> list[Path]:
@@ -53,7 +56,7 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1) -> Tensor:
         with soundfile.SoundFile(path) as file:
             expected, rate = file.frames, file.samplerate
             samples = _read_all(file)
-            cut = _CUT.search(file.extra_info) is not None
+            cut = _is_cut(file.extra_info)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise InputError(f"{path} cannot be decoded as a recording: {error}; replace it") from error
     estimated = path.suffix.lower() == ".mp3" or expected >= _UNKNOWN
@@ -69,6 +72,10 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1) -> Tensor:
             "needed for one frame. Replace it"
         )
     return wave
+
+
+def _is_cut(notes: str) -> bool:
+    return bool(_CUT.search(notes)) or any(0 < int(size) < _PIPE for size in _SIZE.findall(notes))
 
 
 def _read_all(file: soundfile.SoundFile) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.utils.data import default_collate
 
 from core.errors import InputError, MissingError
 
-__all__ = ["Sample", "Samples", "collate_found", "found", "named", "read_or_skip", "source_name"]
+__all__ = ["NothingFound", "Sample", "Samples", "collate_found", "named", "read_or_skip", "source_name"]
 
 Sample = tuple[Any, Any]
 """Where a sample is read from (a path; a name and an array; what else a modality reads), and its target."""
@@ -37,25 +38,30 @@ def read_or_skip(read: Callable[[], T], *, skip_broken: bool) -> T | None:
         return None
 
 
-def found(samples: Sequence[T | None], kind: str) -> list[T]:
-    """The samples of a batch that could be used.
+@dataclass(frozen=True)
+class NothingFound:
+    """A batch of which no sample could be used; loaders leave it out, see :class:`core.training.DataModule`.
+
+    Attributes:
+        kind: what a sample is called in messages, as in 'image'.
+    """
+
+    kind: str
+
+
+def collate_found(samples: Sequence[Any], kind: str, collate: Callable[[list[Any]], Any] = default_collate) -> Any:
+    """A batch of the samples that could be used.
 
     Args:
         samples: of a batch; None for one that was skipped.
         kind: what one is called in messages, as in 'image'.
+        collate: makes the batch; by default as torch does.
 
-    Raises:
-        InputError: if none is left.
+    Returns:
+        The batch, or :class:`NothingFound` if all were skipped.
     """
     left = [sample for sample in samples if sample is not None]
-    if not left:
-        raise InputError(f"no {kind} of a whole batch can be used; check the files named in the warnings")
-    return left
-
-
-def collate_found(samples: Sequence[Any], kind: str) -> Any:
-    """A batch, as torch makes it, of those that :func:`found` leaves."""
-    return default_collate(found(samples, kind))
+    return collate(left) if left else NothingFound(kind)
 
 
 def named(samples: Samples) -> list[tuple[Any, str]]:

@@ -1,6 +1,7 @@
 """Clouds and meshes on disk: found, read, checked, and named when they are broken."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pointcloud.feature_map import unit_sphere
 __all__ = ["SUFFIXES", "Clouds", "cloud_files", "read_cloud"]
 
 SUFFIXES = (".npy", ".obj", ".off", ".pcd", ".ply", ".stl", ".txt")
+_OFF = re.compile("^[A-Z0-9]*OFF")
 
 
 def cloud_files(path: Path) -> list[Path]:
@@ -37,7 +39,7 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
         seed: of that draw.
 
     Returns:
-        (N, 3) float32, finite.
+        (N, 3), finite: float64 if the file holds numbers wider than float32, or a mesh, else float32.
 
     Raises:
         MissingError: if there is no such file.
@@ -60,20 +62,23 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
 
 
 def checked(points: np.ndarray, name: str, count: int) -> np.ndarray:
-    """The first three columns as (N, 3) float32.
+    """The first three columns as (N, 3) float32, or float64 where float32 would round them.
+
+    Coordinates of a map have seven digits before the point, of which float32 keeps no fraction: they are centred first.
 
     Raises:
         InputError: if they cannot be a cloud of at least ``count`` points.
     """
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
         raise InputError(f"{name} holds {points.dtype} of shape {points.shape}; expected numbers, (points, 3 or more)")
-    points = points[:, :3].astype(np.float32)
+    narrow = points.dtype.kind == "f" and points.dtype.itemsize <= 4
+    points = points[:, :3].astype(np.float32 if narrow else np.float64)
     if len(points) < count:
         raise InputError(
             f"{name} has {len(points)} points, {count} are needed; type --data.load_points {max(len(points), 1)} with "
             "a --data.num_points that is not larger, or leave the file out"
         )
-    if not np.isfinite(points).all():
+    if not (np.abs(points) <= np.finfo(np.float32).max).all():
         raise InputError(f"{name} holds NaN or infinite coordinates; replace it")
     if (points == points[0]).all():
         raise InputError(f"{name} has all its points in one place; replace it")
@@ -117,10 +122,13 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
 
 
 def _check_off(path: Path) -> None:
-    """Whether the file has the lines that its header counts; the counts may follow OFF on its line, as in ModelNet."""
+    """Whether the file has the lines that its header counts; the counts may follow OFF on its line, as in ModelNet.
+
+    Letters before OFF announce what stands behind the place of a point: C a colour, N a normal, ST a texture.
+    """
     lines = [line.partition("#")[0].split() for line in path.read_text(encoding="utf-8").splitlines()]
     words = [line for line in lines if line]
-    counts = words[0][0][3:].split() + words[0][1:] or words.pop(1)
+    counts = _OFF.sub("", words[0][0]).split() + words[0][1:] or words.pop(1)
     if len(words) - 1 < int(counts[0]) + int(counts[1]):
         raise InputError(
             f"{path} is cut off: {len(words) - 1} lines for {counts[0]} vertices and {counts[1]} faces; replace it"
@@ -202,7 +210,7 @@ class Clouds(Dataset[tuple[Tensor, Any] | None]):
         if self.train or len(points) > self.load_points:
             generator = None if self.train else torch.Generator().manual_seed(index)
             points = points[torch.randperm(len(points), generator=generator)[: self.load_points]]
-        points = unit_sphere(points) if self.normalise else points
+        points = (unit_sphere(points) if self.normalise else points).float()
         return torch.stack([-points[:, 2], -points[:, 0], points[:, 1]], dim=1) if self.y_up else points, target
 
     def _read(self, cloud: Any, seed: int) -> Tensor:

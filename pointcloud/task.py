@@ -18,6 +18,7 @@ from core.training.classification import ClassificationTask
 from core.training.examples import Examples
 from core.training.task import Exported
 from pointcloud.feature_map import PointViews
+from pointcloud.metrics import MeanClassAccuracy
 from pointcloud.views import Poses, pixels, pose_matrices
 
 __all__ = ["PointCloudClassifier", "ViewHead", "ViewNet"]
@@ -76,7 +77,7 @@ class PointCloudClassifier(ClassificationTask):
 
     Batches are (points, y): points (B, N, 3) float32. In training each cloud is looked at in a random pose, else in
     all poses of a list, over whose logits the mean is taken. Logged are ``val_acc`` (overall accuracy), ``val_macc``
-    (mean class accuracy), ``val_acc5`` from ten classes on, and the same for test.
+    (:class:`pointcloud.metrics.MeanClassAccuracy`), ``val_acc5`` from ten classes on, and the same for test.
 
     Args:
         backbone: name of a LarKit or timm model for images, or a module with timm's methods.
@@ -143,7 +144,7 @@ class PointCloudClassifier(ClassificationTask):
         self._freeze(bool(weights or kwargs.get("pretrained")))
         scores: dict[str, Any] = {
             "acc": MulticlassAccuracy(num_classes, average="micro"),
-            "macc": MulticlassAccuracy(num_classes, average="macro"),
+            "macc": MeanClassAccuracy(num_classes),
         }
         if num_classes >= 10:
             scores["acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from core.errors import InputError, MissingError
 from core.training.data import DataModule
+from timeseries.dates import step_name
 from timeseries.feature_map import dominant_period
 from timeseries.files import Fill, Series, read_series
 
@@ -98,6 +99,7 @@ class SeriesDataModule(DataModule):
 
     Attributes:
         channels: C names.
+        columns: those of a file that are read, in this order; None for all but the date.
         mean: (C,) over the training rows.
         std: (C,) over the training rows, as standardisation in the field has it (divided by their number).
 
@@ -122,6 +124,7 @@ class SeriesDataModule(DataModule):
         self.seq_len, self.pred_len, self.split, self.fill, self.date = seq_len, pred_len, split, fill, date
         self.predict_path = Path(predict_path) if predict_path else None
         self.channels: list[str] = []
+        self.columns: Sequence[str] | None = None
         self.mean, self.std = torch.zeros(0), torch.zeros(0)
         self._series: Series | None = None
         self.collate: Callable[[list[Any]], Any] | None = _collate
@@ -178,7 +181,7 @@ class SeriesDataModule(DataModule):
         series = self._read_once()
         train = self._splits(series)[0]
         period = dominant_period(train, min(len(train) // 2, self.seq_len))
-        print(f"dominant period: {period} steps of {series.step.freqstr}; set --model.period {period}")
+        print(f"dominant period: {period} steps of {step_name(series.step)}; set --model.period {period}")
         return {"period": period}
 
     def _read_once(self) -> Series:
@@ -191,7 +194,7 @@ class SeriesDataModule(DataModule):
     def _read_other(self) -> Series:
         if self.predict_path is None:
             raise MissingError("no file was given; type --data.predict_path FILE")
-        series = read_series(self.predict_path, date=self.date, fill=self.fill)
+        series = read_series(self.predict_path, date=self.date, channels=self.columns, fill=self.fill)
         if len(series) < self.seq_len:
             raise InputError(f"{self.predict_path} has {len(series)} rows; seq_len={self.seq_len} rows are needed")
         return series

@@ -1,6 +1,5 @@
 """Series on disk: a CSV file with a date column, read, checked and named where it is broken."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from core.errors import InputError, MissingError
+from timeseries.dates import read_dates, regular_step
 
 __all__ = ["Fill", "Series", "as_series", "read_series"]
 
@@ -50,7 +50,8 @@ def read_series(
 
     Args:
         path: the file.
-        date: name of the column with the moments, in any form that pandas parses.
+        date: name of the column with the moments: words in any form that pandas parses, or whole numbers of the form
+            YYYY, YYYYMM or YYYYMMDD. Words with several offsets from UTC, as where clocks change, become UTC.
         channels: columns to read, in this order; by default all others.
         fill: what takes the place of missing values and of missing rows: the value before ('previous'), or a line
             between the neighbours ('linear'). How many there are is printed. None refuses them.
@@ -70,17 +71,14 @@ def read_series(
     absent = [name for name in channels or () if name not in table.columns or name == date]
     if absent:
         raise InputError(f"{path} has no channel {_listed(absent)}; it has {_listed(table.columns.drop(date))}")
-    times = pd.to_datetime(table[date], errors="coerce")
-    if times.isna().any():
-        row = int(times.isna().to_numpy().argmax())
-        first, found = table[date].iloc[0], table[date].iloc[row]
-        form = f" in the form of the first row, {first!r}" if row else "; expected YYYY-MM-DD HH:MM:SS"
-        raise InputError(f"{path}, row {row + 1}: {found!r} is no date{form}")
+    times = read_dates(table[date], str(path))
     values = table[list(channels)] if channels else table.drop(columns=date)
     words = [str(name) for name in values.columns if not pd.api.types.is_numeric_dtype(values[name])]
-    if words or not len(values.columns):
-        raise InputError(f"{path}: {_listed(words) or 'no column'} holds numbers; name those that do with channels")
-    return as_series(values.set_axis(pd.DatetimeIndex(times), axis=0), str(path), fill=fill)
+    if words:
+        raise InputError(f"{path}: {_listed(words)} holds no numbers; name the channels that do with --data.channels")
+    if not len(values.columns):
+        raise InputError(f"{path} has no column beside {date!r}; expected one column of numbers for each channel")
+    return as_series(values.set_axis(times, axis=0), str(path), fill=fill)
 
 
 def as_series(table: Any, where: str, *, fill: Fill | None = None) -> Series:
@@ -94,7 +92,7 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None) -> Series:
     Raises:
         InputError: if the moments are not regular, or a value is missing and not to be filled.
     """
-    step = _step(table.index, where)
+    step = regular_step(table.index, where)
     table = _with_all_rows(table, step, where, fill)
     infinite = table.columns[table.isin([float("inf"), float("-inf")]).any()]
     if len(infinite):
@@ -115,35 +113,6 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None) -> Series:
             raise InputError(f"{where} has no value at all in {_listed(empty)}; leave it out with --data.channels")
     values = torch.from_numpy(table.to_numpy(dtype="float32", copy=True))
     return Series(values, table.index, step, [str(name) for name in table.columns])
-
-
-def _step(times: Any, where: str) -> Any:
-    """The offset between neighbours, once duplicates and disorder are ruled out."""
-    if len(times) < 3:
-        raise InputError(f"{where} has {len(times)} time steps; at least 3 are needed to know their distance")
-    twice = times.duplicated()
-    if twice.any():
-        raise InputError(f"{where} has the date {times[twice][0]} twice; keep one row of each date")
-    gaps = times[1:] - times[:-1]
-    if not times.is_monotonic_increasing:
-        row = int((gaps < pd.Timedelta(0)).argmax()) + 1
-        raise InputError(f"{where} is not sorted: {times[row]} follows {times[row - 1]}; sort it by date")
-    if (gaps == gaps[0]).all():
-        return pd.tseries.frequencies.to_offset(gaps[0])
-    with warnings.catch_warnings():  # pandas 4 will answer with an offset instead of its name; both are understood
-        warnings.simplefilter("ignore")
-        regular = pd.infer_freq(times)  # months and years have no constant length
-    if regular is not None:
-        return pd.tseries.frequencies.to_offset(regular)
-    usual = pd.Series(gaps).mode().iloc[0]
-    odd = (gaps % usual) != pd.Timedelta(0)
-    if odd.any() or (times[-1] - times[0]) / usual + 1 > 2 * len(times):
-        row = int((odd if odd.any() else gaps != usual).argmax()) + 1
-        raise InputError(
-            f"{where} mixes frequencies: most steps are {usual}, but {times[row]} follows {times[row - 1]}; bring it "
-            "to one frequency first"
-        )
-    return pd.tseries.frequencies.to_offset(usual)
 
 
 def _with_all_rows(table: Any, step: Any, where: str, fill: Fill | None) -> Any:

@@ -215,7 +215,7 @@ class SeriesTask(Task):
         return columns
 
     def _columns(self, name: str, forecast: Tensor) -> dict[str, list[float]]:
-        return {name: [round(value, 6) for value in forecast.tolist()]}
+        return {name: [float(f"{value:.7g}") for value in forecast.tolist()]}  # what float32 holds, in any unit
 
     def on_predict_epoch_end(self) -> None:
         """Draw the forecasts."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from core.errors import InputError, MissingError
+from core.samples import NothingFound
 
 __all__ = ["DataModule", "EpochSampler", "padding_in_batch"]
 
@@ -55,10 +56,33 @@ class _LazyLoader(DataLoader[Any]):
 
     Lightning opens an iterator before it has restored the epoch of a resumed run; workers that started then would
     already hold batches in the order of epoch 0.
+
+    Batches without a sample that can be used are left out. In training the last batch is given again for each of them:
+    schedules, validation and the other processes count the steps of an epoch.
     """
 
     def __iter__(self) -> Any:
-        yield from super().__iter__()
+        last, nothing = None, list[NothingFound]()
+        for batch in super().__iter__():
+            if isinstance(batch, NothingFound):
+                nothing.append(batch)
+                self._check_alone(batch)
+            else:
+                last = batch
+                yield batch
+        if nothing and last is None:
+            raise InputError(f"no {nothing[0].kind} can be used; check the files named in the warnings")
+        if isinstance(self.sampler, EpochSampler):
+            yield from [last] * len(nothing)
+
+    def _check_alone(self, batch: NothingFound) -> None:
+        """Several processes that evaluate wait for each other at every batch."""
+        shared = isinstance(self.sampler, DistributedSampler) and self.sampler.num_replicas > 1
+        if shared and not isinstance(self.sampler, EpochSampler | UnrepeatedDistributedSampler):
+            raise InputError(
+                f"no {batch.kind} of a whole batch can be used; replace the files named in the warnings, or type "
+                "--trainer.devices 1, which leaves such a batch out"
+            )
 
 
 class DataModule(LightningDataModule):

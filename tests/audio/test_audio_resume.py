@@ -9,6 +9,8 @@ from small_sounds import sound_runs, write_sound_config, write_tones
 from torch.testing import assert_close
 from training.small_runs import Interrupt, command, interrupted_and_resumed, metric, saved, table
 
+from core.training.data import EpochSampler
+
 pytest_plugins = ["sound_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_sound_pictures")
 
@@ -103,6 +105,32 @@ def test_broken_recordings_are_skipped_on_request(damaged: Path, tmp_path: Path)
     files = [Path(row["file"]) for row in table(predicted / "predictions.csv")]
     assert len(files) == 5
     assert damaged / "val" / "mid" / "0.wav" not in files
+
+
+def test_batches_of_broken_recordings_are_skipped_on_request(damaged: Path, tmp_path: Path) -> None:
+    """Of training the last batch of three, of validation the first of two, of prediction the last, one file."""
+    config = write_sound_config(tmp_path / "c.yaml", damaged, **KNOWN, skip_broken=True, batch_size=4)
+    some = write_tones(tmp_path / "some", test=2) / "test"
+    files = sorted(some.rglob("*.*"))
+    files[-1].unlink()
+    files[-2].write_bytes(b"junk")
+    train, val = (sorted((damaged / split).rglob("*.*")) for split in ("train", "val"))
+    for file in [train[i] for i in list(EpochSampler(train))[8:]] + val[:4]:  # type: ignore[arg-type]
+        file.write_bytes(b"junk")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        command("fit", config, tmp_path / "out", "--trainer.max_epochs", "1")
+        command("test", config, tmp_path / "out", "--ckpt_path", "last")
+        command("predict", config, tmp_path / "out", "--ckpt_path", "last", "--data.predict_path", str(some))
+        for file in files[:-1]:
+            file.write_bytes(b"junk")
+        with pytest.raises(SystemExit, match=r"^lightning: error: no recording can be used; check the files named"):
+            command("predict", config, tmp_path / "out", "--ckpt_path", "last", "--data.predict_path", str(some))
+    fit, tested, predicted = sound_runs(tmp_path / "out")[:3]
+    assert len(metric(fit, "val_acc")) == 1
+    assert saved(fit)["global_step"] == 3
+    assert len(metric(tested, "test_acc")) == 1
+    assert [row["file"] for row in table(predicted / "predictions.csv")] == [str(file) for file in files[:4]]
 
 
 @pytest.mark.parametrize(

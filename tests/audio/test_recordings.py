@@ -94,6 +94,16 @@ def test_cut_off_recording(suffix: str, share: float, tmp_path: Path) -> None:
         read_wave(file, 8_000)
 
 
+@pytest.mark.parametrize("kind", ["RF64", "W64", "WAVEX"])
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_cut_off_wav_of_another_header(kind: str, share: float, tmp_path: Path) -> None:
+    file = _write(tmp_path / "a.wav", tone(440.0, 8_000), 8_000, format=kind, subtype="PCM_16")
+    assert len(read_wave(file, 8_000)) == 8_000
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    with pytest.raises(InputError, match=f"{file} is cut off after"):
+        read_wave(file, 8_000)
+
+
 def test_cut_off_ogg_of_one_page(tmp_path: Path) -> None:
     file = write_tone(tmp_path / "a.ogg", 440.0)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -123,6 +133,31 @@ def test_recording_that_was_written_into_a_pipe(suffix: str, place: slice, tmp_p
     else:
         with pytest.raises(InputError, match=f"{file} cannot be decoded as a recording: .*; replace it"):
             read_wave(file, 8_000)
+
+
+@pytest.mark.parametrize("size", [0x7FFFF000, 0x7FFFFFDB, 0x7FFFFFFF, 0x80000000, 0xFFFFFFD8, 0xFFFFFFFF])
+@pytest.mark.parametrize("more", [0, 36])
+def test_sizes_that_programs_write_into_a_pipe(size: int, more: int, tmp_path: Path) -> None:
+    file = write_tone(tmp_path / "a.wav", 440.0, 8_000)
+    content = bytearray(file.read_bytes())
+    assert content[36:40] == b"data"
+    content[4:8], content[40:44] = (min(s, 2**32 - 1).to_bytes(4, "little") for s in (size + more, size))
+    file.write_bytes(content)
+    assert len(read_wave(file, 8_000)) == 8_000
+
+
+@pytest.mark.parametrize(("data", "cut"), [(16_000, False), (16_002, True), (0x7FFFEFFE, True)])
+@pytest.mark.parametrize("riff", [0, 16_036, 16_048, 0x7FFFF024, 0xFFFFFFFF])
+def test_size_of_the_sound_says_whether_it_is_cut_off(riff: int, data: int, cut: bool, tmp_path: Path) -> None:
+    file = write_tone(tmp_path / "a.wav", 440.0, 8_000)
+    content = bytearray(file.read_bytes())
+    content[4:8], content[40:44] = riff.to_bytes(4, "little"), data.to_bytes(4, "little")
+    file.write_bytes(content)
+    if cut:
+        with pytest.raises(InputError, match=rf"{file} is cut off after 1\.00 s; replace it"):
+            read_wave(file, 8_000)
+    else:
+        assert len(read_wave(file, 8_000)) == 8_000
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])

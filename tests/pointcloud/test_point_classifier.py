@@ -17,6 +17,7 @@ from training.small_runs import command, metric, saved, table
 from core.errors import InputError
 from pointcloud import PointCloudClassifier
 from pointcloud.feature_map import unit_sphere
+from pointcloud.metrics import MeanClassAccuracy
 from pointcloud.task import ViewNet
 from pointcloud.views import pose_matrices
 
@@ -186,6 +187,23 @@ def test_command_from_fit_to_export(tmp_path: Path) -> None:
         expected = ViewNet(task.backbone, task.cls_head, 2)(x)
     got = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     assert_close(torch.from_numpy(got), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_mean_class_accuracy_is_over_the_classes_of_the_split() -> None:
+    y, predicted = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2])
+    whole, first, second = (MeanClassAccuracy(3) for _ in range(3))
+    whole.update(predicted, y)
+    assert float(whole.compute()) == 0.75
+    first.update(predicted[:3], y[:3])
+    second.update(predicted[3:], y[3:])
+    first.merge_state(second)  # as what several processes counted is added up
+    assert float(first.compute()) == 0.75
+    whole.reset()
+    whole.update(torch.eye(3)[[2, 1, 0]], torch.tensor([2, 0, 0]))
+    assert float(whole.compute()) == 0.75
+    scores = _task(num_classes=3).val_scores
+    scores.update(torch.eye(3)[predicted], y)
+    assert {name: float(score) for name, score in scores.compute().items()} == {"val_acc": 0.75, "val_macc": 0.75}
 
 
 def test_testing_votes_over_its_own_poses(monkeypatch: pytest.MonkeyPatch) -> None:

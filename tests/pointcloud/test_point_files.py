@@ -44,7 +44,7 @@ def _write(path: Path, points: np.ndarray) -> Path:
 )
 def test_clouds_are_read_as_they_are_stored(name: str, tmp_path: Path) -> None:
     read = read_cloud(_write(tmp_path / name, POINTS), 20)
-    assert read.dtype == np.float32
+    assert read.dtype == (np.float32 if name in ("cloud.npy", "cloud_binary.pcd") else np.float64)
     assert np.allclose(read, POINTS, atol=1e-6)
 
 
@@ -65,6 +65,22 @@ def test_off_files_with_the_counts_behind_the_word(tmp_path: Path) -> None:
     text = trimesh.creation.box().export(file_type="off")
     (tmp_path / "glued.off").write_text(text.replace("OFF\n", "OFF", 1))
     assert read_cloud(tmp_path / "glued.off", 50).shape == (50, 3)
+
+
+@pytest.mark.parametrize("word", ["COFF", "NOFF", "STOFF", "COFF 8 12 0"])
+def test_off_files_whose_points_have_more_than_a_place(word: str, tmp_path: Path) -> None:
+    """A colour or a normal behind each point, which the word in the first line announces."""
+    box = trimesh.creation.box((4.0, 1.0, 1.0))
+    points = [f"{x} {y} {z} 255 0 0 255" for x, y, z in box.vertices.tolist()]
+    faces = [f"3 {a} {b} {c}" for a, b, c in box.faces.tolist()]
+    head = [word] if " " in word else [word, "8 12 0"]
+    file = tmp_path / "box.off"
+    file.write_text("\n".join([*head, *points, *faces]) + "\n")
+    read = read_cloud(file, 50)
+    assert np.isclose(np.abs(read), [2, 0.5, 0.5], atol=1e-5).any(axis=1).all()
+    file.write_text("\n".join([*head, *points, *faces[:-1]]) + "\n")
+    with pytest.raises(InputError, match=r"is cut off: 19 lines for 8 vertices and 12 faces"):
+        read_cloud(file, 50)
 
 
 OFF = "OFF\n4 2 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n"
@@ -148,6 +164,42 @@ def test_clouds_are_turned_scaled_and_stay_as_stored() -> None:
     assert not torch.equal(train[0], raw[0])
     assert torch.equal(train[0].sort(dim=0).values, raw[0].sort(dim=0).values)
     assert np.array_equal(stored, before)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".txt", ".ply"])
+def test_coordinates_of_a_map_keep_the_shape_of_a_cloud(suffix: str, tmp_path: Path) -> None:
+    """float32 rounds a northing of 4,500,000 m to half a metre, the radius of this sphere."""
+    directions = np.random.default_rng(1).standard_normal((50, 3))
+    sphere = 0.5 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    for name, points in (("near", sphere), ("far", sphere + np.array([500_000, 4_500_000, 120]))):
+        if suffix == ".npy":
+            np.save(tmp_path / f"{name}.npy", points)
+        elif suffix == ".txt":
+            np.savetxt(tmp_path / f"{name}.txt", points, fmt="%.9f")
+        else:
+            header = f"ply\nformat ascii 1.0\nelement vertex {len(points)}\n"
+            axes = "".join(f"property double {axis}\n" for axis in "xyz")
+            rows = "\n".join(" ".join(f"{value:.9f}" for value in point) for point in points)
+            (tmp_path / f"{name}.ply").write_text(f"{header}{axes}end_header\n{rows}\n")
+    near, far = (Clouds([(tmp_path / f"{name}{suffix}", 0)], 50)[0] for name in ("near", "far"))
+    assert near is not None
+    assert far is not None
+    assert near[0].dtype == far[0].dtype == torch.float32
+    assert torch.allclose(near[0], far[0], rtol=0, atol=1e-5)
+    assert near[0].norm(dim=1).amax() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "<f4", ">f4", "f8", "i4", "u1"])
+def test_clouds_of_any_numbers_become_single_precision(dtype: str) -> None:
+    stored = (40 * np.abs(POINTS)).astype(dtype)
+    single = torch.from_numpy(stored.astype(np.float32))
+    plain, sphere = (Clouds([(("a", stored), 0)], 20, normalise=n, y_up=False)[0] for n in (False, True))
+    assert plain is not None
+    assert sphere is not None
+    assert torch.equal(plain[0], single)
+    assert torch.allclose(sphere[0], unit_sphere(single), rtol=0, atol=1e-6)
+    if dtype in ("f2", "<f4", ">f4"):
+        assert torch.equal(sphere[0], unit_sphere(single))
 
 
 def test_of_a_larger_cloud_evaluation_always_takes_the_same_points() -> None:

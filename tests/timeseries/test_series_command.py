@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from small_series import series_runs, waves, write_series, write_series_config
+from small_series import TINY, series_runs, waves, write_series, write_series_config
 from torch.testing import assert_close
 from training.small_runs import command, metric, saved, table
 
@@ -96,6 +96,18 @@ def test_forecast_goes_on_after_the_last_row_in_the_units_of_the_file(
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e9])
+def test_forecasts_keep_seven_digits_in_any_unit(scale: float) -> None:
+    exact = torch.tensor([[1.2345678, -0.0012345678], [scale, 0.0]]) * scale
+    for quantiles in ((), (0.1, 0.9)):
+        task = ForecastTask(**TINY, channels=1, seq_len=48, pred_len=2, quantiles=quantiles)
+        columns = task._columns("a", exact if quantiles else exact[:, 0])
+        assert list(columns) == (["a_q0.1", "a_q0.9"] if quantiles else ["a"])
+        for values, truth in zip(columns.values(), exact.T.tolist(), strict=False):
+            assert values == pytest.approx(truth, rel=5e-7, abs=0)
+            assert values == [float(f"{value:.7g}") for value in values]
+
+
 def test_without_a_file_the_series_itself_is_continued(trained_series: dict[str, Path], tmp_path: Path) -> None:
     command("predict", trained_series["config"], tmp_path, *_best(trained_series))
     rows = table(series_runs(tmp_path)[0] / "predictions.csv")
@@ -122,6 +134,23 @@ def test_files_that_the_model_cannot_continue(
     with pytest.raises(SystemExit, match=rf"^lightning: error: .*{text}"):
         command("predict", trained_series["config"], tmp_path / "out", *words)
     assert not series_runs(tmp_path / "out")
+
+
+def test_channels_are_those_of_the_file_to_continue_too(trained_series: dict[str, Path], tmp_path: Path) -> None:
+    """Such a file may have other columns, numbers and words, in any order."""
+    values = waves(60, 3, seed=5)
+    path = write_series(tmp_path / "other.csv", values)
+    wide = pd.read_csv(path).rename(columns={"a": "b", "b": "x", "c": "a"}).assign(note="warm")
+    wide.to_csv(path, index=False)
+    words = [*_best(trained_series), "--data.predict_path", str(path), "--data.channels", '["a", "b"]']
+    command("predict", trained_series["config"], tmp_path / "out", *words)
+    (run,) = series_runs(tmp_path / "out")
+    rows = table(run / "predictions.csv")
+    assert list(rows[0]) == ["date", "a", "b"]
+    with torch.no_grad():
+        expected = _model(trained_series)(torch.tensor(values[-48:, [2, 0]], dtype=torch.float32)[None])[0]
+    found = torch.tensor([[float(row["a"]), float(row["b"])] for row in rows])
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_lengths_of_model_and_data_must_agree(trained_series: dict[str, Path], tmp_path: Path) -> None:

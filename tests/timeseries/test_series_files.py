@@ -81,8 +81,8 @@ def test_dates_that_cannot_be_used(dates: list[str], text: str, tmp_path: Path) 
     ("lines", "text"),
     [
         (["time,a", "2020-01-01,1"], "has the columns time, a; none is called 'date': set --data.date"),
-        (["date,a,b", *[f"2020-01-0{i},1,low" for i in (1, 2, 3)]], "b holds numbers"),
-        (["date", "2020-01-01"], "no column holds numbers"),
+        (["date,a,b", *[f"2020-01-0{i},1,low" for i in (1, 2, 3)]], r"b holds no numbers; name .* --data\.channels"),
+        (["date", "2020-01-01"], "has no column beside 'date'; expected one column of numbers"),
         (["date,a", *[f"2020-01-0{i},inf" for i in (1, 2, 3)]], "holds infinity in a"),
         (["date,a,b", *[f"2020-01-0{i},,1" for i in (1, 2, 3)]], "no value at all in a"),
         ([], "is not a CSV file"),

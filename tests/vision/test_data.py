@@ -178,7 +178,7 @@ def test_all_files_of_a_batch_broken(tmp_path: Path) -> None:
     for file in (root / "val").rglob("*.png"):
         file.write_bytes(b"nothing")
     loader = _set_up(_folder(root, skip_broken=True)).val_dataloader()
-    with pytest.warns(UserWarning, match="skipped"), pytest.raises(InputError, match="no image of a whole batch"):
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(InputError, match="no image can be used"):
         list(loader)
 
 
