@@ -7,42 +7,27 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import Interpolation, VideoReformatter
-from numpy.typing import NDArray
 
-from core.errors import InputError, MissingError
+from core.errors import InputError
+from video.frames import Frames, check_file, scaled, undecodable
 from video.sampling import Ticks, shown_at
+from video.torchcodec_video import TorchcodecVideo
 
-if TYPE_CHECKING:
-    from video.torchcodec_video import TorchcodecVideo
-
-__all__ = ["Decoder", "Frames", "Video", "VideoFile", "check_file", "open_video", "scaled", "undecodable"]
+__all__ = ["Decoder", "VideoFile", "open_video"]
 
 Decoder = Literal["pyav", "torchcodec"]
-Frames = NDArray[np.uint8]
 Skip = Literal["DEFAULT", "NONREF"]
 _NEAR = 8
 """Frames up to the next keyframe that are rather decoded than sought past: a seek empties the decoder."""
 _REORDERED = ("h264", "hevc")
 _HELD = 16
 """Decoded frames that wait for their conversion."""
-
-
-class Video(Protocol):
-    """What a clip is read from: so many ticks of equal length, and the frame that is shown in each."""
-
-    def __len__(self) -> int:
-        """Number of ticks."""
-        ...
-
-    def read(self, ticks: Ticks) -> Frames:
-        """The frames (N, H, W, 3) uint8, RGB, of ticks (N,) in any order."""
-        ...
 
 
 class VideoFile:
@@ -197,9 +182,7 @@ class VideoFile:
         return pictures
 
 
-def open_video(
-    path: Path, decoder: Decoder = "pyav", *, short_side: int | None = None
-) -> "VideoFile | TorchcodecVideo":
+def open_video(path: Path, decoder: Decoder = "pyav", *, short_side: int | None = None) -> VideoFile | TorchcodecVideo:
     """A video file, read by the named package.
 
     Raises:
@@ -210,8 +193,6 @@ def open_video(
         raise InputError(f"decoder={decoder!r}; expected 'pyav' or 'torchcodec'")
     if decoder == "pyav":
         return VideoFile(path, short_side=short_side)
-    from video.torchcodec_video import TorchcodecVideo
-
     return TorchcodecVideo(path, short_side=short_side)
 
 
@@ -221,28 +202,3 @@ def _open(path: Path) -> InputContainer:
         return av.open(str(path))
     except (av.FFmpegError, ValueError) as error:
         raise undecodable(path, error) from error
-
-
-def check_file(path: Path) -> None:
-    """Raise for a file that is missing or empty.
-
-    Raises:
-        MissingError: if there is none.
-        InputError: if it is empty.
-    """
-    if not path.is_file():
-        raise MissingError(f"there is no video {path}; correct the list that names it")
-    if not path.stat().st_size:
-        raise InputError(f"{path} is empty; replace it")
-
-
-def scaled(first: int, second: int, short_side: int | None) -> tuple[int, int]:
-    """Two sides in pixels, scaled down so that the shorter one is ``short_side`` at most; None leaves them."""
-    scale = min(1.0, (short_side or np.inf) / min(first, second))
-    return max(1, round(first * scale)), max(1, round(second * scale))
-
-
-def undecodable(path: Path, error: Exception) -> InputError:
-    """What to raise when a library cannot decode a file, with the library's reason."""
-    reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
-    return InputError(f"{path} cannot be decoded as a video: {reason}; replace it")

@@ -16,7 +16,8 @@ from core.errors import InputError, MissingError
 from core.files import find_files
 from core.images import read_image
 from core.samples import Samples
-from video.decoding import Decoder, Video, open_video
+from video.decoding import Decoder, open_video
+from video.frames import Video
 from video.sampling import Ticks
 
 __all__ = ["SUFFIXES", "Clips", "FrameFolder", "Source", "video_files"]

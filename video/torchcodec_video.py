@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from core.errors import InputError
-from video.decoding import Frames, check_file, scaled, undecodable
+from video.frames import Frames, check_file, scaled, undecodable
 from video.sampling import Ticks
 
 __all__ = ["TorchcodecVideo"]
