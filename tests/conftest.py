@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start; one test runs on each core
@@ -9,6 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tes
 import numpy as np
 import pytest
 import torch
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job, where what is stopped here would go on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

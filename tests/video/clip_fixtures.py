@@ -14,7 +14,7 @@ def trained_videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base, environment = tmp_path_factory.mktemp("trained_videos"), os.environ.copy()
     root = write_colours(base / "videos", train=6, val=3, test=2)
     config = write_video_config(base / "videos.yaml", root)
-    command("fit", config, base / "out", "--trainer.max_epochs", "6")
+    command("fit", config, base / "out", "--trainer.max_epochs", "12", "--seed_everything", "0")
     os.environ.clear()
     os.environ.update(environment)
     return {"folder": video_runs(base / "out")[0], "config": config, "videos": root, "out": base / "out"}
