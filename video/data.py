@@ -13,7 +13,7 @@ from core.samples import Samples
 from core.training.samples import SampleDataModule, Split
 from video.augment import TestCrops, TrainCrops, erase
 from video.decoding import Decoder
-from video.files import Clips, video_files
+from video.files import Clips, Source, video_files
 from video.sampling import Sampling
 
 __all__ = ["VideoDataModule"]
@@ -81,9 +81,9 @@ class VideoDataModule(SampleDataModule):
         self.train_transform = TrainCrops(size, scale=scale, hflip=hflip, auto_augment=auto_augment, repeats=repeats)
         self.val_transform, self.test_transform = TestCrops(size), TestCrops(size, test_crops)
 
-    def find(self, path: Path) -> list[Path]:
+    def find(self, path: Path) -> list[Source]:
         """The video itself, or all videos below a folder."""
-        return video_files(path)
+        return list(video_files(path))
 
     def dataset(self, samples: Samples, split: Split) -> Clips:
         """Clips: random ones to train, the middle one to validate, all views for test and prediction."""

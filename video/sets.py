@@ -1,6 +1,7 @@
 """Video data sets: lists as Kinetics and Something-Something have them, and class folders."""
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,22 @@ class FrameList(VideoList):
     def __init__(self, root: str | None = None, *, template: str = "img_{:05}.jpg", **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
         self.template = template
+
+    def find(self, path: Path) -> list[Source]:
+        """The folder of frames itself, or all such folders below it; frames are counted from the first.
+
+        Raises:
+            MissingError: if there is none.
+            InputError: if one has a single frame.
+        """
+        first = self.template.format(1)
+        folders = sorted({file.parent for file in path.rglob(first)})
+        if not folders:
+            raise MissingError(f"{path} has no folder with a frame {first}; give one, or set --data.template")
+        return [FrameFolder(folder, self._frames(folder), self.template) for folder in folders]
+
+    def _frames(self, folder: Path) -> int:
+        return next(number for number in count(1) if not (folder / self.template.format(number + 1)).is_file())
 
     def _source(self, path: str, frames: int = 0) -> Source:
         return FrameFolder(self._path(path), frames, self.template)

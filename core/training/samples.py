@@ -32,8 +32,8 @@ class SampleDataModule(DataModule):
         super().__init__(**kwargs)
         self.predict_path = Path(predict_path) if predict_path else None
 
-    def find(self, path: Path) -> list[Path]:
-        """The file itself, or all files of the modality below a folder, sorted; a modality says how.
+    def find(self, path: Path) -> list[Any]:
+        """The file itself, or all sources of the modality below a folder, sorted; a modality says how.
 
         Raises:
             MissingError: if there is none.

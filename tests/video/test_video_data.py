@@ -181,6 +181,18 @@ def test_folders_of_frames(frames: Path) -> None:
     assert data.predict_set.files[0][1] == str(frames / "one")
 
 
+def test_prediction_of_folders_of_frames(frames: Path) -> None:
+    for path, names in ((frames, ["one", "two"]), (frames / "two", ["two"])):
+        data = FrameList(sampling="uniform", predict_path=str(path), **BOTH)
+        data.setup("predict")
+        assert [name for _, name in data.predict_set.files] == [str(frames / name) for name in names]
+        assert len(data.predict_set.files[-1][0]) == 9
+    with pytest.raises(
+        MissingError, match=r"has no folder with a frame frame_1\.png; give one, or set --data\.template"
+    ):
+        FrameList(predict_path=str(frames), template="frame_{}.png", **BOTH).setup("predict")
+
+
 def test_wrong_folders_of_frames(frames: Path) -> None:
     (frames / "two" / "img_00004.jpg").unlink()
     with pytest.raises(
