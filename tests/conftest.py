@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start; one test runs on each core
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 
+hypothesis.settings.register_profile("untimed", deadline=None)  # a machine that is busy for a moment is no failure
+hypothesis.settings.load_profile("untimed")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job, where what is stopped here would go on
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -30,7 +30,7 @@ def _plain(wave: Tensor, length: int) -> Tensor:
     return own - own.mean()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(2, 200), min_size=1, max_size=8), st.integers(0, 10**6))
 def test_mixing_equals_the_formula(lengths: list[int], seed: int) -> None:
     """Each waveform has a class of its own, so that the targets tell the partner and the share."""
@@ -85,7 +85,7 @@ def _masked(x_FT: Tensor) -> tuple[list[int], list[int]]:
     return rows, columns
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 30), st.integers(0, 30), st.integers(0, 10**6))
 def test_one_band_and_one_stretch_are_masked(bands: int, frames: int, high: int, wide: int, seed: int) -> None:
     torch.manual_seed(seed)
@@ -122,7 +122,7 @@ def test_no_mask_leaves_the_map_as_it_is() -> None:
     assert not any(columns)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(1, 15), st.integers(0, 10**6))
 def test_rolling_is_that_of_torch(frames: int, limit: int, seed: int) -> None:
     torch.manual_seed(seed)

@@ -139,7 +139,7 @@ def test_where_statistics_are_kept(tmp_path: Path) -> None:
 LENGTHS, OVERLAPS = st.integers(1, 40_000), st.floats(0, 0.95)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(LENGTHS, OVERLAPS)
 def test_windows_cover_a_recording(length: int, overlap: float) -> None:
     data = AudioFolder(**SMALL, overlap=overlap)

@@ -131,7 +131,7 @@ def test_longer_waveforms_are_cut_at_the_end() -> None:
     assert not torch.equal(LONG(wave[None]), LONG(wave[None, -LONG.samples(128) :]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(32, 400), min_size=1, max_size=6))
 def test_batch_equals_one_by_one(lengths: list[int]) -> None:
     waves = [_noise(length, seed) for seed, length in enumerate(lengths)]
@@ -207,7 +207,7 @@ def test_numbers_that_no_map_comes_from(options: dict[str, Any]) -> None:
         LogMel(**options)(_noise(16_000)[None])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 3_000), st.sampled_from([8_000, 11_025, 22_050, 44_100, 48_000]))
 def test_resampled_length(samples: int, rate: int) -> None:
     wave = torch.ones(2, samples)

@@ -77,7 +77,7 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
     assert_close(wave, torch.from_numpy(channels.mean(axis=1)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 400), st.integers(1, 3), st.sampled_from([8_000, 16_000, 44_100]))
 def test_any_short_recording_is_read_whole(tmp_path_factory: Any, samples: int, channels: int, rate: int) -> None:
     file = tmp_path_factory.getbasetemp() / "short.wav"

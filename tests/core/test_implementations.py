@@ -43,7 +43,7 @@ odd = st.integers(0, 8).map(lambda half: 2 * half + 1)
 
 
 @pytest.mark.parametrize("name", HERE)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kernel=st.tuples(odd, odd),
     size=st.tuples(st.integers(1, 17), st.integers(1, 17)),

@@ -65,7 +65,7 @@ def _sums(draw: st.DrawFn) -> tuple[_Sum, int]:
     return filled(_Sum(branches, shortcut)).double(), dimensions
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_sums())
 def test_branches_of_any_kind_merge(drawn: tuple[_Sum, int]) -> None:
     branches, dimensions = drawn

@@ -34,7 +34,7 @@ def _output_and_gradients(y: Tensor, inputs: list[Tensor | None]) -> list[Tensor
 odd = st.integers(0, 7).map(lambda half: 2 * half + 1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     kernel=st.one_of(odd.map(lambda k: (k, k)), st.tuples(odd, odd)),
     size=st.tuples(st.integers(1, 12), st.integers(1, 12)),

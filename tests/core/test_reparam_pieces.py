@@ -34,7 +34,7 @@ def _input(channels: int, dimensions: int) -> Tensor:
 odd = st.integers(0, 4).map(lambda half: 2 * half + 1)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     k=odd,
     dilation=st.integers(1, 7),

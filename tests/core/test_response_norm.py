@@ -20,7 +20,7 @@ def _formula(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> Tenso
     return y if beta is None else y + beta
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=st.tuples(*[st.integers(1, 6)] * 4), bias=st.booleans(), grad=st.booleans())
 def test_values_and_gradients(shape: tuple[int, int, int, int], bias: bool, grad: bool) -> None:
     x, gamma, beta = (torch.randn(s, dtype=torch.float64).requires_grad_() for s in (shape, shape[-1:], shape[-1:]))

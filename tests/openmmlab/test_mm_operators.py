@@ -46,7 +46,7 @@ def _boxes(count: int, seed: int) -> torch.Tensor:
 @given(
     count=st.integers(1, 30), seed=st.integers(0, 999), threshold=st.floats(0.05, 0.95), offset=st.sampled_from([0, 1])
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nms(count: int, seed: int, threshold: float, offset: int) -> None:
     boxes, scores = _boxes(count, seed).double(), torch.rand(count, generator=torch.Generator().manual_seed(seed))
     found, kept = nms(boxes, scores.double(), threshold, offset)

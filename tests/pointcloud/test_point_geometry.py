@@ -35,7 +35,7 @@ def test_ten_views_are_the_published_ones() -> None:
         assert np.allclose(matrix, _rx(a) @ _ry(b) @ _rz(c), atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(0, 2 * math.pi), st.floats(-math.pi, math.pi))
 def test_pose_is_a_tilt_then_a_turn(theta: float, phi: float) -> None:
     matrix = pose_matrices(*torch.tensor([[theta], [phi]], dtype=torch.float64))[0].numpy()
@@ -79,7 +79,7 @@ def _plain_splat_pixels(cloud: Tensor, size: int) -> Tensor:
     return spread + size // 2 - centre - 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 40), st.integers(2, 30), st.floats(0.01, 100), st.integers(0, 10**6))
 def test_splat_equals_the_published_order(count: int, half: int, stretch: float, seed: int) -> None:
     torch.manual_seed(seed)

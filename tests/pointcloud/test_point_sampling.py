@@ -40,7 +40,7 @@ def _cloud(kind: str, count: int) -> Tensor:
 KINDS = ["noise", "grid", "line", "plane", "equal", "clusters"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(KINDS), st.integers(2, 700), st.integers(1, 700), st.integers(0, 10**6))
 def test_lazy_sampling_equals_the_textbook(kind: str, total: int, count: int, seed: int) -> None:
     torch.manual_seed(seed)
@@ -86,7 +86,7 @@ def test_points_that_are_nowhere(bad: float) -> None:
         farthest_points(cloud, 5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 10**6))
 def test_neighbors_are_the_nearest(total: int, count: int, seed: int) -> None:
     torch.manual_seed(seed)

@@ -17,7 +17,7 @@ from timeseries.decomposition import SeasonalNorm, SeriesDecomposition
 DOUBLE = {"rtol": 1e-5, "atol": 1e-6}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(length=st.integers(1, 40), reach=st.integers(0, 15), seed=st.integers(0, 99))
 def test_trend_is_the_mean_of_the_window_with_repeated_ends(length: int, reach: int, seed: int) -> None:
     x = torch.randn(2, length, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -42,7 +42,7 @@ def test_seasonal_norm_has_no_level() -> None:
     assert_close(norm(x), plain - plain.mean(dim=1, keepdim=True))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(length=st.integers(1, 17), lag=st.integers(-20, 20))
 def test_correlation_and_shift_by_hand(length: int, lag: int) -> None:
     q, k = torch.randn(2, length, dtype=torch.float32), torch.randn(2, length, dtype=torch.float32)

@@ -19,7 +19,7 @@ from timeseries.data import split_rows
 from timeseries.metrics import ForecastErrors, quantile_loss
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(length=st.integers(1, 60), period=st.integers(1, 70))
 def test_fold_keeps_every_value_in_order(length: int, period: int) -> None:
     x = torch.arange(1.0, length + 1).expand(2, 3, -1)
@@ -47,7 +47,7 @@ def test_calendar_features() -> None:
     assert_close(time_marks(times), torch.tensor(expected))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=st.integers(10, 50_000))
 def test_shares_are_those_of_the_benchmarks(rows: int) -> None:
     train, test = int(rows * 0.7), int(rows * 0.2)

@@ -22,7 +22,7 @@ def _place(layout: str, t: int, h: int, w: int, *, size: tuple[int, int], column
     return flat // (columns * width), flat % (columns * width)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["grid", "strip"]), SIDES, SIDES, SIDES, SIDES, st.booleans())
 def test_every_pixel_is_where_the_formula_says(
     layout: Layout, rows: int, columns: int, height: int, width: int, given_rows: bool

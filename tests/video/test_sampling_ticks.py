@@ -23,14 +23,14 @@ def _published(length: int, frames: int, rate: int, end: int) -> list[int]:
     return [int(min(max(start + i * step, start), end - 1)) for i in range(frames)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(FRAMES, RATES, LENGTHS)
 def test_centre_of_dense_sampling(frames: int, rate: int, length: int) -> None:
     expected = _published(length, frames, rate, (frames * rate + length) // 2)
     assert Sampling(frames, rate).centre(length).tolist() == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(FRAMES, RATES, LENGTHS, st.integers(0, 2**31))
 def test_random_dense_clips_are_windows(frames: int, rate: int, length: int, seed: int) -> None:
     np.random.seed(seed)
@@ -53,7 +53,7 @@ def test_test_views_are_the_published_ones(length: int) -> None:
     assert Sampling().views(length, 5).tolist() == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(FRAMES, LENGTHS, st.integers(1, 6))
 def test_uniform_clips_have_one_tick_of_each_segment(frames: int, length: int, views: int) -> None:
     sampling = Sampling(frames, mode="uniform")
@@ -66,7 +66,7 @@ def test_uniform_clips_have_one_tick_of_each_segment(frames: int, length: int, v
     assert np.array_equal(sampling.views(length, 1)[0], sampling.centre(length))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(FRAMES, RATES, st.integers(1, 30), st.integers(1, 5), st.sampled_from(["dense", "uniform"]))
 def test_ticks_are_ascending_and_inside_of_any_video(
     frames: int, rate: int, length: int, views: int, mode: Any
@@ -78,7 +78,7 @@ def test_ticks_are_ascending_and_inside_of_any_video(
         assert (np.diff(ticks) >= 0).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(2, 300), st.floats(0.01, 50), st.floats(0, 0.2))
 def test_at_a_constant_rate_ticks_are_frames(count: int, duration: float, jitter: float) -> None:
     wobble = np.random.default_rng(count).uniform(-jitter, jitter, count)

@@ -26,7 +26,7 @@ def _seed(value: int) -> None:
     torch.manual_seed(value)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SIZES, st.sampled_from([32, 33, 64]), st.sampled_from(["auto", "center", "squash"]))
 def test_evaluation_maps_any_image_to_a_square(shape: tuple[int, int], size: int, crop: Any) -> None:
     for mode, options, channels in (("RGB", {}, 3), ("L", GREY, 1)):
@@ -35,7 +35,7 @@ def test_evaluation_maps_any_image_to_a_square(shape: tuple[int, int], size: int
         assert x.dtype == torch.float32
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIZES, st.integers(0, 1000))
 def test_training_maps_any_image_to_a_finite_square(shape: tuple[int, int], seed: int) -> None:
     _seed(seed)
