@@ -5,15 +5,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import timm.models
 from huggingface_hub import hf_hub_download
-from timm.models import _builder
+from timm.models import _builder, _hub
 from timm.models._hub import download_cached_file
 
 from core.errors import InputError, MissingError
 
-__all__ = ["checked_names", "hub_file", "web_file"]
+__all__ = ["checked_hub", "checked_names", "hub_file", "web_file"]
 
 _HASH_IN_NAME = re.compile(r"-[0-9a-f]{8,64}\.\w+$")
 _CHUNK = 2**24
@@ -48,12 +49,15 @@ def hub_file(repository: str, name: str, *, revision: str | None = None, token: 
         ValueError: if the names are none.
         InputError: if the content is not what the Hub has.
     """
-    path = Path(hf_hub_download(repository, name, revision=revision, token=token))
+    return _compared(Path(hf_hub_download(repository, name, revision=revision, token=token)), repository)
+
+
+def _compared(path: Path, repository: str) -> Path:
     content = path.resolve()
     if content.parent.name == "blobs" and _sum_of(content, len(content.name)) not in (None, content.name):
         raise InputError(
-            f"{name} of {repository!r} is not what the Hugging Face Hub has: its hash is not {content.name}. Delete "
-            f"{content} and try again"
+            f"{path.name} of {repository!r} is not what the Hugging Face Hub has: its hash is not {content.name}. "
+            f"Delete {content} and try again"
         )
     return path
 
@@ -84,3 +88,19 @@ def checked_names() -> Iterator[None]:
         yield
     finally:
         timm.models.set_pretrained_check_hash(before)
+
+
+@contextmanager
+def checked_hub() -> Iterator[None]:
+    """Let timm compare what it gets from the Hub as :func:`hub_file` does; the Hub's own client compares sizes."""
+    get = _hub.hf_hub_download
+
+    def compared(*args: Any, **kwargs: Any) -> str:
+        repository = str(args[0] if args else kwargs["repo_id"])
+        return str(_compared(Path(get(*args, **kwargs)), repository))
+
+    _hub.hf_hub_download = compared
+    try:
+        yield
+    finally:
+        _hub.hf_hub_download = get

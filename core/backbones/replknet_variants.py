@@ -15,7 +15,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from core.backbones.pretrained import evaluated_at
 from core.backbones.replknet import RepLKNet
 from core.checkpoints import checkpoint_filter_fn
-from core.downloads import checked_names
+from core.downloads import checked_hub, checked_names
 
 __all__ = ["ARCHITECTURES", "replknet_13", "replknet_31b", "replknet_31l", "replknet_xl", "test_replknet"]
 
@@ -99,7 +99,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> RepLKNet:
     args = ARCHITECTURES[variant] | kwargs
-    with checked_names():  # the mirror's names end in the beginning of their SHA-256
+    with checked_names(), checked_hub():  # the mirror's names end in the beginning of their SHA-256
         model: RepLKNet = build_model_with_cfg(
             RepLKNet,
             variant,

@@ -11,6 +11,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from core.backbones.pretrained import evaluated_at
 from core.backbones.unireplknet import UniRepLKNet
 from core.checkpoints import checkpoint_filter_fn
+from core.downloads import checked_hub
 
 __all__ = [
     "ARCHITECTURES",
@@ -83,14 +84,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> UniRepLKNet:
     args = ARCHITECTURES[variant] | kwargs
-    model: UniRepLKNet = build_model_with_cfg(
-        UniRepLKNet,
-        variant,
-        pretrained,
-        feature_cfg={"out_indices": tuple(range(len(args["depths"]))), "feature_cls": "getter"},
-        pretrained_filter_fn=checkpoint_filter_fn,
-        **args,
-    )
+    with checked_hub():
+        model: UniRepLKNet = build_model_with_cfg(
+            UniRepLKNet,
+            variant,
+            pretrained,
+            feature_cfg={"out_indices": tuple(range(len(args["depths"]))), "feature_cls": "getter"},
+            pretrained_filter_fn=checkpoint_filter_fn,
+            **args,
+        )
     return model
 
 

@@ -1,5 +1,6 @@
 """timm's own functions for the Hub on these backbones: saved to a folder, loaded by ``hf-hub:`` and ``local-dir:``."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -128,3 +129,20 @@ def test_folded_classifier_is_not_taken_off(net: str, tmp_path: Path) -> None:
     wanted = model.forward_intermediates(x, intermediates_only=True)
     for a, b in zip(maps, wanted, strict=True):
         assert (a - b).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("net", [TINY, TINY_REPLKNET])
+def test_weights_of_the_hub_are_compared_with_their_hash(net: str, repository: Path) -> None:
+    """The cache keeps a large file under its SHA-256, and links it."""
+    save_for_hf(tiny(net), str(repository), safe_serialization=True)
+    link, blobs = repository / "model.safetensors", repository.parents[1] / "blobs"
+    blobs.mkdir()
+    content = blobs / hashlib.sha256(link.read_bytes()).hexdigest()
+    link.rename(content)
+    link.symlink_to(content)
+    timm.create_model("hf-hub:org/name", pretrained=True)
+    damaged = bytearray(content.read_bytes())
+    damaged[-1] ^= 1
+    content.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"safetensors of 'org/name' is not what the Hugging Face Hub has"):
+        timm.create_model("hf-hub:org/name", pretrained=True)
