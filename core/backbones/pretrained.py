@@ -1,8 +1,41 @@
-"""What the pretrained configurations of both families have in common: size, crop and accuracy, in timm's words."""
+"""What both families have in common where timm builds them and loads published weights."""
 
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, TypeVar
 
-__all__ = ["evaluated_at"]
+from timm.models import build_model_with_cfg
+from torch import nn
+
+from core.checkpoints import checkpoint_filter_fn
+from core.downloads import checked_hub, checked_names
+
+__all__ = ["build_variant", "evaluated_at"]
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def build_variant(
+    net: type[Net], variant: str, pretrained: bool, args: dict[str, Any], *, hashes_in_names: bool = False
+) -> Net:
+    """A registered variant by timm's builder, with published weights on request, compared with their hash.
+
+    Args:
+        net: class of the family.
+        variant: name under which timm knows it.
+        pretrained: load the weights of its pretrained configuration.
+        args: of the class, ``dims`` among them, and of the builder.
+        hashes_in_names: the names of the published files end in the beginning of their SHA-256.
+    """
+    with checked_hub(), checked_names() if hashes_in_names else nullcontext():
+        model: Net = build_model_with_cfg(
+            net,
+            variant,
+            pretrained,
+            feature_cfg={"out_indices": tuple(range(len(args["dims"]))), "feature_cls": "getter"},
+            pretrained_filter_fn=checkpoint_filter_fn,
+            **args,
+        )
+    return model
 
 
 def evaluated_at(size: int, *, top1: float | None, num_classes: int, first_conv: str) -> dict[str, Any]:

@@ -10,12 +10,10 @@ deviation 0.5.
 from typing import Any
 
 from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 
-from core.backbones.pretrained import evaluated_at
+from core.backbones.pretrained import build_variant, evaluated_at
 from core.backbones.replknet import RepLKNet
-from core.checkpoints import checkpoint_filter_fn
-from core.downloads import checked_hub, checked_names
 
 __all__ = ["ARCHITECTURES", "replknet_13", "replknet_31b", "replknet_31l", "replknet_xl", "test_replknet"]
 
@@ -98,17 +96,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> RepLKNet:
-    args = ARCHITECTURES[variant] | kwargs
-    with checked_names(), checked_hub():  # the mirror's names end in the beginning of their SHA-256
-        model: RepLKNet = build_model_with_cfg(
-            RepLKNet,
-            variant,
-            pretrained,
-            feature_cfg={"out_indices": tuple(range(len(args["dims"]))), "feature_cls": "getter"},
-            pretrained_filter_fn=checkpoint_filter_fn,
-            **args,
-        )
-    return model
+    return build_variant(RepLKNet, variant, pretrained, ARCHITECTURES[variant] | kwargs, hashes_in_names=True)
 
 
 @register_model

@@ -6,12 +6,10 @@ Below 384 pixels the shorter side is resized to size / 0.875 and the centre cut 
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 
-from core.backbones.pretrained import evaluated_at
+from core.backbones.pretrained import build_variant, evaluated_at
 from core.backbones.unireplknet import UniRepLKNet
-from core.checkpoints import checkpoint_filter_fn
-from core.downloads import checked_hub
 
 __all__ = [
     "ARCHITECTURES",
@@ -83,17 +81,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> UniRepLKNet:
-    args = ARCHITECTURES[variant] | kwargs
-    with checked_hub():
-        model: UniRepLKNet = build_model_with_cfg(
-            UniRepLKNet,
-            variant,
-            pretrained,
-            feature_cfg={"out_indices": tuple(range(len(args["depths"]))), "feature_cls": "getter"},
-            pretrained_filter_fn=checkpoint_filter_fn,
-            **args,
-        )
-    return model
+    return build_variant(UniRepLKNet, variant, pretrained, ARCHITECTURES[variant] | kwargs)
 
 
 @register_model

@@ -56,7 +56,6 @@ def folds(module: nn.Module) -> bool:
 
 
 def _ours(module: nn.Module) -> bool:
-    owner = next(
-        (c for c in type(module).__mro__ if "reparameterize" in vars(c)), None
-    )  # none: a wrapper has it within
+    classes = (c for c in type(module).__mro__ if "reparameterize" in vars(c))
+    owner = next(classes, None)  # None for a wrapper, which passes on what it wraps
     return owner is not None and owner.__module__.partition(".")[0] in ("core", "timm")
