@@ -16,6 +16,7 @@ from core.writing import whole_file
 
 __all__ = [
     "ENVIRONMENT",
+    "MEASURE",
     "Kind",
     "Size",
     "choose",
@@ -33,6 +34,9 @@ Size = tuple[int, int]
 ENVIRONMENT = "LARKIT_DEPTHWISE"
 """Environment variable that names an implementation for every depthwise convolution."""
 
+MEASURE = "measure"
+"""In the place of a name: time all at the first call of each size, and keep the fastest for this machine."""
+
 _chosen: dict[str, str] = {}
 
 
@@ -41,7 +45,8 @@ def choose(asked: str, kind: Kind, x: Tensor, kernel: Size, dilation: int) -> Im
 
     Args:
         asked: its name; '' leaves it to :data:`ENVIRONMENT`, then to what ``lightning cost --tune`` measured on this
-            machine, then to a rule for the device, dtype and sizes.
+            machine, then to a rule for the device, dtype and sizes. :data:`MEASURE` measures what is not yet known,
+            which takes seconds for each size, and minutes for a network whose Triton kernels have to be compiled.
         kind: the convolution (also the gradient of x), or the gradient of the weight.
         x: (B, C, H, W).
         kernel: (Kh, Kw), odd, with no tap further away than the map reaches.
@@ -53,9 +58,25 @@ def choose(asked: str, kind: Kind, x: Tensor, kernel: Size, dilation: int) -> Im
     last = memory_format(x) is torch.channels_last
     sizes = (x.shape[1], x.shape[2], x.shape[3], *kernel, dilation)
     asked = asked or os.environ.get(ENVIRONMENT, "")
+    if asked == MEASURE:
+        _measure_once(kind, x, kernel, dilation, last)
+        asked = ""
     key, name = _resolved(asked, kind, x.device, x.dtype, last, sizes, torch.get_num_threads(), onednn(x))
     _chosen[key] = name
     return IMPLEMENTATIONS[name]
+
+
+def _measure_once(kind: Kind, x: Tensor, kernel: Size, dilation: int, last: bool) -> None:
+    """Add the fastest implementation for these sizes to the table of this machine, unless it is there."""
+    key = key_of(kind, x, kernel, dilation)
+    if key in _table() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):  # no clocks in a CUDA graph
+        return
+    from core.ops.tune import Convolution, measure  # which measures what is chosen here
+
+    devices = [x.device] if x.is_cuda else []
+    with torch.random.fork_rng(devices):  # random maps that change no random number of the run
+        measured = measure(Convolution(tuple(x.shape), kernel, dilation, last, kind), x.dtype, str(x.device))
+    write_table({key: measured.fastest})
 
 
 Sizes = tuple[int, int, int, int, int, int]
@@ -78,8 +99,8 @@ def _resolved(
     name = asked or _table().get(key) or _rule(kind, last, sizes, fast)
     if name not in IMPLEMENTATIONS:
         raise InputError(
-            f"{name!r} is no way to compute a depthwise convolution; expected one of {', '.join(IMPLEMENTATIONS)} as "
-            f"implementation= or in the environment variable {ENVIRONMENT}"
+            f"{name!r} is no way to compute a depthwise convolution; expected one of {', '.join(IMPLEMENTATIONS)}, or "
+            f"{MEASURE!r} to try them all, as implementation= or in the environment variable {ENVIRONMENT}"
         )
     return key, name
 

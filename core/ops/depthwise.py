@@ -32,7 +32,7 @@ def depthwise_conv2d(
         bias: (C,), or None.
         stride: step of the output grid, in pixels.
         dilation: distance between two taps, in pixels.
-        implementation: one of :data:`core.ops.IMPLEMENTATIONS`; '' chooses.
+        implementation: one of :data:`core.ops.IMPLEMENTATIONS`, or 'measure' to time them all once; '' chooses.
 
     Returns:
         (B, C, ceil(H / stride), ceil(W / stride)) in the dtype and memory format of ``x``; under autocast in its dtype.

@@ -28,15 +28,19 @@ def response_norm(x_BHWC: Tensor, gamma_C: Tensor, beta_C: Tensor | None, eps: f
         (B, H, W, C) in the dtype of x.
     """
     if eager() and torch.is_grad_enabled():
-        y: Tensor = _ResponseNorm.apply(x_BHWC, gamma_C, eps)[0]
-    else:
-        y = x_BHWC * response_scale(x_BHWC, gamma_C, eps)
-    return y if beta_C is None else y + beta_C.to(y.dtype)
+        y: Tensor = _ResponseNorm.apply(x_BHWC, gamma_C, beta_C, eps)[0]
+        return y
+    return _affine(x_BHWC, response_scale(x_BHWC, gamma_C, eps), beta_C)
 
 
 def response_scale(x_BHWC: Tensor, gamma_C: Tensor, eps: float) -> Tensor:
     """What each channel is multiplied by: (B, 1, 1, C) in the dtype of x."""
     return _scale(_product_sums(x_BHWC, x_BHWC), gamma_C, eps).to(x_BHWC.dtype)[:, None, None]
+
+
+def _affine(x_BHWC: Tensor, scale_B11C: Tensor, beta_C: Tensor | None) -> Tensor:
+    """One pass over the map, also with an offset."""
+    return x_BHWC * scale_B11C if beta_C is None else torch.addcmul(beta_C.to(x_BHWC.dtype), x_BHWC, scale_B11C)
 
 
 def _scale(squares_BC: Tensor, gamma_C: Tensor, eps: float) -> Tensor:
@@ -66,21 +70,22 @@ def _product_sums(x_BHWC: Tensor, y_BHWC: Tensor) -> Tensor:
 
 
 class _ResponseNorm(torch.autograd.Function):
-    """x * scale and the sums of squares; keeps x alone, where composed operators keep four maps of its size."""
+    """x * scale + beta and the sums of squares; keeps x alone, where composed operators keep four maps of its size."""
 
     @staticmethod
-    def forward(x_BHWC: Tensor, gamma_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def forward(x_BHWC: Tensor, gamma_C: Tensor, beta_C: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
         squares = _product_sums(x_BHWC, x_BHWC)
-        return x_BHWC * _scale(squares, gamma_C, eps).to(x_BHWC.dtype)[:, None, None], squares
+        return _affine(x_BHWC, _scale(squares, gamma_C, eps).to(x_BHWC.dtype)[:, None, None], beta_C), squares
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x_BHWC, gamma_C, ctx.eps = inputs
+        x_BHWC, gamma_C, beta_C, ctx.eps = inputs
+        ctx.offset = None if beta_C is None else beta_C.dtype
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(x_BHWC, gamma_C, output[1])
 
     @staticmethod
-    def backward(ctx: Any, dy_BHWC: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, dy_BHWC: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x_BHWC, gamma_C, squares = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient of this gradient follows x through its norm
             squares = _product_sums(x_BHWC, x_BHWC)
@@ -92,4 +97,5 @@ class _ResponseNorm(torch.autograd.Function):
         slope = torch.where(squares > _TINY, to_norm / norm, 0).to(x_BHWC.dtype)[:, None, None]
         scale = (gamma_C * norm / mean + 1).to(x_BHWC.dtype)[:, None, None]
         to_x = (dy_BHWC * scale).addcmul_(x_BHWC, slope)
-        return to_x, (to_scale * norm / mean).sum(0).to(gamma_C.dtype), None
+        to_beta = None if ctx.offset is None else dy_BHWC.sum((0, 1, 2)).to(ctx.offset)
+        return to_x, (to_scale * norm / mean).sum(0).to(gamma_C.dtype), to_beta, None

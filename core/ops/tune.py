@@ -3,6 +3,7 @@
 import copy
 import math
 import statistics
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -117,6 +118,9 @@ def _agrees(name: str, convolution: Convolution, x: Tensor, g: Tensor, weight: T
     try:
         got = _run(name, convolution, x, g, weight)
     except InputError:  # not for this device or size
+        return False
+    except Exception as error:  # a compiler's or driver's, of any type: the others may still be measured
+        warnings.warn(f"implementation {name!r} failed and is not measured: {error}", stacklevel=2)
         return False
     terms = math.prod(convolution.kernel) if convolution.kind == "forward" else g[:, 0].numel()
     limit = torch.finfo(x.dtype).eps * max(4.0, math.sqrt(terms))

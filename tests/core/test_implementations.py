@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from core.errors import InputError
 from core.layers import DepthwiseConv2d
 from core.ops import IMPLEMENTATIONS, chosen_implementations, depthwise_conv2d
-from core.ops.choose import ENVIRONMENT, forget, key_of, table_file, write_table
+from core.ops.choose import ENVIRONMENT, MEASURE, forget, key_of, table_file, write_table
+from core.ops.implementations import Implementation
 from core.ops.operators import depthwise, depthwise_weight_gradient
 
 HERE = [name for name in IMPLEMENTATIONS if name != "triton"]  # test_triton_depthwise.py runs that one
@@ -169,6 +170,38 @@ def test_what_was_asked_for_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("contiguous", "channels_last", "contiguous"):
         depthwise_conv2d(x, weight, implementation=name)
         assert chosen_implementations()[key] == name
+
+
+def test_sizes_are_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked to measure, the first call of each size times all ways; later ones and other runs read the table."""
+    x, weight = torch.randn(2, 3, 9, 8, requires_grad=True), torch.randn(3, 1, 5, 5, requires_grad=True)
+    monkeypatch.setenv(ENVIRONMENT, MEASURE)
+    state = torch.get_rng_state()
+    y = depthwise_conv2d(x, weight)
+    y.square().sum().backward()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_close(y, _conv2d(x, weight, None, 1))
+    kept = json.loads(table_file().read_text())["fastest"]
+    assert kept == {key: chosen_implementations()[key] for key in kept}
+    assert [key.split(", ")[1] for key in kept] == ["forward", "weight_gradient"]
+
+    measured = []
+    monkeypatch.setattr("core.ops.tune.measure", lambda convolution, *args: measured.append(convolution))
+    forget()
+    depthwise_conv2d(x[:1], weight)  # a batch of another size takes the same
+    assert measured == []
+
+
+def test_an_implementation_that_breaks_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*args: object) -> Tensor:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setitem(IMPLEMENTATIONS, "triton", Implementation(breaks, breaks))
+    monkeypatch.setenv(ENVIRONMENT, MEASURE)
+    x, weight = torch.randn(1, 2, 9, 9), torch.randn(2, 1, 5, 5)
+    with pytest.warns(UserWarning, match=r"'triton' failed and is not measured: out of resource"):
+        depthwise_conv2d(x, weight)
+    assert chosen_implementations()[key_of("forward", x, (5, 5), 1)] in HERE
 
 
 def test_a_kernel_larger_than_the_map_has_the_key_of_its_centre() -> None:

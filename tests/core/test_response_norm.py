@@ -37,8 +37,9 @@ def test_values_and_gradients(shape: tuple[int, int, int, int], bias: bool, grad
 
 
 def test_second_derivatives() -> None:
-    x, gamma = (torch.randn(s, dtype=torch.float64).requires_grad_() for s in ((2, 3, 2, 4), (4,)))
+    x, gamma, beta = (torch.randn(s, dtype=torch.float64).requires_grad_() for s in ((2, 3, 2, 4), (4,), (4,)))
     assert torch.autograd.gradgradcheck(lambda x, gamma: response_norm(x, gamma, None, 1e-6), (x, gamma))
+    assert torch.autograd.gradgradcheck(lambda *inputs: response_norm(*inputs, 1e-6), (x, gamma, beta))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
