@@ -201,13 +201,18 @@ def about(moved: float, rounds: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure, print, write."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 11")
     parser.add_argument("--minutes", type=float, default=8.5, help="no new size is begun after so many minutes")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = parser().parse_args()
     start = time.monotonic()
     if not torch.cuda.is_available() or not triton_available(torch.empty(0, device="cuda")):
         sys.exit("depthwise_gpu.py needs an NVIDIA GPU of compute capability 8.0 or later, and there is none here")

@@ -61,6 +61,14 @@ def ways(name: str, model: nn.Module, x: Tensor, compiled: bool) -> dict[str, Wa
     return found
 
 
+def _chosen(found: dict[str, Way], names: list[str] | None) -> dict[str, Way]:
+    """Those named, and the twin as it is, with which all are compared."""
+    unknown = set(names or []) - set(found)
+    if unknown:
+        raise SystemExit(f"--ways {', '.join(sorted(unknown))}: expected some of {'; '.join(found)}")
+    return found if names is None else {way: found[way] for way in found if way in ("official order", *names)}
+
+
 def runs(found: dict[str, Way], mode: str) -> dict[str, Callable[[], Any]]:
     """One prediction or one training step of each way."""
 
@@ -100,7 +108,7 @@ def report(name: str, options: argparse.Namespace) -> dict[str, Any]:
     dtype, device = getattr(torch, options.dtype), options.device
     model = build(name, options.mode, dtype, device)
     x = torch.randn(options.batch, 3, options.size, options.size, device=device).to(dtype)
-    found = ways(name, model, x, options.compile)
+    found = _chosen(ways(name, model, x, options.compile), options.ways)
     wanted = None
     if options.mode == "inference":
         with torch.inference_mode():
@@ -155,8 +163,8 @@ def keep(entries: list[dict[str, Any]], path: Path) -> None:
     path.write_text(json.dumps(stored + entries, indent=1) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Measure, print, write."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["unireplknet_t"])
     parser.add_argument("--mode", choices=["inference", "train"], default="inference")
@@ -166,8 +174,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also each way under torch.compile")
+    parser.add_argument("--ways", nargs="+", help="only these ways, as the table calls them, beside the official order")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = parser().parse_args()
     entries = []
     for name in options.models:
         entry = report(name, options)

@@ -58,6 +58,52 @@ def test_networks(mode: str, tmp_path: Path) -> None:
         assert row["error"] is None or row["error"] < 1e-5
 
 
+def test_ways_by_name(tmp_path: Path) -> None:
+    output = tmp_path / "networks.json"
+    command = [sys.executable, str(BENCHMARKS / "networks.py"), "--models", "test_unireplknet", "--output", str(output)]
+    options = ["--size", "32", "--batch", "2", "--rounds", "1", "--ways"]
+    subprocess.run([*command, *options, "LarKit"], check=True, capture_output=True)
+    assert list(json.loads(output.read_text())[0]["ways"]) == ["official order", "LarKit"]
+    refused = subprocess.run([*command, *options, "larkit"], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "--ways larkit: expected some of official order; official order, channels_last; LarKit" in refused.stderr
+
+
+def test_one_command_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scripts know their options, end within its time, and those that do not finish are named."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu = runpy.run_path(str(BENCHMARKS / "gpu.py"))
+    for script, *arguments in gpu["COMMANDS"].values():
+        runpy.run_path(str(BENCHMARKS / script))["parser"]().parse_args(arguments)
+    assert list(gpu["COMMANDS"]) == sorted(gpu["COMMANDS"])
+    assert max(gpu["COMMANDS"]) == 1
+
+    ended = list[tuple[str, float]]()
+
+    def run(command: list[str], seconds: float) -> bool:
+        ended.append((command[0], seconds))
+        return command[0] != "networks.py"
+
+    gpu["main"].__globals__["run"] = run
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--minutes", "2"])
+    with pytest.raises(SystemExit, match=r"(?s)^not finished; .*:\nnetworks.py .* inference .* train .*compiled'$"):
+        gpu["main"]()
+    assert [name for name, _ in ended] == [command[0] for command in gpu["COMMANDS"].values()]
+    assert all(seconds <= 120 for _, seconds in ended)
+
+
+@pytest.mark.parametrize(("seconds", "well"), [(100, True), (0.01, False)])
+def test_a_script_that_takes_too_long_is_stopped(
+    seconds: float, well: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    run = runpy.run_path(str(BENCHMARKS / "gpu.py"))["run"]
+    (tmp_path / "quick.py").write_text("import os; assert os.environ['LARKIT_DEPTHWISE'] == 'triton'")
+    run.__globals__["FOLDER"] = tmp_path
+    assert run(["quick.py"], seconds) == well
+
+
 def test_depthwise_convolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     script = runpy.run_path(str(BENCHMARKS / "depthwise_cpu.py"))
