@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.ops.modes import transformed, written_down
-from core.ops.operators import depthwise
+from core.ops.modes import eager, observed, transformed, written_down
+from core.ops.operators import depthwise, depthwise_at_once
 
 __all__ = ["depthwise_conv2d"]
 
@@ -54,4 +54,6 @@ def depthwise_conv2d(
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if eager() and not observed(x, weight, bias):
+        return depthwise_at_once(x, weight, bias, dilation, implementation)
     return depthwise(x, weight, bias, dilation, implementation)

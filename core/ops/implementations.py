@@ -18,7 +18,7 @@ from core.errors import InputError
 from core.ops import triton_depthwise
 from core.ops.modes import memory_format, onednn
 
-__all__ = ["IMPLEMENTATIONS", "Implementation"]
+__all__ = ["IMPLEMENTATIONS", "Implementation", "convolved"]
 
 Size = tuple[int, int]
 
@@ -38,7 +38,8 @@ def _kernel(weight: Tensor) -> Size:
     return weight.shape[2], weight.shape[3]
 
 
-def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """PyTorch's own convolution, with its own gradients."""
     padding = _padding(_kernel(weight), dilation)
     return F.conv2d(x, weight, bias, 1, padding, dilation, groups=x.shape[1])
 
@@ -70,7 +71,7 @@ def _in_format(asked: torch.memory_format) -> Implementation:
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
         wanted = torch.contiguous_format if _stalls(x, weight.shape[3]) else asked
-        y = _convolved(x.contiguous(memory_format=wanted), weight, bias, dilation)
+        y = convolved(x.contiguous(memory_format=wanted), weight, bias, dilation)
         return y.contiguous(memory_format=memory_format(x))
 
     def weight_gradient(x: Tensor, g: Tensor, kernel: Size, dilation: int) -> Tensor:

@@ -1,11 +1,11 @@
 """What surrounds an operator: the format of its map, and who else follows the operators while they run."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
-__all__ = ["eager", "in_fast_format", "memory_format", "onednn", "transformed", "written_down"]
+__all__ = ["eager", "in_fast_format", "memory_format", "observed", "onednn", "transformed", "written_down"]
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # asked once: torch.compile would break the graph at the question
 
@@ -23,6 +23,12 @@ def transformed() -> bool:
 def eager() -> bool:
     """Whether operators run one by one, differentiated in reverse if at all: no compiler, tracer, vmap or jvp."""
     return not (transformed() or torch.compiler.is_compiling() or is_fx_symbolic_tracing() or written_down())
+
+
+def observed(*tensors: Tensor | None) -> bool:
+    """Whether somebody sees each operator that runs: a mode that counts or records them, or tensors of another kind."""
+    others = any(type(t) not in (Tensor, nn.Parameter) for t in tensors if t is not None)
+    return others or torch._C._len_torch_dispatch_stack() > 0
 
 
 def onednn(x: Tensor) -> bool:

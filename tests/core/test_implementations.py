@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,27 @@ def test_operators_keep_their_promises(name: str, layout: torch.memory_format) -
     torch.library.opcheck(depthwise, (*learned, 1, name))
     torch.library.opcheck(depthwise, (x, weight, None, 2, name))
     torch.library.opcheck(depthwise_weight_gradient, (x.requires_grad_(), torch.randn_like(x), 7, 5, 1, name))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kernel", "mode", "node"),
+    [
+        (torch.float64, 5, False, "ConvolutionBackward0"),  # no oneDNN: PyTorch's kernel as it is
+        (torch.float64, 19, False, "_AtOnceBackward"),  # larger than the map
+        (torch.float32, 5, False, "_AtOnceBackward"),
+        (torch.float32, 5, True, "GeneratedBackwardFor_larkit_depthwise_conv2d_defaultBackward"),
+    ],
+)
+def test_operators_are_left_out_where_nobody_looks(dtype: torch.dtype, kernel: int, mode: bool, node: str) -> None:
+    x = torch.randn(2, 3, 9, 8, dtype=dtype, requires_grad=True)
+    weight = torch.randn(3, 1, kernel, kernel, dtype=dtype, requires_grad=True)
+    with FlopCounterMode(display=False) if mode else nullcontext():
+        y = depthwise_conv2d(x, weight)
+    assert y.grad_fn is not None
+    assert y.grad_fn.name() == node
+    slopes = torch.randn_like(y)
+    got = torch.autograd.grad(y, [x, weight], slopes)
+    assert_close(got, torch.autograd.grad(_conv2d(x, weight, None, 1), [x, weight], slopes))
 
 
 def test_deterministic_algorithms() -> None:
