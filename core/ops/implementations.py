@@ -96,7 +96,9 @@ def _grouped(x: Tensor, g: Tensor, kernel: Size, dilation: int) -> Tensor:
     """The gradient as a convolution of each padded x with its g: B * C groups, steps of r, an output of Kh x Kw."""
     batch, channels, height, width = x.shape
     down, right = _padding(kernel, dilation)
-    padded = F.pad(x.contiguous(), (right, right, down, down)).view(1, batch * channels, height + 2 * down, -1)
+    padded = x.new_zeros(batch, channels, height + 2 * down, width + 2 * right)
+    padded[:, :, down : down + height, right : right + width] = x  # pads and changes the format in one copy
+    padded = padded.view(1, batch * channels, height + 2 * down, -1)
     kernels = g.reshape(batch * channels, 1, height, width)
     each = F.conv2d(padded, kernels, stride=dilation, groups=batch * channels)
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -54,7 +54,9 @@ def _product_sums(x_BHWC: Tensor, y_BHWC: Tensor) -> Tensor:
     if x_BHWC.device.type != "cpu" or torch.is_grad_enabled() or not eager() or not x_BHWC.numel():
         if y_BHWC is x_BHWC:  # one reduction, which casts as it reads
             return torch.linalg.vector_norm(x_BHWC, dim=(1, 2), dtype=wide).square()
-        return (x_BHWC.to(wide) * y_BHWC.to(wide)).sum((1, 2))
+        if x_BHWC.dtype == torch.float16:  # whose products overflow
+            x_BHWC, y_BHWC = x_BHWC.to(wide), y_BHWC.to(wide)
+        return (x_BHWC * y_BHWC).sum((1, 2), dtype=wide)
     some = max(1, _IN_CACHE // x_BHWC[0].numel())  # samples at a time, whose products stay in the cache
     products = torch.empty((min(some, len(x_BHWC)), *x_BHWC.shape[1:]), dtype=wide)
     sums = torch.empty(x_BHWC.shape[0], x_BHWC.shape[3], dtype=wide)

@@ -53,6 +53,23 @@ def test_many_samples_of_other_dtypes(dtype: torch.dtype) -> None:
     assert_close(got.double(), wanted, rtol=0, atol=4 * torch.finfo(dtype).eps * wanted.abs().max().item())
 
 
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_other_dtypes(dtype: torch.dtype, again: bool) -> None:
+    """Sums over thousands of places, whose products float16 does not hold; ``again`` as GPUs take them."""
+    torch.manual_seed(0)
+    x, slopes = (300 * torch.randn(2, 30, 30, 16)).to(dtype), torch.randn(2, 30, 30, 16).to(dtype)
+    gamma, beta = torch.randn(16), torch.randn(16)
+    got, wanted = [], []
+    for found, kind, norm in ((got, dtype, response_norm), (wanted, torch.float64, _formula)):
+        inputs = [x.to(kind).requires_grad_(), *(t.to(torch.promote_types(kind, torch.float32)) for t in (gamma, beta))]
+        inputs[1:] = [t.clone().requires_grad_() for t in inputs[1:]]
+        found += torch.autograd.grad(norm(*inputs, 1e-6), inputs, slopes.to(kind), create_graph=again)
+    for ours, theirs in zip(got, wanted, strict=True):
+        limit = 4 * torch.finfo(dtype).eps * theirs.abs().max().item()
+        assert_close(ours.double(), theirs, rtol=0, atol=limit)
+
+
 def test_dead_channels_have_no_gradient() -> None:
     x = torch.randn(2, 3, 3, 4)
     x[..., 1] = 0
