@@ -18,24 +18,35 @@ from core.ops.triton_toeplitz import corners, matrices_of, pixels, products
 
 __all__ = ["direct", "on_tensor_cores"]
 
-VALUES = 2048  # of a tile of the direct kernel
+VALUES = 512  # of a tile of the direct kernel: more would not fit into the registers
+PIXELS = 256  # of a program of the direct kernel at least, so that few results are written
 ROWS = 64  # of the smallest tile on tensor cores
 
 
 @triton.jit
 def direct_kernel(
     x_ptr, w_ptr, out_ptr, P, C, H, W, x_sb, x_sc, x_sh, x_sw,
-    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, TILES: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Number, mean and squared deviations of BLOCK_P pixels of BLOCK_C channels; ``out`` is (3, tiles, C)."""
-    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
+    """Number, mean and squared deviations of TILES times BLOCK_P pixels of BLOCK_C channels, to (3, programs, C)."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    real = (p < P) & (c < C)
-    acc = tap_by_tap(x_ptr, w_ptr, p, c, real, C, H, W, x_sb, x_sc, x_sh, x_sw, KH, KW, DIL, False, BLOCK_P, BLOCK_C)
-    number = tl.minimum(BLOCK_P, P - tl.program_id(0) * BLOCK_P).to(tl.float32)
-    mean = tl.sum(tl.where(real, acc, 0.0), axis=0) / number
-    deviations = tl.where(real, acc - mean[None, :], 0.0)
-    squares = tl.sum(deviations * deviations, axis=0)
+    number = 0.0
+    mean = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    squares = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    for tile in range(TILES):
+        first = (tl.program_id(0) * TILES + tile) * BLOCK_P
+        p = first + tl.arange(0, BLOCK_P)[:, None]
+        real = (p < P) & (c < C)
+        acc = tap_by_tap(x_ptr, w_ptr, p, c, real, C, H, W, x_sb, x_sc, x_sh, x_sw, KH, KW, DIL, False, BLOCK_P, BLOCK_C)
+        more = tl.maximum(tl.minimum(P - first, BLOCK_P), 0).to(tl.float32)
+        share = more / tl.maximum(number + more, 1.0)
+        of_tile = tl.sum(acc, axis=0) / tl.maximum(more, 1.0)  # what is not real has no products
+        deviations = tl.where(real, acc - of_tile[None, :], 0.0)
+        apart = of_tile - mean
+        squares += tl.sum(deviations * deviations, axis=0) + apart * apart * (number * share)
+        mean += apart * share
+        number += more
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     out_ptr += tl.program_id(0).to(tl.int64) * C + c
     part = tl.num_programs(0) * C
@@ -88,9 +99,11 @@ def direct(x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
     """
     arguments = arguments_of(x, (weight.shape[2], weight.shape[3]), dilation)
     tile = VALUES // arguments["BLOCK_C"]
-    grid = (triton.cdiv(arguments["P"], tile), triton.cdiv(arguments["C"], arguments["BLOCK_C"]))
+    several = triton.cdiv(PIXELS, tile)
+    grid = (triton.cdiv(arguments["P"], several * tile), triton.cdiv(arguments["C"], arguments["BLOCK_C"]))
     tiles = torch.empty(3, grid[0], x.shape[1], dtype=torch.float32, device=x.device)
-    direct_kernel[grid](x, weight, tiles, **strides("x", x), BLOCK_P=tile, **arguments, num_warps=4)
+    launch = {**strides("x", x), **arguments, "TILES": several, "BLOCK_P": tile}
+    direct_kernel[grid](x, weight, tiles, **launch, num_warps=4)
     return _together(tiles, arguments["P"])
 
 
