@@ -88,9 +88,8 @@ def as_one_convolution(branches: Sequence[Branch], x: Tensor) -> Tensor:
     if _autocast(x):  # once, so that all operators keep the same map
         x = x.to(torch.get_autocast_dtype(x.device.type))
     wide = torch.promote_types(largest.weight.dtype, torch.float32)
-    means, variances = zip(*(_statistics(conv, norm, x) for conv, norm in branches), strict=True)
-    gammas, betas = zip(*((norm.weight, norm.bias) for _, norm in branches), strict=True)
-    means, variances, gammas, betas = (torch.stack(each).to(wide) for each in (means, variances, gammas, betas))
+    moments = [(*_statistics(conv, norm, x), norm.weight, norm.bias) for conv, norm in branches]
+    means, variances, gammas, betas = (torch.stack(each).to(wide) for each in zip(*moments, strict=True))
     scales = gammas * (variances + branches[0][1].eps).rsqrt()
     bias = (betas - scales * means).sum(0)
     weight = largest.weight * scales[0].view(-1, 1, 1, 1)
@@ -100,7 +99,7 @@ def as_one_convolution(branches: Sequence[Branch], x: Tensor) -> Tensor:
 
 
 def _statistics(conv: DepthwiseConv2d, norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the norm subtracts and divides by the root of: statistics of the batch in training mode, else running ones."""
+    """Mean and variance that a norm takes: those of the batch, counted in, in training mode; else the running ones."""
     running_mean, running_var, seen = norm.running_mean, norm.running_var, norm.num_batches_tracked
     assert running_mean is not None
     assert running_var is not None
@@ -137,6 +136,4 @@ def _plain(conv: nn.Module, norm: nn.Module, step: int) -> bool:
 
 
 def _hooked(part: nn.Module) -> bool:
-    return bool(
-        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    )
+    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)

@@ -58,8 +58,8 @@ def depthwise_statistics(
     """Mean and variance over batch and places of each channel of :func:`depthwise_conv2d` with stride 1.
 
     The operator ``larkit::depthwise_statistics``, differentiable any number of times, keeps x alone for the backward
-    pass. Triton computes it without writing the map to memory, from float32 sums; everything else makes the map, rounded
-    to the dtype of ``x``, and frees it at once.
+    pass. Triton computes it without writing the map to memory, from float32 sums; everything else makes the map,
+    rounded to the dtype of ``x``, and frees it at once.
 
     Args:
         x: (B, C, H, W), any float dtype, any memory format.
@@ -90,8 +90,8 @@ def _check(x: Tensor, weight: Tensor) -> None:
     channels, per_group, height, width = weight.shape
     if channels != x.shape[1] or per_group != 1 or height % 2 == 0 or width % 2 == 0:
         raise ValueError(
-            f"a depthwise convolution got a weight of shape {tuple(weight.shape)} for an input with {x.shape[1]} channels; "
-            f"expected ({x.shape[1]}, 1, K, K) with K odd"
+            f"a depthwise convolution got a weight of shape {tuple(weight.shape)} for an input with {x.shape[1]} "
+            f"channels; expected ({x.shape[1]}, 1, K, K) with K odd"
         )
 
 

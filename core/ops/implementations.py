@@ -187,8 +187,6 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "widened": Implementation(_widened, _grouped),
     "matrix": Implementation(_matrix, _matrix_gradient),
     "fft": Implementation(_fft, _fft_gradient),
-    "triton": Implementation(
-        triton_depthwise.convolve, triton_depthwise.weight_gradient, triton_depthwise.statistics
-    ),
+    "triton": Implementation(triton_depthwise.convolve, triton_depthwise.weight_gradient, triton_depthwise.statistics),
 }
 """By name. ``triton`` runs on NVIDIA GPUs alone."""

@@ -1,8 +1,8 @@
 """``larkit::depthwise_statistics``: mean and variance of every channel of a depthwise convolution, as an operator.
 
-The batch statistics of a convolution z = w * x are all that a batch norm after it needs of z. Where Triton computes, z is
-not written to memory: statistics are those of its float32 sums, where other implementations take them of z rounded to
-the dtype of x. Nothing but x is kept for the backward pass.
+The batch statistics of a convolution z = w * x are all that a batch norm after it needs of z. Where Triton computes, z
+is not written to memory: statistics are those of its float32 sums, where other implementations, and a batch norm, take
+them of z rounded to the dtype of x. Nothing but x is kept for the backward pass.
 """
 
 from typing import Any
@@ -72,8 +72,8 @@ def _slopes(
 ) -> Tensor:
     """Q z + p in the dtype of x.
 
-    In 16 bits z is centred before it is rounded, and multiplied afterwards: q w rounded to bfloat16 would shift the mean
-    of all slopes of a channel, and is too small for float16.
+    In 16 bits z is centred before it is rounded, and multiplied afterwards: q w rounded to bfloat16 would shift the
+    mean of all slopes of a channel, and is too small for float16.
     """
     if q.dtype == x.dtype:
         return depthwise(x, q.view(-1, 1, 1, 1) * weight, p, dilation, implementation)

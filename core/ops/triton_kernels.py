@@ -24,8 +24,6 @@ Tensors are contiguous NCHW: a program reads one channel, whose pixels lie 2C by
 32-byte sector would bring one or two pixels that are wanted. The copies to and from NCHW move the map twice more.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl

@@ -1,10 +1,10 @@
 """Mean and variance of a depthwise convolution of which no map is written, in Triton.
 
-The convolutions are those of :mod:`core.ops.triton_direct` and :mod:`core.ops.triton_kernels`, in float32 up to the end:
-the map that those write is rounded to its dtype first. Each tile leaves its number of values, their mean and the sum of
-squared deviations from it; tiles are put together by the formula of Chan, Golub and LeVeque (Updating Formulae and a
-Pairwise Algorithm for Computing Sample Variances, 1979), which subtracts no large squares. Every run with the same
-launch settings adds in the same order.
+The convolutions are those of :mod:`core.ops.triton_direct` and :mod:`core.ops.triton_kernels`, in float32 up to the
+end: the map that those write is rounded to its dtype first. Each tile leaves its number of values, their mean and the
+sum of squared deviations from it; tiles are put together by the formula of Chan, Golub and LeVeque (Updating Formulae
+and a Pairwise Algorithm for Computing Sample Variances, 1979), which subtracts no large squares. Every run with the
+same launch settings adds in the same order.
 """
 
 import torch
@@ -38,7 +38,9 @@ def direct_kernel(
         first = (tl.program_id(0) * TILES + tile) * BLOCK_P
         p = first + tl.arange(0, BLOCK_P)[:, None]
         real = (p < P) & (c < C)
-        acc = tap_by_tap(x_ptr, w_ptr, p, c, real, C, H, W, x_sb, x_sc, x_sh, x_sw, KH, KW, DIL, False, BLOCK_P, BLOCK_C)
+        acc = tap_by_tap(
+            x_ptr, w_ptr, p, c, real, C, H, W, x_sb, x_sc, x_sh, x_sw, KH, KW, DIL, False, BLOCK_P, BLOCK_C
+        )
         more = tl.maximum(tl.minimum(P - first, BLOCK_P), 0).to(tl.float32)
         share = more / tl.maximum(number + more, 1.0)
         of_tile = tl.sum(acc, axis=0) / tl.maximum(more, 1.0)  # what is not real has no products

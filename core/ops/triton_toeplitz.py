@@ -1,4 +1,4 @@
-"""Steps of the tensor-core kernels, in the letters of :mod:`core.ops.triton_kernels`: matrices, blocks, their products."""
+"""Matrices, blocks and their products on tensor cores, in the letters of :mod:`core.ops.triton_kernels`."""
 
 from typing import Any
 

@@ -67,8 +67,8 @@ def add_kernel(total: Tensor, weight: Tensor, dilation: int | Sequence[int] = 1)
     steps = _each(dilation, weight.ndim - 2)
     spans = [(k - 1) * r + 1 for k, r in zip(weight.shape[2:], steps, strict=True)]
     margins = [(size - span) // 2 for size, span in zip(total.shape[2:], spans, strict=True)]
-    places = [slice(m, m + span, r) for m, span, r in zip(margins, spans, steps, strict=True)]
-    total[(..., *places)].add_(weight)
+    places: Any = (..., *(slice(m, m + span, r) for m, span, r in zip(margins, spans, steps, strict=True)))
+    total[places].add_(weight)
 
 
 def merged_kernel(branches: Sequence[Branch], *, identity: bool = False) -> tuple[Tensor, Tensor]:
