@@ -4,8 +4,8 @@
     python benchmarks/training_form.py --batch 4
     python benchmarks/training_form.py --batch 4 --mode eval
 
-Forward and backward pass, or the forward pass in eval mode, of the block alone, without what follows it in a LarK block,
-in the sizes of UniRepLKNet-T. The twin is the official form: `nn.Conv2d` and `nn.BatchNorm2d` for each branch. LarKit's
+Forward and backward pass, or the forward pass in eval mode, of the block alone, without the rest of a LarK block, in
+the sizes of UniRepLKNet-T. The twin is the official form: `nn.Conv2d` and `nn.BatchNorm2d` for each branch. LarKit's
 ways take Triton on a GPU. The last way, one large convolution with its norm, has no branches: what they cost at most.
 The ways take turns; a turn is one step on a CPU, ten on a GPU. The table has the median of the rounds and range, the
 ratio of the twin's to it, the bytes that autograd keeps for the backward pass, parameters left out, and the largest
@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,14 @@ Way = tuple[nn.Module, Tensor, str]
 
 
 def ways(block: DilatedReparamBlock, x: Tensor, compiled: bool) -> dict[str, Way]:
-    """The twin in both memory formats, ours by branches and as one convolution, and one convolution without branches."""
+    """The twin in both memory formats, ours by branches and as one convolution, and one without branches."""
     last = x.to(memory_format=torch.channels_last)
     twin = naive_twin(block)
     ours = {form: copy.deepcopy(block) for form in ("branches", "merged")}
     for form, each in ours.items():
         each.training_form = form  # type: ignore[assignment]
     channels, size = block.lk_origin.in_channels, block.lk_origin.kernel_size[0]
-    alone = nn.Sequential(DepthwiseConv2d(channels, size), nn.BatchNorm2d(channels)).to(x)
+    alone = nn.Sequential(DepthwiseConv2d(channels, size), nn.BatchNorm2d(channels)).to(x).train(block.training)
     given, asked = (x, "triton") if triton_available(x) else (last, "")
     found: dict[str, Way] = {
         "twin": (twin, x, ""),
@@ -74,6 +75,18 @@ def implementation(name: str) -> Iterator[None]:
         os.environ.pop(ENVIRONMENT, None)
         if before is not None:
             os.environ[ENVIRONMENT] = before
+
+
+def predict(way: Way, times: int) -> Callable[[], None]:
+    """Forward passes without gradients."""
+    block, x, asked = way
+
+    def run() -> None:
+        with implementation(asked), torch.inference_mode():
+            for _ in range(times):
+                block(x)
+
+    return run
 
 
 def step(way: Way, slopes: Tensor, times: int) -> Callable[[], None]:
@@ -116,14 +129,15 @@ def report(size: tuple[int, int, int], options: argparse.Namespace) -> dict[str,
     torch.manual_seed(0)
     channels, side, kernel = size
     dtype = getattr(torch, options.dtype)
-    block = DilatedReparamBlock(channels, kernel).to(options.device, dtype)
+    block = DilatedReparamBlock(channels, kernel).to(options.device, dtype).train(options.mode == "train")
     shape = (options.batch, channels, side, side)
     x, slopes = (torch.randn(shape, device=options.device).to(dtype) for _ in range(2))
     found = ways(block, x, options.compile)
     with torch.no_grad():
         wanted = naive_twin(block).double()(x.double())
     steps = 10 if x.is_cuda else 1
-    times = take_turns({name: step(way, slopes, steps) for name, way in found.items()}, options.rounds, options.device)
+    run = partial(step, slopes=slopes) if options.mode == "train" else predict
+    times = take_turns({name: run(way, times=steps) for name, way in found.items()}, options.rounds, options.device)
     rows = {}
     for name, way in found.items():
         ms = [1000 * seconds / steps for seconds in times[name]]
@@ -132,11 +146,11 @@ def report(size: tuple[int, int, int], options: argparse.Namespace) -> dict[str,
         rows[name] = {
             "ms": {"median": statistics.median(ms), "least": min(ms), "greatest": max(ms)},
             "times_the_twin": statistics.median(times["twin"]) / statistics.median(times[name]),
-            "mib_kept": None if "compiled" in name else bytes_kept(way) / 2**20,
+            "mib_kept": None if "compiled" in name or options.mode == "eval" else bytes_kept(way) / 2**20,
             "error": None if name == "one convolution" else ((got - wanted).abs().max() / wanted.abs().max()).item(),
         }
-    sizes = {"channels": channels, "side": side, "kernel": kernel, "dtype": options.dtype, "batch": options.batch}
-    return {**sizes, "rounds": options.rounds, "ways": rows, **machine(options.device)}
+    sizes = {"channels": channels, "side": side, "kernel": kernel, "mode": options.mode, "dtype": options.dtype}
+    return {**sizes, "batch": options.batch, "rounds": options.rounds, "ways": rows}
 
 
 def table(entry: dict[str, Any]) -> str:
@@ -160,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--mode", choices=["train", "eval"], default="train")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--compile", action="store_true", help="also the twin and ours as one under torch.compile")
@@ -168,15 +183,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     given = options.sizes or [number for size in SIZES for number in size]
-    start, torch.backends.cudnn.benchmark = time.monotonic(), True
+    start, torch.backends.cudnn.benchmark, about = time.monotonic(), True, machine(options.device)
     for size in zip(given[::3], given[1::3], given[2::3], strict=True):
         if time.monotonic() - start > 60 * options.minutes:
             print(f"{size} left out for want of time", file=sys.stderr)
             continue
-        entry = report(size, options)
-        keep([entry], options.output, ("channels", "side", "kernel", "dtype", "batch"))
+        entry = {**report(size, options), **about}
+        keep([entry], options.output, ("channels", "side", "kernel", "mode", "dtype", "batch"))
         print(
-            f"\n{size[0]} channels, {size[1]} x {size[1]}, K={size[2]}, {options.dtype}, batch {options.batch}, "
+            f"\n{size[0]} channels, {size[1]} x {size[1]}, K={size[2]}, {options.mode}, {options.dtype}, batch {options.batch}, "
             f"{entry['threads']} threads, {entry.get('gpu', entry['cpu'])}, torch {entry['torch']}\n\n{table(entry)}",
             flush=True,
         )
