@@ -191,8 +191,8 @@ def main() -> None:
         entry = {**report(size, options), **about}
         keep([entry], options.output, ("channels", "side", "kernel", "mode", "dtype", "batch"))
         print(
-            f"\n{size[0]} channels, {size[1]} x {size[1]}, K={size[2]}, {options.mode}, {options.dtype}, batch {options.batch}, "
-            f"{entry['threads']} threads, {entry.get('gpu', entry['cpu'])}, torch {entry['torch']}\n\n{table(entry)}",
+            f"\n{size[0]} channels, {size[1]} x {size[1]}, K={size[2]}, {options.mode}, {options.dtype}, "
+            f"batch {options.batch}, {entry['threads']} threads, {entry.get('gpu', entry['cpu'])}, torch {entry['torch']}\n\n{table(entry)}",
             flush=True,
         )
 
