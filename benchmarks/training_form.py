@@ -127,6 +127,7 @@ def bytes_kept(way: Way) -> int:
 def report(size: tuple[int, int, int], options: argparse.Namespace) -> dict[str, Any]:
     """Measure one size."""
     torch.manual_seed(0)
+    torch.compiler.reset()  # so many compilations of one function are its limit
     channels, side, kernel = size
     dtype = getattr(torch, options.dtype)
     block = DilatedReparamBlock(channels, kernel).to(options.device, dtype).train(options.mode == "train")
@@ -141,8 +142,8 @@ def report(size: tuple[int, int, int], options: argparse.Namespace) -> dict[str,
     rows = {}
     for name, way in found.items():
         ms = [1000 * seconds / steps for seconds in times[name]]
-        with torch.no_grad(), implementation(way[2]):
-            got = way[0](way[1]).double()
+        with implementation(way[2]):
+            got = way[0](way[1].detach().requires_grad_()).detach().double()
         rows[name] = {
             "ms": {"median": statistics.median(ms), "least": min(ms), "greatest": max(ms)},
             "times_the_twin": statistics.median(times["twin"]) / statistics.median(times[name]),
@@ -192,7 +193,8 @@ def main() -> None:
         keep([entry], options.output, ("channels", "side", "kernel", "mode", "dtype", "batch"))
         print(
             f"\n{size[0]} channels, {size[1]} x {size[1]}, K={size[2]}, {options.mode}, {options.dtype}, "
-            f"batch {options.batch}, {entry['threads']} threads, {entry.get('gpu', entry['cpu'])}, torch {entry['torch']}\n\n{table(entry)}",
+            f"batch {options.batch}, {entry['threads']} threads, {entry.get('gpu', entry['cpu'])}, "
+            f"torch {entry['torch']}\n\n{table(entry)}",
             flush=True,
         )
 
