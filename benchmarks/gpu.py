@@ -22,7 +22,8 @@ _NETWORKS = ["networks.py", "--device", "cuda", "--dtype", "bfloat16", "--batch"
 _WAYS = ["official order", "official order, channels_last, compiled", "LarKit", "LarKit, compiled"]
 COMMANDS: dict[float, list[str]] = {  # by the share of the whole time at which a command has to end
     0.3: ["depthwise_gpu.py", "--quick", "--minutes", "2"],
-    0.6: [*_NETWORKS, "--mode", "inference", "--ways", *_WAYS],
+    0.45: ["training_form.py", "--device", "cuda", "--dtype", "bfloat16", "--rounds", "5", "--minutes", "1"],
+    0.7: [*_NETWORKS, "--mode", "inference", "--ways", *_WAYS],
     1.0: [*_NETWORKS, "--mode", "train", "--ways", *_WAYS],
 }
 

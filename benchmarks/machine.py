@@ -1,5 +1,6 @@
 """What every benchmark says of where it ran, and how it times ways in turn."""
 
+import json
 import platform
 import subprocess
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["machine", "take_turns"]
+__all__ = ["keep", "machine", "take_turns"]
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -52,6 +53,16 @@ def take_turns(ways: dict[str, Callable[[], Any]], rounds: int, device: str = "c
             _wait(device)
             times[name].append(perf_counter() - start)
     return times
+
+
+def keep(entries: list[dict[str, Any]], path: Path, names: tuple[str, ...]) -> None:
+    """Write entries to a file in the place of those of the same hardware that agree in the fields ``names``."""
+    names = (*names, "cpu", "gpu", "threads")
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    new = {tuple(entry.get(name) for name in names) for entry in entries}
+    stored = [entry for entry in stored if tuple(entry.get(name) for name in names) not in new]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(stored + entries, indent=1) + "\n", encoding="utf-8")
 
 
 def _wait(device: str) -> None:

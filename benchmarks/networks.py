@@ -12,7 +12,6 @@ for each model, mode, dtype and device.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import timm
 import torch
-from machine import machine, take_turns
+from machine import keep, machine, take_turns
 from naive import naive_twin
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -153,16 +152,6 @@ def table(entry: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def keep(entries: list[dict[str, Any]], path: Path) -> None:
-    """Replace the entries of the same model, mode, dtype and hardware."""
-    names = ("model", "mode", "dtype", "batch", "size", "cpu", "gpu", "threads")
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    new = {tuple(entry.get(name) for name in names) for entry in entries}
-    stored = [entry for entry in stored if tuple(entry.get(name) for name in names) not in new]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(stored + entries, indent=1) + "\n", encoding="utf-8")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -190,7 +179,7 @@ def main() -> None:
             f"\n{name}, {options.mode}, {options.dtype}, batch {options.batch}, {options.size} x {options.size}, "
             f"{entry['threads']} threads, {entry.get('gpu', entry['cpu'])}, torch {entry['torch']}\n\n{table(entry)}"
         )
-    keep(entries, options.output)
+    keep(entries, options.output, ("model", "mode", "dtype", "batch", "size"))
 
 
 if __name__ == "__main__":

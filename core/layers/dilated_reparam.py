@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from core.errors import InputError
 from core.layers.depthwise import DepthwiseConv2d
+from core.layers.training_form import TrainingForm, as_one_convolution, check_form, goes_as_one
 from core.reparam import fold_bn, merged_kernel, require_eval, set_folded
 
 __all__ = ["PUBLISHED_BRANCHES", "BranchType", "Branches", "DilatedReparamBlock", "dilated_branches"]
@@ -91,10 +92,15 @@ class DilatedReparamBlock(nn.Module):
         kernel_size: K, odd.
         branches: (k, r) pairs with (k-1)r+1 <= K, or a kind of :func:`dilated_branches`.
         inference_mode: build the merged form, a single convolution with bias.
+        training_form: how the branches are computed while there are any: 'branches' one by one, 'merged' as one
+            convolution, '' as the environment variable LARKIT_TRAINING_FORM says, else 'branches' in training mode and
+            'merged' in eval mode. Nothing but time and memory depends on it, see :mod:`core.layers.training_form`.
 
     Raises:
-        InputError: if K is even or a branch does not fit it.
+        InputError: if K is even, a branch does not fit it, or there is no such ``training_form``.
     """
+
+    training_form: TrainingForm = ""
 
     def __init__(
         self,
@@ -103,8 +109,11 @@ class DilatedReparamBlock(nn.Module):
         *,
         branches: Branches | BranchType = "dilated",
         inference_mode: bool = False,
+        training_form: TrainingForm = "",
     ) -> None:
         super().__init__()
+        check_form(training_form)
+        self.training_form = training_form
         if isinstance(branches, str):
             branches = dilated_branches(kernel_size, branches)
         self.branches = tuple((k, r) for k, r in branches)
@@ -123,10 +132,12 @@ class DilatedReparamBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        y = self.lk_origin(x)
         if self.merged:
-            return y
-        y = self.origin_bn(y)
+            return self.lk_origin(x)
+        branches = [(self.lk_origin, self.origin_bn), *self._parallel()]
+        if goes_as_one(branches, x, self.training_form):
+            return as_one_convolution(branches, x)
+        y = self.origin_bn(self.lk_origin(x))
         for conv, norm in self._parallel():
             y = y + norm(conv(x))
         return y

@@ -1,7 +1,7 @@
 """Operators that the layers are built on."""
 
 from core.ops.choose import chosen_implementations
-from core.ops.depthwise import depthwise_conv2d
+from core.ops.depthwise import depthwise_conv2d, depthwise_statistics
 from core.ops.implementations import IMPLEMENTATIONS
 from core.ops.modes import eager, in_fast_format, onednn, transformed, written_down
 from core.ops.response_norm import response_norm, response_scale
@@ -10,6 +10,7 @@ __all__ = [
     "IMPLEMENTATIONS",
     "chosen_implementations",
     "depthwise_conv2d",
+    "depthwise_statistics",
     "eager",
     "in_fast_format",
     "onednn",

@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from core.ops.modes import eager, observed, transformed, written_down
 from core.ops.operators import depthwise, depthwise_at_once
+from core.ops.statistics import statistics
 
-__all__ = ["depthwise_conv2d"]
+__all__ = ["depthwise_conv2d", "depthwise_statistics"]
 
 
 def depthwise_conv2d(
@@ -41,15 +42,9 @@ def depthwise_conv2d(
         ValueError: if the weight is not depthwise for ``x`` or its kernel is even.
         InputError: if there is no such implementation.
     """
-    channels, per_group, height, width = weight.shape
-    if channels != x.shape[1] or per_group != 1 or height % 2 == 0 or width % 2 == 0:
-        raise ValueError(
-            f"depthwise_conv2d got a weight of shape {tuple(weight.shape)} for an input with {x.shape[1]} channels; "
-            f"expected ({x.shape[1]}, 1, K, K) with K odd"
-        )
+    _check(x, weight)
     if stride > 1 or written_down() or transformed():
-        padding = (dilation * (height - 1) // 2, dilation * (width - 1) // 2)
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups=channels)
+        return _conv2d(x, weight, bias, stride, dilation)
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -57,3 +52,51 @@ def depthwise_conv2d(
     if eager() and not observed(x, weight, bias):
         return depthwise_at_once(x, weight, bias, dilation, implementation)
     return depthwise(x, weight, bias, dilation, implementation)
+
+
+def depthwise_statistics(
+    x: Tensor, weight: Tensor, *, dilation: int = 1, implementation: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance over batch and places of each channel of :func:`depthwise_conv2d` with stride 1.
+
+    The operator ``larkit::depthwise_statistics``, differentiable any number of times, keeps x alone for the backward
+    pass. Triton computes it without writing the map to memory, from float32 sums; everything else makes the map,
+    rounded to the dtype of ``x``, and frees it at once.
+
+    Args:
+        x: (B, C, H, W), any float dtype, any memory format.
+        weight: (C, 1, K, K) with K odd.
+        dilation: distance between two taps, in pixels.
+        implementation: one of :data:`core.ops.IMPLEMENTATIONS`; '' chooses.
+
+    Returns:
+        The mean and the biased variance (divided by B * H * W), (C,) each, float32, or float64 for float64.
+
+    Raises:
+        ValueError: if the weight is not depthwise for ``x`` or its kernel is even.
+        InputError: if there is no such implementation.
+    """
+    _check(x, weight)
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+    if written_down() or transformed():
+        z = _conv2d(x, weight, None, 1, dilation)
+        var, mean = torch.var_mean(z.to(torch.promote_types(z.dtype, torch.float32)), (0, 2, 3), correction=0)
+        return mean, var
+    return statistics(x, weight, dilation, implementation)
+
+
+def _check(x: Tensor, weight: Tensor) -> None:
+    channels, per_group, height, width = weight.shape
+    if channels != x.shape[1] or per_group != 1 or height % 2 == 0 or width % 2 == 0:
+        raise ValueError(
+            f"a depthwise convolution got a weight of shape {tuple(weight.shape)} for an input with {x.shape[1]} "
+            f"channels; expected ({x.shape[1]}, 1, K, K) with K odd"
+        )
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
+    padding = (dilation * (weight.shape[2] - 1) // 2, dilation * (weight.shape[3] - 1) // 2)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])

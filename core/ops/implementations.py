@@ -24,10 +24,14 @@ Size = tuple[int, int]
 
 
 class Implementation(NamedTuple):
-    """A way to compute the convolution, ``forward(x, weight, bias, dilation)``, and its weight's gradient."""
+    """A way to compute the convolution, ``forward(x, weight, bias, dilation)``, and its weight's gradient.
+
+    ``statistics(x, weight, dilation)``, where there is one, computes mean and variance without making the map.
+    """
 
     forward: Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
     weight_gradient: Callable[[Tensor, Tensor, Size, int], Tensor]
+    statistics: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
 
 
 def _padding(kernel: Size, dilation: int) -> Size:
@@ -186,6 +190,6 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "widened": Implementation(_widened, _grouped),
     "matrix": Implementation(_matrix, _matrix_gradient),
     "fft": Implementation(_fft, _fft_gradient),
-    "triton": Implementation(triton_depthwise.convolve, triton_depthwise.weight_gradient),
+    "triton": Implementation(triton_depthwise.convolve, triton_depthwise.weight_gradient, triton_depthwise.statistics),
 }
 """By name. ``triton`` runs on NVIDIA GPUs alone."""

@@ -16,7 +16,14 @@ from core.ops.choose import Kind, choose
 from core.ops.implementations import IMPLEMENTATIONS, convolved
 from core.ops.modes import memory_format, onednn
 
-__all__ = ["depthwise", "depthwise_at_once", "depthwise_weight_gradient"]
+__all__ = ["depthwise", "depthwise_at_once", "depthwise_weight_gradient", "near_taps", "taps_flops"]
+
+
+def near_taps(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """The middle of the kernel (C, 1, Kh, Kw): the taps that meet a map of the size of x."""
+    down, right = (_reach(x.shape[i], weight.shape[i], dilation) for i in (2, 3))
+    top, left = weight.shape[2] // 2 - down, weight.shape[3] // 2 - right
+    return weight[:, :, top : top + 2 * down + 1, left : left + 2 * right + 1]
 
 
 def _reach(size: int, kernel: int, dilation: int) -> int:
@@ -40,13 +47,11 @@ depthwise_weight_gradient = torch.ops.larkit.depthwise_conv2d_weight_gradient.de
 
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, implementation: str) -> Tensor:
     """Stride 1, zero padding that keeps the size; only the taps that meet the map are computed."""
-    down, right = (_reach(x.shape[i], weight.shape[i], dilation) for i in (2, 3))
-    top, left = weight.shape[2] // 2 - down, weight.shape[3] // 2 - right
-    near = weight[:, :, top : top + 2 * down + 1, left : left + 2 * right + 1]
-    if down == right == 0:
+    near = near_taps(x, weight, dilation)
+    if near.shape[2:] == (1, 1):
         y = x * near.view(-1, 1, 1)
         return y if bias is None else y + bias.view(-1, 1, 1)
-    chosen = choose(implementation, "forward", x, (2 * down + 1, 2 * right + 1), dilation)
+    chosen = choose(implementation, "forward", x, (near.shape[2], near.shape[3]), dilation)
     return chosen.forward(x, near, bias, dilation)
 
 
@@ -146,7 +151,7 @@ def depthwise_at_once(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: 
 def _left_to_pytorch(x: Tensor, weight: Tensor, dilation: int, implementation: str) -> bool:
     """Whether PyTorch's kernel for the format of x is chosen in both directions, for a kernel that the map holds."""
     kernel = (weight.shape[2], weight.shape[3])
-    if any(2 * _reach(size, side, dilation) + 1 < side for size, side in zip(x.shape[2:], kernel, strict=True)):
+    if near_taps(x, weight, dilation).shape != weight.shape:
         return False
     own = IMPLEMENTATIONS["channels_last" if memory_format(x) is torch.channels_last else "contiguous"]
     kinds: tuple[Kind, ...] = ("forward", "weight_gradient")
@@ -155,17 +160,17 @@ def _left_to_pytorch(x: Tensor, weight: Tensor, dilation: int, implementation: s
 
 @register_flop_formula(torch.ops.larkit.depthwise_conv2d)
 def _flops(x: list[int], weight: list[int], bias: Any, dilation: int, *args: Any, **kwargs: Any) -> int:
-    return _taps_flops(x, weight[2:], dilation)
+    return taps_flops(x, weight[2:], dilation)
 
 
 @register_flop_formula(torch.ops.larkit.depthwise_conv2d_weight_gradient)
 def _flops_of_gradient(
     x: list[int], g: list[int], height: int, width: int, dilation: int, *args: Any, **kwargs: Any
 ) -> int:
-    return _taps_flops(x, [height, width], dilation)
+    return taps_flops(x, [height, width], dilation)
 
 
-def _taps_flops(x: list[int], kernel: list[int], dilation: int) -> int:
+def taps_flops(x: list[int], kernel: list[int], dilation: int) -> int:
     """Two for each of the taps that meet the map, for each output."""
     rows, columns = (2 * _reach(size, side, dilation) + 1 for size, side in zip(x[2:], kernel, strict=True))
     return 2 * math.prod(x) * rows * columns

@@ -13,7 +13,7 @@ from torch import Tensor
 from core.errors import InputError
 from core.ops.modes import memory_format
 
-__all__ = ["convolve", "triton_available", "weight_gradient"]
+__all__ = ["convolve", "statistics", "triton_available", "weight_gradient"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 DIRECT_TAPS = 25  # up to 5 x 5 taps a tensor core would multiply mostly zeros
@@ -73,6 +73,29 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: in
 
         triton_direct.convolve(x, weight, bias, y, dilation)
         return y
+
+
+def statistics(x: Tensor, weight: Tensor, dilation: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of :func:`convolve`, before it is rounded to the dtype of ``x``.
+
+    Args:
+        x: (B, C, H, W), as for :func:`convolve`, not empty.
+        weight: (C, 1, KH, KW), as for :func:`convolve`.
+        dilation: distance between two taps, in pixels.
+
+    Returns:
+        Two of (C,), float32.
+
+    Raises:
+        InputError: if Triton does not compute on this device and in this dtype.
+    """
+    _check(x)
+    from core.ops import triton_statistics
+
+    with torch.cuda.device_of(x):
+        if _on_tensor_cores(x, weight.shape[2], weight.shape[3]):
+            return triton_statistics.on_tensor_cores(x.contiguous(), weight.contiguous(), dilation)
+        return triton_statistics.direct(x, weight.contiguous(), dilation)
 
 
 def weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], dilation: int = 1) -> Tensor:

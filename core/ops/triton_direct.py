@@ -27,17 +27,14 @@ def _pixels(p, H, W, x_sb, x_sh, x_sw):
 
 
 @triton.jit
-def forward_kernel(
-    x_ptr, w_ptr, bias_ptr, y_ptr, P, C, H, W, x_sb, x_sc, x_sh, x_sw, y_sb, y_sc, y_sh, y_sw,
-    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr, BIAS: tl.constexpr,
+def tap_by_tap(
+    x_ptr, w_ptr, p, c, real, C, H, W, x_sb, x_sc, x_sh, x_sw,
+    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_P output pixels of BLOCK_C channels."""
-    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    """(BLOCK_P, BLOCK_C) float32: the convolution at pixels ``p`` and channels ``c``, those that are ``real``."""
     h, w, place = _pixels(p, H, W, x_sb, x_sh, x_sw)
     x_ptr += place + c * x_sc
-    real = (p < P) & (c < C)
     acc = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
     for kh in range(KH):
         dh = (kh - KH // 2) * DIL
@@ -50,6 +47,20 @@ def forward_kernel(
                 tap = KH * KW - 1 - tap
             weight = tl.load(w_ptr + c * (KH * KW) + tap, mask=c < C, other=0.0)
             acc += x.to(tl.float32) * weight.to(tl.float32)
+    return acc
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr, w_ptr, bias_ptr, y_ptr, P, C, H, W, x_sb, x_sc, x_sh, x_sw, y_sb, y_sc, y_sh, y_sw,
+    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr, BIAS: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_P output pixels of BLOCK_C channels."""
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    real = (p < P) & (c < C)
+    acc = tap_by_tap(x_ptr, w_ptr, p, c, real, C, H, W, x_sb, x_sc, x_sh, x_sw, KH, KW, DIL, FLIP, BLOCK_P, BLOCK_C)
     if BIAS:
         acc += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
     _, _, place = _pixels(p, H, W, y_sb, y_sh, y_sw)
@@ -86,7 +97,7 @@ def weight_gradient_kernel(
     tl.store(out_ptr + place, sums, mask=(kw < KW) & (c < C))
 
 
-def _arguments(x: Tensor, kernel: tuple[int, int], dilation: int) -> dict[str, Any]:
+def arguments_of(x: Tensor, kernel: tuple[int, int], dilation: int) -> dict[str, Any]:
     """Sizes and lanes; channels side by side where that is how ``x`` lies in memory."""
     batch, channels, height, width = x.shape
     lanes = min(32, triton.next_power_of_2(channels)) if x.stride(1) == 1 and channels > 1 else 1
@@ -107,13 +118,13 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, dilation
         dilation: distance between two taps, in pixels.
         flip: the gradient of the input is the flipped convolution of the output's.
     """
-    arguments = _arguments(x, (weight.shape[2], weight.shape[3]), dilation)
+    arguments = arguments_of(x, (weight.shape[2], weight.shape[3]), dilation)
     block = 512 // arguments["BLOCK_C"]
     grid = (triton.cdiv(arguments["P"], block), triton.cdiv(arguments["C"], arguments["BLOCK_C"]))
     forward_kernel[grid](
         *(x, weight, weight if bias is None else bias, y),
-        **_strides("x", x),
-        **_strides("y", y),
+        **strides("x", x),
+        **strides("y", y),
         FLIP=flip,
         BIAS=bias is not None,
         BLOCK_P=block,
@@ -131,7 +142,7 @@ def weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, int], dilation: in
         kernel: (KH, KW), odd.
         dilation: distance between two taps, in pixels.
     """
-    arguments = _arguments(x, kernel, dilation)
+    arguments = arguments_of(x, kernel, dilation)
     taps = triton.next_power_of_2(kernel[1])
     block = max(1, 2048 // (taps * arguments["BLOCK_C"]))
     groups = triton.cdiv(arguments["C"], arguments["BLOCK_C"])
@@ -141,8 +152,8 @@ def weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, int], dilation: in
     partial = torch.empty(splits, x.shape[1], 1, *kernel, dtype=torch.float32, device=x.device)
     weight_gradient_kernel[(kernel[0], groups, splits)](
         *(x, dy, partial),
-        **_strides("x", x),
-        **_strides("dy", dy),
+        **strides("x", x),
+        **strides("dy", dy),
         P_SPLIT=per_split,
         TAPS=taps,
         BLOCK_P=block,
@@ -152,5 +163,5 @@ def weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, int], dilation: in
     return partial.sum(0)
 
 
-def _strides(name: str, x: Tensor) -> dict[str, int]:
+def strides(name: str, x: Tensor) -> dict[str, int]:
     return {f"{name}_s{axis}": x.stride(i) for i, axis in enumerate("bchw")}

@@ -24,86 +24,17 @@ Tensors are contiguous NCHW: a program reads one channel, whose pixels lie 2C by
 32-byte sector would bring one or two pixels that are wanted. The copies to and from NCHW move the map twice more.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from core.ops.triton_blocks import choices, fitting, geometry
+from core.ops.triton_toeplitz import corners, matrices_of, pixels, products
 
 __all__ = ["convolve", "weight_gradient"]
 
-BANK_FROM = 256  # forward: rows of the product from which T is made once, not by each of the programs that use it
 SPLITS_FROM = 512  # weight gradient: fewer programs than this are split over the batch; an H200 has 132 processors
-
-
-@triton.jit
-def _toeplitz(
-    w_ptr, d, e, KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr,
-    R: tl.constexpr, WN: tl.constexpr, Q: tl.constexpr, WJ: tl.constexpr,
-):  # fmt: skip
-    """(Q * WJ, R * WN): the kernel of one channel as the matrix of step (d, e)."""
-    j = tl.arange(0, Q * WJ)[:, None]
-    n = tl.arange(0, R * WN)[None, :]
-    dh = d + j // WJ - n // WN + DIL * (KH // 2)
-    dw = e + j % WJ - n % WN + DIL * (KW // 2)
-    inside = (dh >= 0) & (dh < KH * DIL) & (dw >= 0) & (dw < KW * DIL)
-    if DIL > 1:
-        inside = inside & (dh % DIL == 0) & (dw % DIL == 0)
-    tap = dh // DIL * KW + dw // DIL
-    if FLIP:
-        tap = KH * KW - 1 - tap
-    return tl.load(w_ptr + tap, mask=inside, other=0.0)
-
-
-@triton.jit
-def bank_kernel(
-    w_ptr, bank_ptr, E_UNITS,
-    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr, WN: tl.constexpr, WJ: tl.constexpr,
-):  # fmt: skip
-    """The matrix (WJ, WN) of one channel, row of taps and e: the bank is (C, steps across, KH, WJ, WN)."""
-    place = tl.program_id(0)
-    channel = tl.program_id(1)
-    d = DIL * (place % KH - KH // 2)
-    e = E_UNITS * 8 + place // KH * WJ
-    matrix = _toeplitz(w_ptr + channel * (KH * KW), d, e, KH, KW, DIL, FLIP, 1, WN, 1, WJ)
-    bank_ptr += (channel.to(tl.int64) * tl.num_programs(0) + place) * (WJ * WN)
-    tl.store(bank_ptr + tl.arange(0, WJ)[:, None] * WN + tl.arange(0, WN)[None, :], matrix)
-
-
-@triton.jit
-def _banked(
-    bank_ptr, d, KH: tl.constexpr, DIL: tl.constexpr,
-    R: tl.constexpr, WN: tl.constexpr, Q: tl.constexpr, WJ: tl.constexpr,
-):  # fmt: skip
-    """As _toeplitz, from the matrices of single rows of taps: neighbours in memory are read together."""
-    j = tl.arange(0, Q * WJ)[:, None]
-    n = tl.arange(0, R * WN)[None, :]
-    dh = d + j // WJ - n // WN + DIL * (KH // 2)
-    inside = (dh >= 0) & (dh < KH * DIL)
-    if DIL > 1:
-        inside = inside & (dh % DIL == 0)
-    return tl.load(bank_ptr + (dh // DIL * (WJ * WN) + j % WJ * WN + n % WN), mask=inside, other=0.0)
-
-
-@triton.jit
-def _rows(m, channel, C, H, W, DOWN, ACROSS, R: tl.constexpr, WN: tl.constexpr):
-    """Of blocks ``m`` of a channel: where their image starts (64 bit), their first row and their first column."""
-    image = m // (DOWN * ACROSS)
-    start = (image.to(tl.int64) * C + channel) * (H * W)
-    return start, m // ACROSS % DOWN * R, m % ACROSS * WN
-
-
-@triton.jit
-def _block(ptr, start, h, w, real, H, W, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """(M, ROWS * COLUMNS) pointers to the pixels of blocks that begin at (h, w), and which of them exist."""
-    pixel = tl.arange(0, ROWS * COLUMNS)[None, :]
-    rows = h[:, None] + pixel // COLUMNS
-    columns = w[:, None] + pixel % COLUMNS
-    exist = real[:, None] & (rows >= 0) & (rows < H) & (columns >= 0) & (columns < W)
-    return ptr + start[:, None] + (rows * W + columns), exist
 
 
 @triton.autotune(
@@ -118,31 +49,18 @@ def forward_kernel(
     R: tl.constexpr, WN: tl.constexpr, Q: tl.constexpr, WJ: tl.constexpr, UNIT: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M blocks of output pixels of one channel. Widths come in units of UNIT pixels, to prove their alignment.
-
-    With BANK ``w_ptr`` holds matrices made by bank_kernel; else the kernels, from which they are gathered.
-    """
+    """BLOCK_M blocks of output pixels of one channel. Widths come in units of UNIT pixels, to prove their alignment."""
     W = W_UNITS * UNIT
     channel = tl.program_id(1)
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    start, h, w = _rows(m, channel, C, H, W, DOWN, ACROSS, R, WN)
-    acc = tl.zeros((BLOCK_M, R * WN), dtype=tl.float32)
-    for step in range(STEPS):
-        d = D + step // STEPS_ACROSS * Q
-        e = E_UNITS * 8 + step % STEPS_ACROSS * WJ
-        pointers, exist = _block(x_ptr, start, h + d, w + e, m < M, H, W, Q, WJ)
-        x = tl.load(pointers, mask=exist, other=0.0)
-        if BANK:
-            place = (channel.to(tl.int64) * STEPS_ACROSS + step % STEPS_ACROSS) * (KH * WJ * WN)
-            matrix = _banked(w_ptr + place, d, KH, DIL, R, WN, Q, WJ)
-        else:
-            matrix = _toeplitz(w_ptr + channel * (KH * KW), d, e, KH, KW, DIL, FLIP, R, WN, Q, WJ)
-        if UPCAST:
-            x, matrix = x.to(tl.float32), matrix.to(tl.float32)
-        acc = tl.dot(x, matrix, acc, input_precision="ieee")
+    start, h, w = corners(m, channel, C, H, W, DOWN, ACROSS, R, WN)
+    acc = products(
+        x_ptr, w_ptr, channel, start, h, w, m < M, H, W, D, E_UNITS, STEPS, STEPS_ACROSS,
+        KH, KW, DIL, FLIP, BANK, R, WN, Q, WJ, UPCAST, BLOCK_M,
+    )  # fmt: skip
     if BIAS:
         acc += tl.load(bias_ptr + channel).to(tl.float32)
-    pointers, exist = _block(y_ptr, start, h, w, m < M, H, W, R, WN)
+    pointers, exist = pixels(y_ptr, start, h, w, m < M, H, W, R, WN)
     tl.store(pointers, acc.to(y_ptr.dtype.element_ty), mask=exist)
 
 
@@ -169,10 +87,10 @@ def weight_gradient_kernel(
     for tile in range(0, M_SPLIT, BLOCK_M):
         m = first + tile + tl.arange(0, BLOCK_M)
         real = (m < M) & (m < first + M_SPLIT)
-        start, h, w = _rows(m, channel, C, H, W, DOWN, ACROSS, R, WN)
-        pointers, exist = _block(x_ptr, start, h + d, w + e, real, H, W, Q, WJ)
+        start, h, w = corners(m, channel, C, H, W, DOWN, ACROSS, R, WN)
+        pointers, exist = pixels(x_ptr, start, h + d, w + e, real, H, W, Q, WJ)
         x = tl.load(pointers, mask=exist, other=0.0)
-        pointers, exist = _block(dy_ptr, start, h, w, real, H, W, R, WN)
+        pointers, exist = pixels(dy_ptr, start, h, w, real, H, W, R, WN)
         dy = tl.load(pointers, mask=exist, other=0.0)
         if UPCAST:
             x, dy = x.to(tl.float32), dy.to(tl.float32)
@@ -210,8 +128,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, *, f
     y = torch.empty_like(x)
     blocks, arguments = geometry(x, (weight.shape[2], weight.shape[3]), dilation, square=False)
     steps = blocks.steps_down * blocks.steps_across
-    banked = arguments["M"] >= BANK_FROM
-    matrices = _bank(weight, arguments, blocks.steps_across, flip) if banked else weight
+    banked, matrices = matrices_of(weight, arguments, blocks.steps_across, flip=flip)
     forward_kernel[lambda meta: (triton.cdiv(meta["M"], meta["BLOCK_M"]), meta["C"])](
         *(x, matrices, weight if bias is None else bias, y),
         STEPS=steps,
@@ -221,14 +138,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, *, f
         **arguments,
     )
     return y
-
-
-def _bank(weight: Tensor, arguments: dict[str, Any], steps_across: int, flip: bool) -> Tensor:
-    """The matrices of all channels, steps across and rows of taps, (C, steps across, KH, WJ, WN)."""
-    wanted = {name: arguments[name] for name in ("E_UNITS", "KH", "KW", "DIL", "WN", "WJ")}
-    bank = weight.new_empty(len(weight), steps_across, wanted["KH"], wanted["WJ"], wanted["WN"])
-    bank_kernel[(steps_across * wanted["KH"], len(weight))](weight, bank, FLIP=flip, **wanted)
-    return bank
 
 
 def weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, int], dilation: int) -> Tensor:

@@ -5,7 +5,7 @@ half precision would lose the equality that makes it worth having. Fold after tr
 model has lost the branches and norms that training needs.
 """
 
-from core.reparam.kernels import dilated_to_dense, embed_kernel, merge_kernels, merged_kernel
+from core.reparam.kernels import add_kernel, dilated_to_dense, embed_kernel, merge_kernels, merged_kernel
 from core.reparam.model import folds, reparameterize
 from core.reparam.norms import (
     fold_affine,
@@ -20,6 +20,7 @@ from core.reparam.norms import (
 )
 
 __all__ = [
+    "add_kernel",
     "dilated_to_dense",
     "embed_kernel",
     "fold_affine",

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from core.errors import InputError
 from core.reparam.norms import fold_bn, set_folded, wide
 
-__all__ = ["Branch", "dilated_to_dense", "embed_kernel", "merge_kernels", "merged_kernel"]
+__all__ = ["Branch", "add_kernel", "dilated_to_dense", "embed_kernel", "merge_kernels", "merged_kernel"]
 
 Branch = tuple[_ConvNd, nn.Module | None]
 """A convolution and the batch norm after it, or None."""
@@ -54,6 +54,21 @@ def embed_kernel(weight: Tensor, size: int | Sequence[int]) -> Tensor:
             raise InputError(f"cannot centre a {_by(small)} kernel in a {_by(large)} one: both odd, the first smaller")
     margins = [(s - k) // 2 for k, s in zip(small, large, strict=True)]
     return F.pad(weight, [margin for margin in reversed(margins) for _ in range(2)])
+
+
+def add_kernel(total: Tensor, weight: Tensor, dilation: int | Sequence[int] = 1) -> None:
+    """Add a smaller kernel to a dense one in place, spread by its dilation, centre on centre; differentiable.
+
+    Args:
+        total: (A, B, K, ...).
+        weight: (A, B, k, ...) with (k-1)r+1 <= K, both odd or both even.
+        dilation: r, in pixels, for all spatial dimensions or for each.
+    """
+    steps = _each(dilation, weight.ndim - 2)
+    spans = [(k - 1) * r + 1 for k, r in zip(weight.shape[2:], steps, strict=True)]
+    margins = [(size - span) // 2 for size, span in zip(total.shape[2:], spans, strict=True)]
+    places: Any = (..., *(slice(m, m + span, r) for m, span, r in zip(margins, spans, steps, strict=True)))
+    total[places].add_(weight)
 
 
 def merged_kernel(branches: Sequence[Branch], *, identity: bool = False) -> tuple[Tensor, Tensor]:

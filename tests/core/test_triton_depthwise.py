@@ -23,11 +23,12 @@ def _run(*arguments: str, **variables: str) -> str:
     return done.stdout
 
 
-def test_values_in_the_interpreter() -> None:
+@pytest.mark.parametrize("file", ["interpreted_triton.py", "interpreted_statistics.py"])
+def test_values_in_the_interpreter(file: str) -> None:
     """A process of its own: Triton decides when a kernel is defined whether it is interpreted."""
     pytest.importorskip("triton", reason="not published for this platform")
     options = ("-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly")
-    report = _run("-m", "pytest", *options, str(HERE / "interpreted_triton.py"), TRITON_INTERPRET="1")
+    report = _run("-m", "pytest", *options, str(HERE / file), TRITON_INTERPRET="1")
     assert "skipped" not in report
 
 
