@@ -196,7 +196,7 @@ def _images_per_second(
     timers = [
         Timer("model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads()) for model in models
     ]
-    with torch.no_grad():
+    with torch.no_grad(), torch.cuda.device_of(x):  # the timer waits for the current GPU
         for model in models:
             _run(model, x)  # warm up, and refuse before timing
         seconds = [[timer.timeit(1).mean for timer in timers] for _ in range(rounds)]

@@ -112,7 +112,6 @@ def _grouped(x: Tensor, g: Tensor, kernel: Size, dilation: int) -> Tensor:
 _LARGEST = 32 * 32
 
 
-@lru_cache(maxsize=64)
 def _taps(height: int, width: int, kernel: Size, dilation: int, device: torch.device) -> Tensor:
     """(H*W, H*W): which tap of the kernel, row by row, output i multiplies input j with; Kh*Kw where none."""
     if height * width > _LARGEST:
@@ -120,16 +119,25 @@ def _taps(height: int, width: int, kernel: Size, dilation: int, device: torch.de
             f"implementation 'matrix' got a map of {height} x {width}; expected at most {_LARGEST} pixels, since its "
             "matrices have the square of that a channel. Use another for large maps"
         )
-    places = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    places = torch.cartesian_prod(torch.arange(height, device=device), torch.arange(width, device=device))
     steps = places[None] - places[:, None]
-    rows, columns = (steps // dilation + torch.tensor(kernel) // 2).unbind(-1)
+    rows, columns = (steps[..., i] // dilation + kernel[i] // 2 for i in (0, 1))
     meets = (steps % dilation == 0).all(-1) & (rows >= 0) & (rows < kernel[0]) & (columns >= 0) & (columns < kernel[1])
-    return torch.where(meets, rows * kernel[1] + columns, kernel[0] * kernel[1]).to(device)
+    return torch.where(meets, rows * kernel[1] + columns, kernel[0] * kernel[1])
+
+
+_kept_taps = lru_cache(maxsize=64)(_taps)
+
+
+def _taps_of(x: Tensor, kernel: Size, dilation: int) -> Tensor:
+    """Those of a map: kept on a CPU, while memory of a GPU may belong to a CUDA graph that is yet to end."""
+    taps = _kept_taps if x.device.type == "cpu" else _taps
+    return taps(x.shape[2], x.shape[3], kernel, dilation, x.device)
 
 
 def _matrix(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     """One (H*W) x (H*W) matrix a channel: for maps that are not much larger than the kernel."""
-    taps = _taps(x.shape[2], x.shape[3], _kernel(weight), dilation, x.device)
+    taps = _taps_of(x, _kernel(weight), dilation)
     matrices = F.pad(weight.flatten(1), (0, 1))[:, taps]
     y = torch.bmm(x.flatten(2).transpose(0, 1), matrices.transpose(1, 2)).transpose(0, 1)
     return _finished(y.reshape(x.shape), bias, x)
@@ -137,8 +145,8 @@ def _matrix(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Te
 
 def _matrix_gradient(x: Tensor, g: Tensor, kernel: Size, dilation: int) -> Tensor:
     """All products of two places, summed by the tap that joins them."""
-    channels, height, width = x.shape[1:]
-    taps = _taps(height, width, kernel, dilation, x.device).flatten()
+    channels = x.shape[1]
+    taps = _taps_of(x, kernel, dilation).flatten()
     wide = torch.promote_types(x.dtype, torch.float32)
     products = torch.bmm(g.flatten(2).permute(1, 2, 0), x.flatten(2).transpose(0, 1)).flatten(1).to(wide)
     sums = products.new_zeros(channels, kernel[0] * kernel[1] + 1).index_add_(1, taps, products)

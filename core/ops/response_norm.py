@@ -99,5 +99,8 @@ class _ResponseNorm(torch.autograd.Function):
         slope = torch.where(squares > _TINY, to_norm / norm, 0).to(x_BHWC.dtype)[:, None, None]
         scale = (gamma_C * norm / mean + 1).to(x_BHWC.dtype)[:, None, None]
         to_x = (dy_BHWC * scale).addcmul_(x_BHWC, slope)
-        to_beta = None if ctx.offset is None else dy_BHWC.sum((0, 1, 2)).to(ctx.offset)
+        to_beta = None
+        if ctx.offset is not None:
+            wide = torch.promote_types(ctx.offset, torch.float32)
+            to_beta = dy_BHWC.sum((0, 1, 2), dtype=wide).to(ctx.offset)
         return to_x, (to_scale * norm / mean).sum(0).to(gamma_C.dtype), to_beta, None

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import triton
@@ -102,6 +103,14 @@ def _span(reach: int, block: int, blocks: int, size: int) -> tuple[int, int]:
 def geometry(x: Tensor, kernel: tuple[int, int], dilation: int, *, square: bool) -> tuple[Blocks, dict[str, Any]]:
     """The blocks of a map for a kernel (KH, KW), and the arguments of the Triton kernels that follow from them."""
     batch, channels, height, width = x.shape
+    blocks, arguments = _geometry(batch, channels, height, width, kernel, dilation, square)
+    return blocks, dict(arguments)
+
+
+@lru_cache(maxsize=1024)
+def _geometry(
+    batch: int, channels: int, height: int, width: int, kernel: tuple[int, int], dilation: int, square: bool
+) -> tuple[Blocks, dict[str, Any]]:
     blocks = Blocks.of(height, width, *(dilation * (size // 2) for size in kernel), square=square)
     unit = math.gcd(width, 8)
     arguments = {

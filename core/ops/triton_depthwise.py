@@ -56,9 +56,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: in
         (B, C, H, W) in the dtype and memory format of ``x``.
 
     Raises:
-        InputError: if Triton does not compute on this device and in this dtype.
+        InputError: if Triton does not compute on this device and in this dtype, or there are two dtypes.
     """
-    _check(x)
+    _check(x, weight, bias)
     y = torch.empty_like(x, memory_format=memory_format(x))
     if x.numel() == 0:
         return y
@@ -87,9 +87,9 @@ def statistics(x: Tensor, weight: Tensor, dilation: int = 1) -> tuple[Tensor, Te
         Two of (C,), float32.
 
     Raises:
-        InputError: if Triton does not compute on this device and in this dtype.
+        InputError: if Triton does not compute on this device and in this dtype, or there are two dtypes.
     """
-    _check(x)
+    _check(x, weight)
     from core.ops import triton_statistics
 
     with torch.cuda.device_of(x):
@@ -111,9 +111,9 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], dilation: 
         (C, 1, KH, KW) in the dtype of ``x``.
 
     Raises:
-        InputError: if Triton does not compute on this device and in this dtype.
+        InputError: if Triton does not compute on this device and in this dtype, or there are two dtypes.
     """
-    _check(x)
+    _check(x, grad)
     if x.numel() == 0:
         return x.new_zeros(x.shape[1], 1, *kernel)
     with torch.cuda.device_of(x):
@@ -128,7 +128,10 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], dilation: 
     return slopes.to(x.dtype)
 
 
-def _check(x: Tensor) -> None:
+def _check(x: Tensor, *others: Tensor | None) -> None:
+    for other in others:
+        if other is not None and other.dtype != x.dtype:
+            raise InputError(f"implementation 'triton' got a map in {x.dtype} with {other.dtype}; expected one dtype")
     if not triton_available(x):
         raise InputError(
             f"implementation 'triton' got {x.dtype} on {x.device}; expected bfloat16, float16 or float32 on an NVIDIA "

@@ -187,9 +187,9 @@ class ClassificationTask(Task):
     def _keep_examples(self, logits: Tensor, batch: Any, batches: list[int | float]) -> None:
         x, y = batch
         probability, label = self.probabilities(logits).max(dim=1)
-        titles, wrong = [], (label != y).tolist()
+        titles, wrong, truths = list[str](), (label != y).tolist(), y.tolist()
         for i, (p, c) in enumerate(zip(probability.tolist(), label.tolist(), strict=True)):
-            truth = f" ({self.class_names[int(y[i])]})" if wrong[i] else ""
+            truth = f" ({self.class_names[truths[i]]})" if wrong[i] else ""
             titles.append(f"{self.class_names[c]} {p:.2f}{truth}")
         self.examples.keep(self.to_examples(x), titles, wrong, batches)
 

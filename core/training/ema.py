@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 __all__ = ["EMA"]
 
@@ -12,7 +13,9 @@ class EMA(EMAWeightAveraging):
     """Lightning's averaging callback, right before its first update too.
 
     Lightning validates, saves and ends with the initial weights until the average has been updated once
-    (Lightning-AI/pytorch-lightning#21724). Here the average follows the current weights until it starts.
+    (Lightning-AI/pytorch-lightning#21724). Here the average follows the current weights until it starts. It lives where
+    the model is trained, and all tensors of a kind are averaged at once, where Lightning's stays on the CPU, to which
+    every update would copy the weights of a GPU one by one.
 
     Args:
         decay: share of the old average that an update keeps.
@@ -21,6 +24,15 @@ class EMA(EMAWeightAveraging):
 
     def __init__(self, decay: float = 0.9999, start_step: int = 0) -> None:
         super().__init__(decay=decay, update_starting_at_step=start_step)
+        self.decay = decay
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the model; in this moment it is still on the CPU, also if a GPU will train it."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            self._average_model.avg_fn = None
+            self._average_model.multi_avg_fn = get_ema_multi_avg_fn(self.decay)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""

@@ -70,6 +70,13 @@ def test_gradients_of_other_dtypes(dtype: torch.dtype, again: bool) -> None:
         assert_close(ours.double(), theirs, rtol=0, atol=limit)
 
 
+def test_offset_of_many_places_in_float16() -> None:
+    x, beta = torch.randn(8, 112, 112, 2).half(), torch.zeros(2, requires_grad=True)
+    response_norm(x, torch.zeros(2), beta, 1e-6).backward(torch.ones_like(x))
+    assert beta.grad is not None
+    assert beta.grad.tolist() == [8 * 112 * 112] * 2  # more than float16 holds
+
+
 def test_dead_channels_have_no_gradient() -> None:
     x = torch.randn(2, 3, 3, 4)
     x[..., 1] = 0

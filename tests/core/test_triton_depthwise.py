@@ -42,6 +42,12 @@ def test_importable_without_triton() -> None:
     assert _run("-c", program, TRITON_INTERPRET="1").split() == ["False", "False"]
 
 
+def test_map_and_kernel_of_two_dtypes() -> None:
+    x, weight = torch.zeros(1, 2, 5, 5), torch.zeros(2, 1, 3, 3, dtype=torch.bfloat16)
+    with pytest.raises(InputError, match=r"'triton' got a map in torch\.float32 with torch\.bfloat16; expected one"):
+        depthwise_conv2d(x, weight, implementation="triton")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_refused_on_a_plain_cpu(dtype: torch.dtype) -> None:
     x, weight = torch.zeros(1, 2, 5, 5, dtype=dtype), torch.zeros(2, 1, 3, 3, dtype=dtype)

@@ -112,3 +112,13 @@ def test_training_goes_on_from_the_current_weights_not_the_average(tmp_path: Any
     _, with_average, _, _ = _fit(EMA(DECAY, start_step=1), tmp_path / "a")
     _, without, _, _ = _fit(Callback(), tmp_path / "b")
     assert_close(with_average.steps, without.steps, rtol=0, atol=0)
+
+
+def test_average_lives_where_the_model_is_trained(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning calls ``setup`` before it moves the model; a meta device stands for a GPU."""
+    average, model = EMA(decay=DECAY), _Line()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device("meta"))
+    average.setup(trainer, model, "fit")
+    assert average._average_model is not None
+    assert all(p.device.type == "meta" for p in average._average_model.parameters())

@@ -11,12 +11,17 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from core.errors import InputError
+from core.training.confusion import PairCounts
 from core.training.task import Exported
 from core.writing import whole_file
 from vision.openmmlab.drawing import colours, draw_label_map
 from vision.openmmlab.task import Batch, OpenMMLabTask
 
-__all__ = ["Segmenter"]
+__all__ = ["MeanIoU", "Segmenter"]
+
+
+class MeanIoU(PairCounts, MulticlassJaccardIndex):
+    """torchmetrics' intersection over union from our counts."""
 
 
 class Segmenter(OpenMMLabTask):
@@ -30,9 +35,7 @@ class Segmenter(OpenMMLabTask):
         head: Any = self.model.get_submodule("decode_head")
         self.num_classes, self.ignore_index = head.num_classes, head.ignore_index
         options: dict[str, Any] = {"num_classes": self.num_classes, "ignore_index": self.ignore_index}
-        scores = MetricCollection(
-            {"miou": MulticlassJaccardIndex(**options), "acc": MulticlassAccuracy(average="micro", **options)}
-        )
+        scores = MetricCollection({"miou": MeanIoU(**options), "acc": MulticlassAccuracy(average="micro", **options)})
         self.val_score, self.test_score = scores, scores.clone()
 
     def check_batch(self, batch: Batch) -> None:
