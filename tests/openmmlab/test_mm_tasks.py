@@ -173,6 +173,38 @@ def test_fit_learns_and_leaves_pictures_and_names(name: str, kind: Any, scenes: 
         assert not results or COCO(str(scenes / "coco.json")).loadRes(results).getAnnIds()
 
 
+def test_segmentation_of_images_of_different_sizes(tmp_path: Path) -> None:
+    """Every verb takes a folder of mixed sizes, and gives each image what it gets alone."""
+    scenes = write_scenes(tmp_path / "scenes")
+    sizes = [(SIDE, SIDE), (96, SIDE), (SIDE, SIDE), (SIDE, 80)]
+    for i, size in enumerate(sizes):
+        for folder in ("images", "labels"):
+            path = scenes / folder / f"{i}.png"
+            Image.open(path).resize(size, Image.Resampling.NEAREST).save(path)
+    config = tiny("upernet_unireplknet_t", root=scenes)
+    for split in ("val", "test"):
+        config[f"{split}_dataloader"].dataset.pipeline[1].keep_ratio = True
+    load, resize, labels, pack = config.train_dataloader.dataset.pipeline
+    config.train_dataloader.dataset.pipeline = [load, labels, resize, pack]
+    file = write_config(config, scenes / "config.py")
+    data, task = _data(file), Segmenter(file)
+    shown: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(default_root_dir=tmp_path, logger=False, accelerator="cpu", max_epochs=1, **shown)
+    trainer.fit(task, datamodule=data)
+    assert 0 <= trainer.callback_metrics["val_acc"] <= 1
+    trainer.test(task, datamodule=data)
+    (rows, more) = trainer.predict(task, datamodule=data)  # type: ignore[misc,union-attr]
+    assert [Image.open(name).size for name in rows["labels"] + more["labels"]] == sizes  # type: ignore[call-overload]
+    batch = next(iter(data.test_dataloader()))
+    task.eval()
+    with torch.no_grad():
+        together = [sample.pred_sem_seg.data.clone() for sample in task(batch)]
+        for i, labels in enumerate(together):
+            (alone,) = task({name: values[i : i + 1] for name, values in batch.items()})
+            assert_close(labels, alone.pred_sem_seg.data, rtol=0, atol=0)
+        assert task.to_export(batch).images.shape == (1, 3, SIDE, SIDE)
+
+
 def _compare_onnx(file: Path, task: Segmenter) -> None:
     task.eval()
     x = torch.randn(3, 3, SIDE, SIDE)

@@ -38,6 +38,15 @@ class Segmenter(OpenMMLabTask):
         scores = MetricCollection({"miou": MeanIoU(**options), "acc": MulticlassAccuracy(average="micro", **options)})
         self.val_score, self.test_score = scores, scores.clone()
 
+    def forward(self, batch: Batch) -> list[Any]:
+        """As of any task; MMSegmentation takes images of one size, others go through one at a time."""
+        images, samples = batch["inputs"], batch["data_samples"]
+        sizes = {(x.shape, sample.metainfo.get("ori_shape")) for x, sample in zip(images, samples, strict=True)}
+        if len(sizes) == 1:
+            return super().forward(batch)
+        ones = [{"inputs": [x], "data_samples": [sample]} for x, sample in zip(images, samples, strict=True)]
+        return [sample for one in ones for sample in super(Segmenter, self).forward(one)]
+
     def check_batch(self, batch: Batch) -> None:
         """Refuse a pixel of a class that the model does not have.
 
@@ -61,7 +70,7 @@ class Segmenter(OpenMMLabTask):
 
     def to_export(self, batch: Batch) -> Exported:
         """Normalised images (B, 3, H, W) to logits (B, num_classes, H, W); UPerNet's pooling wants a fixed size."""
-        data = self._prepared({name: values[:4] for name, values in batch.items()})
+        data = self._prepared({name: values[:1] for name, values in batch.items()})  # the next may have another size
         return Exported(
             Path(self.hparams["config"]).stem, _Logits(self.model).train(self.training), data["inputs"], fixed_size=True
         )
