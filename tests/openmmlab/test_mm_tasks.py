@@ -233,6 +233,36 @@ def test_predictions_of_a_detector_are_coco_results(scenes: Path, tmp_path: Path
         assert found["category_id"] in (1, 2, 3)
 
 
+def test_predictions_have_the_ids_of_the_annotation_file(scenes: Path, tmp_path: Path) -> None:
+    """Ids with gaps, as COCO's are; a checkpoint keeps them for images without annotations."""
+    ids = {1: 7, 2: 13, 3: 90}
+
+    def change(content: Any) -> None:
+        for category in content["categories"]:
+            category["id"] = ids[category["id"]]
+        for note in content["annotations"]:
+            note["category_id"] = ids[note["category_id"]]
+
+    _edit(scenes, change)
+    path = _config("mask_rcnn", scenes)
+    options = {"model.test_cfg.rcnn.score_thr": 0.0, "model.test_cfg.rcnn.max_per_img": 20}
+    task = Detector(path, options=options)
+    shown: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(logger=False, default_root_dir=tmp_path, accelerator="cpu", **shown)
+
+    def predicted(task: Detector, **options: Any) -> set[tuple[str, int]]:
+        trainer.predict(task, datamodule=_data(path, **options))
+        return {(r["category"], r["category_id"]) for r in json.loads((tmp_path / "predictions.json").read_text())}
+
+    pairs = set(zip(META["classes"], ids.values(), strict=True))
+    found = predicted(task)
+    assert len(found) > 1
+    assert found <= pairs
+    trainer.save_checkpoint(tmp_path / "kept.ckpt")
+    again = Detector.load_from_checkpoint(tmp_path / "kept.ckpt")
+    assert predicted(again, predict_path=str(scenes / "images" / "1.png")) <= pairs
+
+
 def test_the_package_is_not_needed_for_vision_and_named_where_it_is() -> None:
     code = (
         "import sys; sys.modules |= dict.fromkeys(('mmengine', 'mmcv', 'mmdet', 'mmseg'));"

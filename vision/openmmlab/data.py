@@ -47,6 +47,7 @@ class OpenMMLabData(DataModule):
         self.predict_path = Path(predict_path) if predict_path else None
         self.collate = pseudo_collate
         self.palette: list[Any] = []
+        self.category_ids: list[int] = []
 
     def check_data(self) -> None:
         """Read the config, and look whether the images to predict on are there, before a run folder is made."""
@@ -66,6 +67,7 @@ class OpenMMLabData(DataModule):
             dataset = build_dataset(config, split)
             _check_order(config, split)
             self._take_classes(dataset.metainfo)
+            self.category_ids = list(getattr(dataset, "cat_ids", None) or self.category_ids)
             name = "predict" if stage == "predict" else split
             setattr(self, f"{name}_set", dataset)
 

@@ -32,6 +32,7 @@ class Detector(OpenMMLabTask):
     def __init__(self, config: str, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.results: list[dict[str, Any]] = []
+        self.category_ids: list[int] = []
         head: Any = getattr(self.model, "roi_head", None) or self.model.get_submodule("bbox_head")
         head = getattr(head, "bbox_head", head)
         self.num_classes: int = cast(Any, head[0] if isinstance(head, nn.ModuleList) else head).num_classes
@@ -39,6 +40,22 @@ class Detector(OpenMMLabTask):
         kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if self.has_masks else ("bbox",)
         self.val_score = MeanAveragePrecision(iou_type=kinds, backend="pycocotools")
         self.test_score = MeanAveragePrecision(iou_type=kinds, backend="pycocotools")
+
+    def setup(self, stage: str) -> None:
+        """Take the classes' ids in the annotation file too."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        self.category_ids = list(getattr(data, "category_ids", ())) or self.category_ids
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep those ids too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["category_ids"] = list(self.category_ids)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore them."""
+        super().on_load_checkpoint(checkpoint)
+        self.category_ids = checkpoint.get("category_ids", self.category_ids)
 
     def check_batch(self, batch: Batch) -> None:
         """Refuse a box of a class that the model does not have.
@@ -89,8 +106,8 @@ class Detector(OpenMMLabTask):
         found = sample.pred_instances.cpu()
         x1, y1, x2, y2 = (column.tolist() for column in found.bboxes.T)
         for i, (score, label) in enumerate(zip(found.scores.tolist(), found.labels.tolist(), strict=True)):
-            result = {"image_id": sample.img_id, "file_name": sample.img_path, "category_id": label + 1, "score": score}
-            result |= {"category": self.class_name(label)}
+            result = {"image_id": sample.img_id, "file_name": sample.img_path, "score": score}
+            result |= {"category_id": self.category_id(label), "category": self.class_name(label)}
             result |= {"bbox": [x1[i], y1[i], x2[i] - x1[i], y2[i] - y1[i]]}
             if self.has_masks:
                 packed = coco_mask.encode(np.asfortranarray(found.masks[i].numpy()))
@@ -120,6 +137,10 @@ class Detector(OpenMMLabTask):
     def class_name(self, label: int) -> str:
         """Name of a class, or its number where the data have not been seen."""
         return self.class_names[label] if self.class_names else str(label)
+
+    def category_id(self, label: int) -> int:
+        """A class's id in the annotation file, which may have gaps; counted from 1 where no file has been seen."""
+        return self.category_ids[label] if label < len(self.category_ids) else label + 1
 
     def on_predict_end(self) -> None:
         """Write the objects of all images as ``predictions.json``."""
