@@ -23,7 +23,7 @@ from training.small_runs import QUIET, table
 from core.cli import main
 from core.errors import InputError, MissingError
 from core.training import PredictionWriter
-from vision.openmmlab.data import OpenMMLabData
+from vision.openmmlab.data import OpenMMLabData, prediction_names
 from vision.openmmlab.detector import Detector
 from vision.openmmlab.scenes import DigitScenes, draw_scenes
 from vision.openmmlab.segmenter import Segmenter
@@ -261,6 +261,40 @@ def test_predictions_have_the_ids_of_the_annotation_file(scenes: Path, tmp_path:
     trainer.save_checkpoint(tmp_path / "kept.ckpt")
     again = Detector.load_from_checkpoint(tmp_path / "kept.ckpt")
     assert predicted(again, predict_path=str(scenes / "images" / "1.png")) <= pairs
+
+
+@KINDS
+def test_images_of_one_name_keep_their_own_predictions(name: str, kind: Any, scenes: Path, tmp_path: Path) -> None:
+    path, photos = _config(name, scenes), tmp_path / "photos"
+    sizes = {"a/x.png": (64, 64), "a/x.jpg": (64, 80), "b/x.png": (64, 96)}
+    for place, size in sizes.items():
+        (photos / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (90, 90, 90)).save(photos / place)
+    shown: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(logger=False, default_root_dir=tmp_path, accelerator="cpu", **shown)
+    batches: Any = trainer.predict(kind(path), datamodule=_data(path, predict_path=str(photos)))
+    rows = [dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True)]
+    assert len({row["overlay"] for row in rows}) == len(rows) == 3
+    for row in rows:
+        width, height = sizes[Path(row["file"]).relative_to(photos).as_posix()]
+        overlay = Image.open(row["overlay"])
+        assert overlay.width / overlay.height == pytest.approx(width / height, abs=0.01)
+        if kind is Segmenter:
+            assert Image.open(row["labels"]).size == (width, height)
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["/p/x.png", "/p/y.png"], ["x", "y"]),
+        (["/p/a/x.png", "/p/b/x.png"], ["a/x", "b/x"]),
+        (["/p/x.png", "/p/x.jpg", "/p/x.png.jpg"], ["x.png", "x.jpg", "x.png.jpg"]),
+        (["/p/x.png", "/p/q/../x.png"], ["x", "x"]),
+        (["/p/1.5.png", "/p/1.6.png"], ["1.5", "1.6"]),
+    ],
+)
+def test_names_of_predictions(files: list[str], names: list[str]) -> None:
+    assert list(prediction_names(files).values()) == names
 
 
 def test_the_package_is_not_needed_for_vision_and_named_where_it_is() -> None:

@@ -1,5 +1,7 @@
 """The data sets of OpenMMLab configs for Lightning's loops, and images to predict on."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from core.images import image_files
 from core.training.data import DataModule
 from vision.openmmlab.models import build_dataset, read_config
 
-__all__ = ["OpenMMLabData"]
+__all__ = ["OpenMMLabData", "prediction_names"]
 
 
 class OpenMMLabData(DataModule):
@@ -48,6 +50,7 @@ class OpenMMLabData(DataModule):
         self.collate = pseudo_collate
         self.palette: list[Any] = []
         self.category_ids: list[int] = []
+        self.prediction_names: dict[str, str] = {}
 
     def check_data(self) -> None:
         """Read the config, and look whether the images to predict on are there, before a run folder is made."""
@@ -61,7 +64,9 @@ class OpenMMLabData(DataModule):
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for split in wanted:
             if stage == "predict" and self.predict_path:
-                self.predict_set = _Images(image_files(self.predict_path), config)
+                files = image_files(self.predict_path)
+                self.predict_set = _Images(files, config)
+                self.prediction_names = prediction_names([str(file) for file in files])
                 self._take_classes(config.test_dataloader.dataset.get("metainfo", {}))
                 continue
             dataset = build_dataset(config, split)
@@ -70,10 +75,27 @@ class OpenMMLabData(DataModule):
             self.category_ids = list(getattr(dataset, "cat_ids", None) or self.category_ids)
             name = "predict" if stage == "predict" else split
             setattr(self, f"{name}_set", dataset)
+            if stage == "predict":
+                self.prediction_names = prediction_names(
+                    [dataset.get_data_info(i)["img_path"] for i in range(len(dataset))]
+                )
 
     def _take_classes(self, metainfo: Any) -> None:
         self.classes = tuple(metainfo.get("classes") or self.classes)
         self.palette = list(metainfo.get("palette") or self.palette)
+
+
+def prediction_names(files: Sequence[str]) -> dict[str, str]:
+    """What is written for each image is called like the image, with its folders below the one common to all.
+
+    The suffix is left out unless two images differ in nothing else.
+    """
+    full = {file: Path(os.path.normpath(Path(file).absolute())) for file in files}
+    common = os.path.commonpath([path.parent for path in full.values()])
+    names = {file: path.relative_to(common) for file, path in full.items()}
+    short = {file: name.with_suffix("") for file, name in names.items()}
+    chosen = short if len(set(short.values())) == len(set(names.values())) else names
+    return {file: str(name) for file, name in chosen.items()}
 
 
 def _check_order(config: Config, split: str) -> None:

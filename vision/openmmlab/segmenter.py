@@ -77,7 +77,7 @@ class Segmenter(OpenMMLabTask):
 
     def write_prediction(self, sample: Any, folder: Path) -> dict[str, Any]:
         """Write the label map, a PNG with the class numbers as they are."""
-        path = folder / "labels" / f"{Path(sample.img_path).stem}.png"
+        path = folder / "labels" / f"{self.prediction_name(sample)}.png"
         labels = sample.pred_sem_seg.data[0].cpu().numpy()
         image = Image.fromarray(labels.astype(np.uint8 if self.num_classes <= 256 else np.uint16))
         with whole_file(path) as unfinished:
