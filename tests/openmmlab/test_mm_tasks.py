@@ -308,6 +308,61 @@ def test_the_package_is_not_needed_for_vision_and_named_where_it_is() -> None:
     assert "Traceback" not in done.stderr
 
 
+def _wrapped(dataset: Any, kind: str) -> dict[str, Any]:
+    if kind == "ConcatDataset":
+        return {"type": kind, "datasets": [dataset, dataset]}
+    if kind == "MultiImageMixDataset":
+        *first, pack = dataset["pipeline"]
+        return {"type": kind, "dataset": {**dataset, "pipeline": first}, "pipeline": [pack]}
+    options = {"RepeatDataset": {"times": 2}, "ClassBalancedDataset": {"oversample_thr": 0.1}}
+    return {"type": kind, "dataset": dataset, **options[kind]}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("mask_rcnn", f"{k}Dataset") for k in ("Repeat", "Concat", "ClassBalanced", "MultiImageMix")),
+        *(("upernet_unireplknet_t", f"{k}Dataset") for k in ("Repeat", "Concat", "MultiImageMix")),
+    ],
+)
+def test_wrapped_data_sets(name: str, kind: str, scenes: Path) -> None:
+    """They are read, and what they hold is checked as it is without the wrapper."""
+    config = tiny(name, root=scenes)
+    for split in ("train", "val") if kind in ("RepeatDataset", "ConcatDataset") else ("train",):
+        config[f"{split}_dataloader"].dataset = _wrapped(config[f"{split}_dataloader"].dataset, kind)
+    path = write_config(config, scenes / "config.py")
+    data = _data(path)
+    data.setup("fit")
+    assert len(data.train_set) == (8 if kind in ("RepeatDataset", "ConcatDataset") else 4)  # type: ignore[arg-type]
+    assert data.classes == META["classes"]
+    assert next(iter(data.train_dataloader()))["inputs"][0].shape == (3, SIDE, SIDE)
+    if name == "mask_rcnn":
+        assert data.category_ids == [1, 2, 3]
+        _edit(scenes, lambda c: c["annotations"][0].update(bbox=[50, 6, 20, 16]))
+        message = "is not inside its image"
+    else:
+        (scenes / "labels" / "2.png").unlink()
+        message = "has no label map"
+    with pytest.raises(InputError if name == "mask_rcnn" else MissingError, match=message):
+        _data(path).setup("fit")
+
+
+@pytest.mark.parametrize("kind", ["RepeatDataset", "ConcatDataset"])
+def test_prediction_with_a_wrapped_test_set(kind: str, scenes: Path) -> None:
+    config = tiny("mask_rcnn", root=scenes)
+    config.test_dataloader.dataset = _wrapped(config.test_dataloader.dataset, kind)
+    path = write_config(config, scenes / "config.py")
+    data = _data(path, predict_path=str(scenes / "images"))
+    data.setup("predict")
+    assert data.classes == META["classes"]
+    assert next(iter(data.predict_dataloader()))["inputs"][1].shape == (3, SIDE, SIDE)
+    steps = config.test_dataloader.dataset
+    inner = steps["datasets"][-1] if kind == "ConcatDataset" else steps["dataset"]
+    inner["pipeline"] = [inner["pipeline"][i] for i in (0, 2, 1, 3)]
+    with pytest.raises(InputError, match="loads annotations before Resize"):
+        _data(write_config(config, scenes / "config.py")).setup("test")
+
+
 def _edit(scenes: Path, change: Any) -> None:
     content = json.loads((scenes / "coco.json").read_text())
     change(content)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from core.errors import InputError
 from core.images import image_files
 from core.training.data import DataModule
-from vision.openmmlab.models import build_dataset, read_config
+from vision.openmmlab.models import build_dataset, innermost, read_config
 
 __all__ = ["OpenMMLabData", "prediction_names"]
 
@@ -67,12 +67,12 @@ class OpenMMLabData(DataModule):
                 files = image_files(self.predict_path)
                 self.predict_set = _Images(files, config)
                 self.prediction_names = prediction_names([str(file) for file in files])
-                self._take_classes(config.test_dataloader.dataset.get("metainfo", {}))
+                self._take_classes(innermost(config.test_dataloader.dataset)[0].get("metainfo", {}))
                 continue
             dataset = build_dataset(config, split)
             _check_order(config, split)
             self._take_classes(dataset.metainfo)
-            self.category_ids = list(getattr(dataset, "cat_ids", None) or self.category_ids)
+            self.category_ids = list(getattr(innermost(dataset)[0], "cat_ids", None) or self.category_ids)
             name = "predict" if stage == "predict" else split
             setattr(self, f"{name}_set", dataset)
             if stage == "predict":
@@ -100,14 +100,15 @@ def prediction_names(files: Sequence[str]) -> dict[str, str]:
 
 def _check_order(config: Config, split: str) -> None:
     """Predictions are in pixels of the original image, and so the truth has to be."""
-    kinds = [step.type for step in config[f"{split}_dataloader"].dataset.pipeline]
-    if split == "train" or not {"Resize", "LoadAnnotations"} <= set(kinds):
+    if split == "train":
         return
-    if kinds.index("LoadAnnotations") < kinds.index("Resize"):
-        raise InputError(
-            f"the {split} pipeline of {config.filename} loads annotations before Resize, which would scale them; put "
-            "LoadAnnotations after it"
-        )
+    for part in innermost(config[f"{split}_dataloader"].dataset):
+        kinds = [step.type for step in part.get("pipeline", [])]
+        if {"Resize", "LoadAnnotations"} <= set(kinds) and kinds.index("LoadAnnotations") < kinds.index("Resize"):
+            raise InputError(
+                f"the {split} pipeline of {config.filename} loads annotations before Resize, which would scale them; "
+                "put LoadAnnotations after it"
+            )
 
 
 class _Images(Dataset[dict[str, Any]]):
@@ -115,7 +116,8 @@ class _Images(Dataset[dict[str, Any]]):
 
     def __init__(self, files: list[Path], config: Config) -> None:
         self.files = files
-        steps = [s for s in config.test_dataloader.dataset.pipeline if s.type != "LoadAnnotations"]
+        pipeline = innermost(config.test_dataloader.dataset)[0].pipeline
+        steps = [step for step in pipeline if step.type != "LoadAnnotations"]
         with DefaultScope.overwrite_default_scope(config.default_scope):
             self.pipeline = Compose(steps)
 
