@@ -441,13 +441,32 @@ def test_configs_of_the_other_package_are_refused(scenes: Path) -> None:
         Segmenter(_config("mask_rcnn", scenes))
 
 
-def test_annotations_that_would_be_scaled_are_refused(scenes: Path) -> None:
+@pytest.mark.parametrize(
+    ("load", "resize"),
+    [
+        ("LoadAnnotations", {"type": "Resize", "scale": (SIDE, SIDE)}),
+        ("mmdet.LoadAnnotations", {"type": "mmdet.Resize", "scale": (SIDE, SIDE)}),
+        ("LoadAnnotations", {"type": "FixScaleResize", "scale": (SIDE, SIDE), "keep_ratio": True}),
+        ("LoadAnnotations", {"type": "RandomResize", "scale": (SIDE, SIDE), "ratio_range": (1.0, 1.0)}),
+    ],
+)
+def test_annotations_that_would_be_scaled_are_refused(load: str, resize: dict[str, Any], scenes: Path) -> None:
     config = tiny("mask_rcnn", root=scenes)
-    steps = config.val_dataloader.dataset.pipeline
-    config.val_dataloader.dataset.pipeline = [steps[0], steps[2], steps[1], steps[3]]
-    path = write_config(config, scenes / "config.py")
-    with pytest.raises(InputError, match="loads annotations before Resize"):
-        _data(path).setup("validate")
+    first, own_resize, labels, pack = config.val_dataloader.dataset.pipeline
+    labels["type"] = load
+    orders = {"wrong": [first, labels, resize, pack], "between": [first, own_resize, labels, resize, pack]}
+    for name, steps in orders.items():
+        config.val_dataloader.dataset.pipeline = steps
+        message = f"loads annotations before {resize['type'].removeprefix('mmdet.')},"
+        with pytest.raises(InputError, match=message):
+            _data(write_config(config, scenes / f"{name}.py")).setup("validate")
+    config.val_dataloader.dataset.pipeline = [first, resize, labels, pack]
+    config.test_dataloader.dataset.pipeline = [first, resize, labels, pack]
+    path = write_config(config, scenes / "right.py")
+    _data(path).setup("validate")
+    data = _data(path, predict_path=str(scenes / "images"))
+    data.setup("predict")
+    assert next(iter(data.predict_dataloader()))["inputs"][0].shape == (3, SIDE, SIDE)  # without annotations
 
 
 def test_drawn_scenes_are_consistent(tmp_path: Path) -> None:

@@ -103,12 +103,22 @@ def _check_order(config: Config, split: str) -> None:
     if split == "train":
         return
     for part in innermost(config[f"{split}_dataloader"].dataset):
-        kinds = [step.type for step in part.get("pipeline", [])]
-        if {"Resize", "LoadAnnotations"} <= set(kinds) and kinds.index("LoadAnnotations") < kinds.index("Resize"):
+        kinds = [_kind(step) for step in part.get("pipeline", [])]
+        last = max((i for i, kind in enumerate(kinds) if "Resize" in kind), default=-1)
+        if any(_loads_truth(kind) for kind in kinds[: last + 1]):
             raise InputError(
-                f"the {split} pipeline of {config.filename} loads annotations before Resize, which would scale them; "
-                "put LoadAnnotations after it"
+                f"the {split} pipeline of {config.filename} loads annotations before {kinds[last]}, which would scale "
+                "them; put LoadAnnotations after it"
             )
+
+
+def _kind(step: Any) -> str:
+    """A step's name without the package that may stand before it: 'mmdet.Resize'."""
+    return str(step.type).rpartition(".")[2]
+
+
+def _loads_truth(kind: str) -> bool:
+    return kind.startswith("Load") and kind.endswith("Annotations")
 
 
 class _Images(Dataset[dict[str, Any]]):
@@ -117,7 +127,7 @@ class _Images(Dataset[dict[str, Any]]):
     def __init__(self, files: list[Path], config: Config) -> None:
         self.files = files
         pipeline = innermost(config.test_dataloader.dataset)[0].pipeline
-        steps = [step for step in pipeline if step.type != "LoadAnnotations"]
+        steps = [step for step in pipeline if not _loads_truth(_kind(step))]
         with DefaultScope.overwrite_default_scope(config.default_scope):
             self.pipeline = Compose(steps)
 
