@@ -436,6 +436,56 @@ def test_checkpoint_with_other_classes(scenes: Path, tmp_path: Path) -> None:
         Segmenter(path, options=options, weights=str(tmp_path / "w.pth"))
 
 
+def test_detectors_without_boxes_are_refused(scenes: Path) -> None:
+    config = tiny("mask_rcnn", root=scenes)
+    mask_head: dict[str, Any] = {
+        "type": "SOLOHead",
+        "num_classes": 3,
+        "in_channels": 16,
+        "feat_channels": 16,
+        "stacked_convs": 1,
+    }
+    mask_head["norm_cfg"] = {"type": "GN", "num_groups": 4}
+    mask_head["loss_mask"] = {"type": "DiceLoss", "use_sigmoid": True, "loss_weight": 3.0}
+    mask_head["loss_cls"] = {"type": "FocalLoss", "use_sigmoid": True, "loss_weight": 1.0}
+    backbone, neck = config.model.backbone, config.model.neck
+    config.model = {"type": "SOLO", "backbone": backbone, "neck": neck, "mask_head": mask_head}
+    path = write_config(config, scenes / "solo.py")
+    with pytest.raises(InputError, match=r"SOLO has no head for boxes .* train this one with MMDetection's tools"):
+        Detector(path)
+
+
+def test_a_cascade_of_heads_is_trained_and_exported(scenes: Path, tmp_path: Path) -> None:
+    """The classes are those of the last head, which predicts."""
+    config = tiny("upernet_unireplknet_t", root=scenes)
+    first: dict[str, Any] = {
+        "type": "FCNHead",
+        "in_channels": 32,
+        "in_index": 3,
+        "channels": 16,
+        "num_convs": 1,
+        "num_classes": 3,
+    }
+    first["norm_cfg"] = {"type": "BN", "requires_grad": True}
+    last = {**first, "type": "OCRHead", "ocr_channels": 8}
+    last.pop("num_convs")
+    config.model.type, config.model.num_stages = "CascadeEncoderDecoder", 2
+    config.model.pop("auxiliary_head")
+    config.model.decode_head = [first, last]
+    path = write_config(config, scenes / "cascade.py")
+    data, task = _data(path), Segmenter(path)
+    assert task.num_classes == 3
+    shown: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+    Trainer(default_root_dir=tmp_path, logger=False, accelerator="cpu", max_epochs=1, **shown).fit(
+        task, datamodule=data
+    )
+    batch = next(iter(data.val_dataloader()))
+    with torch.no_grad():
+        exported = task.eval().to_export(batch)
+        labels = exported.module(exported.images).argmax(dim=1)
+        assert_close(labels, task(batch)[0].pred_sem_seg.data)
+
+
 def test_configs_of_the_other_package_are_refused(scenes: Path) -> None:
     with pytest.raises(InputError, match=r"is for mmdet; Segmenter takes configs of mmseg"):
         Segmenter(_config("mask_rcnn", scenes))

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -33,9 +33,7 @@ class Detector(OpenMMLabTask):
         super().__init__(config, **kwargs)
         self.results: list[dict[str, Any]] = []
         self.category_ids: list[int] = []
-        head: Any = getattr(self.model, "roi_head", None) or self.model.get_submodule("bbox_head")
-        head = getattr(head, "bbox_head", head)
-        self.num_classes: int = cast(Any, head[0] if isinstance(head, nn.ModuleList) else head).num_classes
+        self.num_classes = _class_count(self.model)
         self.has_masks = bool(getattr(self.model, "with_mask", False))
         kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if self.has_masks else ("bbox",)
         self.val_score = MeanAveragePrecision(iou_type=kinds, backend="pycocotools")
@@ -155,6 +153,19 @@ class Detector(OpenMMLabTask):
         prefixes = {"bbox": "bbox_", "segm": "segm_"} if self.has_masks else {"bbox": ""}
         names = ("map", "map_50", "map_75")
         return {f"{kind}_{n}": computed[f"{prefix}{n}"] for kind, prefix in prefixes.items() for n in names}
+
+
+def _class_count(model: nn.Module) -> int:
+    head: Any = getattr(model, "roi_head", None)
+    head = getattr(model if head is None else head, "bbox_head", None)
+    head = head[0] if isinstance(head, nn.ModuleList) else head
+    if not hasattr(head, "num_classes"):
+        raise InputError(
+            f"{type(model).__name__} has no head for boxes (bbox_head, or one in roi_head), and Detector takes models "
+            "that predict boxes; train this one with MMDetection's tools/train.py"
+        )
+    count: int = head.num_classes
+    return count
 
 
 def _plain(values: Any) -> Tensor:

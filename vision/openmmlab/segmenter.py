@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
@@ -33,6 +32,7 @@ class Segmenter(OpenMMLabTask):
     def __init__(self, config: str, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         head: Any = self.model.get_submodule("decode_head")
+        head = head[-1] if isinstance(head, nn.ModuleList) else head  # of a cascade the last one predicts
         self.num_classes, self.ignore_index = head.num_classes, head.ignore_index
         options: dict[str, Any] = {"num_classes": self.num_classes, "ignore_index": self.ignore_index}
         scores = MetricCollection({"miou": MeanIoU(**options), "acc": MulticlassAccuracy(average="micro", **options)})
@@ -106,5 +106,6 @@ class _Logits(nn.Module):
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, num_classes, H, W)."""
-        logits: Tensor = self.model(x_B3HW, mode="tensor")
-        return F.interpolate(logits, size=x_B3HW.shape[2:], mode="bilinear", align_corners=False)
+        whole: Any = self.model.encode_decode  # mode="tensor" does not know cascades
+        logits: Tensor = whole(x_B3HW, [{"img_shape": x_B3HW.shape[2:]}])
+        return logits
