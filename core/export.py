@@ -40,7 +40,7 @@ def export_model(
         The path written.
 
     Raises:
-        InputError: if the packages for ONNX are missing.
+        InputError: if the packages for ONNX are missing, or the model does not take every height and width.
         RuntimeError: if the exported file differs from the model by more than :data:`TOLERANCE`.
     """
     if format == "onnx":
@@ -53,7 +53,15 @@ def export_model(
     any_size = not fixed_size and _any_size(example, format)
     run = _write_onnx if format == "onnx" else _write_pt2
     with whole_file(path, keep_suffix=True) as unfinished:
-        exported = run(folded, example, unfinished, any_size=any_size)
+        try:
+            exported = run(folded, example, unfinished, any_size=any_size)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if not any_size or _takes_another_size(folded, example):
+                raise
+            raise InputError(
+                f"the model takes images of {example.shape[2]} x {example.shape[3]} and not every other size; call "
+                "core.export.export_model with fixed_size=True"
+            ) from error
         fold, total = _relative(after_fold, expected), _relative(exported, expected)
         print(f"folded against trained form: max relative difference {fold:.1e}")
         print(f"exported file against trained form: max relative difference {total:.1e}")
@@ -67,6 +75,16 @@ def export_model(
 def _any_size(example: Tensor, format: str) -> bool:
     """Whether height and width stay free: ``torch.export`` treats a last map of one pixel apart from larger ones."""
     return example.ndim == 4 and (format == "onnx" or min(example.shape[2:]) > 32)
+
+
+def _takes_another_size(model: nn.Module, example: Tensor) -> bool:
+    (traced,), _ = _trace_with(example, any_size=True)
+    try:
+        with torch.no_grad():
+            model(traced)
+    except (AssertionError, RuntimeError, ValueError):
+        return False
+    return True
 
 
 def _trace_with(example: Tensor, *, any_size: bool) -> tuple[tuple[Tensor], tuple[dict[int, Any]]]:

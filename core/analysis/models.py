@@ -57,9 +57,15 @@ def _from_checkpoint(path: Path) -> nn.Module:
     try:
         checkpoint = read_torch_file(path)
         stored = checkpoint["hyper_parameters"]
-        name, args = stored["backbone"], dict(stored.get("backbone_args") or {})
+        of_openmmlab = "backbone" not in stored and "config" in stored
+        name, args = "" if of_openmmlab else stored["backbone"], dict(stored.get("backbone_args") or {})
     except Exception as error:
         raise InputError(f"{path} does not say what model it holds ({error}); type NAME={path}") from error
+    if of_openmmlab:
+        raise InputError(
+            f"{path} holds a detector or segmentor, and the analyses take other tasks' checkpoints; name its backbone "
+            "alone, such as unireplknet_t"
+        )
     if "num_classes" in stored:
         args["num_classes"] = stored["num_classes"]
     model = load_weights(build_backbone(name, **args), path)

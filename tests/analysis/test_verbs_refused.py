@@ -30,6 +30,7 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     Path("broken/bear1-bird1.png").write_text("no image")
     torch.save({"stem.weight": torch.zeros(2)}, "other.pth")
     torch.save({"stem.weight": torch.zeros(2)}, "plain.ckpt")
+    torch.save({"hyper_parameters": {"config": "mask_rcnn.py"}}, "detector.ckpt")
 
     def run(*words: str) -> str:
         before = sorted(tmp_path.rglob("*"))
@@ -78,6 +79,10 @@ def test_unknown_model_suggests_others(words: list[str], refusal: Refusal) -> No
         ("test_replknet=other.pth", "other.pth does not fit the model"),
         ("test_replknet=broken/bear1-bird1.png", "bear1-bird1.png is not a checkpoint that torch or safetensors can"),
         ("gone.ckpt", "there is no checkpoint gone.ckpt; give a file that fit wrote, or the name of a model"),
+        (
+            "detector.ckpt",
+            "detector.ckpt holds a detector or segmentor, and the analyses take other tasks' checkpoints",
+        ),
         ("plain.ckpt", "plain.ckpt does not say what model it holds ('hyper_parameters'); type NAME=plain.ckpt"),
     ],
 )

@@ -127,6 +127,19 @@ def test_file_that_differs_from_the_model_gets_no_name(tmp_path: Path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+def test_model_of_one_size(format: Any, tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", num_classes=3, dynamic_img_size=False).eval()
+    x = torch.randn(2, 3, 160, 160)
+    with pytest.raises(InputError, match=r"takes images of 160 x 160 and not every other size; .* fixed_size=True"):
+        export_model(model, x, tmp_path / "net", format=format)
+    assert not list(tmp_path.iterdir())
+    if format == "torch_export":
+        file = export_model(model, x, tmp_path / "net", format=format, fixed_size=True)
+        with torch.no_grad():
+            assert_close(_run_pt2(file, x), model(x), rtol=1e-4, atol=1e-4)
+
+
 def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core.export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(

@@ -211,7 +211,18 @@ def test_inference_form(family: str, tmp_path: Path) -> None:
         ({"out_indices": ()}, r"out_indices=\(\)"),
         ({"out_indices": (2, 1)}, r"out_indices=\(2, 1\)"),
         ({"frozen_stages": 5}, r"frozen_stages=5; expected -1 for none, 0 for the stem, to 4"),
-        ({"init_cfg": {"type": "Kaiming"}}, r"expected dict\(type='Pretrained', checkpoint='FILE'\)"),
+        ({"out_indices": 3}, r"out_indices=3; expected a list of stages, for one stage \[3\]"),
+        ({"feature_norms": False}, r"feature_norms=False; the maps of out_indices have norms of their own"),
+        *(
+            ({"init_cfg": wrong}, r"expected dict\(type='Pretrained', checkpoint='FILE'\)")
+            for wrong in (
+                {"type": "Kaiming"},
+                {"type": "Pretrained", "checkpoint": None},
+                [{"type": "Kaiming", "layer": "Conv2d"}],
+                [{"type": "Pretrained", "checkpoint": "a.pth"}, {"type": "Kaiming", "layer": "Conv2d"}],
+                "a.pth",
+            )
+        ),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
@@ -219,7 +230,9 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
         vision.openmmlab.MMUniRepLKNet(**{"variant": "test_unireplknet"} | options)
 
 
-def test_missing_weights_are_named() -> None:
-    model = _build(init_cfg={"type": "Pretrained", "checkpoint": "nowhere/weights.pth"})
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_missing_weights_are_named(wrapped: bool) -> None:
+    named: Any = {"type": "Pretrained", "checkpoint": "nowhere/weights.pth"}
+    model = _build(init_cfg=[named] if wrapped else named)
     with pytest.raises(MissingError, match=r"nowhere/weights\.pth"):
         model.init_weights()

@@ -1,8 +1,10 @@
 """The operators that stand in for mmcv's compiled ones, against plainly written formulas: values and gradients."""
 
+import runpy
 import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import mmcv
@@ -211,3 +213,25 @@ def test_one_import_is_enough_for_every_head() -> None:
     code = "import vision.openmmlab, mmcv.ops, mmdet.models, mmseg.models; print('fine')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.endswith("fine\n"), done.stderr
+
+
+def test_scripts_that_import_the_operators_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Python would run them, with their arguments and the modules beside them, once this package is imported."""
+    tool = tmp_path / "tool.py"
+    (tmp_path / "beside_the_tool.py").write_text("here = 'here'\n")
+    tool.write_text(
+        "import sys\nfrom beside_the_tool import here\nfrom mmcv.ops import nms\nprint(__name__, sys.argv, here)\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["-m", str(tool), "--a", "b"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    runpy.run_module("vision.openmmlab", run_name="__main__")
+    assert capsys.readouterr().out.strip() == f"__main__ {[str(tool), '--a', 'b']} here"
+
+
+@pytest.mark.parametrize(("words", "message"), [(["no.py"], "there is no script no.py"), ([], "no script is named")])
+def test_script_that_is_not_there(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["-m", *words])
+    with pytest.raises(SystemExit, match=f"{message}; expected: python -m vision.openmmlab TOOL.py"):
+        runpy.run_module("vision.openmmlab", run_name="__main__")

@@ -23,7 +23,7 @@ from training.small_runs import QUIET, table
 from core.cli import main
 from core.errors import InputError, MissingError
 from core.training import PredictionWriter
-from vision.openmmlab.data import OpenMMLabData
+from vision.openmmlab.data import OpenMMLabData, prediction_names
 from vision.openmmlab.detector import Detector
 from vision.openmmlab.scenes import DigitScenes, draw_scenes
 from vision.openmmlab.segmenter import Segmenter
@@ -173,6 +173,38 @@ def test_fit_learns_and_leaves_pictures_and_names(name: str, kind: Any, scenes: 
         assert not results or COCO(str(scenes / "coco.json")).loadRes(results).getAnnIds()
 
 
+def test_segmentation_of_images_of_different_sizes(tmp_path: Path) -> None:
+    """Every verb takes a folder of mixed sizes, and gives each image what it gets alone."""
+    scenes = write_scenes(tmp_path / "scenes")
+    sizes = [(SIDE, SIDE), (96, SIDE), (SIDE, SIDE), (SIDE, 80)]
+    for i, size in enumerate(sizes):
+        for folder in ("images", "labels"):
+            path = scenes / folder / f"{i}.png"
+            Image.open(path).resize(size, Image.Resampling.NEAREST).save(path)
+    config = tiny("upernet_unireplknet_t", root=scenes)
+    for split in ("val", "test"):
+        config[f"{split}_dataloader"].dataset.pipeline[1].keep_ratio = True
+    load, resize, labels, pack = config.train_dataloader.dataset.pipeline
+    config.train_dataloader.dataset.pipeline = [load, labels, resize, pack]
+    file = write_config(config, scenes / "config.py")
+    data, task = _data(file), Segmenter(file)
+    shown: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(default_root_dir=tmp_path, logger=False, accelerator="cpu", max_epochs=1, **shown)
+    trainer.fit(task, datamodule=data)
+    assert 0 <= trainer.callback_metrics["val_acc"] <= 1
+    trainer.test(task, datamodule=data)
+    (rows, more) = trainer.predict(task, datamodule=data)  # type: ignore[misc,union-attr]
+    assert [Image.open(name).size for name in rows["labels"] + more["labels"]] == sizes  # type: ignore[call-overload]
+    batch = next(iter(data.test_dataloader()))
+    task.eval()
+    with torch.no_grad():
+        together = [sample.pred_sem_seg.data.clone() for sample in task(batch)]
+        for i, labels in enumerate(together):
+            (alone,) = task({name: values[i : i + 1] for name, values in batch.items()})
+            assert_close(labels, alone.pred_sem_seg.data, rtol=0, atol=0)
+        assert task.to_export(batch).images.shape == (1, 3, SIDE, SIDE)
+
+
 def _compare_onnx(file: Path, task: Segmenter) -> None:
     task.eval()
     x = torch.randn(3, 3, SIDE, SIDE)
@@ -201,6 +233,70 @@ def test_predictions_of_a_detector_are_coco_results(scenes: Path, tmp_path: Path
         assert found["category_id"] in (1, 2, 3)
 
 
+def test_predictions_have_the_ids_of_the_annotation_file(scenes: Path, tmp_path: Path) -> None:
+    """Ids with gaps, as COCO's are; a checkpoint keeps them for images without annotations."""
+    ids = {1: 7, 2: 13, 3: 90}
+
+    def change(content: Any) -> None:
+        for category in content["categories"]:
+            category["id"] = ids[category["id"]]
+        for note in content["annotations"]:
+            note["category_id"] = ids[note["category_id"]]
+
+    _edit(scenes, change)
+    path = _config("mask_rcnn", scenes)
+    options = {"model.test_cfg.rcnn.score_thr": 0.0, "model.test_cfg.rcnn.max_per_img": 20}
+    task = Detector(path, options=options)
+    shown: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(logger=False, default_root_dir=tmp_path, accelerator="cpu", **shown)
+
+    def predicted(task: Detector, **options: Any) -> set[tuple[str, int]]:
+        trainer.predict(task, datamodule=_data(path, **options))
+        return {(r["category"], r["category_id"]) for r in json.loads((tmp_path / "predictions.json").read_text())}
+
+    pairs = set(zip(META["classes"], ids.values(), strict=True))
+    found = predicted(task)
+    assert len(found) > 1
+    assert found <= pairs
+    trainer.save_checkpoint(tmp_path / "kept.ckpt")
+    again = Detector.load_from_checkpoint(tmp_path / "kept.ckpt")
+    assert predicted(again, predict_path=str(scenes / "images" / "1.png")) <= pairs
+
+
+@KINDS
+def test_images_of_one_name_keep_their_own_predictions(name: str, kind: Any, scenes: Path, tmp_path: Path) -> None:
+    path, photos = _config(name, scenes), tmp_path / "photos"
+    sizes = {"a/x.png": (64, 64), "a/x.jpg": (64, 80), "b/x.png": (64, 96)}
+    for place, size in sizes.items():
+        (photos / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (90, 90, 90)).save(photos / place)
+    shown: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(logger=False, default_root_dir=tmp_path, accelerator="cpu", **shown)
+    batches: Any = trainer.predict(kind(path), datamodule=_data(path, predict_path=str(photos)))
+    rows = [dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True)]
+    assert len({row["overlay"] for row in rows}) == len(rows) == 3
+    for row in rows:
+        width, height = sizes[Path(row["file"]).relative_to(photos).as_posix()]
+        overlay = Image.open(row["overlay"])
+        assert overlay.width / overlay.height == pytest.approx(width / height, abs=0.01)
+        if kind is Segmenter:
+            assert Image.open(row["labels"]).size == (width, height)
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["/p/x.png", "/p/y.png"], ["x", "y"]),
+        (["/p/a/x.png", "/p/b/x.png"], ["a/x", "b/x"]),
+        (["/p/x.png", "/p/x.jpg", "/p/x.png.jpg"], ["x.png", "x.jpg", "x.png.jpg"]),
+        (["/p/x.png", "/p/q/../x.png"], ["x", "x"]),
+        (["/p/1.5.png", "/p/1.6.png"], ["1.5", "1.6"]),
+    ],
+)
+def test_names_of_predictions(files: list[str], names: list[str]) -> None:
+    assert list(prediction_names(files).values()) == names
+
+
 def test_the_package_is_not_needed_for_vision_and_named_where_it_is() -> None:
     code = (
         "import sys; sys.modules |= dict.fromkeys(('mmengine', 'mmcv', 'mmdet', 'mmseg'));"
@@ -210,6 +306,61 @@ def test_the_package_is_not_needed_for_vision_and_named_where_it_is() -> None:
     assert done.returncode != 0
     assert "pip install -e '.[openmmlab]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def _wrapped(dataset: Any, kind: str) -> dict[str, Any]:
+    if kind == "ConcatDataset":
+        return {"type": kind, "datasets": [dataset, dataset]}
+    if kind == "MultiImageMixDataset":
+        *first, pack = dataset["pipeline"]
+        return {"type": kind, "dataset": {**dataset, "pipeline": first}, "pipeline": [pack]}
+    options = {"RepeatDataset": {"times": 2}, "ClassBalancedDataset": {"oversample_thr": 0.1}}
+    return {"type": kind, "dataset": dataset, **options[kind]}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("mask_rcnn", f"{k}Dataset") for k in ("Repeat", "Concat", "ClassBalanced", "MultiImageMix")),
+        *(("upernet_unireplknet_t", f"{k}Dataset") for k in ("Repeat", "Concat", "MultiImageMix")),
+    ],
+)
+def test_wrapped_data_sets(name: str, kind: str, scenes: Path) -> None:
+    """They are read, and what they hold is checked as it is without the wrapper."""
+    config = tiny(name, root=scenes)
+    for split in ("train", "val") if kind in ("RepeatDataset", "ConcatDataset") else ("train",):
+        config[f"{split}_dataloader"].dataset = _wrapped(config[f"{split}_dataloader"].dataset, kind)
+    path = write_config(config, scenes / "config.py")
+    data = _data(path)
+    data.setup("fit")
+    assert len(data.train_set) == (8 if kind in ("RepeatDataset", "ConcatDataset") else 4)  # type: ignore[arg-type]
+    assert data.classes == META["classes"]
+    assert next(iter(data.train_dataloader()))["inputs"][0].shape == (3, SIDE, SIDE)
+    if name == "mask_rcnn":
+        assert data.category_ids == [1, 2, 3]
+        _edit(scenes, lambda c: c["annotations"][0].update(bbox=[50, 6, 20, 16]))
+        message = "is not inside its image"
+    else:
+        (scenes / "labels" / "2.png").unlink()
+        message = "has no label map"
+    with pytest.raises(InputError if name == "mask_rcnn" else MissingError, match=message):
+        _data(path).setup("fit")
+
+
+@pytest.mark.parametrize("kind", ["RepeatDataset", "ConcatDataset"])
+def test_prediction_with_a_wrapped_test_set(kind: str, scenes: Path) -> None:
+    config = tiny("mask_rcnn", root=scenes)
+    config.test_dataloader.dataset = _wrapped(config.test_dataloader.dataset, kind)
+    path = write_config(config, scenes / "config.py")
+    data = _data(path, predict_path=str(scenes / "images"))
+    data.setup("predict")
+    assert data.classes == META["classes"]
+    assert next(iter(data.predict_dataloader()))["inputs"][1].shape == (3, SIDE, SIDE)
+    steps = config.test_dataloader.dataset
+    inner = steps["datasets"][-1] if kind == "ConcatDataset" else steps["dataset"]
+    inner["pipeline"] = [inner["pipeline"][i] for i in (0, 2, 1, 3)]
+    with pytest.raises(InputError, match="loads annotations before Resize"):
+        _data(write_config(config, scenes / "config.py")).setup("test")
 
 
 def _edit(scenes: Path, change: Any) -> None:
@@ -285,18 +436,87 @@ def test_checkpoint_with_other_classes(scenes: Path, tmp_path: Path) -> None:
         Segmenter(path, options=options, weights=str(tmp_path / "w.pth"))
 
 
+def test_detectors_without_boxes_are_refused(scenes: Path) -> None:
+    config = tiny("mask_rcnn", root=scenes)
+    mask_head: dict[str, Any] = {
+        "type": "SOLOHead",
+        "num_classes": 3,
+        "in_channels": 16,
+        "feat_channels": 16,
+        "stacked_convs": 1,
+    }
+    mask_head["norm_cfg"] = {"type": "GN", "num_groups": 4}
+    mask_head["loss_mask"] = {"type": "DiceLoss", "use_sigmoid": True, "loss_weight": 3.0}
+    mask_head["loss_cls"] = {"type": "FocalLoss", "use_sigmoid": True, "loss_weight": 1.0}
+    backbone, neck = config.model.backbone, config.model.neck
+    config.model = {"type": "SOLO", "backbone": backbone, "neck": neck, "mask_head": mask_head}
+    path = write_config(config, scenes / "solo.py")
+    with pytest.raises(InputError, match=r"SOLO has no head for boxes .* train this one with MMDetection's tools"):
+        Detector(path)
+
+
+def test_a_cascade_of_heads_is_trained_and_exported(scenes: Path, tmp_path: Path) -> None:
+    """The classes are those of the last head, which predicts."""
+    config = tiny("upernet_unireplknet_t", root=scenes)
+    first: dict[str, Any] = {
+        "type": "FCNHead",
+        "in_channels": 32,
+        "in_index": 3,
+        "channels": 16,
+        "num_convs": 1,
+        "num_classes": 3,
+    }
+    first["norm_cfg"] = {"type": "BN", "requires_grad": True}
+    last = {**first, "type": "OCRHead", "ocr_channels": 8}
+    last.pop("num_convs")
+    config.model.type, config.model.num_stages = "CascadeEncoderDecoder", 2
+    config.model.pop("auxiliary_head")
+    config.model.decode_head = [first, last]
+    path = write_config(config, scenes / "cascade.py")
+    data, task = _data(path), Segmenter(path)
+    assert task.num_classes == 3
+    shown: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+    Trainer(default_root_dir=tmp_path, logger=False, accelerator="cpu", max_epochs=1, **shown).fit(
+        task, datamodule=data
+    )
+    batch = next(iter(data.val_dataloader()))
+    with torch.no_grad():
+        exported = task.eval().to_export(batch)
+        labels = exported.module(exported.images).argmax(dim=1)
+        assert_close(labels, task(batch)[0].pred_sem_seg.data)
+
+
 def test_configs_of_the_other_package_are_refused(scenes: Path) -> None:
     with pytest.raises(InputError, match=r"is for mmdet; Segmenter takes configs of mmseg"):
         Segmenter(_config("mask_rcnn", scenes))
 
 
-def test_annotations_that_would_be_scaled_are_refused(scenes: Path) -> None:
+@pytest.mark.parametrize(
+    ("load", "resize"),
+    [
+        ("LoadAnnotations", {"type": "Resize", "scale": (SIDE, SIDE)}),
+        ("mmdet.LoadAnnotations", {"type": "mmdet.Resize", "scale": (SIDE, SIDE)}),
+        ("LoadAnnotations", {"type": "FixScaleResize", "scale": (SIDE, SIDE), "keep_ratio": True}),
+        ("LoadAnnotations", {"type": "RandomResize", "scale": (SIDE, SIDE), "ratio_range": (1.0, 1.0)}),
+    ],
+)
+def test_annotations_that_would_be_scaled_are_refused(load: str, resize: dict[str, Any], scenes: Path) -> None:
     config = tiny("mask_rcnn", root=scenes)
-    steps = config.val_dataloader.dataset.pipeline
-    config.val_dataloader.dataset.pipeline = [steps[0], steps[2], steps[1], steps[3]]
-    path = write_config(config, scenes / "config.py")
-    with pytest.raises(InputError, match="loads annotations before Resize"):
-        _data(path).setup("validate")
+    first, own_resize, labels, pack = config.val_dataloader.dataset.pipeline
+    labels["type"] = load
+    orders = {"wrong": [first, labels, resize, pack], "between": [first, own_resize, labels, resize, pack]}
+    for name, steps in orders.items():
+        config.val_dataloader.dataset.pipeline = steps
+        message = f"loads annotations before {resize['type'].removeprefix('mmdet.')},"
+        with pytest.raises(InputError, match=message):
+            _data(write_config(config, scenes / f"{name}.py")).setup("validate")
+    config.val_dataloader.dataset.pipeline = [first, resize, labels, pack]
+    config.test_dataloader.dataset.pipeline = [first, resize, labels, pack]
+    path = write_config(config, scenes / "right.py")
+    _data(path).setup("validate")
+    data = _data(path, predict_path=str(scenes / "images"))
+    data.setup("predict")
+    assert next(iter(data.predict_dataloader()))["inputs"][0].shape == (3, SIDE, SIDE)  # without annotations
 
 
 def test_drawn_scenes_are_consistent(tmp_path: Path) -> None:

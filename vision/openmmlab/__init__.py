@@ -1,8 +1,10 @@
 """LarKit's backbones in MMDetection and MMSegmentation: ``custom_imports = dict(imports=['vision.openmmlab'])``.
 
 Importing this package registers the backbones and the optimizer's constructor, and stands in for mmcv's compiled
-operators where they are missing. It has to come before ``mmdet.models`` or ``mmseg.models``, which a config's
-``custom_imports`` does.
+operators where they are missing. It has to come before ``mmdet.models`` or ``mmseg.models``. A config's
+``custom_imports`` does that for the training scripts alone: others, and ``mmdet.apis``, import the models before they
+read a config. Run such a script as ``python -m vision.openmmlab TOOL.py ARGS...``, and in one's own code write
+``import vision.openmmlab`` before ``import mmdet.apis``.
 """
 
 import logging

@@ -31,7 +31,8 @@ class _Backbone(StagedNet):
         frozen_stages: -1 freezes nothing, 0 the stem, n the first n stages too.
         norm_eval: keep batch norms in eval mode while training; their weights still train.
         with_cp: recompute each block in the backward pass instead of keeping its activations.
-        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` with anything that :func:`core.load_weights` reads.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` with anything that :func:`core.load_weights` reads, or
+            MMEngine's list with that alone in it.
         kwargs: arguments of the family's class; they go before those of the variant.
 
     Raises:
@@ -48,19 +49,21 @@ class _Backbone(StagedNet):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
-        init_cfg: Mapping[str, Any] | None = None,
+        init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         if variant is not None and variant not in self.architectures:
             raise InputError(f"unknown variant {variant!r}; {type(self).__name__} has {', '.join(self.architectures)}")
+        if not kwargs.get("feature_norms", True):
+            raise InputError("feature_norms=False; the maps of out_indices have norms of their own. Leave it out")
         known = dict(self.architectures[variant]) if variant else {}
         try:
             super().__init__(**{"num_classes": 0, "feature_norms": True} | known | kwargs)
         except TypeError as error:
             raise InputError(f"{type(self).__name__} does not take these arguments: {error}") from error
-        _check(out_indices, frozen_stages, len(self.stages), init_cfg)
+        _check(out_indices, frozen_stages, len(self.stages))
         self.out_indices, self.frozen_stages, self.norm_eval = tuple(out_indices), frozen_stages, norm_eval
-        self.init_cfg = dict(init_cfg) if init_cfg else None
+        self.init_cfg = _pretrained(init_cfg) if init_cfg else None
         self.prune_intermediate_layers(list(out_indices))
         self.set_grad_checkpointing(with_cp)
         for module in self._frozen():
@@ -100,14 +103,22 @@ class _Backbone(StagedNet):
         return [self._entry(0)] + [m for i in range(self.frozen_stages) for m in (self._entry(i), self._blocks(i))]
 
 
-def _check(out_indices: Sequence[int], frozen: int, stages: int, init_cfg: Mapping[str, Any] | None) -> None:
+def _check(out_indices: Sequence[int], frozen: int, stages: int) -> None:
+    if not isinstance(out_indices, Sequence) or isinstance(out_indices, str):
+        raise InputError(f"out_indices={out_indices!r}; expected a list of stages, for one stage [{out_indices}]")
     rising = bool(out_indices) and sorted(set(out_indices)) == list(out_indices)
     if not rising or not 0 <= out_indices[0] <= out_indices[-1] < stages:
         raise InputError(f"out_indices={tuple(out_indices)}; expected rising numbers of stages from 0 to {stages - 1}")
     if not -1 <= frozen <= out_indices[-1] + 1:
         raise InputError(f"frozen_stages={frozen}; expected -1 for none, 0 for the stem, to {out_indices[-1] + 1}")
-    if init_cfg and (init_cfg.get("type") != "Pretrained" or "checkpoint" not in init_cfg):
-        raise InputError(f"init_cfg={dict(init_cfg)}; expected dict(type='Pretrained', checkpoint='FILE')")
+
+
+def _pretrained(init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    known: Any = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg
+    first = known[0] if isinstance(known, Sequence) and len(known) == 1 else None
+    if isinstance(first, Mapping) and first.get("type") == "Pretrained" and first.get("checkpoint"):
+        return dict(first)
+    raise InputError(f"init_cfg={init_cfg}; expected dict(type='Pretrained', checkpoint='FILE')")
 
 
 @MODELS.register_module(name="UniRepLKNet")

@@ -1,5 +1,7 @@
 """The data sets of OpenMMLab configs for Lightning's loops, and images to predict on."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ from torch.utils.data import Dataset
 from core.errors import InputError
 from core.images import image_files
 from core.training.data import DataModule
-from vision.openmmlab.models import build_dataset, read_config
+from vision.openmmlab.models import build_dataset, innermost, read_config
 
-__all__ = ["OpenMMLabData"]
+__all__ = ["OpenMMLabData", "prediction_names"]
 
 
 class OpenMMLabData(DataModule):
@@ -47,6 +49,8 @@ class OpenMMLabData(DataModule):
         self.predict_path = Path(predict_path) if predict_path else None
         self.collate = pseudo_collate
         self.palette: list[Any] = []
+        self.category_ids: list[int] = []
+        self.prediction_names: dict[str, str] = {}
 
     def check_data(self) -> None:
         """Read the config, and look whether the images to predict on are there, before a run folder is made."""
@@ -60,30 +64,61 @@ class OpenMMLabData(DataModule):
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for split in wanted:
             if stage == "predict" and self.predict_path:
-                self.predict_set = _Images(image_files(self.predict_path), config)
-                self._take_classes(config.test_dataloader.dataset.get("metainfo", {}))
+                files = image_files(self.predict_path)
+                self.predict_set = _Images(files, config)
+                self.prediction_names = prediction_names([str(file) for file in files])
+                self._take_classes(innermost(config.test_dataloader.dataset)[0].get("metainfo", {}))
                 continue
             dataset = build_dataset(config, split)
             _check_order(config, split)
             self._take_classes(dataset.metainfo)
+            self.category_ids = list(getattr(innermost(dataset)[0], "cat_ids", None) or self.category_ids)
             name = "predict" if stage == "predict" else split
             setattr(self, f"{name}_set", dataset)
+            if stage == "predict":
+                self.prediction_names = prediction_names(
+                    [dataset.get_data_info(i)["img_path"] for i in range(len(dataset))]
+                )
 
     def _take_classes(self, metainfo: Any) -> None:
         self.classes = tuple(metainfo.get("classes") or self.classes)
         self.palette = list(metainfo.get("palette") or self.palette)
 
 
+def prediction_names(files: Sequence[str]) -> dict[str, str]:
+    """What is written for each image is called like the image, with its folders below the one common to all.
+
+    The suffix is left out unless two images differ in nothing else.
+    """
+    full = {file: Path(os.path.normpath(Path(file).absolute())) for file in files}
+    common = os.path.commonpath([path.parent for path in full.values()])
+    names = {file: path.relative_to(common) for file, path in full.items()}
+    short = {file: name.with_suffix("") for file, name in names.items()}
+    chosen = short if len(set(short.values())) == len(set(names.values())) else names
+    return {file: str(name) for file, name in chosen.items()}
+
+
 def _check_order(config: Config, split: str) -> None:
     """Predictions are in pixels of the original image, and so the truth has to be."""
-    kinds = [step.type for step in config[f"{split}_dataloader"].dataset.pipeline]
-    if split == "train" or not {"Resize", "LoadAnnotations"} <= set(kinds):
+    if split == "train":
         return
-    if kinds.index("LoadAnnotations") < kinds.index("Resize"):
-        raise InputError(
-            f"the {split} pipeline of {config.filename} loads annotations before Resize, which would scale them; put "
-            "LoadAnnotations after it"
-        )
+    for part in innermost(config[f"{split}_dataloader"].dataset):
+        kinds = [_kind(step) for step in part.get("pipeline", [])]
+        last = max((i for i, kind in enumerate(kinds) if "Resize" in kind), default=-1)
+        if any(_loads_truth(kind) for kind in kinds[: last + 1]):
+            raise InputError(
+                f"the {split} pipeline of {config.filename} loads annotations before {kinds[last]}, which would scale "
+                "them; put LoadAnnotations after it"
+            )
+
+
+def _kind(step: Any) -> str:
+    """A step's name without the package that may stand before it: 'mmdet.Resize'."""
+    return str(step.type).rpartition(".")[2]
+
+
+def _loads_truth(kind: str) -> bool:
+    return kind.startswith("Load") and kind.endswith("Annotations")
 
 
 class _Images(Dataset[dict[str, Any]]):
@@ -91,7 +126,8 @@ class _Images(Dataset[dict[str, Any]]):
 
     def __init__(self, files: list[Path], config: Config) -> None:
         self.files = files
-        steps = [s for s in config.test_dataloader.dataset.pipeline if s.type != "LoadAnnotations"]
+        pipeline = innermost(config.test_dataloader.dataset)[0].pipeline
+        steps = [step for step in pipeline if not _loads_truth(_kind(step))]
         with DefaultScope.overwrite_default_scope(config.default_scope):
             self.pipeline = Compose(steps)
 

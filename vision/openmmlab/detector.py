@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,13 +32,28 @@ class Detector(OpenMMLabTask):
     def __init__(self, config: str, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.results: list[dict[str, Any]] = []
-        head: Any = getattr(self.model, "roi_head", None) or self.model.get_submodule("bbox_head")
-        head = getattr(head, "bbox_head", head)
-        self.num_classes: int = cast(Any, head[0] if isinstance(head, nn.ModuleList) else head).num_classes
+        self.category_ids: list[int] = []
+        self.num_classes = _class_count(self.model)
         self.has_masks = bool(getattr(self.model, "with_mask", False))
         kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if self.has_masks else ("bbox",)
         self.val_score = MeanAveragePrecision(iou_type=kinds, backend="pycocotools")
         self.test_score = MeanAveragePrecision(iou_type=kinds, backend="pycocotools")
+
+    def setup(self, stage: str) -> None:
+        """Take the classes' ids in the annotation file too."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        self.category_ids = list(getattr(data, "category_ids", ())) or self.category_ids
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep those ids too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["category_ids"] = list(self.category_ids)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore them."""
+        super().on_load_checkpoint(checkpoint)
+        self.category_ids = checkpoint.get("category_ids", self.category_ids)
 
     def check_batch(self, batch: Batch) -> None:
         """Refuse a box of a class that the model does not have.
@@ -89,8 +104,8 @@ class Detector(OpenMMLabTask):
         found = sample.pred_instances.cpu()
         x1, y1, x2, y2 = (column.tolist() for column in found.bboxes.T)
         for i, (score, label) in enumerate(zip(found.scores.tolist(), found.labels.tolist(), strict=True)):
-            result = {"image_id": sample.img_id, "file_name": sample.img_path, "category_id": label + 1, "score": score}
-            result |= {"category": self.class_name(label)}
+            result = {"image_id": sample.img_id, "file_name": sample.img_path, "score": score}
+            result |= {"category_id": self.category_id(label), "category": self.class_name(label)}
             result |= {"bbox": [x1[i], y1[i], x2[i] - x1[i], y2[i] - y1[i]]}
             if self.has_masks:
                 packed = coco_mask.encode(np.asfortranarray(found.masks[i].numpy()))
@@ -121,6 +136,10 @@ class Detector(OpenMMLabTask):
         """Name of a class, or its number where the data have not been seen."""
         return self.class_names[label] if self.class_names else str(label)
 
+    def category_id(self, label: int) -> int:
+        """A class's id in the annotation file, which may have gaps; counted from 1 where no file has been seen."""
+        return self.category_ids[label] if label < len(self.category_ids) else label + 1
+
     def on_predict_end(self) -> None:
         """Write the objects of all images as ``predictions.json``."""
         folder = run_folder(self.trainer) or Path(self.trainer.default_root_dir)
@@ -134,6 +153,19 @@ class Detector(OpenMMLabTask):
         prefixes = {"bbox": "bbox_", "segm": "segm_"} if self.has_masks else {"bbox": ""}
         names = ("map", "map_50", "map_75")
         return {f"{kind}_{n}": computed[f"{prefix}{n}"] for kind, prefix in prefixes.items() for n in names}
+
+
+def _class_count(model: nn.Module) -> int:
+    head: Any = getattr(model, "roi_head", None)
+    head = getattr(model if head is None else head, "bbox_head", None)
+    head = head[0] if isinstance(head, nn.ModuleList) else head
+    if not hasattr(head, "num_classes"):
+        raise InputError(
+            f"{type(model).__name__} has no head for boxes (bbox_head, or one in roi_head), and Detector takes models "
+            "that predict boxes; train this one with MMDetection's tools/train.py"
+        )
+    count: int = head.num_classes
+    return count
 
 
 def _plain(values: Any) -> Tensor:

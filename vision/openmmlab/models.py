@@ -1,6 +1,7 @@
 """Build the detectors and segmentors of MMDetection and MMSegmentation from their configs."""
 
 import contextlib
+import copy
 import difflib
 import io
 import logging
@@ -18,7 +19,7 @@ from torch import nn
 from core.errors import InputError, MissingError
 from core.torch_files import restricted_pickles
 
-__all__ = ["build_dataset", "build_model", "quiet", "read_config"]
+__all__ = ["build_dataset", "build_model", "innermost", "quiet", "read_config"]
 
 _CONFIGS = Path(__file__).parent / "configs"
 
@@ -92,6 +93,14 @@ def build_model(config: Config, *, pretrained: bool = False) -> nn.Module:
     return model
 
 
+def innermost(dataset: Any) -> list[Any]:
+    """The data sets inside RepeatDataset, ConcatDataset and other wrappers, or their settings; or the set itself."""
+    held = getattr(dataset, "datasets", None) or getattr(dataset, "dataset", None)
+    if held is None:
+        return [dataset]
+    return [inner for part in (held if isinstance(held, list | tuple) else [held]) for inner in innermost(part)]
+
+
 def build_dataset(config: Config, split: str) -> Any:
     """The data set of a config for 'train', 'val' or 'test', with its pipeline.
 
@@ -101,14 +110,16 @@ def build_dataset(config: Config, split: str) -> Any:
     """
     from vision.openmmlab.datasets import check_label_maps  # it imports mmdet
 
-    settings = config[f"{split}_dataloader"].dataset.copy()
-    if settings.type == "CocoDataset":
-        settings.type = "CheckedCocoDataset"
+    settings = copy.deepcopy(config[f"{split}_dataloader"].dataset)
+    for part in innermost(settings):
+        if part.type in ("CocoDataset", "mmdet.CocoDataset"):
+            part.type = "CheckedCocoDataset"
     with DefaultScope.overwrite_default_scope(config.default_scope), quiet():
         try:
             dataset = DATASETS.build(settings)
             if config.default_scope == "mmseg":
-                check_label_maps(dataset)
+                for part in innermost(dataset):
+                    check_label_maps(part)
         except FileNotFoundError as error:
             raise MissingError(
                 f"the {split} data of {config.filename} are not there: {error}; set their place with --data.options"

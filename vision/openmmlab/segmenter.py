@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
@@ -33,10 +32,20 @@ class Segmenter(OpenMMLabTask):
     def __init__(self, config: str, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         head: Any = self.model.get_submodule("decode_head")
+        head = head[-1] if isinstance(head, nn.ModuleList) else head  # of a cascade the last one predicts
         self.num_classes, self.ignore_index = head.num_classes, head.ignore_index
         options: dict[str, Any] = {"num_classes": self.num_classes, "ignore_index": self.ignore_index}
         scores = MetricCollection({"miou": MeanIoU(**options), "acc": MulticlassAccuracy(average="micro", **options)})
         self.val_score, self.test_score = scores, scores.clone()
+
+    def forward(self, batch: Batch) -> list[Any]:
+        """As of any task; MMSegmentation takes images of one size, others go through one at a time."""
+        images, samples = batch["inputs"], batch["data_samples"]
+        sizes = {(x.shape, sample.metainfo.get("ori_shape")) for x, sample in zip(images, samples, strict=True)}
+        if len(sizes) == 1:
+            return super().forward(batch)
+        ones = [{"inputs": [x], "data_samples": [sample]} for x, sample in zip(images, samples, strict=True)]
+        return [sample for one in ones for sample in super(Segmenter, self).forward(one)]
 
     def check_batch(self, batch: Batch) -> None:
         """Refuse a pixel of a class that the model does not have.
@@ -61,14 +70,14 @@ class Segmenter(OpenMMLabTask):
 
     def to_export(self, batch: Batch) -> Exported:
         """Normalised images (B, 3, H, W) to logits (B, num_classes, H, W); UPerNet's pooling wants a fixed size."""
-        data = self._prepared({name: values[:4] for name, values in batch.items()})
+        data = self._prepared({name: values[:1] for name, values in batch.items()})  # the next may have another size
         return Exported(
             Path(self.hparams["config"]).stem, _Logits(self.model).train(self.training), data["inputs"], fixed_size=True
         )
 
     def write_prediction(self, sample: Any, folder: Path) -> dict[str, Any]:
         """Write the label map, a PNG with the class numbers as they are."""
-        path = folder / "labels" / f"{Path(sample.img_path).stem}.png"
+        path = folder / "labels" / f"{self.prediction_name(sample)}.png"
         labels = sample.pred_sem_seg.data[0].cpu().numpy()
         image = Image.fromarray(labels.astype(np.uint8 if self.num_classes <= 256 else np.uint16))
         with whole_file(path) as unfinished:
@@ -97,5 +106,6 @@ class _Logits(nn.Module):
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, num_classes, H, W)."""
-        logits: Tensor = self.model(x_B3HW, mode="tensor")
-        return F.interpolate(logits, size=x_B3HW.shape[2:], mode="bilinear", align_corners=False)
+        whole: Any = self.model.encode_decode  # mode="tensor" does not know cascades
+        logits: Tensor = whole(x_B3HW, [{"img_shape": x_B3HW.shape[2:]}])
+        return logits

@@ -143,13 +143,19 @@ class OpenMMLabTask(Task):
         folder = run_folder(self.trainer) or Path(self.trainer.default_root_dir)
         rows = []
         for sample in self(batch):
-            file = Path(sample.img_path)
-            overlay = folder / "overlays" / f"{file.stem}.png"
+            overlay = folder / "overlays" / f"{self.prediction_name(sample)}.png"
             image = Image.fromarray(self.draw(sample).permute(1, 2, 0).numpy())
             with whole_file(overlay) as unfinished:
                 image.save(unfinished, format="png")
-            rows.append({"file": str(file), "overlay": str(overlay), **self.write_prediction(sample, folder)})
+            rows.append(
+                {"file": str(Path(sample.img_path)), "overlay": str(overlay), **self.write_prediction(sample, folder)}
+            )
         return {name: [row[name] for row in rows] for name in rows[0]}
+
+    def prediction_name(self, sample: Any) -> str:
+        """What the files of an image are called: the data's name for it, which no other has, else the image's."""
+        names = getattr(getattr(self.trainer, "datamodule", None), "prediction_names", {})
+        return str(names.get(sample.img_path, Path(sample.img_path).stem))
 
     def write_prediction(self, sample: Any, folder: Path) -> dict[str, Any]:
         """Keep or write what was predicted for one image; gives further columns of its row."""
