@@ -8,6 +8,7 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
+from vision.openmmlab.data import OpenMMLabData
 from vision.openmmlab.models import read_config
 
 CONFIGS = Path(__file__).parents[2] / "vision" / "openmmlab" / "configs"
@@ -104,3 +105,19 @@ def write_config(config: Config, path: Path) -> str:
     """The config as a file of its own."""
     config.dump(path)
     return str(path)
+
+
+def config_of(name: str, scenes: Path) -> str:
+    """A tiny config of this name for scenes, written beside them."""
+    return write_config(tiny(name, root=scenes), scenes / "config.py")
+
+
+def data_of(config: str, **options: Any) -> OpenMMLabData:
+    """Its data, without loading processes."""
+    return OpenMMLabData(config, num_workers=0, **options)
+
+
+def edit_truth(scenes: Path, change: Any) -> None:
+    content = json.loads((scenes / "coco.json").read_text())
+    change(content)
+    (scenes / "coco.json").write_text(json.dumps(content))
