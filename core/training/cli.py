@@ -18,7 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
 from core.errors import InputError, MissingError
 from core.torch_files import read_torch_file
-from core.training.checkpoint_io import WholeCheckpointIO
+from core.training.checkpoint_io import RunCheckpoint, WholeCheckpointIO
 from core.training.loggers import run_loggers
 from core.training.pictures import LearningCurves
 from core.training.predictions import PredictionWriter
@@ -60,7 +60,7 @@ class LarKitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the checkpoint callback; what it monitors comes from the task."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         defaults = {"filename": "best", "save_on_train_epoch_end": True, "enable_version_counter": False}
         parser.set_defaults({f"checkpoint.{key}": value for key, value in defaults.items()})
 
@@ -200,7 +200,7 @@ class LarKitCLI(LightningCLI):
         if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         else:  # ModelCheckpoint's own save_last waits for the next best one
-            last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+            last = RunCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
             callbacks = [*callbacks, last]
         trainer = super()._instantiate_trainer(config, [*callbacks, EndedAtOnce()])
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin or the strategy has its own
