@@ -4,7 +4,9 @@ import difflib
 import math
 import os
 import random
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -21,7 +23,7 @@ from core.checkpoints import load_weights
 from core.errors import InputError
 from core.training.data import DataModule
 from core.training.drawing import finish_figures
-from core.training.optim import parameter_groups, warmup_cosine
+from core.training.optim import parameter_groups, run_factor
 
 __all__ = ["Exported", "Task"]
 
@@ -191,22 +193,34 @@ class Task(LightningModule):
             raise InputError(
                 f"{self.opt} does not take opt_args={self.opt_args}: {error}; lr and weight_decay are set elsewhere"
             ) from error
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise InputError("the cosine needs an end; set --trainer.max_epochs or --trainer.max_steps")
-        # where only steps are limited, Lightning answers without having counted the batches of an epoch
-        self.trainer.fit_loop.setup_data()
-        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        total, warmup = int(steps), round(self.warmup_epochs * steps_per_epoch)
-        floor = min(1.0, self.min_lr / self.lr)
-
-        def factor(step: int) -> float:
-            if self.decay_rate is None or step < warmup:
-                return warmup_cosine(step, warmup=warmup, total=total, floor=floor)
-            return self.decay_rate ** max(0, step // steps_per_epoch - self.decay_start + 1)
-
-        schedule = LambdaLR(optimizer, factor)
+        schedule = LambdaLR(optimizer, self._factor())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _factor(self) -> Callable[[int], float]:
+        """The schedule over this run: no function made here, so that what holds it can be pickled."""
+        steps, epoch = self._steps()
+        if math.isinf(epoch) and (self.warmup_epochs or self.decay_rate is not None):
+            raise InputError(
+                "warmup_epochs and decay_rate count epochs, and the training data do not say how long one is; set "
+                "--trainer.limit_train_batches, or leave them out and set --trainer.max_steps"
+            )
+        if math.isinf(steps) and self.decay_rate is None:
+            known = "max_epochs" if math.isfinite(epoch) else "limit_train_batches (the data do not say their length)"
+            raise InputError(f"the cosine needs an end; set --trainer.max_steps or --trainer.{known}")
+        warmup, total = (round(self.warmup_epochs * epoch) if self.warmup_epochs else 0), int(min(steps, sys.maxsize))
+        per_epoch = int(max(1, min(epoch, sys.maxsize)))
+        decay = {"epoch": per_epoch, "decay_rate": self.decay_rate, "decay_start": self.decay_start}
+        return partial(run_factor, **decay, warmup=warmup, total=total, floor=min(1.0, self.min_lr / self.lr))
+
+    def _steps(self) -> tuple[float, float]:
+        """Optimizer steps of the run and of an epoch; infinite where nothing says how many."""
+        trainer = self.trainer
+        # where only steps are limited, Lightning answers without having counted the batches of an epoch
+        trainer.fit_loop.setup_data()
+        batches = trainer.num_training_batches if trainer.limit_train_batches else 0
+        if math.isinf(batches):  # Lightning gives -1 for a run of such data without max_steps
+            return (trainer.max_steps if trainer.max_steps != -1 else math.inf), math.inf
+        return trainer.estimated_stepping_batches, math.ceil(batches / trainer.accumulate_grad_batches)
 
     def _batch_scale(self) -> float:
         if self.lr_batch is None:

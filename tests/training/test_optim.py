@@ -1,6 +1,7 @@
 """Parameter groups, and the learning rate by step, alone and in a run."""
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Callback, LightningModule, Trainer
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 from training.small_runs import add_callbacks, command, write_config
 
 from core.errors import InputError
@@ -250,3 +252,42 @@ def test_optimizer_takes_the_rates_of_the_groups(opt: str) -> None:
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
         (g["lr"], g["weight_decay"]) for g in groups
     ]
+
+
+class _Stream(IterableDataset[Any]):
+    """Images whose number nobody knows."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((torch.full((3, 32, 32), i / 10), i % 3) for i in range(18))
+
+
+def _streamed(task: ImageClassifier, **limits: Any) -> list[float]:
+    noted, quiet = _Rates(), {"enable_progress_bar": False, "enable_model_summary": False}
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, **quiet, **limits}
+    Trainer(**options, callbacks=[noted]).fit(task, DataLoader(_Stream(), 6))
+    return noted.rates
+
+
+@pytest.mark.parametrize("epochs", [-1, 4])
+def test_data_without_a_length_train_for_a_number_of_steps(epochs: int) -> None:
+    rates = _streamed(ImageClassifier("test_unireplknet", 3, lr=0.1), max_epochs=epochs, max_steps=5)
+    assert rates == pytest.approx([0.1 * warmup_cosine(s, warmup=0, total=5, floor=1e-5) for s in range(5)])
+
+
+def test_data_without_a_length_have_epochs_if_these_are_limited() -> None:
+    task = ImageClassifier("test_unireplknet", 3, lr=0.1, warmup_epochs=1)
+    rates = _streamed(task, max_epochs=2, limit_train_batches=2)
+    assert rates == pytest.approx([0.1 * warmup_cosine(s, warmup=2, total=4, floor=1e-5) for s in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limits", "message"),
+    [
+        ({}, {"max_epochs": 2}, "needs an end; set --trainer.max_steps or --trainer.limit_train_batches"),
+        ({"warmup_epochs": 1}, {"max_steps": 4}, "how long one is; set --trainer.limit_train_batches.*max_steps"),
+        ({"decay_rate": 0.5}, {"max_steps": 4}, "how long one is; set --trainer.limit_train_batches.*max_steps"),
+    ],
+)
+def test_epochs_of_data_without_a_length_are_refused(arguments: Any, limits: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _streamed(ImageClassifier("test_unireplknet", 3, **arguments), **limits)
