@@ -111,6 +111,7 @@ class Task(LightningModule):
         self.weight_decay, self.layer_decay, self.warmup_epochs = weight_decay, layer_decay, warmup_epochs
         self.opt_args, self.decay_rate, self.decay_start = opt_args or {}, decay_rate, decay_start
         self.norm_eval = norm_eval
+        self._planned: tuple[float, ...] | None = None
         if weights is not None:
             load_weights(self, weights)
         self.train()  # Lightning keeps the modes that it finds
@@ -172,6 +173,11 @@ class Task(LightningModule):
             np.random.seed(epoch_seed)
             torch.manual_seed(epoch_seed)
 
+    def on_fit_start(self) -> None:
+        """Plan anew if a callback such as ``LearningRateFinder`` has changed the rate or the number of steps."""
+        if self._planned is not None and self._planned != self._plan():
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
     def on_fit_end(self) -> None:
         """Draw the pictures that wait."""
         finish_figures(self.trainer)
@@ -183,7 +189,7 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer with its groups, and warm-up plus cosine stepped with it."""
-        scale = self._batch_scale()
+        scale, self._planned = self._batch_scale(), self._plan()
         groups = parameter_groups(
             self, lr=self.lr * scale, weight_decay=self.weight_decay, layer_decay=self.layer_decay
         )
@@ -211,6 +217,10 @@ class Task(LightningModule):
         per_epoch = int(max(1, min(epoch, sys.maxsize)))
         decay = {"epoch": per_epoch, "decay_rate": self.decay_rate, "decay_start": self.decay_start}
         return partial(run_factor, **decay, warmup=warmup, total=total, floor=min(1.0, self.min_lr / self.lr))
+
+    def _plan(self) -> tuple[float, ...]:
+        """What optimizer and schedule are made of and a callback may change before training starts."""
+        return self.lr, self._batch_scale(), *self._steps()
 
     def _steps(self) -> tuple[float, float]:
         """Optimizer steps of the run and of an epoch; infinite where nothing says how many."""

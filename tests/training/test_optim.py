@@ -12,17 +12,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from training.small_runs import add_callbacks, command, write_config
 
 from core.errors import InputError
+from core.training import DataModule
 from core.training.optim import parameter_groups, warmup_cosine
 from vision import ImageClassifier
 
 pytest_plugins = ["training.shared_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
+QUIET: dict[str, Any] = {
+    **{"accelerator": "cpu", "logger": False, "enable_checkpointing": False},
+    **{"enable_progress_bar": False, "enable_model_summary": False},
+}
 STEPS = st.integers(0, 400)
 FLOORS = st.floats(0, 1)
 
@@ -262,9 +268,8 @@ class _Stream(IterableDataset[Any]):
 
 
 def _streamed(task: ImageClassifier, **limits: Any) -> list[float]:
-    noted, quiet = _Rates(), {"enable_progress_bar": False, "enable_model_summary": False}
-    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, **quiet, **limits}
-    Trainer(**options, callbacks=[noted]).fit(task, DataLoader(_Stream(), 6))
+    noted = _Rates()
+    Trainer(**QUIET | limits, callbacks=[noted]).fit(task, DataLoader(_Stream(), 6))
     return noted.rates
 
 
@@ -291,3 +296,38 @@ def test_data_without_a_length_have_epochs_if_these_are_limited() -> None:
 def test_epochs_of_data_without_a_length_are_refused(arguments: Any, limits: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         _streamed(ImageClassifier("test_unireplknet", 3, **arguments), **limits)
+
+
+class _Numbered(DataModule):
+    """18 maps with labels."""
+
+    def __init__(self, batch_size: int = 2) -> None:
+        super().__init__(batch_size=batch_size, num_workers=0)
+        x = torch.randn(18, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        self.train_set = self.val_set = TensorDataset(x, torch.arange(18) % 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*")  # theirs: what the finders say of the trainer that they change
+def test_found_learning_rate_is_that_of_the_schedule(tmp_path: Path) -> None:
+    finder, noted, task = LearningRateFinder(num_training_steps=20), _Rates(), ImageClassifier("test_unireplknet", 3)
+    options = QUIET | {"default_root_dir": tmp_path, "max_steps": 4}
+    Trainer(**options, callbacks=[finder, noted]).fit(task, datamodule=_Numbered())
+    assert finder.optimal_lr is not None
+    found = finder.optimal_lr.suggestion()
+    assert task.lr == found
+    assert found != 1e-3
+    wanted = [found * warmup_cosine(s, warmup=0, total=4, floor=min(1, 1e-6 / found)) for s in range(4)]
+    assert noted.rates[-4:] == pytest.approx(wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_found_batch_size_is_that_of_the_schedule(tmp_path: Path) -> None:
+    finder = BatchSizeFinder(max_trials=2, init_val=3, steps_per_trial=1)  # tries 3 and 6, and takes 12 or less
+    noted, task, data = _Rates(), ImageClassifier("test_unireplknet", 3, lr=0.1, lr_batch=12), _Numbered(2)
+    trainer = Trainer(**QUIET | {"default_root_dir": tmp_path, "max_epochs": 2}, callbacks=[finder, noted])
+    trainer.fit(task, datamodule=data)
+    steps, top = trainer.global_step, 0.1 * data.batch_size / 12
+    assert data.batch_size > 2
+    assert steps == 2 * (18 // data.batch_size)
+    wanted = [top * warmup_cosine(s, warmup=0, total=steps, floor=1e-5) for s in range(steps)]
+    assert noted.rates[-steps:] == pytest.approx(wanted)
