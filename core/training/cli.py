@@ -34,6 +34,7 @@ class LarKitCLI(LightningCLI):
     """Subclass mode for task and data, versioned run folders, best and last checkpoints, the verb export."""
 
     _started: Path | None = None  # the run folder, if this command makes it
+    _last: RunCheckpoint | None = None  # what keeps the last checkpoint
 
     @classmethod
     def run_verb(cls, args: ArgsType) -> "LarKitCLI":
@@ -183,13 +184,21 @@ class LarKitCLI(LightningCLI):
             with lock:
                 super()._run_subcommand(subcommand)
         except BaseException as error:
-            saved = folder is not None and (folder / "checkpoints").exists()
+            last, written = self._last_file(folder), folder is not None and (folder / "checkpoints").exists()
+            saved = written or (last is not None and last.is_file() and last.stat().st_mtime >= began)
             refused = isinstance(error, InputError)
             if refused and not saved:
                 self._take_away()
             if subcommand == "fit" and _is_first() and (saved or not refused):
-                error.add_note(how_to_go_on(folder, sys.argv[1:], began))
+                error.add_note(how_to_go_on(last, sys.argv[1:], began))
             raise
+
+    def _last_file(self, folder: Path | None) -> Path | None:
+        """Where the last checkpoint is or would be; without the logger of this command not in the run folder."""
+        place = self._last.dirpath if self._last is not None else None
+        if place is None:
+            return None if folder is None else folder / "checkpoints" / "last.ckpt"
+        return Path(place) / "last.ckpt"
 
     def _take_away(self) -> None:
         """Delete the run folder, if this command has made it."""
@@ -200,8 +209,8 @@ class LarKitCLI(LightningCLI):
         if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         else:  # ModelCheckpoint's own save_last waits for the next best one
-            last = RunCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-            callbacks = [*callbacks, last]
+            self._last = RunCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+            callbacks = [*callbacks, self._last]
         trainer = super()._instantiate_trainer(config, [*callbacks, EndedAtOnce()])
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin or the strategy has its own
             trainer.strategy.checkpoint_io = WholeCheckpointIO()

@@ -121,16 +121,15 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-def how_to_go_on(folder: Path | None, words: Sequence[str], since: float = 0.0) -> str:
+def how_to_go_on(last: Path | None, words: Sequence[str], since: float = 0.0) -> str:
     """A sentence for a run that has ended early: what it saved, and the command that continues it.
 
     Args:
-        folder: of the run.
+        last: where the run keeps its last checkpoint, if there is such a place.
         words: of the command, without its name.
         since: when it began, in seconds since the epoch; what was saved before is not of this command, unless it went
             on from a checkpoint.
     """
-    last = None if folder is None else folder / "checkpoints" / "last.ckpt"
     resumed = any(word.partition("=")[0] == "--ckpt_path" for word in words)
     words = [word for word in words if not word.startswith("--ckpt_path=")]
     if last is None or not last.is_file() or (last.stat().st_mtime < since and not resumed):
