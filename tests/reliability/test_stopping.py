@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import re
 import shlex
 import signal
@@ -23,6 +24,7 @@ from core.cli import main
 from core.stopping import Terminated, let_go, terminable, undisturbed
 from core.training.loggers import WholeTensorBoardLogger
 from core.training.run_folder import how_to_go_on
+from core.training.signals import EndedAtOnce
 
 pytest_plugins = ["training.shared_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -258,6 +260,14 @@ def test_checkpoint_of_a_run_without_the_own_logger_is_named(
     assert stopped.value.code == 130
     assert f"stopped by Ctrl-C. Saved is {last}. To go on from it, type: lightning fit" in capsys.readouterr().err
     assert last.is_file()
+
+
+def test_what_ends_each_process_can_be_handed_to_spawned_ones() -> None:
+    with terminable():  # whose handler is a function that cannot be pickled
+        callback = EndedAtOnce()
+        copy = pickle.loads(pickle.dumps(callback))
+    assert callable(callback.handler)
+    assert copy.handler is None
 
 
 def test_test_is_stopped_by_sigterm(trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
