@@ -26,17 +26,23 @@ _SHARED = "LARKIT_RUN"  # tells the processes that Lightning starts for a run wh
 
 
 def newest_checkpoint(runs: Path, name: str) -> Path:
-    """The ``best`` or ``last`` checkpoint written last among all runs of a task.
+    """The ``best`` or ``last`` checkpoint of the run that has written a checkpoint last.
+
+    Folders without any are of evaluations, or of runs that have not come so far.
 
     Raises:
-        MissingError: if there is none.
+        MissingError: if there is none, or not of this name in that run; an older run's is not meant.
     """
-    files = list(runs.glob(f"*/checkpoints/{name}.ckpt"))
-    if not files:
+    written = {file: file.stat().st_mtime for file in runs.glob("*/checkpoints/*.ckpt")}
+    if not written:
         raise MissingError(
             f"no {name}.ckpt below {runs}; train first (lightning fit -c ...), or give the path of a checkpoint"
         )
-    return max(files, key=lambda file: file.stat().st_mtime)
+    newest = max(written, key=lambda file: written[file]).parent
+    if newest / f"{name}.ckpt" not in written:
+        there = ", ".join(sorted(file.name for file in written if file.parent == newest))
+        raise MissingError(f"the newest run, {newest.parent}, has no {name}.ckpt but {there}; give the path of a file")
+    return newest / f"{name}.ckpt"
 
 
 def run_version(runs: Path, resumed: Path | None = None) -> str:
