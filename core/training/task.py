@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -97,7 +98,8 @@ class Task(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else None)
-        self._check(opt, lr, layer_decay, warmup_epochs)
+        self._check(opt, layer_decay, warmup_epochs)
+        self._check_rates(lr, min_lr, weight_decay)
         if decay_rate is not None and (not 0 < decay_rate <= 1 or decay_start < 1):
             raise InputError(
                 f"decay_rate={decay_rate}, decay_start={decay_start}; a factor in (0, 1], an epoch from 1 on"
@@ -145,14 +147,22 @@ class Task(LightningModule):
         return cls.monitor, cls.monitor_mode
 
     @staticmethod
-    def _check(opt: str, lr: float, layer_decay: float, warmup_epochs: float) -> None:
+    def _check(opt: str, layer_decay: float, warmup_epochs: float) -> None:
         if opt not in list_optimizers():
             near = difflib.get_close_matches(opt, list_optimizers(), n=3)
             raise InputError(f"unknown optimizer {opt!r}; timm has {', '.join(near or list_optimizers())}")
-        if lr <= 0 or not 0 < layer_decay <= 1 or warmup_epochs < 0:
+        if not 0 < layer_decay <= 1 or not 0 <= warmup_epochs < math.inf:
             raise InputError(
-                f"lr={lr}, layer_decay={layer_decay}, warmup_epochs={warmup_epochs}; "
-                "expected lr > 0, 0 < layer_decay <= 1, warmup_epochs >= 0"
+                f"layer_decay={layer_decay}, warmup_epochs={warmup_epochs}; "
+                "expected 0 < layer_decay <= 1, warmup_epochs >= 0"
+            )
+
+    @staticmethod
+    def _check_rates(lr: float, min_lr: float, weight_decay: float) -> None:
+        if not 0 < lr < math.inf or not 0 <= min_lr <= lr or not 0 <= weight_decay < math.inf:
+            raise InputError(
+                f"lr={lr}, min_lr={min_lr}, weight_decay={weight_decay}; expected lr > 0, 0 <= min_lr <= lr, "
+                "weight_decay >= 0, all finite"
             )
 
     def train(self, mode: bool = True) -> "Task":
@@ -214,6 +224,11 @@ class Task(LightningModule):
             known = "max_epochs" if math.isfinite(epoch) else "limit_train_batches (the data do not say their length)"
             raise InputError(f"the cosine needs an end; set --trainer.max_steps or --trainer.{known}")
         warmup, total = (round(self.warmup_epochs * epoch) if self.warmup_epochs else 0), int(min(steps, sys.maxsize))
+        if warmup > steps >= 0 and not self.trainer.fast_dev_run:
+            rank_zero_warn(
+                f"The warm-up of {self.warmup_epochs} epochs takes {warmup} steps and the run {total}: it ends before "
+                "the learning rate has reached lr. Train longer, or give fewer warmup_epochs"
+            )
         per_epoch = int(max(1, min(epoch, sys.maxsize)))
         decay = {"epoch": per_epoch, "decay_rate": self.decay_rate, "decay_start": self.decay_start}
         return partial(run_factor, **decay, warmup=warmup, total=total, floor=min(1.0, self.min_lr / self.lr))

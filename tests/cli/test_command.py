@@ -152,7 +152,7 @@ def test_best_and_last_are_looked_up_in_the_newest_run(
     trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = write_config(tmp_path / "c.yaml", trained["photos"], **PLAIN)
-    command("fit", config, tmp_path, "--trainer.max_epochs", "1", "--model.lr", "1e-8")
+    command("fit", config, tmp_path, "--trainer.max_epochs", "1", "--model.lr", "1e-8", "--model.min_lr", "0")
     command("fit", config, tmp_path, "--trainer.max_epochs", "2")
     command("validate", config, tmp_path, "--ckpt_path", "best")
     assert metric(runs(tmp_path)[2], "val_acc") == [max(metric(runs(tmp_path)[1], "val_acc"))]

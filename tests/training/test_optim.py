@@ -1,6 +1,7 @@
 """Parameter groups, and the learning rate by step, alone and in a run."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -331,3 +332,15 @@ def test_found_batch_size_is_that_of_the_schedule(tmp_path: Path) -> None:
     assert steps == 2 * (18 // data.batch_size)
     wanted = [top * warmup_cosine(s, warmup=0, total=steps, floor=1e-5) for s in range(steps)]
     assert noted.rates[-steps:] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("epochs", "warns"), [(2.0, False), (2.34, True), (9.0, True)])
+def test_warmup_that_the_run_does_not_complete(epochs: float, warns: bool) -> None:
+    task = ImageClassifier("test_unireplknet", 3, warmup_epochs=epochs)
+    limits = {"max_epochs": 2, "limit_train_batches": 3, "limit_val_batches": 0}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Trainer(**QUIET | limits).fit(task, datamodule=_Numbered())
+    found = [str(warning.message) for warning in caught if "warm-up" in str(warning.message)]
+    assert len(found) == warns
+    assert all(f"takes {round(epochs * 3)} steps and the run 6:" in text for text in found)

@@ -58,6 +58,12 @@ def test_argument_that_the_backbone_does_not_take() -> None:
     [
         ({"opt": "adamww"}, r"unknown optimizer 'adamww'; timm has .*adamw"),
         ({"lr": 0.0}, r"lr=0.0.*expected lr > 0"),
+        ({"lr": float("nan")}, r"lr=nan.*all finite"),
+        ({"lr": float("inf")}, r"lr=inf.*all finite"),
+        ({"min_lr": -1e-6}, r"min_lr=-1e-06.*0 <= min_lr <= lr"),
+        ({"lr": 1e-3, "min_lr": 2e-3}, r"lr=0.001, min_lr=0.002.*0 <= min_lr <= lr"),
+        ({"min_lr": float("nan")}, r"min_lr=nan.*0 <= min_lr <= lr"),
+        ({"weight_decay": -0.1}, r"weight_decay=-0.1.*weight_decay >= 0"),
         ({"layer_decay": 0.0}, r"layer_decay=0.0.*0 < layer_decay <= 1"),
         ({"layer_decay": 1.5}, r"layer_decay=1.5.*0 < layer_decay <= 1"),
         ({"warmup_epochs": -1.0}, r"warmup_epochs=-1.0.*warmup_epochs >= 0"),
