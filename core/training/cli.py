@@ -161,7 +161,8 @@ class LarKitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give the run its own folder with a CSV and a TensorBoard log."""
-        if self.settings.trainer.get("logger") not in (None, True) or self.subcommand in ("export", "stats"):
+        unlogged = self.settings.trainer.get("logger") not in (None, True) or self.settings.trainer.get("barebones")
+        if unlogged or self.subcommand in ("export", "stats"):
             return super().instantiate_trainer(**kwargs)
         path = self.settings.get("ckpt_path") if self.subcommand == "fit" else None
         folder = self._runs() / run_version(self._runs(), Path(path) if path else None)
@@ -206,12 +207,21 @@ class LarKitCLI(LightningCLI):
             shutil.rmtree(self._started, ignore_errors=True)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
+        bare = config.get("barebones")  # Lightning's word for a run that writes and logs nothing, to measure its speed
+        if bare:
+            config = config | {"log_every_n_steps": 0}  # a default of this command, which Lightning would refuse
+            callbacks = [c for c in callbacks if not isinstance(c, LearningCurves)]
+        if self.subcommand != "fit" or bare or config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         else:  # ModelCheckpoint's own save_last waits for the next best one
             self._last = RunCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
             callbacks = [*callbacks, self._last]
-        trainer = super()._instantiate_trainer(config, [*callbacks, EndedAtOnce()])
+        try:
+            trainer = super()._instantiate_trainer(config, [*callbacks, EndedAtOnce()])
+        except ValueError as error:
+            if bare:  # and another option that contradicts it, which Lightning names
+                raise InputError(str(error)) from error
+            raise
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin or the strategy has its own
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer

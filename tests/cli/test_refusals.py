@@ -139,6 +139,12 @@ def test_setting_that_cannot_be_used(
     assert text in refusal(*_words("fit", config, tmp_path / "out", option, value))
 
 
+def test_barebones_with_what_it_leaves_out(photos: Path, tmp_path: Path, refusal: Refusal) -> None:
+    config = write_config(tmp_path / "a.yaml", photos)
+    words = _words("fit", config, tmp_path / "out", "--trainer.barebones", "true", "--trainer.logger", "true")
+    assert "Logging can impact raw speed so it is disabled in barebones mode" in refusal(*words)
+
+
 def test_other_number_of_classes_says_what_to_type(photos: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "a.yaml", photos)
     with pytest.raises(SystemExit, match=r"model has 7 classes and the data 3 .*; set --model\.num_classes 3"):
