@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -199,6 +200,7 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer with its groups, and warm-up plus cosine stepped with it."""
+        self._refuse_unfreezing()
         scale, self._planned = self._batch_scale(), self._plan()
         groups = parameter_groups(
             self, lr=self.lr * scale, weight_decay=self.weight_decay, layer_decay=self.layer_decay
@@ -212,6 +214,15 @@ class Task(LightningModule):
         schedule = LambdaLR(optimizer, self._factor())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _refuse_unfreezing(self) -> None:
+        for callback in getattr(self.trainer, "callbacks", ()):
+            if isinstance(callback, BaseFinetuning):
+                raise InputError(
+                    f"{type(callback).__name__} adds parameters to the optimizer while it trains, and the schedule has "
+                    "no rates for them. Freeze by requires_grad_(False) before fit, and train everything in a second "
+                    "run from those weights (--model.weights FILE), or give --model.layer_decay"
+                )
+
     def _factor(self) -> Callable[[int], float]:
         """The schedule over this run: no function made here, so that what holds it can be pickled."""
         steps, epoch = self._steps()
@@ -224,14 +235,14 @@ class Task(LightningModule):
             known = "max_epochs" if math.isfinite(epoch) else "limit_train_batches (the data do not say their length)"
             raise InputError(f"the cosine needs an end; set --trainer.max_steps or --trainer.{known}")
         warmup, total = (round(self.warmup_epochs * epoch) if self.warmup_epochs else 0), int(min(steps, sys.maxsize))
-        if warmup > steps >= 0 and not self.trainer.fast_dev_run:
+        if warmup > steps >= 0 and not getattr(self.trainer, "fast_dev_run", False):
             rank_zero_warn(
                 f"The warm-up of {self.warmup_epochs} epochs takes {warmup} steps and the run {total}: it ends before "
                 "the learning rate has reached lr. Train longer, or give fewer warmup_epochs"
             )
         per_epoch = int(max(1, min(epoch, sys.maxsize)))
-        decay = {"epoch": per_epoch, "decay_rate": self.decay_rate, "decay_start": self.decay_start}
-        return partial(run_factor, **decay, warmup=warmup, total=total, floor=min(1.0, self.min_lr / self.lr))
+        decay = partial(run_factor, epoch=per_epoch, decay_rate=self.decay_rate, decay_start=self.decay_start)
+        return partial(decay, warmup=warmup, total=total, floor=min(1.0, self.min_lr / self.lr))
 
     def _plan(self) -> tuple[float, ...]:
         """What optimizer and schedule are made of and a callback may change before training starts."""

@@ -344,3 +344,11 @@ def test_warmup_that_the_run_does_not_complete(epochs: float, warns: bool) -> No
     found = [str(warning.message) for warning in caught if "warm-up" in str(warning.message)]
     assert len(found) == warns
     assert all(f"takes {round(epochs * 3)} steps and the run 6:" in text for text in found)
+
+
+def test_decay_needs_no_end_of_the_run() -> None:
+    noted, limits = _Rates(), {"max_epochs": -1, "max_time": {"seconds": 1}, "limit_train_batches": 2}
+    task = ImageClassifier("test_unireplknet", 3, lr=0.1, decay_rate=0.5)
+    Trainer(**QUIET | limits, callbacks=[noted]).fit(task, datamodule=_Numbered())
+    assert len(noted.rates) >= 4
+    assert noted.rates[:4] == pytest.approx([0.1, 0.1, 0.05, 0.05])
