@@ -111,7 +111,7 @@ class AudioDataModule(SampleDataModule):
         super().prepare_data()
         self._use_statistics()
 
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: str | None = None) -> None:
         """List the recordings of the splits, and read the statistics."""
         super().setup(stage)
         self._use_statistics()

@@ -149,7 +149,7 @@ class SeriesDataModule(DataModule):
         else:
             self._splits(self._read_once())
 
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: str | None = None) -> None:
         """Read the series and deal its windows to the splits.
 
         Raises:

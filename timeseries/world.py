@@ -126,7 +126,7 @@ class GlobalWeather(DataModule):
         for split in SPLITS:
             self._read(split)
 
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: str | None = None) -> None:
         """Open the arrays of all splits, and measure the training values."""
         self.stations = self._read_stations()
         self.channels = [f"station_{i}" for i in range(len(self.stations))]

@@ -7,11 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from core.writing import whole_file
 
-__all__ = ["WholeCheckpointIO"]
+__all__ = ["RunCheckpoint", "WholeCheckpointIO"]
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """``ModelCheckpoint`` under a name of its own in checkpoints, which those that a user adds beside it cannot have.
+
+    Lightning's name is made of when a callback saves, and refuses two that save at the same time.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """What the state is found under in a checkpoint: file name and metric."""
+        return self._generate_state_key(filename=self.filename, monitor=self.monitor)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the state of a checkpoint that was written under Lightning's name."""
+        states, before = checkpoint["callbacks"], super().state_key
+        before = before.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+        if before in states:
+            states.setdefault(self.state_key, states[before])
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

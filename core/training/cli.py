@@ -18,7 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
 from core.errors import InputError, MissingError
 from core.torch_files import read_torch_file
-from core.training.checkpoint_io import WholeCheckpointIO
+from core.training.checkpoint_io import RunCheckpoint, WholeCheckpointIO
 from core.training.loggers import run_loggers
 from core.training.pictures import LearningCurves
 from core.training.predictions import PredictionWriter
@@ -34,6 +34,7 @@ class LarKitCLI(LightningCLI):
     """Subclass mode for task and data, versioned run folders, best and last checkpoints, the verb export."""
 
     _started: Path | None = None  # the run folder, if this command makes it
+    _last: RunCheckpoint | None = None  # what keeps the last checkpoint
 
     @classmethod
     def run_verb(cls, args: ArgsType) -> "LarKitCLI":
@@ -60,7 +61,7 @@ class LarKitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the checkpoint callback; what it monitors comes from the task."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         defaults = {"filename": "best", "save_on_train_epoch_end": True, "enable_version_counter": False}
         parser.set_defaults({f"checkpoint.{key}": value for key, value in defaults.items()})
 
@@ -160,7 +161,8 @@ class LarKitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give the run its own folder with a CSV and a TensorBoard log."""
-        if self.settings.trainer.get("logger") not in (None, True) or self.subcommand in ("export", "stats"):
+        unlogged = self.settings.trainer.get("logger") not in (None, True) or self.settings.trainer.get("barebones")
+        if unlogged or self.subcommand in ("export", "stats"):
             return super().instantiate_trainer(**kwargs)
         path = self.settings.get("ckpt_path") if self.subcommand == "fit" else None
         folder = self._runs() / run_version(self._runs(), Path(path) if path else None)
@@ -183,13 +185,21 @@ class LarKitCLI(LightningCLI):
             with lock:
                 super()._run_subcommand(subcommand)
         except BaseException as error:
-            saved = folder is not None and (folder / "checkpoints").exists()
+            last, written = self._last_file(folder), folder is not None and (folder / "checkpoints").exists()
+            saved = written or (last is not None and last.is_file() and last.stat().st_mtime >= began)
             refused = isinstance(error, InputError)
             if refused and not saved:
                 self._take_away()
             if subcommand == "fit" and _is_first() and (saved or not refused):
-                error.add_note(how_to_go_on(folder, sys.argv[1:], began))
+                error.add_note(how_to_go_on(last, sys.argv[1:], began))
             raise
+
+    def _last_file(self, folder: Path | None) -> Path | None:
+        """Where the last checkpoint is or would be; without the logger of this command not in the run folder."""
+        place = self._last.dirpath if self._last is not None else None
+        if place is None:
+            return None if folder is None else folder / "checkpoints" / "last.ckpt"
+        return Path(place) / "last.ckpt"
 
     def _take_away(self) -> None:
         """Delete the run folder, if this command has made it."""
@@ -197,12 +207,21 @@ class LarKitCLI(LightningCLI):
             shutil.rmtree(self._started, ignore_errors=True)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
+        bare = config.get("barebones")  # Lightning's word for a run that writes and logs nothing, to measure its speed
+        if bare:
+            config = config | {"log_every_n_steps": 0}  # a default of this command, which Lightning would refuse
+            callbacks = [c for c in callbacks if not isinstance(c, LearningCurves)]
+        if self.subcommand != "fit" or bare or config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         else:  # ModelCheckpoint's own save_last waits for the next best one
-            last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-            callbacks = [*callbacks, last]
-        trainer = super()._instantiate_trainer(config, [*callbacks, EndedAtOnce()])
+            self._last = RunCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+            callbacks = [*callbacks, self._last]
+        try:
+            trainer = super()._instantiate_trainer(config, [*callbacks, EndedAtOnce()])
+        except ValueError as error:
+            if bare:  # and another option that contradicts it, which Lightning names
+                raise InputError(str(error)) from error
+            raise
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin or the strategy has its own
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer

@@ -94,7 +94,7 @@ class DataModule(LightningDataModule):
         batch_size: samples a process and step.
         num_workers: processes that load data, for each training process; 0 loads in the training process.
         drop_last: leave out the incomplete last training batch; one of a single sample is always left out, since
-            batch norm cannot train on it.
+            batch norm would take its statistics from that sample alone.
 
     Attributes:
         classes: names of the classes in the order of their labels; empty where there are none.
@@ -132,7 +132,10 @@ class DataModule(LightningDataModule):
         options: dict[str, Any] = {"seed": self._seed(), "weights": self.train_weights}
         sampler = EpochSampler(dataset, replicas=replicas, rank=rank, **options)
         if len(sampler) < 2:
-            raise InputError("there is one training sample for each process; batch norm needs at least two in a batch")
+            raise InputError(
+                "there is one training sample for each process, whatever the batch size, and at least two are needed: "
+                "batch norm would take the statistics of all steps from that sample alone"
+            )
         drop_last = self.drop_last and len(sampler) >= self.batch_size
         drop_last |= len(sampler) % self.batch_size == 1 and self.batch_size > 1
         return self._loader(dataset, sampler=sampler, generator=sampler.generator, drop_last=drop_last)

@@ -6,7 +6,7 @@ from typing import Any
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
-__all__ = ["parameter_groups", "warmup_cosine"]
+__all__ = ["parameter_groups", "run_factor", "warmup_cosine"]
 
 
 def parameter_groups(
@@ -57,3 +57,22 @@ def warmup_cosine(step: int, *, warmup: int, total: int, floor: float = 0.0) -> 
         return step / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def run_factor(
+    step: int, *, epoch: int, decay_rate: float | None, decay_start: int, warmup: int, total: int, floor: float
+) -> float:
+    """Factor on the learning rate at a step: a linear warm-up, then half a cosine or a decay by epoch.
+
+    Args:
+        step: optimizer steps taken so far.
+        epoch: steps of an epoch; only the decay needs it.
+        decay_rate: what each epoch from ``decay_start`` on multiplies the rate by; None for the cosine.
+        decay_start: last epoch, counted from 1, at the full rate.
+        warmup: steps of the warm-up.
+        total: steps of the whole run; only the cosine needs it.
+        floor: last factor of the cosine.
+    """
+    if decay_rate is None or step < warmup:
+        return warmup_cosine(step, warmup=warmup, total=total, floor=floor)
+    return float(decay_rate ** max(0, step // epoch - decay_start + 1))

@@ -1,6 +1,7 @@
 """What a task's run has left that is worth sharing: the task's arguments, its metrics, the numbers of its data."""
 
 import csv
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,20 +77,37 @@ def _of_checkpoint(path: Path) -> Run:
 
 
 def _measured(path: Path, checkpoint: dict[str, Any]) -> dict[str, float]:
-    """What validation gave in the epoch of the checkpoint; without the run's table, the score that chose it."""
+    """What validation gave last before the checkpoint, in its epoch; without the table, the score that chose it."""
     table = path.parent.parent / "metrics.csv"
     found: dict[str, float] = {}
     if table.is_file():
         with table.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row.get("epoch") == str(checkpoint.get("epoch")):
-                    found |= {name: float(value) for name, value in row.items() if name.startswith("val_") and value}
+            for row in _until(checkpoint, csv.DictReader(file)):
+                found |= {name: float(value) for name, value in row.items() if name.startswith("val_") and value}
     if not found:
         for state in checkpoint.get("callbacks", {}).values():
             chosen = isinstance(state, dict) and state.get("monitor") and state.get("best_model_score") is not None
             if chosen and Path(state.get("best_model_path", "")).name == path.name:
                 found[state["monitor"]] = float(state["best_model_score"])
     return found
+
+
+def _until(checkpoint: dict[str, Any], rows: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """The rows of validation that a checkpoint has in its epoch, without those of later weights.
+
+    Lightning gives a row the number of steps n before it, but where the batch just trained on has made step n, only
+    n - 1. Of a checkpoint between two steps that accumulate gradients, the first row n is its own, a second one later.
+    """
+    step = int(checkpoint.get("global_step", 0))
+    loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
+    between = loop.get("_batches_that_stepped") == step
+    for row in rows:
+        measured = any(value for name, value in row.items() if name.startswith("val_"))
+        if not measured or row.get("epoch") != str(checkpoint.get("epoch")):
+            continue
+        if int(row["step"]) < step or (between and int(row["step"]) == step):
+            yield row
+            between = between and int(row["step"]) < step
 
 
 def _data_module(path: Path) -> dict[str, Any] | None:

@@ -26,17 +26,23 @@ _SHARED = "LARKIT_RUN"  # tells the processes that Lightning starts for a run wh
 
 
 def newest_checkpoint(runs: Path, name: str) -> Path:
-    """The ``best`` or ``last`` checkpoint written last among all runs of a task.
+    """The ``best`` or ``last`` checkpoint of the run that has written a checkpoint last.
+
+    Folders without any are of evaluations, or of runs that have not come so far.
 
     Raises:
-        MissingError: if there is none.
+        MissingError: if there is none, or not of this name in that run; an older run's is not meant.
     """
-    files = list(runs.glob(f"*/checkpoints/{name}.ckpt"))
-    if not files:
+    written = {file: file.stat().st_mtime for file in runs.glob("*/checkpoints/*.ckpt")}
+    if not written:
         raise MissingError(
             f"no {name}.ckpt below {runs}; train first (lightning fit -c ...), or give the path of a checkpoint"
         )
-    return max(files, key=lambda file: file.stat().st_mtime)
+    newest = max(written, key=lambda file: written[file]).parent
+    if newest / f"{name}.ckpt" not in written:
+        there = ", ".join(sorted(file.name for file in written if file.parent == newest))
+        raise MissingError(f"the newest run, {newest.parent}, has no {name}.ckpt but {there}; give the path of a file")
+    return newest / f"{name}.ckpt"
 
 
 def run_version(runs: Path, resumed: Path | None = None) -> str:
@@ -121,16 +127,15 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-def how_to_go_on(folder: Path | None, words: Sequence[str], since: float = 0.0) -> str:
+def how_to_go_on(last: Path | None, words: Sequence[str], since: float = 0.0) -> str:
     """A sentence for a run that has ended early: what it saved, and the command that continues it.
 
     Args:
-        folder: of the run.
+        last: where the run keeps its last checkpoint, if there is such a place.
         words: of the command, without its name.
         since: when it began, in seconds since the epoch; what was saved before is not of this command, unless it went
             on from a checkpoint.
     """
-    last = None if folder is None else folder / "checkpoints" / "last.ckpt"
     resumed = any(word.partition("=")[0] == "--ckpt_path" for word in words)
     words = [word for word in words if not word.startswith("--ckpt_path=")]
     if last is None or not last.is_file() or (last.stat().st_mtime < since and not resumed):

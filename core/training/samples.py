@@ -65,7 +65,7 @@ class SampleDataModule(DataModule):
         else:
             self.check_data()
 
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: str | None = None) -> None:
         """List the samples of all splits; for ``predict`` with a path those alone that it names."""
         if stage == "predict" and self.predict_path:
             files = [(path, None) for path in self.find(self.predict_path)]

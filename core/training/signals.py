@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -17,6 +18,10 @@ class EndedAtOnce(Callback):
 
     def __init__(self) -> None:
         self.handler = signal.getsignal(signal.SIGTERM)  # of the command, before Lightning adds its own
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the handler, which is of this process alone: spawned ones have no command around them."""
+        return self.__dict__ | {"handler": None}
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1 and "SLURM_JOB_ID" not in os.environ and callable(self.handler):

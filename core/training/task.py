@@ -4,13 +4,17 @@ import difflib
 import math
 import os
 import random
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,7 +25,7 @@ from core.checkpoints import load_weights
 from core.errors import InputError
 from core.training.data import DataModule
 from core.training.drawing import finish_figures
-from core.training.optim import parameter_groups, warmup_cosine
+from core.training.optim import parameter_groups, run_factor
 
 __all__ = ["Exported", "Task"]
 
@@ -95,7 +99,8 @@ class Task(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else None)
-        self._check(opt, lr, layer_decay, warmup_epochs)
+        self._check(opt, layer_decay, warmup_epochs)
+        self._check_rates(lr, min_lr, weight_decay)
         if decay_rate is not None and (not 0 < decay_rate <= 1 or decay_start < 1):
             raise InputError(
                 f"decay_rate={decay_rate}, decay_start={decay_start}; a factor in (0, 1], an epoch from 1 on"
@@ -109,6 +114,7 @@ class Task(LightningModule):
         self.weight_decay, self.layer_decay, self.warmup_epochs = weight_decay, layer_decay, warmup_epochs
         self.opt_args, self.decay_rate, self.decay_start = opt_args or {}, decay_rate, decay_start
         self.norm_eval = norm_eval
+        self._planned: tuple[float, ...] | None = None
         if weights is not None:
             load_weights(self, weights)
         self.train()  # Lightning keeps the modes that it finds
@@ -142,14 +148,22 @@ class Task(LightningModule):
         return cls.monitor, cls.monitor_mode
 
     @staticmethod
-    def _check(opt: str, lr: float, layer_decay: float, warmup_epochs: float) -> None:
+    def _check(opt: str, layer_decay: float, warmup_epochs: float) -> None:
         if opt not in list_optimizers():
             near = difflib.get_close_matches(opt, list_optimizers(), n=3)
             raise InputError(f"unknown optimizer {opt!r}; timm has {', '.join(near or list_optimizers())}")
-        if lr <= 0 or not 0 < layer_decay <= 1 or warmup_epochs < 0:
+        if not 0 < layer_decay <= 1 or not 0 <= warmup_epochs < math.inf:
             raise InputError(
-                f"lr={lr}, layer_decay={layer_decay}, warmup_epochs={warmup_epochs}; "
-                "expected lr > 0, 0 < layer_decay <= 1, warmup_epochs >= 0"
+                f"layer_decay={layer_decay}, warmup_epochs={warmup_epochs}; "
+                "expected 0 < layer_decay <= 1, warmup_epochs >= 0"
+            )
+
+    @staticmethod
+    def _check_rates(lr: float, min_lr: float, weight_decay: float) -> None:
+        if not 0 < lr < math.inf or not 0 <= min_lr <= lr or not 0 <= weight_decay < math.inf:
+            raise InputError(
+                f"lr={lr}, min_lr={min_lr}, weight_decay={weight_decay}; expected lr > 0, 0 <= min_lr <= lr, "
+                "weight_decay >= 0, all finite"
             )
 
     def train(self, mode: bool = True) -> "Task":
@@ -170,6 +184,11 @@ class Task(LightningModule):
             np.random.seed(epoch_seed)
             torch.manual_seed(epoch_seed)
 
+    def on_fit_start(self) -> None:
+        """Plan anew if a callback such as ``LearningRateFinder`` has changed the rate or the number of steps."""
+        if self._planned is not None and self._planned != self._plan():
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
     def on_fit_end(self) -> None:
         """Draw the pictures that wait."""
         finish_figures(self.trainer)
@@ -181,7 +200,8 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer with its groups, and warm-up plus cosine stepped with it."""
-        scale = self._batch_scale()
+        self._refuse_unfreezing()
+        scale, self._planned = self._batch_scale(), self._plan()
         groups = parameter_groups(
             self, lr=self.lr * scale, weight_decay=self.weight_decay, layer_decay=self.layer_decay
         )
@@ -191,22 +211,52 @@ class Task(LightningModule):
             raise InputError(
                 f"{self.opt} does not take opt_args={self.opt_args}: {error}; lr and weight_decay are set elsewhere"
             ) from error
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise InputError("the cosine needs an end; set --trainer.max_epochs or --trainer.max_steps")
-        # where only steps are limited, Lightning answers without having counted the batches of an epoch
-        self.trainer.fit_loop.setup_data()
-        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        total, warmup = int(steps), round(self.warmup_epochs * steps_per_epoch)
-        floor = min(1.0, self.min_lr / self.lr)
-
-        def factor(step: int) -> float:
-            if self.decay_rate is None or step < warmup:
-                return warmup_cosine(step, warmup=warmup, total=total, floor=floor)
-            return self.decay_rate ** max(0, step // steps_per_epoch - self.decay_start + 1)
-
-        schedule = LambdaLR(optimizer, factor)
+        schedule = LambdaLR(optimizer, self._factor())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _refuse_unfreezing(self) -> None:
+        for callback in getattr(self.trainer, "callbacks", ()):
+            if isinstance(callback, BaseFinetuning):
+                raise InputError(
+                    f"{type(callback).__name__} adds parameters to the optimizer while it trains, and the schedule has "
+                    "no rates for them. Freeze by requires_grad_(False) before fit, and train everything in a second "
+                    "run from those weights (--model.weights FILE), or give --model.layer_decay"
+                )
+
+    def _factor(self) -> Callable[[int], float]:
+        """The schedule over this run: no function made here, so that what holds it can be pickled."""
+        steps, epoch = self._steps()
+        if math.isinf(epoch) and (self.warmup_epochs or self.decay_rate is not None):
+            raise InputError(
+                "warmup_epochs and decay_rate count epochs, and the training data do not say how long one is; set "
+                "--trainer.limit_train_batches, or leave them out and set --trainer.max_steps"
+            )
+        if math.isinf(steps) and self.decay_rate is None:
+            known = "max_epochs" if math.isfinite(epoch) else "limit_train_batches (the data do not say their length)"
+            raise InputError(f"the cosine needs an end; set --trainer.max_steps or --trainer.{known}")
+        warmup, total = (round(self.warmup_epochs * epoch) if self.warmup_epochs else 0), int(min(steps, sys.maxsize))
+        if warmup > steps >= 0 and not getattr(self.trainer, "fast_dev_run", False):
+            rank_zero_warn(
+                f"The warm-up of {self.warmup_epochs} epochs takes {warmup} steps and the run {total}: it ends before "
+                "the learning rate has reached lr. Train longer, or give fewer warmup_epochs"
+            )
+        per_epoch = int(max(1, min(epoch, sys.maxsize)))
+        decay = partial(run_factor, epoch=per_epoch, decay_rate=self.decay_rate, decay_start=self.decay_start)
+        return partial(decay, warmup=warmup, total=total, floor=min(1.0, self.min_lr / self.lr))
+
+    def _plan(self) -> tuple[float, ...]:
+        """What optimizer and schedule are made of and a callback may change before training starts."""
+        return self.lr, self._batch_scale(), *self._steps()
+
+    def _steps(self) -> tuple[float, float]:
+        """Optimizer steps of the run and of an epoch; infinite where nothing says how many."""
+        trainer = self.trainer
+        # where only steps are limited, Lightning answers without having counted the batches of an epoch
+        trainer.fit_loop.setup_data()
+        batches = trainer.num_training_batches if trainer.limit_train_batches else 0
+        if math.isinf(batches):  # Lightning gives -1 for a run of such data without max_steps
+            return (trainer.max_steps if trainer.max_steps != -1 else math.inf), math.inf
+        return trainer.estimated_stepping_batches, math.ceil(batches / trainer.accumulate_grad_batches)
 
     def _batch_scale(self) -> float:
         if self.lr_batch is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import yaml
-from training.small_runs import PLAIN, command, metric, runs, saved, table, write_config
+from training.small_runs import PLAIN, add_callbacks, command, metric, runs, saved, table, write_config
 
 import core.analysis.verbs
 import core.cli
@@ -152,7 +152,7 @@ def test_best_and_last_are_looked_up_in_the_newest_run(
     trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = write_config(tmp_path / "c.yaml", trained["photos"], **PLAIN)
-    command("fit", config, tmp_path, "--trainer.max_epochs", "1", "--model.lr", "1e-8")
+    command("fit", config, tmp_path, "--trainer.max_epochs", "1", "--model.lr", "1e-8", "--model.min_lr", "0")
     command("fit", config, tmp_path, "--trainer.max_epochs", "2")
     command("validate", config, tmp_path, "--ckpt_path", "best")
     assert metric(runs(tmp_path)[2], "val_acc") == [max(metric(runs(tmp_path)[1], "val_acc"))]
@@ -193,6 +193,17 @@ def test_running_without_logger_or_checkpoints(trained: dict[str, Path], tmp_pat
     command("fit", trained["config"], tmp_path / "b", *words, "--trainer.logger", "false")
     assert {p.name for p in (tmp_path / "b").rglob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
     assert not list((tmp_path / "b").rglob("*.png"))
+
+
+def test_barebones_run_trains_and_leaves_nothing(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the words that switch off progress bar and summary, which Lightning does by itself."""
+    config, trainers = trained["config"], add_callbacks(monkeypatch)
+    words = ["--trainer.barebones", "true", "--trainer.default_root_dir", str(tmp_path), "--trainer.max_epochs", "1"]
+    main(["fit", "-c", str(config), "--trainer.log_every_n_steps", "10", *words])
+    assert trainers[0].global_step == 4
+    assert not list(tmp_path.iterdir())
 
 
 def test_python_callers_may_pass_a_dictionary(trained: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:

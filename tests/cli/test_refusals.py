@@ -1,5 +1,6 @@
 """What the command refuses, with one message that says what to change and leaves nothing behind."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,6 +139,12 @@ def test_setting_that_cannot_be_used(
     assert text in refusal(*_words("fit", config, tmp_path / "out", option, value))
 
 
+def test_barebones_with_what_it_leaves_out(photos: Path, tmp_path: Path, refusal: Refusal) -> None:
+    config = write_config(tmp_path / "a.yaml", photos)
+    words = _words("fit", config, tmp_path / "out", "--trainer.barebones", "true", "--trainer.logger", "true")
+    assert "Logging can impact raw speed so it is disabled in barebones mode" in refusal(*words)
+
+
 def test_other_number_of_classes_says_what_to_type(photos: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "a.yaml", photos)
     with pytest.raises(SystemExit, match=r"model has 7 classes and the data 3 .*; set --model\.num_classes 3"):
@@ -158,6 +165,18 @@ def test_best_without_a_run(verb: str, photos: Path, tmp_path: Path, refusal: Re
     message = refusal(*_words(verb, config, tmp_path / "out", "--ckpt_path", "best"))
     assert "no best.ckpt" in message
     assert "train first" in message
+
+
+def test_best_is_not_that_of_an_older_run(photos: Path, tmp_path: Path, refusal: Refusal) -> None:
+    config = write_config(tmp_path / "a.yaml", photos)
+    folder = tmp_path / "out" / "lightning_logs" / "ImageClassifier"
+    for time, name in enumerate(["version_0/checkpoints/best.ckpt", "version_1/checkpoints/last.ckpt"]):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).touch()
+        os.utime(folder / name, (time, time))
+    (folder / "version_2").mkdir()  # of an evaluation
+    message = refusal(*_words("test", config, tmp_path / "out", "--ckpt_path", "best"))
+    assert f"the newest run, {folder / 'version_1'}, has no best.ckpt but last.ckpt; give the path" in message
 
 
 @pytest.mark.parametrize("verb", ["fit", "test", "export"])

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import re
 import shlex
 import signal
@@ -16,13 +17,14 @@ from lightning import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.event_file_writer import _AsyncWriter
 from torch.utils.data import get_worker_info
-from training.small_runs import add_callbacks, command, metric, runs, saved, write_config
+from training.small_runs import Interrupt, add_callbacks, command, metric, runs, saved, write_config
 
 import core.cli
 from core.cli import main
 from core.stopping import Terminated, let_go, terminable, undisturbed
 from core.training.loggers import WholeTensorBoardLogger
 from core.training.run_folder import how_to_go_on
+from core.training.signals import EndedAtOnce
 
 pytest_plugins = ["training.shared_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -238,11 +240,34 @@ def test_what_was_saved_before_belongs_to_a_resumed_run(words: list[str], names_
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     last.touch()
-    text = how_to_go_on(tmp_path, ["fit", "-c", "a.yaml", *words], since=last.stat().st_mtime + 1)
+    text = how_to_go_on(last, ["fit", "-c", "a.yaml", *words], since=last.stat().st_mtime + 1)
     if names_it:
         assert text.endswith(f"type: lightning fit -c a.yaml --ckpt_path {last}")
     else:
         assert "nothing has been saved" in text
+
+
+def test_checkpoint_of_a_run_without_the_own_logger_is_named(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_callbacks(monkeypatch, Interrupt(1))
+    config = write_config(tmp_path / "photos.yaml", photos, auto_augment=None)
+    words = ["fit", "-c", str(config), "--trainer.logger", "false", "--trainer.default_root_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["lightning", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert stopped.value.code == 130
+    assert f"stopped by Ctrl-C. Saved is {last}. To go on from it, type: lightning fit" in capsys.readouterr().err
+    assert last.is_file()
+
+
+def test_what_ends_each_process_can_be_handed_to_spawned_ones() -> None:
+    with terminable():  # whose handler is a function that cannot be pickled
+        callback = EndedAtOnce()
+        copy = pickle.loads(pickle.dumps(callback))
+    assert callable(callback.handler)
+    assert copy.handler is None
 
 
 def test_test_is_stopped_by_sigterm(trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

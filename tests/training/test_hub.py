@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from lightning import Trainer
 from safetensors import safe_open
-from training.small_runs import CLASSES, metric, saved
+from training.small_runs import CLASSES, PLAIN, command, metric, nothing_drawn, runs, saved, write_config
 
 import core
 from audio import AudioClassifier
@@ -174,6 +174,28 @@ def test_a_checkpoint_away_from_its_run_still_knows_its_score(trained: dict[str,
     assert best["metrics"] == {"val_acc": pytest.approx(max(metric(trained["folder"], "val_acc")))}
     assert best["data_module"] is None
     assert _config(save_pretrained(place / "last.ckpt", tmp_path / "b"))["metrics"] == {}  # the score is the best one's
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, {2, 4, 6}), (3, {1, 2})])
+def test_metrics_are_those_of_the_weights(accumulate: int, steps: set[int], photos: Path, tmp_path: Path) -> None:
+    """Where validation runs several times an epoch, also between two steps that accumulate gradients."""
+    words = ["--trainer.accumulate_grad_batches", str(accumulate), "--trainer.val_check_interval", "2"]
+    words += ["--trainer.callbacks+", "ModelCheckpoint", "--trainer.callbacks.save_top_k", "-1"]
+    config = write_config(tmp_path / "photos.yaml", photos, batch_size=3, **PLAIN)
+    with nothing_drawn():
+        command("fit", config, tmp_path, *words, "--trainer.max_epochs", "1")
+    (run,) = runs(tmp_path)
+    losses = dict[int, float]()
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    trainer = Trainer(**options, enable_progress_bar=False, enable_model_summary=False)
+    data = ImageFolder(str(photos), size=32, batch_size=6, num_workers=0, **PLAIN)
+    for file in (run / "checkpoints").glob("epoch=*.ckpt"):
+        step = saved(run, file.stem)["global_step"]
+        losses[step] = trainer.validate(ImageClassifier.load_from_checkpoint(file), data, verbose=False)[0]["val_loss"]
+        metrics = _config(save_pretrained(file, tmp_path / file.stem))["metrics"]
+        assert metrics["val_loss"] == pytest.approx(losses[step], rel=1e-4)
+    assert set(losses) == steps
+    assert len({round(loss, 3) for loss in losses.values()}) == len(steps)
 
 
 def test_a_task_knows_what_its_trainer_measured(photos: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Parameter groups, and the learning rate by step, alone and in a run."""
 
 import math
+import warnings
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from training.small_runs import add_callbacks, command, write_config
 
 from core.errors import InputError
+from core.training import DataModule
 from core.training.optim import parameter_groups, warmup_cosine
 from vision import ImageClassifier
 
 pytest_plugins = ["training.shared_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
+QUIET: dict[str, Any] = {
+    **{"accelerator": "cpu", "logger": False, "enable_checkpointing": False},
+    **{"enable_progress_bar": False, "enable_model_summary": False},
+}
 STEPS = st.integers(0, 400)
 FLOORS = st.floats(0, 1)
 
@@ -250,3 +259,96 @@ def test_optimizer_takes_the_rates_of_the_groups(opt: str) -> None:
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
         (g["lr"], g["weight_decay"]) for g in groups
     ]
+
+
+class _Stream(IterableDataset[Any]):
+    """Images whose number nobody knows."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((torch.full((3, 32, 32), i / 10), i % 3) for i in range(18))
+
+
+def _streamed(task: ImageClassifier, **limits: Any) -> list[float]:
+    noted = _Rates()
+    Trainer(**QUIET | limits, callbacks=[noted]).fit(task, DataLoader(_Stream(), 6))
+    return noted.rates
+
+
+@pytest.mark.parametrize("epochs", [-1, 4])
+def test_data_without_a_length_train_for_a_number_of_steps(epochs: int) -> None:
+    rates = _streamed(ImageClassifier("test_unireplknet", 3, lr=0.1), max_epochs=epochs, max_steps=5)
+    assert rates == pytest.approx([0.1 * warmup_cosine(s, warmup=0, total=5, floor=1e-5) for s in range(5)])
+
+
+def test_data_without_a_length_have_epochs_if_these_are_limited() -> None:
+    task = ImageClassifier("test_unireplknet", 3, lr=0.1, warmup_epochs=1)
+    rates = _streamed(task, max_epochs=2, limit_train_batches=2)
+    assert rates == pytest.approx([0.1 * warmup_cosine(s, warmup=2, total=4, floor=1e-5) for s in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limits", "message"),
+    [
+        ({}, {"max_epochs": 2}, "needs an end; set --trainer.max_steps or --trainer.limit_train_batches"),
+        ({"warmup_epochs": 1}, {"max_steps": 4}, "how long one is; set --trainer.limit_train_batches.*max_steps"),
+        ({"decay_rate": 0.5}, {"max_steps": 4}, "how long one is; set --trainer.limit_train_batches.*max_steps"),
+    ],
+)
+def test_epochs_of_data_without_a_length_are_refused(arguments: Any, limits: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _streamed(ImageClassifier("test_unireplknet", 3, **arguments), **limits)
+
+
+class _Numbered(DataModule):
+    """18 maps with labels."""
+
+    def __init__(self, batch_size: int = 2) -> None:
+        super().__init__(batch_size=batch_size, num_workers=0)
+        x = torch.randn(18, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        self.train_set = self.val_set = TensorDataset(x, torch.arange(18) % 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*")  # theirs: what the finders say of the trainer that they change
+def test_found_learning_rate_is_that_of_the_schedule(tmp_path: Path) -> None:
+    finder, noted, task = LearningRateFinder(num_training_steps=20), _Rates(), ImageClassifier("test_unireplknet", 3)
+    options = QUIET | {"default_root_dir": tmp_path, "max_steps": 4}
+    Trainer(**options, callbacks=[finder, noted]).fit(task, datamodule=_Numbered())
+    assert finder.optimal_lr is not None
+    found = finder.optimal_lr.suggestion()
+    assert task.lr == found
+    assert found != 1e-3
+    wanted = [found * warmup_cosine(s, warmup=0, total=4, floor=min(1, 1e-6 / found)) for s in range(4)]
+    assert noted.rates[-4:] == pytest.approx(wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_found_batch_size_is_that_of_the_schedule(tmp_path: Path) -> None:
+    finder = BatchSizeFinder(max_trials=2, init_val=3, steps_per_trial=1)  # tries 3 and 6, and takes 12 or less
+    noted, task, data = _Rates(), ImageClassifier("test_unireplknet", 3, lr=0.1, lr_batch=12), _Numbered(2)
+    trainer = Trainer(**QUIET | {"default_root_dir": tmp_path, "max_epochs": 2}, callbacks=[finder, noted])
+    trainer.fit(task, datamodule=data)
+    steps, top = trainer.global_step, 0.1 * data.batch_size / 12
+    assert data.batch_size > 2
+    assert steps == 2 * (18 // data.batch_size)
+    wanted = [top * warmup_cosine(s, warmup=0, total=steps, floor=1e-5) for s in range(steps)]
+    assert noted.rates[-steps:] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("epochs", "warns"), [(2.0, False), (2.34, True), (9.0, True)])
+def test_warmup_that_the_run_does_not_complete(epochs: float, warns: bool) -> None:
+    task = ImageClassifier("test_unireplknet", 3, warmup_epochs=epochs)
+    limits = {"max_epochs": 2, "limit_train_batches": 3, "limit_val_batches": 0}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Trainer(**QUIET | limits).fit(task, datamodule=_Numbered())
+    found = [str(warning.message) for warning in caught if "warm-up" in str(warning.message)]
+    assert len(found) == warns
+    assert all(f"takes {round(epochs * 3)} steps and the run 6:" in text for text in found)
+
+
+def test_decay_needs_no_end_of_the_run() -> None:
+    noted, limits = _Rates(), {"max_epochs": -1, "max_time": {"seconds": 1}, "limit_train_batches": 2}
+    task = ImageClassifier("test_unireplknet", 3, lr=0.1, decay_rate=0.5)
+    Trainer(**QUIET | limits, callbacks=[noted]).fit(task, datamodule=_Numbered())
+    assert len(noted.rates) >= 4
+    assert noted.rates[:4] == pytest.approx([0.1, 0.1, 0.05, 0.05])

@@ -1,8 +1,11 @@
 """A run that was interrupted and resumed ends as one that was not, in one run folder."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.testing import assert_close
 from training.small_runs import (
     Interrupt,
@@ -129,3 +132,42 @@ def test_resuming_from_another_folder_starts_a_run_of_its_own(trained: dict[str,
     command("fit", trained["config"], tmp_path, "--ckpt_path", last, "--trainer.max_epochs", "7")
     assert len(metric(runs(tmp_path)[0], "val_acc")) == 1
     assert sorted(p.name for p in trained["folder"].iterdir()) == before
+
+
+def test_checkpoints_of_ones_own_beside_best_and_last(photos: Path, tmp_path: Path) -> None:
+    """Also such that save at the very same moments, in a run that is resumed."""
+    words = ["--trainer.limit_val_batches", "1", "--trainer.callbacks+", "ModelCheckpoint"]
+    words += ["--trainer.callbacks.save_top_k", "-1", "--trainer.callbacks.filename", "every-{epoch}"]
+    words += ["--trainer.callbacks+", "ModelCheckpoint", "--trainer.callbacks.monitor", "val_acc"]
+    words += ["--trainer.callbacks.mode", "max", "--trainer.callbacks.filename", "mine"]
+    words += ["--trainer.callbacks.save_on_train_epoch_end", "true"]
+    config = write_config(tmp_path / "photos.yaml", photos, auto_augment=None)
+    command("fit", config, tmp_path, *words)
+    command("fit", config, tmp_path, *words, "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    (run,) = runs(tmp_path)
+    names = {file.name for file in (run / "checkpoints").iterdir()}
+    assert names == {"best.ckpt", "last.ckpt", "mine.ckpt", *(f"every-epoch={epoch}.ckpt" for epoch in range(3))}
+    assert saved(run)["epoch"] == 2
+    assert saved(run, "best")["epoch"] == saved(run, "mine")["epoch"]
+
+
+def test_checkpoint_of_an_earlier_version_keeps_its_best_score(photos: Path, tmp_path: Path) -> None:
+    """There the callbacks were called as Lightning calls them; a resumed run must not replace a better checkpoint."""
+    config = write_config(tmp_path / "photos.yaml", photos, auto_augment=None)
+    command("fit", config, tmp_path, "--trainer.limit_val_batches", "1")
+    (run,) = runs(tmp_path)
+    content, states = saved(run), dict[str, Any]()
+    for name, state in content["callbacks"].items():
+        if "RunCheckpoint" in name:
+            lightnings = ModelCheckpoint(monitor=state["monitor"], mode="max" if state["monitor"] else "min")
+            score = torch.tensor(2.0)  # which no accuracy reaches
+            kept = {"best_model_score": score, "best_k_models": dict.fromkeys(state["best_k_models"], score)}
+            states[lightnings.state_key] = state | (kept | {"kth_value": score} if state["monitor"] else {})
+    assert len(states) == 2
+    others = {name: state for name, state in content["callbacks"].items() if "RunCheckpoint" not in name}
+    torch.save(content | {"callbacks": others | states}, run / "checkpoints" / "last.ckpt")
+    before = saved(run, "best")["global_step"]
+    command("fit", config, tmp_path, "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    (state,) = [s for name, s in saved(run)["callbacks"].items() if "'best'" in name]
+    assert float(state["best_model_score"]) == 2.0
+    assert saved(run, "best")["global_step"] == before

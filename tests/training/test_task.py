@@ -1,5 +1,6 @@
 """The base task and the classification task: what they refuse, and how they train."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import timm
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
@@ -58,6 +60,12 @@ def test_argument_that_the_backbone_does_not_take() -> None:
     [
         ({"opt": "adamww"}, r"unknown optimizer 'adamww'; timm has .*adamw"),
         ({"lr": 0.0}, r"lr=0.0.*expected lr > 0"),
+        ({"lr": float("nan")}, r"lr=nan.*all finite"),
+        ({"lr": float("inf")}, r"lr=inf.*all finite"),
+        ({"min_lr": -1e-6}, r"min_lr=-1e-06.*0 <= min_lr <= lr"),
+        ({"lr": 1e-3, "min_lr": 2e-3}, r"lr=0.001, min_lr=0.002.*0 <= min_lr <= lr"),
+        ({"min_lr": float("nan")}, r"min_lr=nan.*0 <= min_lr <= lr"),
+        ({"weight_decay": -0.1}, r"weight_decay=-0.1.*weight_decay >= 0"),
         ({"layer_decay": 0.0}, r"layer_decay=0.0.*0 < layer_decay <= 1"),
         ({"layer_decay": 1.5}, r"layer_decay=1.5.*0 < layer_decay <= 1"),
         ({"warmup_epochs": -1.0}, r"warmup_epochs=-1.0.*warmup_epochs >= 0"),
@@ -159,9 +167,35 @@ def test_mixup_leaves_out_the_sample_without_a_partner(
     assert seen == sizes
 
 
-def test_one_training_sample_is_refused() -> None:
-    with pytest.raises(InputError, match="batch norm needs at least two"):
-        Trainer(**OPTIONS).fit(_own(), datamodule=_Labels([0], CLASSES, batch_size=4))
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_one_training_sample_is_refused(batch_size: int) -> None:
+    with pytest.raises(InputError, match="at least two are needed: batch norm would take the statistics"):
+        Trainer(**OPTIONS).fit(_own(), datamodule=_Labels([0], CLASSES, batch_size=batch_size))
+
+
+def test_callback_that_unfreezes_is_refused_before_training() -> None:
+    data = _Labels([0, 1, 2, 0], CLASSES, batch_size=2)
+    with pytest.raises(InputError, match=r"BackboneFinetuning adds parameters .*requires_grad_.*--model\.layer_decay"):
+        Trainer(**OPTIONS, callbacks=[BackboneFinetuning()]).fit(_own(), datamodule=data)
+
+
+def test_data_module_can_be_pickled_after_a_run() -> None:
+    """It holds the trainer, and that the schedule, which still gives the same rates."""
+    data = _Labels([0, 1, 2, 0], CLASSES, batch_size=2)
+    Trainer(**OPTIONS | {"max_epochs": 2}).fit(_own(), datamodule=data)
+    copy = pickle.loads(pickle.dumps(data))
+    one, other = (each.trainer.lr_scheduler_configs[0].scheduler for each in (copy, data))
+    factors = [other.lr_lambdas[0](step) for step in range(5)]
+    assert factors == pytest.approx([1.0, 0.853700, 0.500500, 0.147300, 0.001], abs=1e-6)
+    assert [one.lr_lambdas[0](step) for step in range(5)] == factors
+
+
+def test_samples_are_there_after_setup_without_a_stage(photos: Path) -> None:
+    data = ImageFolder(str(photos), size=32, batch_size=6, num_workers=0)
+    with pytest.raises(MissingError, match=r"no train samples; call setup\(\)"):
+        data.train_dataloader()
+    data.setup()
+    assert [len(data.train_dataloader()), len(data.val_dataloader())] == [3, 2]
 
 
 @pytest.mark.parametrize(("argument", "text"), [({"label_smoothing": 1.0}, "1.0"), ({"mixup_alpha": -0.1}, "-0.1")])

@@ -58,9 +58,10 @@ class OpenMMLabData(DataModule):
         if self.predict_path and self.trainer and self.trainer.predicting:
             image_files(self.predict_path)
 
-    def setup(self, stage: str) -> None:
-        """Read the annotations of the splits that ``stage`` needs."""
+    def setup(self, stage: str | None = None) -> None:
+        """Read the annotations of the splits that ``stage`` needs, by default those of ``fit``."""
         config = read_config(self.config, self.options)
+        stage = stage or "fit"
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for split in wanted:
             if stage == "predict" and self.predict_path:
