@@ -1,12 +1,15 @@
 """Parameter groups and the learning-rate schedule of the papers' recipes."""
 
+import difflib
 import math
 from typing import Any
 
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
-__all__ = ["parameter_groups", "run_factor", "warmup_cosine"]
+from core.errors import InputError
+
+__all__ = ["check_recipe", "parameter_groups", "run_factor", "warmup_cosine"]
 
 
 def parameter_groups(
@@ -76,3 +79,26 @@ def run_factor(
     if decay_rate is None or step < warmup:
         return warmup_cosine(step, warmup=warmup, total=total, floor=floor)
     return float(decay_rate ** max(0, step // epoch - decay_start + 1))
+
+
+def check_recipe(
+    opt: str, lr: float, min_lr: float, weight_decay: float, layer_decay: float, warmup_epochs: float
+) -> None:
+    """Refuse an optimizer that timm does not have and numbers that train nothing.
+
+    Raises:
+        InputError: saying what is expected.
+    """
+    if opt not in list_optimizers():
+        near = difflib.get_close_matches(opt, list_optimizers(), n=3)
+        raise InputError(f"unknown optimizer {opt!r}; timm has {', '.join(near or list_optimizers())}")
+    if not 0 < lr < math.inf or not 0 <= min_lr <= lr or not 0 <= weight_decay < math.inf:
+        raise InputError(
+            f"lr={lr}, min_lr={min_lr}, weight_decay={weight_decay}; expected lr > 0, 0 <= min_lr <= lr, "
+            "weight_decay >= 0, all finite"
+        )
+    if not 0 < layer_decay <= 1 or not 0 <= warmup_epochs < math.inf:
+        raise InputError(
+            f"layer_decay={layer_decay}, warmup_epochs={warmup_epochs}; expected 0 < layer_decay <= 1, "
+            "warmup_epochs >= 0"
+        )

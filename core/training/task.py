@@ -1,6 +1,5 @@
 """The base task: a backbone by name, the papers' optimizer and schedule, and a run that can be resumed exactly."""
 
-import difflib
 import math
 import os
 import random
@@ -15,7 +14,7 @@ from lightning import LightningModule
 from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
@@ -25,7 +24,7 @@ from core.checkpoints import load_weights
 from core.errors import InputError
 from core.training.data import DataModule
 from core.training.drawing import finish_figures
-from core.training.optim import parameter_groups, run_factor
+from core.training.optim import check_recipe, parameter_groups, run_factor
 
 __all__ = ["Exported", "Task"]
 
@@ -99,8 +98,7 @@ class Task(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else None)
-        self._check(opt, layer_decay, warmup_epochs)
-        self._check_rates(lr, min_lr, weight_decay)
+        check_recipe(opt, lr, min_lr, weight_decay, layer_decay, warmup_epochs)
         if decay_rate is not None and (not 0 < decay_rate <= 1 or decay_start < 1):
             raise InputError(
                 f"decay_rate={decay_rate}, decay_start={decay_start}; a factor in (0, 1], an epoch from 1 on"
@@ -146,25 +144,6 @@ class Task(LightningModule):
     def chosen_by(cls, args: Mapping[str, Any]) -> tuple[str, str]:
         """Metric and mode ('min' or 'max') that choose the best checkpoint of a task with these arguments."""
         return cls.monitor, cls.monitor_mode
-
-    @staticmethod
-    def _check(opt: str, layer_decay: float, warmup_epochs: float) -> None:
-        if opt not in list_optimizers():
-            near = difflib.get_close_matches(opt, list_optimizers(), n=3)
-            raise InputError(f"unknown optimizer {opt!r}; timm has {', '.join(near or list_optimizers())}")
-        if not 0 < layer_decay <= 1 or not 0 <= warmup_epochs < math.inf:
-            raise InputError(
-                f"layer_decay={layer_decay}, warmup_epochs={warmup_epochs}; "
-                "expected 0 < layer_decay <= 1, warmup_epochs >= 0"
-            )
-
-    @staticmethod
-    def _check_rates(lr: float, min_lr: float, weight_decay: float) -> None:
-        if not 0 < lr < math.inf or not 0 <= min_lr <= lr or not 0 <= weight_decay < math.inf:
-            raise InputError(
-                f"lr={lr}, min_lr={min_lr}, weight_decay={weight_decay}; expected lr > 0, 0 <= min_lr <= lr, "
-                "weight_decay >= 0, all finite"
-            )
 
     def train(self, mode: bool = True) -> "Task":
         """Set train or eval mode; with ``norm_eval`` batch norms stay in eval mode."""
