@@ -18,7 +18,7 @@ import torch
 from machine import machine, take_turns
 
 from core.figures import new_figure
-from core.ops.tune import Convolution, measure
+from core.ops.measure import Convolution, measure
 
 RESULTS = Path(__file__).parent / "results"
 BATCH, CHANNELS = 4, 128

@@ -15,7 +15,7 @@ from cli.small_sets import small_data
 from PIL import Image
 
 from core.cli import main
-from core.ops.choose import forget
+from core.ops.table import forget
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

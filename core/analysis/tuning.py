@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from core.analysis.report import print_table
-from core.ops.choose import write_table
 from core.ops.implementations import IMPLEMENTATIONS
-from core.ops.tune import Convolution, convolutions_of, measure
+from core.ops.measure import Convolution, measure
+from core.ops.table import write_table
+from core.ops.tune import convolutions_of
 from core.reparam import folds, reparameterize
 
 __all__ = ["tune_model"]

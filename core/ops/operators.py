@@ -5,30 +5,19 @@ Both are differentiable in every input any number of times, each by the other. W
 are left out, :func:`depthwise_at_once`: they cost a third of a millisecond of Python for each training step of a layer.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from core.ops.choose import Kind, choose
+from core.ops.choose import choose
 from core.ops.implementations import IMPLEMENTATIONS, convolved
 from core.ops.modes import memory_format, onednn
+from core.ops.table import Kind
+from core.ops.taps import near_kernel, near_taps, taps_flops
 
-__all__ = ["depthwise", "depthwise_at_once", "depthwise_weight_gradient", "near_taps", "taps_flops"]
-
-
-def near_taps(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """The middle of the kernel (C, 1, Kh, Kw): the taps that meet a map of the size of x."""
-    down, right = (_reach(x.shape[i], weight.shape[i], dilation) for i in (2, 3))
-    top, left = weight.shape[2] // 2 - down, weight.shape[3] // 2 - right
-    return weight[:, :, top : top + 2 * down + 1, left : left + 2 * right + 1]
-
-
-def _reach(size: int, kernel: int, dilation: int) -> int:
-    """Steps from the centre of a kernel to the furthest tap that meets a map of this size."""
-    return min(kernel // 2, (size - 1) // dilation)
+__all__ = ["depthwise", "depthwise_at_once", "depthwise_weight_gradient"]
 
 
 _library = torch.library.Library("larkit", "DEF")  # torch.library.custom_op takes 0.1 ms a call, this 0.02
@@ -57,18 +46,16 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, im
 
 def _weight_gradient(x: Tensor, g: Tensor, height: int, width: int, dilation: int, implementation: str) -> Tensor:
     """(C, 1, height, width): the gradient of the weight, given that of the output; 0 for taps that meet no map."""
-    down, right = _reach(x.shape[2], height, dilation), _reach(x.shape[3], width, dilation)
-    kernel = (2 * down + 1, 2 * right + 1)
-    if down == right == 0:
+    kernel = near_kernel(x, (height, width), dilation)
+    if kernel == (1, 1):
         near = (x * g).sum((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype).view(-1, 1, 1, 1)
     else:
         chosen = choose(implementation, "weight_gradient", x, kernel, dilation)
         near = chosen.weight_gradient(x, g, kernel, dilation)
     if kernel == (height, width):
         return near
-    top, left = height // 2 - down, width // 2 - right
     gradient = x.new_zeros(x.shape[1], 1, height, width)
-    gradient[:, :, top : top + kernel[0], left : left + kernel[1]] = near
+    near_taps(x, gradient, dilation).copy_(near)
     return gradient
 
 
@@ -151,7 +138,7 @@ def depthwise_at_once(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: 
 def _left_to_pytorch(x: Tensor, weight: Tensor, dilation: int, implementation: str) -> bool:
     """Whether PyTorch's kernel for the format of x is chosen in both directions, for a kernel that the map holds."""
     kernel = (weight.shape[2], weight.shape[3])
-    if near_taps(x, weight, dilation).shape != weight.shape:
+    if near_kernel(x, kernel, dilation) != kernel:
         return False
     own = IMPLEMENTATIONS["channels_last" if memory_format(x) is torch.channels_last else "contiguous"]
     kinds: tuple[Kind, ...] = ("forward", "weight_gradient")
@@ -168,9 +155,3 @@ def _flops_of_gradient(
     x: list[int], g: list[int], height: int, width: int, dilation: int, *args: Any, **kwargs: Any
 ) -> int:
     return taps_flops(x, [height, width], dilation)
-
-
-def taps_flops(x: list[int], kernel: list[int], dilation: int) -> int:
-    """Two for each of the taps that meet the map, for each output."""
-    rows, columns = (2 * _reach(size, side, dilation) + 1 for size, side in zip(x[2:], kernel, strict=True))
-    return 2 * math.prod(x) * rows * columns

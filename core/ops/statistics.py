@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from core.ops.choose import choose
-from core.ops.operators import depthwise, depthwise_weight_gradient, near_taps, taps_flops
+from core.ops.operators import depthwise, depthwise_weight_gradient
+from core.ops.taps import near_taps, taps_flops
 
 __all__ = ["statistics"]
 

@@ -12,8 +12,9 @@ import core  # noqa: F401  # registers the models
 from core.analysis.tuning import DTYPES, tune_model
 from core.cli import main
 from core.ops import IMPLEMENTATIONS, chosen_implementations, depthwise_conv2d
-from core.ops.choose import forget, key_of, table_file
-from core.ops.tune import Convolution, convolutions_of, measure
+from core.ops.measure import Convolution, measure
+from core.ops.table import forget, key_of, table_file
+from core.ops.tune import convolutions_of
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from core.errors import InputError
 from core.layers import DepthwiseConv2d
 from core.ops import IMPLEMENTATIONS, chosen_implementations, depthwise_conv2d
-from core.ops.choose import ENVIRONMENT, MEASURE, forget, key_of, table_file, write_table
+from core.ops.choose import ENVIRONMENT, MEASURE
 from core.ops.implementations import Implementation
 from core.ops.operators import depthwise, depthwise_weight_gradient
+from core.ops.table import forget, key_of, table_file, write_table
 
 HERE = [name for name in IMPLEMENTATIONS if name != "triton"]  # test_triton_depthwise.py runs that one
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -208,7 +209,7 @@ def test_sizes_are_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> No
     assert [key.split(", ")[1] for key in kept] == ["forward", "weight_gradient"]
 
     measured = []
-    monkeypatch.setattr("core.ops.tune.measure", lambda convolution, *args: measured.append(convolution))
+    monkeypatch.setattr("core.ops.choose.measure", lambda convolution, *args: measured.append(convolution))
     forget()
     depthwise_conv2d(x[:1], weight)  # a batch of another size takes the same
     assert measured == []
