@@ -30,17 +30,13 @@ def response_norm(x_BHWC: Tensor, gamma_C: Tensor, beta_C: Tensor | None, eps: f
     if eager() and torch.is_grad_enabled():
         y: Tensor = _ResponseNorm.apply(x_BHWC, gamma_C, beta_C, eps)[0]
         return y
-    return _affine(x_BHWC, response_scale(x_BHWC, gamma_C, eps), beta_C)
+    y = x_BHWC * response_scale(x_BHWC, gamma_C, eps)
+    return y if beta_C is None else y + beta_C.to(y.dtype)
 
 
 def response_scale(x_BHWC: Tensor, gamma_C: Tensor, eps: float) -> Tensor:
     """What each channel is multiplied by: (B, 1, 1, C) in the dtype of x."""
     return _scale(_product_sums(x_BHWC, x_BHWC), gamma_C, eps).to(x_BHWC.dtype)[:, None, None]
-
-
-def _affine(x_BHWC: Tensor, scale_B11C: Tensor, beta_C: Tensor | None) -> Tensor:
-    """One pass over the map, also with an offset."""
-    return x_BHWC * scale_B11C if beta_C is None else torch.addcmul(beta_C.to(x_BHWC.dtype), x_BHWC, scale_B11C)
 
 
 def _scale(squares_BC: Tensor, gamma_C: Tensor, eps: float) -> Tensor:
@@ -77,7 +73,8 @@ class _ResponseNorm(torch.autograd.Function):
     @staticmethod
     def forward(x_BHWC: Tensor, gamma_C: Tensor, beta_C: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
         squares = _product_sums(x_BHWC, x_BHWC)
-        return _affine(x_BHWC, _scale(squares, gamma_C, eps).to(x_BHWC.dtype)[:, None, None], beta_C), squares
+        y = x_BHWC * _scale(squares, gamma_C, eps).to(x_BHWC.dtype)[:, None, None]
+        return (y if beta_C is None else y.add_(beta_C.to(y.dtype))), squares
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,14 +41,25 @@ def test_twin_has_the_same_weights_and_outputs(name: str, folded: bool, naive: A
     assert any(isinstance(module, DepthwiseConv2d) for module in model.modules())
 
 
-@pytest.mark.parametrize("mode", ["inference", "train"])
-def test_networks(mode: str, tmp_path: Path) -> None:
-    output = tmp_path / "results" / "networks.json"
-    command = [sys.executable, str(BENCHMARKS / "networks.py"), "--models", "test_unireplknet", "--output", str(output)]
-    options = ["--size", "32", "--batch", "2", "--rounds", "2", "--mode", mode]
-    for _ in range(2):  # the second run takes the place of the first
-        printed = subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout
+def _networks(monkeypatch: pytest.MonkeyPatch, output: Path, *options: str) -> dict[str, Any]:
+    """Run the script on a tiny network; the one entry that it writes."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    size = ["--models", "test_unireplknet", "--size", "32", "--batch", "2", "--rounds", "2"]
+    monkeypatch.setattr(sys, "argv", ["networks.py", *size, "--output", str(output), *options])
+    runpy.run_path(str(BENCHMARKS / "networks.py"), run_name="__main__")
     (entry,) = json.loads(output.read_text())
+    return dict(entry)
+
+
+@pytest.mark.parametrize("mode", ["inference", "train"])
+def test_networks(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "results" / "networks.json"
+    for _ in range(2):  # the second run takes the place of the first
+        capsys.readouterr()
+        entry = _networks(monkeypatch, output, "--mode", mode)
+    printed = capsys.readouterr().out
     assert list(entry["ways"]) == ["official order", "official order, channels_last", "LarKit"]
     assert entry["ways"]["official order"]["times_the_twin"] == 1
     for way, row in entry["ways"].items():
@@ -58,15 +68,12 @@ def test_networks(mode: str, tmp_path: Path) -> None:
         assert row["error"] is None or row["error"] < 1e-5
 
 
-def test_ways_by_name(tmp_path: Path) -> None:
-    output = tmp_path / "networks.json"
-    command = [sys.executable, str(BENCHMARKS / "networks.py"), "--models", "test_unireplknet", "--output", str(output)]
-    options = ["--size", "32", "--batch", "2", "--rounds", "1", "--ways"]
-    subprocess.run([*command, *options, "LarKit"], check=True, capture_output=True)
-    assert list(json.loads(output.read_text())[0]["ways"]) == ["official order", "LarKit"]
-    refused = subprocess.run([*command, *options, "larkit"], capture_output=True, text=True)
-    assert refused.returncode == 1
-    assert "--ways larkit: expected some of official order; official order, channels_last; LarKit" in refused.stderr
+def test_ways_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = _networks(monkeypatch, tmp_path / "networks.json", "--ways", "LarKit")
+    assert list(entry["ways"]) == ["official order", "LarKit"]
+    refusal = "^--ways larkit: expected some of official order; official order, channels_last; LarKit$"
+    with pytest.raises(SystemExit, match=refusal):
+        _networks(monkeypatch, tmp_path / "networks.json", "--ways", "larkit")
 
 
 def test_one_command_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
