@@ -138,7 +138,7 @@ class DilatedReparamBlock(nn.Module):
         if goes_as_one(branches, x, self.training_form):
             return as_one_convolution(branches, x)
         y = self.origin_bn(self.lk_origin(x))
-        for conv, norm in self._parallel():
+        for conv, norm in branches[1:]:
             y = y + norm(conv(x))
         return y
 

@@ -22,7 +22,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from core.errors import InputError
 from core.layers.depthwise import DepthwiseConv2d
-from core.ops import depthwise_conv2d, depthwise_statistics, eager, transformed, written_down
+from core.ops import autocast_dtype, depthwise_conv2d, depthwise_statistics, eager, transformed, written_down
 from core.reparam import add_kernel
 
 __all__ = ["ENVIRONMENT", "Branch", "TrainingForm", "as_one_convolution", "check_form", "goes_as_one"]
@@ -69,7 +69,7 @@ def goes_as_one(branches: Sequence[Branch], x: Tensor, asked: TrainingForm) -> b
     if transformed() or written_down() or is_fx_symbolic_tracing() or _has_any_global_hook():
         return False
     largest = branches[0][0]
-    if x.ndim != 4 or x.numel() <= x.shape[1] or not (_autocast(x) or x.dtype == largest.weight.dtype):
+    if x.ndim != 4 or x.numel() <= x.shape[1] or not (autocast_dtype(x) or x.dtype == largest.weight.dtype):
         return False  # let the parts say what is wrong with it: batch norm has no statistics of one value
     same = len({norm.eps for _, norm in branches}) == 1
     return same and all(_plain(conv, norm, largest.dilation[0]) for conv, norm in branches)
@@ -85,8 +85,8 @@ def as_one_convolution(branches: Sequence[Branch], x: Tensor) -> Tensor:
         x: (B, C, H, W).
     """
     largest = branches[0][0]
-    if _autocast(x):  # once, so that all operators keep the same map
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if dtype := autocast_dtype(x):  # once, so that all operators keep the same map
+        x = x.to(dtype)
     wide = torch.promote_types(largest.weight.dtype, torch.float32)
     moments = [(*_statistics(conv, norm, x), norm.weight, norm.bias) for conv, norm in branches]
     means, variances, gammas, betas = (torch.stack(each).to(wide) for each in zip(*moments, strict=True))
@@ -118,12 +118,7 @@ def _statistics(conv: DepthwiseConv2d, norm: nn.BatchNorm2d, x: Tensor) -> tuple
 
 def _better_as_one(branches: Sequence[Branch], x: Tensor) -> bool:
     """The default: in eval mode, eager, without autocast."""
-    return eager() and not _autocast(x) and not any(norm.training for _, norm in branches)
-
-
-def _autocast(x: Tensor) -> bool:
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return not any(norm.training for _, norm in branches) and eager() and not autocast_dtype(x)
 
 
 def _plain(conv: nn.Module, norm: nn.Module, step: int) -> bool:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.ops.modes import eager, observed, transformed, written_down
+from core.ops.modes import autocast_dtype, eager, observed, transformed, written_down
 from core.ops.operators import depthwise, depthwise_at_once
 from core.ops.statistics import statistics
 
@@ -45,9 +45,7 @@ def depthwise_conv2d(
     _check(x, weight)
     if stride > 1 or written_down() or transformed():
         return _conv2d(x, weight, bias, stride, dilation)
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    if dtype := autocast_dtype(x):
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if eager() and not observed(x, weight, bias):
         return depthwise_at_once(x, weight, bias, dilation, implementation)
@@ -77,9 +75,7 @@ def depthwise_statistics(
         InputError: if there is no such implementation.
     """
     _check(x, weight)
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    if dtype := autocast_dtype(x):
         x, weight = x.to(dtype), weight.to(dtype)
     if written_down() or transformed():
         z = _conv2d(x, weight, None, 1, dilation)

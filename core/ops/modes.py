@@ -5,7 +5,16 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
-__all__ = ["eager", "in_fast_format", "memory_format", "observed", "onednn", "transformed", "written_down"]
+__all__ = [
+    "autocast_dtype",
+    "eager",
+    "in_fast_format",
+    "memory_format",
+    "observed",
+    "onednn",
+    "transformed",
+    "written_down",
+]
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # asked once: torch.compile would break the graph at the question
 
@@ -23,6 +32,13 @@ def transformed() -> bool:
 def eager() -> bool:
     """Whether operators run one by one, differentiated in reverse if at all: no compiler, tracer, vmap or jvp."""
     return not (transformed() or torch.compiler.is_compiling() or is_fx_symbolic_tracing() or written_down())
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype in which autocast computes convolutions on the device of x; None where it is off."""
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else None
 
 
 def observed(*tensors: Tensor | None) -> bool:
