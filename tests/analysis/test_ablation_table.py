@@ -66,9 +66,19 @@ def test_what_a_failed_run_says_is_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     assert str(stopped.value.code).endswith("\nlightning: error: no such thing")
 
 
+def test_other_options_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Lightning()
+    monkeypatch.setattr(subprocess, "run", started)
+    _run(monkeypatch, "extra_none", "--data.batch_size", "8", "--epochs", "3")
+    fit, test = started.lines
+    assert [line[line.index("--data.batch_size") + 1] for line in (fit, test)] == ["8", "8"]
+    assert "--epochs" not in fit
+
+
 @pytest.mark.slow
-def test_one_ablation_for_one_epoch() -> None:
-    line = [sys.executable, str(SCRIPT), "mobilenetv2_last_k7", "--epochs", "1"]
+def test_one_ablation_for_one_short_epoch() -> None:
+    few = [f"--trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
+    line = [sys.executable, str(SCRIPT), "mobilenetv2_last_k7", "--epochs", "1", *few]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     name, seed, *accuracies, seconds = done.stdout.splitlines()[1].split()
