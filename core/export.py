@@ -59,8 +59,8 @@ def export_model(
             if not any_size or _takes_another_size(folded, example):
                 raise
             raise InputError(
-                f"the model takes images of {example.shape[2]} x {example.shape[3]} and not every other size; call "
-                "core.export.export_model with fixed_size=True"
+                f"the model takes images of {example.shape[2]} x {example.shape[3]} and not every other size; add "
+                "--fixed_size true (in Python: fixed_size=True)"
             ) from error
         fold, total = _relative(after_fold, expected), _relative(exported, expected)
         print(f"folded against trained form: max relative difference {fold:.1e}")

@@ -36,6 +36,7 @@ class ExportingTrainer(Trainer):
         format: Literal["onnx", "torch_export"] = "onnx",
         output: str = "exports",
         ckpt_path: str | None = None,
+        fixed_size: bool = False,
     ) -> Path:
         """Exports a trained model in inference form and compares its outputs with the model's.
 
@@ -45,6 +46,7 @@ class ExportingTrainer(Trainer):
             format: 'onnx', or 'torch_export' for a .pt2 file.
             output: folder for the file, named after the backbone.
             ckpt_path: checkpoint with the weights, or 'best' or 'last' of the newest run.
+            fixed_size: the file takes maps of the data's height and width alone, as compilers for some devices need it.
 
         Returns:
             The file written.
@@ -59,6 +61,5 @@ class ExportingTrainer(Trainer):
         batch = next(iter(datamodule.val_dataloader()))
         parts = model.eval().to_export(datamodule.on_after_batch_transfer(batch, 0))
         with torch.no_grad():
-            return export_model(
-                parts.module, parts.images, Path(output) / parts.name, format=format, fixed_size=parts.fixed_size
-            )
+            path, fixed = Path(output) / parts.name, fixed_size or parts.fixed_size
+            return export_model(parts.module, parts.images, path, format=format, fixed_size=fixed)

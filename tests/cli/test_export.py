@@ -71,6 +71,16 @@ def test_exported_file_runs_on_another_batch_size(
     assert not list(tmp_path.rglob("lightning_logs"))
 
 
+def test_exported_file_of_a_fixed_size(trained: dict[str, Path], tmp_path: Path) -> None:
+    file = _export(trained, tmp_path, "--format", "onnx", "--fixed_size", "true")
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert [type(size) for size in session.get_inputs()[0].shape] == [str, int, int, int]  # a name for what is free
+    assert session.get_inputs()[0].shape[1:] == [3, 32, 32]
+    x = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert_close(_run_onnx(file, x), _task(trained)(x), rtol=1e-4, atol=1e-4)
+
+
 def test_export_of_larger_maps_leaves_their_size_free_and_the_model_as_it_was(tmp_path: Path) -> None:
     model = core.UniRepLKNet(depths=(1, 1), dims=(8, 16), num_classes=4).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -131,7 +141,7 @@ def test_file_that_differs_from_the_model_gets_no_name(tmp_path: Path, monkeypat
 def test_model_of_one_size(format: Any, tmp_path: Path) -> None:
     model = timm.create_model("test_vit", num_classes=3, dynamic_img_size=False).eval()
     x = torch.randn(2, 3, 160, 160)
-    with pytest.raises(InputError, match=r"takes images of 160 x 160 and not every other size; .* fixed_size=True"):
+    with pytest.raises(InputError, match=r"takes images of 160 x 160 and not every other size; add --fixed_size true"):
         export_model(model, x, tmp_path / "net", format=format)
     assert not list(tmp_path.iterdir())
     if format == "torch_export":
