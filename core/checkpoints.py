@@ -29,12 +29,13 @@ M = TypeVar("M", bound=nn.Module)
 def load_weights(model: M, source: str | Path) -> M:
     """Load published or own weights into a model, in place.
 
-    Understood are: official ``.pth`` files, plain or wrapped in ``'model'`` or ``'state_dict'``; mmpretrain's RepLKNet
-    files; checkpoints of detectors and segmentors (``backbone.`` prefixes; ``ema_`` copies are left out); safetensors;
-    Lightning checkpoints of this project; and files in inference form for models in inference form. The first
-    convolution adapts to another number of input channels as timm does it; a classifier of another size, and norms
-    after the stages that one side lacks, keep their initial weights, and a message says so. Everything else must fit
-    exactly.
+    Understood are: official ``.pth`` files, plain or wrapped in ``'model'`` or ``'state_dict'`` (of a training
+    state that holds ``'model_ema'`` too, ``'model'`` is loaded, where timm's ``checkpoint_path`` takes the
+    average); mmpretrain's RepLKNet files; checkpoints of detectors and segmentors (``backbone.`` prefixes; ``ema_``
+    copies are left out); safetensors; Lightning checkpoints of this project; and files in inference form for models
+    in inference form. The first convolution adapts to another number of input channels as timm does it; a
+    classifier of another size, and norms after the stages that one side lacks, keep their initial weights, and a
+    message says so. Everything else must fit exactly.
 
     Args:
         model: a backbone, a ``features_only`` model, or a LightningModule with a ``backbone``.

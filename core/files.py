@@ -95,7 +95,8 @@ class Splits:
 class ClassFolders:
     """``root/<split>/<class>/<file>``; without a validation folder a share of each class is held out of training.
 
-    ``root/test`` is the test split if it is there, else the validation split is.
+    ``root/test`` is the test split if it is there, else the validation split is. Without a training folder the other
+    splits are for evaluation: the first of them names the classes.
 
     Attributes:
         root: folder of the split folders; None where a user may still leave it out.
@@ -130,13 +131,20 @@ class ClassFolders:
     def _files(self, split: str, classes: Sequence[str] | None = None) -> tuple[list[str], Labelled]:
         return class_files(self._folder(split), self.find, pattern=self.pattern, classes=classes)
 
-    def check(self) -> None:
-        """Look at the training folder.
+    def _there(self, split: str) -> bool:
+        return self._folder(split).is_dir()
+
+    def _first(self) -> str:
+        """The split that names the classes."""
+        return next(filter(self._there, (self.train_split, self.val_split, "test")), self.train_split)
+
+    def check(self, *, training: bool = True) -> None:
+        """Look at the training folder, or for evaluation alone at the first that is there.
 
         Raises:
             MissingError: if it is missing, or a class folder is empty.
         """
-        self._files(self.train_split)
+        self._files(self.train_split if training else self._first())
 
     def split(self) -> Splits:
         """List all files.
@@ -145,13 +153,15 @@ class ClassFolders:
             MissingError: if a folder is missing or empty.
             InputError: if a split has classes that training has not, or a class is too small to hold some out.
         """
-        classes, train = self._files(self.train_split)
-        if self._folder(self.val_split).is_dir():
+        classes, first = self._files(self._first())
+        train = first if self._there(self.train_split) else []
+        if self._there(self.val_split):
             val = self._files(self.val_split, classes)[1]
-        else:
+        elif train:
             train, val = self._hold_out(classes, train)
-        has_test = self._folder("test").is_dir()
-        return Splits(classes, train, val, self._files("test", classes)[1] if has_test else val)
+        else:
+            val = first
+        return Splits(classes, train, val, self._files("test", classes)[1] if self._there("test") else val)
 
     def _hold_out(self, classes: Sequence[str], files: Labelled) -> tuple[Labelled, Labelled]:
         labels = [label for _, label in files]

@@ -51,7 +51,8 @@ class ImageDataModule(SampleDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.mode, self.mean, self.std, self.skip_broken = mode, tuple(mean), tuple(std), skip_broken
+        self.size, self.mode, self.mean, self.std = size, mode, tuple(mean), tuple(std)
+        self.skip_broken = skip_broken
         channels = len(mode)
         if not len(mean) == len(std) == channels:
             raise InputError(f"mode {mode!r} has {channels} channels, mean {len(mean)} and std {len(std)} values")

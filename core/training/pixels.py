@@ -1,13 +1,16 @@
 """Classification of maps that are pixels of cameras: images, and clips of them."""
 
+from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from core.backbones.build import input_channels
 from core.errors import InputError
 from core.images import to_pixels
+from core.torch_files import read_torch_file
 from core.training.classification import ClassificationTask
 
 __all__ = ["PixelClassification"]
@@ -20,7 +23,8 @@ class PixelClassification(ClassificationTask):
         """Compare the model with the data: classes, channels, and the normalisation that its weights were trained with.
 
         Raises:
-            InputError: if classes or channels differ; another normalisation is a warning.
+            InputError: if classes or channels differ; another normalisation is a warning, and another size than the
+                published one in evaluation.
         """
         super().setup(stage)
         mode = getattr(getattr(self.trainer, "datamodule", None), "mode", None)
@@ -30,21 +34,34 @@ class PixelClassification(ClassificationTask):
                 f"the model takes {channels} channels and the data have {len(mode)} ({mode}); "
                 f"set --model.backbone_args.in_chans {len(mode)}, or --data.mode, mean and std"
             )
-        self._compare_normalisation()
+        self._compare_pixels()
 
-    def _compare_normalisation(self) -> None:
+    def _compare_pixels(self) -> None:
+        """Warn of data unlike those of the weights; those of another size are ordinary in training."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        cfg = getattr(self.backbone, "pretrained_cfg", None) or {}
-        loaded = self.hparams.get("pretrained") or self.hparams.get("weights")
-        if not loaded or len(cfg.get("mean") or ()) != len(getattr(data, "mean", ())):
+        if not (self.hparams.get("pretrained") or self.hparams.get("weights")):
             return
+        known = self._known_pixels()
         for name in ("mean", "std"):
-            trained, given = tuple(cfg[name]), tuple(getattr(data, name))
-            if trained != given:
+            trained, given = tuple(known.get(name) or ()), tuple(getattr(data, name, ()))
+            if len(trained) == len(given) and trained != given:
                 rank_zero_warn(
                     f"the pretrained weights know pixels with {name} {trained}, the data are normalised by {given}; "
                     f"set --data.{name} '{list(trained)}'"
                 )
+        size, shape = getattr(data, "size", None), known.get("test_input_size") or known.get("input_size")
+        if size and shape and size != shape[-1] and self.trainer.state.fn != TrainerFn.FITTING:
+            rank_zero_warn(
+                f"the accuracy of these weights was published for images of {shape[-1]} pixels, the data have {size}; "
+                f"set --data.size {shape[-1]}"
+            )
+
+    def _known_pixels(self) -> dict[str, Any]:
+        """Mean and std that the weights were trained with, of one's own run or the published ones, with their size."""
+        own = Path(self.hparams.get("weights") or "")
+        if own.suffix != ".ckpt":
+            return getattr(self.backbone, "pretrained_cfg", None) or {}
+        return {name: value for name, value in read_torch_file(own).items() if name in ("mean", "std")}
 
     def to_pictures(self, x: Tensor) -> Tensor | None:
         """The images that the maps (N, C, H, W) were made from, by the normalisation of the data."""

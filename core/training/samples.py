@@ -9,6 +9,7 @@ A modality and a data set each fill one half of a data module:
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
 from core.files import ClassFolders, Splits
@@ -82,7 +83,8 @@ class FolderDataModule(SampleDataModule):
     """Class folders in ImageNet's layout: ``root/train/<class>/<file>`` and ``root/val/<class>/<file>``.
 
     Classes are numbered by name. ``root/test`` is used for ``test`` if it is there, else ``root/val``. Without a
-    ``val`` folder a share of each class is held out of ``train``. Folders that begin with an underscore are left out.
+    ``val`` folder a share of each class is held out of ``train``. For evaluation alone ``train`` may be missing.
+    Folders that begin with an underscore are left out.
 
     A modality's class folders derive from this class and from its base, in this order.
 
@@ -114,12 +116,18 @@ class FolderDataModule(SampleDataModule):
         self.folders = ClassFolders(folder, self.find, self.pattern, train_split, val_split, val_share)
 
     def check_data(self) -> None:
-        """Look at the training folder.
+        """Look at the training folder, or where a trainer only evaluates at the first split that is there.
 
         Raises:
             MissingError: if it is missing, or a class folder is empty.
         """
-        self.folders.check()
+        self.folders.check(training=self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING)
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the files of all splits; to fit, there must be some to train on."""
+        if stage in ("fit", None):
+            self.folders.check()
+        super().setup(stage)
 
     def splits(self) -> Splits:
         """List the files of all splits."""

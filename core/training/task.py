@@ -51,8 +51,8 @@ class Task(LightningModule):
         backbone: name of a LarKit or timm model, or a module.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         pretrained: load the published weights of the named model.
-        weights: file or Hub name for :func:`core.load_weights`, loaded after building; weights alone, a checkpoint's
-            class names come with ``--ckpt_path``.
+        weights: file or Hub name for :func:`core.load_weights`, instead of the published ones; weights alone, a
+            checkpoint's class names come with ``--ckpt_path``.
         opt: name of a timm optimizer.
         lr: learning rate after the warm-up; for ``lr_batch`` samples a step if that is given.
         lr_batch: scale ``lr`` by the real global batch (samples x processes x accumulation) over this number.
@@ -104,7 +104,7 @@ class Task(LightningModule):
                 f"decay_rate={decay_rate}, decay_start={decay_start}; a factor in (0, 1], an epoch from 1 on"
             )
         if isinstance(backbone, str):
-            backbone = build_backbone(backbone, pretrained=pretrained, **(backbone_args or {}))
+            backbone = build_backbone(backbone, pretrained=pretrained and weights is None, **(backbone_args or {}))
         elif backbone_args or pretrained:
             raise InputError("backbone_args and pretrained go with the name of a model; a module is already built")
         self.attach(backbone)

@@ -56,6 +56,7 @@ class ExportingTrainer(Trainer):
         """
         if ckpt_path is not None:
             load_weights(model, ckpt_path)
+        datamodule.trainer = self  # which does not fit: data to evaluate on are enough
         datamodule.prepare_data()
         datamodule.setup("validate")
         batch = next(iter(datamodule.val_dataloader()))

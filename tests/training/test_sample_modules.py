@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
 import audio
@@ -92,6 +93,23 @@ def test_class_folders_of_any_modality(tmp_path: Path) -> None:
     assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == [6, 4, 4]
     with pytest.raises(MissingError, match=r"no folder .*/elsewhere/train; expected .*/<class>/\*\.txt"):
         _NotesFolder(str(tmp_path / "elsewhere")).prepare_data()
+
+
+def test_evaluation_needs_no_training_folder(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        (tmp_path / "val" / name / "0.txt").touch()
+    data: Any = _NotesFolder(str(tmp_path), batch_size=2)
+    data.trainer = SimpleNamespace(predicting=False, state=SimpleNamespace(fn=TrainerFn.TESTING))
+    data.prepare_data()
+    data.setup("test")
+    assert data.classes == ["a", "b"]
+    assert [label for _, label in data.test_set.samples] == [label for _, label in data.val_set.samples] == [0, 1]
+    with pytest.raises(MissingError, match=rf"^there is no folder {tmp_path}/train; expected "):
+        data.setup("fit")
+    data.trainer.state.fn = TrainerFn.FITTING
+    with pytest.raises(MissingError, match=rf"^there is no folder {tmp_path}/train; expected "):
+        data.prepare_data()
 
 
 @pytest.mark.parametrize("kind", FOLDERS, ids=lambda kind: kind.__name__)

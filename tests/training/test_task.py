@@ -224,6 +224,16 @@ def test_evaluation_loaders_in_a_list() -> None:
     assert set(scores) == {"test_loss", "test_acc"}
 
 
+def test_a_file_stands_in_for_the_published_weights(tmp_path: Path) -> None:
+    """Nothing is looked for on the Hub: a recipe that begins with published weights takes a downloaded file."""
+    source = timm.create_model(TINY, num_classes=3, layer_scale_init_value=0.5)
+    torch.save(source.state_dict(), tmp_path / "net.pth")
+    with pytest.raises(InputError, match="test_unireplknet cannot be built"):
+        _own(pretrained=True)
+    task = _own(pretrained=True, weights=str(tmp_path / "net.pth"))
+    assert_close(task.backbone.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
 def test_checkpoint_holds_all_weights(tmp_path: Path) -> None:
     """Neither the file that a run began with nor published weights are needed to read its checkpoint."""
     weights, file = tmp_path / "w.pth", tmp_path / "run.ckpt"

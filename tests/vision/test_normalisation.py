@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from vision import ImageClassifier
 
@@ -19,8 +20,11 @@ def _task(weights: Path | None) -> ImageClassifier:
     return task
 
 
-def _setup(task: ImageClassifier, mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:
-    task._trainer = SimpleNamespace(datamodule=SimpleNamespace(mean=mean, std=std, mode="RGB", classes=()))
+def _setup(
+    task: ImageClassifier, mean: tuple[float, ...], std: tuple[float, ...], size: int = 320, verb: str = "fit"
+) -> list[str]:
+    data = SimpleNamespace(mean=mean, std=std, mode="RGB", classes=(), size=size)
+    task._trainer = SimpleNamespace(datamodule=data, state=SimpleNamespace(fn=TrainerFn(verb)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         task.setup("fit")
@@ -43,3 +47,18 @@ def test_weights_of_the_largest_net_want_pixels_around_a_half(weights: Path) -> 
 
 def test_random_weights_want_nothing() -> None:
     assert _setup(_task(None), *IMAGENET) == []
+
+
+def test_another_size_than_the_published_one_is_said_in_evaluation(weights: Path) -> None:
+    (told,) = _setup(_task(weights), *HALVES, size=224, verb="test")
+    assert told.endswith("published for images of 320 pixels, the data have 224; set --data.size 320")
+    assert _setup(_task(weights), *HALVES, size=224) == []
+    assert _setup(_task(weights), *HALVES, verb="test") == []
+
+
+def test_weights_of_ones_own_run_know_the_pixels_of_that_run(weights: Path, tmp_path: Path) -> None:
+    own = {"state_dict": torch.load(weights), "mean": list(HALVES[0]), "std": [0.25] * 3}
+    torch.save(own, tmp_path / "run.ckpt")
+    assert _setup(_task(tmp_path / "run.ckpt"), HALVES[0], (0.25,) * 3, size=64, verb="test") == []
+    (told,) = _setup(_task(tmp_path / "run.ckpt"), *HALVES)
+    assert "std (0.25, 0.25, 0.25), the data are normalised by (0.5, 0.5, 0.5)" in told
