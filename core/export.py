@@ -50,6 +50,7 @@ def export_model(
         expected, after_fold = model(example), folded(example)
     stem = path.stem if path.suffix in (".onnx", ".pt2") else path.name  # a model's tag may hold a dot
     path = path.with_name(stem + (".onnx" if format == "onnx" else ".pt2"))
+    verb = "replaced" if path.exists() else "wrote"
     any_size = not fixed_size and _any_size(example, format)
     run = _write_onnx if format == "onnx" else _write_pt2
     with whole_file(path, keep_suffix=True) as unfinished:
@@ -68,7 +69,7 @@ def export_model(
         if not total < TOLERANCE:
             raise RuntimeError(f"the exported file differs from the model by {total:.1e}, more than {TOLERANCE:.0e}")
     sizes = [*map(str, example.shape[1:2]), "height", "width"] if any_size else example.shape[1:]
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), input (batch, {', '.join(map(str, sizes))})")
+    print(f"{verb} {path} ({path.stat().st_size / 1e6:.1f} MB), input (batch, {', '.join(map(str, sizes))})")
     return path
 
 

@@ -112,7 +112,7 @@ def test_commands_of_the_readme() -> None:
     runs = Path("lightning_logs")
     assert len(list(runs.glob("*/*/checkpoints/best.ckpt"))) == sum(c.split()[1] == "fit" for c in COMMANDS)
     assert len(list(runs.glob("*/*/predictions.csv"))) == sum(c.split()[1] == "predict" for c in COMMANDS)
-    assert list(Path("exports").glob("*.onnx"))
+    assert list(Path("exports/ImageClassifier").glob("*.onnx"))
     assert {path.name for path in Path("shared").iterdir()} == {"README.md", "config.json", "model.safetensors"}
     for command in ANALYSES:
         main(_small(command))

@@ -34,7 +34,7 @@ class ExportingTrainer(Trainer):
         model: Task,
         datamodule: DataModule,
         format: Literal["onnx", "torch_export"] = "onnx",
-        output: str = "exports",
+        output: str | None = None,
         ckpt_path: str | None = None,
         fixed_size: bool = False,
     ) -> Path:
@@ -44,7 +44,7 @@ class ExportingTrainer(Trainer):
             model: the task.
             datamodule: gives the validation samples that the comparison runs on.
             format: 'onnx', or 'torch_export' for a .pt2 file.
-            output: folder for the file, named after the backbone.
+            output: folder for the file, which is named after the backbone; by default exports/ with the task's name.
             ckpt_path: checkpoint with the weights, or 'best' or 'last' of the newest run.
             fixed_size: the file takes maps of the data's height and width alone, as compilers for some devices need it.
 
@@ -62,5 +62,6 @@ class ExportingTrainer(Trainer):
         batch = next(iter(datamodule.val_dataloader()))
         parts = model.eval().to_export(datamodule.on_after_batch_transfer(batch, 0))
         with torch.no_grad():
-            path, fixed = Path(output) / parts.name, fixed_size or parts.fixed_size
-            return export_model(parts.module, parts.images, path, format=format, fixed_size=fixed)
+            folder = Path(output or Path("exports", type(model).__name__))
+            fixed_size = fixed_size or parts.fixed_size
+            return export_model(parts.module, parts.images, folder / parts.name, format=format, fixed_size=fixed_size)

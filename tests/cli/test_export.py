@@ -150,6 +150,13 @@ def test_model_of_one_size(format: Any, tmp_path: Path) -> None:
             assert_close(_run_pt2(file, x), model(x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_file_that_was_there_is_said_to_be_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = timm.create_model("test_unireplknet", num_classes=3).eval()
+    for verb in ("wrote", "replaced"):
+        path = export_model(model, torch.randn(2, 3, 40, 40), tmp_path / "net", format="torch_export")
+        assert capsys.readouterr().out.splitlines()[-1].startswith(f"{verb} {path} (")
+
+
 def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core.export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
