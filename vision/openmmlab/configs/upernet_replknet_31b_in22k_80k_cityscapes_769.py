@@ -3,6 +3,7 @@
 _base_ = ["./_base_/upernet.py", "./_base_/cityscapes_769.py", "./_base_/segmentation_40k.py", "./_base_/runtime.py"]
 
 model = dict(
+    data_preprocessor=dict(size=(769, 769)),
     backbone=dict(
         type="RepLKNet",
         variant="replknet_31b",

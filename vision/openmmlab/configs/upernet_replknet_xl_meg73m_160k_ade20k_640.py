@@ -1,9 +1,9 @@
 # RepLKNet-XL as published: 40,000 iterations of 128 crops (64 processes of two), AdamW 2e-4. The weights lie on Google
 # Drive and are downloaded by hand.
-_base_ = ["./_base_/upernet.py", "./_base_/ade20k_640_slide.py", "./_base_/segmentation_40k.py", "./_base_/runtime.py"]
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_640_replknet.py", "./_base_/segmentation_40k.py", "./_base_/runtime.py"]
 
 model = dict(
-    data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3),
+    data_preprocessor=dict(size=(640, 640), mean=[127.5] * 3, std=[127.5] * 3),
     backbone=dict(
         type="RepLKNet",
         variant="replknet_xl",

@@ -2,6 +2,7 @@
 _base_ = ["./_base_/upernet.py", "./_base_/ade20k_640.py", "./_base_/segmentation_160k.py", "./_base_/runtime.py"]
 
 model = dict(
+    data_preprocessor=dict(size=(640, 640)),
     backbone=dict(
         type="UniRepLKNet",
         variant="unireplknet_s",

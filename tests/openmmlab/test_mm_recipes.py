@@ -1,0 +1,89 @@
+"""The published settings, value by value, and what they do to images: read from the authors' configs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mm_files import tiny, write_scenes
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import MODELS, DefaultScope
+
+from vision.openmmlab.models import build_dataset, build_model, read_config
+
+WIDE = (100, 75)
+"""Width and height of a file."""
+SEGMENTED = [
+    ("upernet_unireplknet_t_in1k_160k_ade20k_512", 512, (512, 704)),
+    ("upernet_unireplknet_s_in22k_160k_ade20k_640", 640, (640, 864)),
+    ("upernet_replknet_31b_in1k_160k_ade20k_512", 512, (512, 683)),
+    ("upernet_replknet_31l_in22k_160k_ade20k_640", 640, (512, 683)),
+    ("upernet_replknet_31b_in22k_80k_cityscapes_769", 769, (1025, 1367)),
+]
+"""Crop in training, and the size in which the network sees a file of 100 x 75 at test time."""
+
+
+def _config(name: str) -> Any:
+    return read_config(f"{name}.py")
+
+
+def _own_pipelines(name: str, scenes: Path) -> Any:
+    """The published pipelines on small files, without the shift of labels that ADE20K's files need."""
+    config, published = tiny(name, root=scenes), _config(name)
+    for split in ("train", "val"):
+        pipeline = published[f"{split}_dataloader"].dataset.pipeline
+        for step in pipeline:
+            step.pop("reduce_zero_label", None)
+        config[f"{split}_dataloader"].dataset.pipeline = pipeline
+    return config
+
+
+def _prepared(config: Any, batch: Any, training: bool) -> Any:
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        return MODELS.build(config.model.data_preprocessor)(batch, training)
+
+
+@pytest.mark.parametrize(("name", "crop", "seen"), SEGMENTED)
+def test_segmentation_sees_images_as_published(name: str, crop: int, seen: tuple[int, int], tmp_path: Path) -> None:
+    """UniRepLKNet stretches test images to multiples of 32, RepLKNet takes them as they are; crops are padded whole."""
+    config = _own_pipelines(name, write_scenes(tmp_path, 2, WIDE))
+    config.model.data_preprocessor.size = _config(name).model.data_preprocessor.get("size")
+    batch = pseudo_collate([build_dataset(config, "val")[0]])
+    assert float(batch["inputs"][0].float().std()) > 0
+    data = _prepared(config, batch, training=False)
+    assert tuple(data["inputs"].shape[2:]) == tuple(batch["inputs"][0].shape[1:]) == seen
+    config.train_dataloader.dataset.pipeline[2].ratio_range = (0.5, 0.5)
+    dataset = build_dataset(config, "train")
+    (height, width) = (side // 2 for side in (seen[0], round(seen[0] * 4 / 3)))
+    data = _prepared(config, pseudo_collate([dataset[0], dataset[1]]), training=True)
+    assert data["inputs"].shape == (2, 3, crop, crop)
+    assert not data["inputs"][:, :, height + 1 :].any()
+    assert not data["inputs"][:, :, :, width + 1 :].any()
+    labels = data["data_samples"][0].gt_sem_seg.data[0]
+    assert (labels[height + 1 :] == 255).all()
+    assert (labels[:, width + 1 :] == 255).all()
+    assert (labels[height // 2, : width - 1] != 255).all()
+
+
+@pytest.mark.parametrize("name", [SEGMENTED[0][0], SEGMENTED[2][0], SEGMENTED[3][0]])
+def test_label_maps_come_back_in_the_size_of_the_file(name: str, tmp_path: Path) -> None:
+    config = _own_pipelines(name, write_scenes(tmp_path, 1, (96, 71)))
+    model: Any = build_model(config).eval()
+    batch = pseudo_collate([build_dataset(config, "val")[0]])
+    with DefaultScope.overwrite_default_scope("mmseg"), torch.no_grad():
+        (found,) = model(**model.data_preprocessor(batch, False), mode="predict")
+    assert found.pred_sem_seg.data.shape == found.gt_sem_seg.data.shape == (1, 71, 96)
+
+
+@pytest.mark.parametrize(("name", "multiple"), [(SEGMENTED[0][0], 32), (SEGMENTED[2][0], 1)])
+def test_views_of_several_sizes(name: str, multiple: int, tmp_path: Path) -> None:
+    write_scenes(tmp_path, 1, WIDE)
+    image, labels = (str(tmp_path / folder / "0.png") for folder in ("images", "labels"))
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        steps = Compose(_config(name).tta_pipeline)
+        views = steps({"img_path": image, "seg_map_path": labels, "reduce_zero_label": True, "seg_fields": []})
+    sizes = [tuple(view.shape[1:]) for view in views["inputs"]]
+    shorter = [int(512 * ratio) for ratio in (0.5, 0.75, 1, 1.25, 1.5, 1.75)]
+    assert [size[0] for size in sizes[::2]] == shorter
+    assert all(size[1] % multiple == 0 for size in sizes)
+    assert len(set(sizes)) == 6
