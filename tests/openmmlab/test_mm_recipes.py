@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from mm_files import tiny, write_scenes
+from mm_files import CONFIGS, tiny, write_scenes
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 
 from vision.openmmlab.models import build_dataset, build_model, read_config
 
@@ -18,7 +18,7 @@ SEGMENTED = [
     ("upernet_unireplknet_s_in22k_160k_ade20k_640", 640, (640, 864)),
     ("upernet_replknet_31b_in1k_160k_ade20k_512", 512, (512, 683)),
     ("upernet_replknet_31l_in22k_160k_ade20k_640", 640, (512, 683)),
-    ("upernet_replknet_31b_in22k_80k_cityscapes_769", 769, (1025, 1367)),
+    ("upernet_replknet_31b_in1k_80k_cityscapes_769", 769, (1025, 1367)),
 ]
 """Crop in training, and the size in which the network sees a file of 100 x 75 at test time."""
 
@@ -87,3 +87,67 @@ def test_views_of_several_sizes(name: str, multiple: int, tmp_path: Path) -> Non
     assert [size[0] for size in sizes[::2]] == shorter
     assert all(size[1] % multiple == 0 for size in sizes)
     assert len(set(sizes)) == 6
+
+
+SCHEDULES = [
+    ("upernet_unireplknet_t_in1k_160k_ade20k_512", 1e-4, 160_000, 2, 1500),
+    ("upernet_unireplknet_l_in22k_160k_ade20k_640", 1e-4, 160_000, 2, 1500),
+    ("upernet_replknet_31b_in1k_160k_ade20k_512", 2e-4, 40_000, 2, 400),
+    ("upernet_replknet_31b_in22k_160k_ade20k_640", 2e-4, 40_000, 2, 400),
+    ("upernet_replknet_31l_in22k_160k_ade20k_640", 2e-4, 80_000, 1, 800),
+    ("upernet_replknet_xl_meg73m_160k_ade20k_640", 2e-4, 160_000, 2, 1500),
+    ("upernet_replknet_31b_in1k_80k_cityscapes_769", 2e-4, 20_000, 2, 400),
+]
+"""Rate, iterations, images a process, and iterations of warm-up."""
+
+
+def _rates(config: Any, wanted: set[int], length: int = 0) -> dict[int, float]:
+    """The learning rate of each wanted iteration, with ``length`` iterations an epoch."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=config.optim_wrapper.optimizer.lr)
+    by_step, by_epoch = [], []
+    for settings in config.param_scheduler:
+        (by_epoch if settings.by_epoch else by_step).append(
+            PARAM_SCHEDULERS.build({**settings, "optimizer": optimizer})
+        )
+    found = {}
+    for step in range(max(wanted) + 1):
+        if step in wanted:
+            found[step] = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        for scheduler in by_step + (by_epoch if length and (step + 1) % length == 0 else []):
+            scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize(("name", "rate", "iterations", "batch", "warmup"), SCHEDULES)
+def test_schedules_of_the_segmentors(name: str, rate: float, iterations: int, batch: int, warmup: int) -> None:
+    """The official rule: linear down to 0 from the first iteration on, times the warm-up from 1e-6."""
+    config = _config(name)
+    assert config.train_cfg.max_iters == iterations
+    assert config.train_dataloader.batch_size == batch
+    assert config.optim_wrapper.optimizer.lr == rate
+    steps = {0, warmup // 2, warmup - 1, warmup, warmup + 100}
+    expected = {i: rate * (1 - i / iterations) * min(1, max(i / (warmup - 1), 1e-6)) for i in steps}
+    assert _rates(config, steps) == pytest.approx(expected, rel=1e-4)
+    decays = config.optim_wrapper.paramwise_cfg
+    assert decays == {"norm_decay_mult": 0.0} if "unireplknet" not in name else decays.decay_rate in (1.0, 0.85)
+
+
+def test_cityscapes_is_that_of_the_published_figure() -> None:
+    """83.1 mIoU is of ImageNet-1K weights, 769 x 769 crops and aligned corners."""
+    model = _config("upernet_replknet_31b_in1k_80k_cityscapes_769").model
+    assert "in1k" in model.backbone.init_cfg.checkpoint
+    assert model.backbone.drop_path_rate == 0.5
+    for head in (model.decode_head, model.auxiliary_head):
+        assert head.align_corners
+        assert head.num_classes == 19
+    assert not list(CONFIGS.glob("*in22k*cityscapes*"))
+    assert not _config("upernet_replknet_31b_in1k_160k_ade20k_512").model.decode_head.align_corners
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*coco.py")) + sorted(CONFIGS.glob("upernet_*0k_*.py")))
+def test_blocks_are_recomputed_where_the_authors_do(file: Path) -> None:
+    """Everywhere but for UniRepLKNet-T on ADE20K."""
+    backbone = read_config(file).model.backbone
+    assert backbone.get("with_cp", False) == (file.stem != "upernet_unireplknet_t_in1k_160k_ade20k_512")
