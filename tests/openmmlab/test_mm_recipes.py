@@ -1,13 +1,16 @@
 """The published settings, value by value, and what they do to images: read from the authors' configs."""
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from mm_files import CONFIGS, tiny, write_scenes
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.model import BaseModel
+from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, DefaultScope
 
 from vision.openmmlab.models import build_dataset, build_model, read_config
 
@@ -151,3 +154,88 @@ def test_blocks_are_recomputed_where_the_authors_do(file: Path) -> None:
     """Everywhere but for UniRepLKNet-T on ADE20K."""
     backbone = read_config(file).model.backbone
     assert backbone.get("with_cp", False) == (file.stem != "upernet_unireplknet_t_in1k_160k_ade20k_512")
+
+
+def test_detectors_warm_up_as_published() -> None:
+    """Cascades from a thousandth, linearly, FCOS at a third; both for 500 iterations, then steps of ten."""
+    cascade = _rates(_config("cascade_mask_rcnn_unireplknet_t_in1k_3x_coco"), {0, 250, 499, 500, 27 * 60, 33 * 60}, 60)
+    assert cascade == pytest.approx({0: 1e-7, 250: 5.01e-5, 499: 1e-4, 500: 1e-4, 1620: 1e-5, 1980: 1e-6}, rel=3e-3)
+    fcos = _rates(_config("fcos_replknet_31b_in1k_2x_coco"), {0, 498, 500, 16 * 60 - 1, 16 * 60, 22 * 60}, 60)
+    assert fcos == pytest.approx({0: 2e-4 / 3, 498: 2e-4 / 3, 500: 2e-4, 959: 2e-4, 960: 2e-5, 1320: 2e-6})
+
+
+def test_fcos_trains_on_two_sizes_without_crops_or_masks(tmp_path: Path) -> None:
+    config, published = tiny("fcos_replknet", root=write_scenes(tmp_path, 2, WIDE)), _config(DETECTED)
+    pipeline = published.train_dataloader.dataset.pipeline
+    assert [step.type for step in pipeline].count("RandomCrop") == 0
+    config.train_dataloader.dataset.pipeline = pipeline
+    dataset = build_dataset(config, "train")
+    seen = [dataset[i % 2] for i in range(12)]
+    assert {tuple(sample["inputs"].shape[1:]) for sample in seen} == {(640, 853), (800, 1067)}
+    assert not any("masks" in sample["data_samples"].gt_instances for sample in seen)
+    assert published.val_evaluator.metric == "bbox"
+
+
+DETECTED = "fcos_replknet_31b_in1k_2x_coco"
+AVERAGED = ["s_in22k", "b_in22k", "l_in22k", "xl_in22k"]
+
+
+class _Net(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(1)
+
+    def forward(self, inputs: Any, mode: str = "loss") -> dict[str, torch.Tensor]:
+        return {"loss": self.norm(inputs).sum()}
+
+
+def _steps(hook: Any, count: int) -> tuple[_Net, _Net]:
+    """A net whose numbers grow by one a step, and its average."""
+    net: Any = _Net()
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        hook.before_run(SimpleNamespace(model=net))
+    for step in range(count):
+        for value in (net.norm.weight.data, net.norm.running_mean):
+            value.fill_(float(step))
+        hook.after_train_iter(SimpleNamespace(iter=step), step)
+    return net, hook.ema_model.module
+
+
+@pytest.mark.parametrize("size", AVERAGED)
+def test_averages_follow_the_weights_at_first(size: str) -> None:
+    """The published hook: at step n a share of 1e-4 + (1 - 1e-4) exp(-n / 2000) is new, of norms' statistics too."""
+    (settings,) = _config(f"cascade_mask_rcnn_unireplknet_{size}_3x_coco").custom_hooks
+    assert settings.pop("priority") == 49
+    net, average = _steps(HOOKS.build(settings), 400)
+    expected = 0.0
+    for step in range(1, 400):
+        share = 1e-4 + (1 - 1e-4) * math.exp(-(step + 1) / 2000)
+        expected += share * (step - expected)
+    assert net.norm.weight.item() == 399
+    assert 398 < expected < 399
+    for value in (average.norm.weight, average.norm.running_mean):
+        assert value.item() == pytest.approx(expected, abs=1e-3)
+    assert "custom_hooks" not in _config("cascade_mask_rcnn_unireplknet_s_in1k_3x_coco")
+
+
+@pytest.mark.parametrize("name", [SEGMENTED[0][0], DETECTED, "mask_rcnn_unireplknet_a_digit_scenes"])
+@pytest.mark.parametrize("enable", [True, False])
+def test_tf32_is_allowed_for_the_run_alone(name: str, enable: bool) -> None:
+    config = read_config(f"{name}.py", {} if enable else {"default_hooks.tf32.enable": False})
+    hook: Any = HOOKS.build(config.default_hooks.tf32)
+    for before in (False, True):
+        torch.backends.cuda.matmul.allow_tf32 = before
+        try:
+            hook.before_run(None)
+            assert torch.backends.cuda.matmul.allow_tf32 == enable
+            hook.after_run(None)
+            assert torch.backends.cuda.matmul.allow_tf32 == before
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_what_is_kept_of_a_run() -> None:
+    segmented, detected = (_config(name).default_hooks.checkpoint for name in (SEGMENTED[0][0], DETECTED))
+    assert (segmented.interval, segmented.max_keep_ckpts, segmented.save_best) == (4000, 20, "mIoU")
+    assert (detected.interval, detected.max_keep_ckpts, detected.save_best) == (1, 5, "auto")
+    assert _config(SEGMENTED[2][0]).default_hooks.checkpoint.interval == 2000

@@ -1,10 +1,5 @@
 # RepLKNet-31B, ImageNet-1K weights, as published: 40,000 iterations of 128 crops (64 processes of two), AdamW 2e-4.
-_base_ = [
-    "./_base_/upernet.py",
-    "./_base_/ade20k_512_replknet.py",
-    "./_base_/segmentation_40k.py",
-    "./_base_/runtime.py",
-]
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_512_replknet.py", "./_base_/segmentation_40k.py"]
 
 model = dict(
     backbone=dict(

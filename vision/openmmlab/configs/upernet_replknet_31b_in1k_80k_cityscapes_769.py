@@ -1,5 +1,5 @@
 # RepLKNet-31B, ImageNet-1K weights, as published: 20,000 iterations of 64 crops (32 processes of two), AdamW 2e-4.
-_base_ = ["./_base_/upernet.py", "./_base_/cityscapes_769.py", "./_base_/segmentation_40k.py", "./_base_/runtime.py"]
+_base_ = ["./_base_/upernet.py", "./_base_/cityscapes_769.py", "./_base_/segmentation_40k.py"]
 
 model = dict(
     data_preprocessor=dict(size=(769, 769)),

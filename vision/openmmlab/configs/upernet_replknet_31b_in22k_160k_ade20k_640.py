@@ -1,11 +1,6 @@
 # RepLKNet-31B, ImageNet-22K weights, as published: 40,000 iterations of 128 crops (64 processes of two), AdamW 2e-4.
 # The weights lie on Google Drive and are downloaded by hand.
-_base_ = [
-    "./_base_/upernet.py",
-    "./_base_/ade20k_640_replknet.py",
-    "./_base_/segmentation_40k.py",
-    "./_base_/runtime.py",
-]
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_640_replknet.py", "./_base_/segmentation_40k.py"]
 
 model = dict(
     data_preprocessor=dict(size=(640, 640)),

@@ -1,11 +1,6 @@
-# RepLKNet-31L, ImageNet-22K weights, as published: 80,000 iterations of 64 crops (64 processes of one), AdamW 2e-4.
-# The weights lie on Google Drive and are downloaded by hand.
-_base_ = [
-    "./_base_/upernet.py",
-    "./_base_/ade20k_640_replknet.py",
-    "./_base_/segmentation_40k.py",
-    "./_base_/runtime.py",
-]
+# RepLKNet-31L, ImageNet-22K weights, as published: 80,000 iterations of 64 crops (64 processes of one), AdamW 2e-4. The
+# weights lie on Google Drive and are downloaded by hand.
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_640_replknet.py", "./_base_/segmentation_40k.py"]
 
 model = dict(
     data_preprocessor=dict(size=(640, 640)),

@@ -1,5 +1,5 @@
 # UniRepLKNet-S, ImageNet-1K weights; settings of the official config.
-_base_ = ["./_base_/upernet.py", "./_base_/ade20k_512.py", "./_base_/segmentation_160k.py", "./_base_/runtime.py"]
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_512.py", "./_base_/segmentation_160k.py"]
 
 model = dict(
     backbone=dict(

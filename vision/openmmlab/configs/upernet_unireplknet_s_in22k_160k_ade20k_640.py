@@ -1,5 +1,5 @@
 # UniRepLKNet-S, weights of ImageNet-22K tuned on 1K at 384; settings of the official config.
-_base_ = ["./_base_/upernet.py", "./_base_/ade20k_640.py", "./_base_/segmentation_160k.py", "./_base_/runtime.py"]
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_640.py", "./_base_/segmentation_160k.py"]
 
 model = dict(
     data_preprocessor=dict(size=(640, 640)),

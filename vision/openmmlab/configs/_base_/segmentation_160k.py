@@ -1,5 +1,6 @@
 # 160,000 iterations of batch 16 over 8 processes: AdamW 1e-4, linear from there to 0, times a linear warm-up of 1,500,
 # no clipping.
+_base_ = ["./runtime.py"]
 default_scope = "mmseg"
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=160_000, val_interval=4_000)
 val_cfg = dict(type="ValLoop")
