@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.downloads import hub_file, web_file
 from core.errors import InputError, MissingError
-from core.fitting import StateDict, fit
+from core.fitting import StateDict, fit, warn_of_lost_norms
 from core.torch_files import read_torch_file
 
 __all__ = ["checkpoint_filter_fn", "load_weights", "read_state_dict"]
@@ -53,7 +53,10 @@ def load_weights(model: M, source: str | Path) -> M:
     target = _target(model, state_dict)
     state_dict = _strip_prefixes(state_dict, target)
     if isinstance(model, FeatureGetterNet) or getattr(target, "pruned", False):
-        state_dict = {name: value for name, value in state_dict.items() if name in target.state_dict()}
+        own = target.state_dict()
+        if not isinstance(model, FeatureGetterNet) and not getattr(target, "feature_norms", True):
+            warn_of_lost_norms(state_dict, own, where=str(source))
+        state_dict = {name: value for name, value in state_dict.items() if name in own}
     state_dict = fit(state_dict, target, where=str(source))
     target.load_state_dict(state_dict, strict=False)  # fit has compared every name and shape
     return model

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from core.errors import InputError
 
-__all__ = ["StateDict", "fit"]
+__all__ = ["StateDict", "fit", "warn_of_lost_norms"]
 
 _logger = logging.getLogger("core.checkpoints")  # what a user of load_weights knows
 _OUTPUT_PART = re.compile(r"^(norm\d*|stages\.\d+\.norm)\.")
+_STAGE_NORM = re.compile(r"^stages\.\d+\.norm\.")
 _FEATURE_NORM = re.compile(r"^(norm\d+|stages\.\d+\.norm)\.")
 
 StateDict = dict[str, Tensor]
@@ -42,6 +43,20 @@ def fit(state_dict: StateDict, model: nn.Module, *, where: str, adapt_stem: bool
     _drop_output_parts(state_dict, own, _classifier_name(model), where)
     _compare(state_dict, own, where)
     return state_dict
+
+
+def warn_of_lost_norms(state_dict: StateDict, own: StateDict, *, where: str) -> None:
+    """Say so where a file has norms for the maps of stages that a model without such norms, ``own``, has too."""
+    stages = {name.rsplit(".norm.", 1)[0] for name in state_dict if _STAGE_NORM.match(name)}
+    lost = sorted(stage for stage in stages if any(name.startswith(f"{stage}.") for name in own))
+    if lost:
+        names = ", ".join(f"{stage}.norm" for stage in lost)
+        _logger.warning(
+            "%s was trained with norms on its maps (%s), and this model has none; build it with feature_norms=True to "
+            "keep them",
+            where,
+            names,
+        )
 
 
 def _adapt_stem(weight: Tensor, channels: int, where: str) -> Tensor:
@@ -131,6 +146,8 @@ def _advice(state_dict: StateDict, own: StateDict, missing: list[str], unexpecte
         return "The file is in training form: load it before core.reparameterize, or build with inference_mode=False."
     if not has_norms(list(state_dict)) and has_norms(missing):
         return "The file is in inference form: build the model with inference_mode=True."
+    if unexpected and not missing and all(re.search(r"(^|\.)stages\.\d+\.norm\.", name) for name in unexpected):
+        return "The file was trained with norms on its maps: build its backbone with feature_norms=True."
     return "Build the variant that the file was saved from: same depths, dims and kernel_sizes."
 
 

@@ -27,6 +27,7 @@ def tiny(name: str, family: str = "UniRepLKNet", root: Path | None = None) -> Co
     model = config.model
     model.backbone = {**BACKBONES[family]}
     if config.default_scope == "mmseg":
+        model.data_preprocessor.size = (SIDE, SIDE)
         model.decode_head.update(in_channels=DIMS, channels=16, num_classes=3, norm_cfg=_BN)
         model.auxiliary_head.update(in_channels=DIMS[2], channels=16, num_classes=3, norm_cfg=_BN)
     else:

@@ -50,15 +50,79 @@ def test_both_packages_build_it_by_name_and_it_gives_four_maps(family: str, scop
     assert isinstance(maps, tuple)
 
 
-@FAMILIES
-def test_maps_are_those_of_the_one_backbone_after_its_norms(family: str) -> None:
-    ours = _shake(_build(family)).eval()
-    plain = timm.create_model(TINY[family], num_classes=0, feature_norms=True).eval()
+@pytest.mark.parametrize(("family", "norms"), [("UniRepLKNet", True), ("RepLKNet", True), ("RepLKNet", False)])
+def test_maps_are_those_of_the_one_backbone_with_or_without_norms(family: str, norms: bool) -> None:
+    ours = _shake(_build(family, feature_norms=norms)).eval()
+    plain = timm.create_model(TINY[family], num_classes=0, feature_norms=norms).eval()
     missing = plain.load_state_dict(ours.state_dict(), strict=False).missing_keys
     assert all(name.startswith("norm.") for name in missing)  # of the classifier
     x = torch.randn(1, 3, 64, 64)
-    expected = plain.forward_intermediates(x, norm=True, intermediates_only=True)
+    expected = plain.forward_intermediates(x, norm=norms, intermediates_only=True)
     assert_close(list(ours(x)), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "norms"),
+    [
+        ("replknet_31b", {}, 0),
+        ("replknet_31l", {}, 0),
+        ("replknet_xl", {}, 4),
+        ("replknet_31b", {"feature_norms": True}, 4),
+        ("replknet_xl", {"feature_norms": False}, 0),
+        (None, {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}, 0),
+        ("unireplknet_t", {}, 4),
+    ],
+)
+def test_norms_on_the_maps_are_those_of_the_published_detectors(
+    variant: str | None, options: dict[str, Any], norms: int
+) -> None:
+    """The official ``norm_intermediate_features`` is False by default, and True in the configs of XL alone."""
+    kind = "UniRepLKNet" if variant and variant.startswith("uni") else "RepLKNet"
+    with torch.device("meta"):
+        model = MODELS.build({"type": kind, "variant": variant} | options)
+    names = {name.rsplit(".", 1)[0] for name in model.state_dict() if re.match(r"norm\d\.|stages\.\d\.norm\.", name)}
+    assert len(names) == norms
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_a_published_replknet_detector_loads_without_a_complaint(
+    norms: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """31B's files have no ``stages.0.norm``, XL's have; both give what the official forward gives."""
+    source = _shake(_build("RepLKNet", feature_norms=norms)).eval()
+    tensors = {f"backbone.{name}": value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": tensors | {"neck.lateral_convs.0.conv.weight": torch.ones(1)}}, tmp_path / "det.pth")
+    model = _build(
+        "RepLKNet", feature_norms=norms, init_cfg={"type": "Pretrained", "checkpoint": f"{tmp_path}/det.pth"}
+    )
+    model.init_weights()
+    assert caplog.text == ""
+    x = torch.randn(1, 3, 64, 64)
+    stages = source.forward_intermediates(x, intermediates_only=True)
+    if norms:
+        stages = [stage.norm(maps) for stage, maps in zip(source.stages, stages, strict=True)]
+    assert_close(list(model.eval()(x)), stages, rtol=0, atol=0)
+
+
+def test_norms_that_a_file_of_an_older_run_has_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = _shake(_build("RepLKNet", feature_norms=True))
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "old.pth")
+    options: dict[str, Any] = {"init_cfg": {"type": "Pretrained", "checkpoint": str(tmp_path / "old.pth")}}
+    _build("RepLKNet", out_indices=(1, 2), **options).init_weights()
+    assert re.search(r"norms on its maps \(stages.0.norm, .*stages.2.norm\), and .* feature_norms=True", caplog.text)
+    caplog.clear()
+    kept = _build("RepLKNet", feature_norms=True, **options)
+    kept.init_weights()
+    assert caplog.text == ""
+    assert_close(dict(kept.state_dict()), dict(source.state_dict()), rtol=0, atol=0)
+    detector = nn.ModuleDict({"backbone": _build("RepLKNet"), "neck": nn.BatchNorm1d(1, affine=False)})
+    torch.save(
+        {f"backbone.{n}": t for n, t in source.state_dict().items()}
+        | {n: t for n, t in detector.state_dict().items() if n.startswith("neck")},
+        tmp_path / "whole.pth",
+    )
+    with pytest.raises(InputError, match=r"(?s)Unexpected: backbone\.stages\.0\.norm.*backbone with feature_norms"):
+        core.load_weights(detector, tmp_path / "whole.pth")
 
 
 @FAMILIES
@@ -87,7 +151,7 @@ def test_tensor_names_and_shapes_are_the_official_ones(variant: str) -> None:
     own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     norms = {name for name in own if re.match(r"norm\d\.|stages\.\d\.norm\.", name)}
     assert {name: shape for name, shape in own.items() if name not in norms} == expected
-    assert len({name.rsplit(".", 1)[0] for name in norms}) == 4
+    assert len({name.rsplit(".", 1)[0] for name in norms}) == (4 if variant.startswith("uni") else 0)
     model.load_state_dict({name: torch.empty(shape, device="meta") for name, shape in own.items()}, strict=True)
 
 
@@ -212,7 +276,7 @@ def test_inference_form(family: str, tmp_path: Path) -> None:
         ({"out_indices": (2, 1)}, r"out_indices=\(2, 1\)"),
         ({"frozen_stages": 5}, r"frozen_stages=5; expected -1 for none, 0 for the stem, to 4"),
         ({"out_indices": 3}, r"out_indices=3; expected a list of stages, for one stage \[3\]"),
-        ({"feature_norms": False}, r"feature_norms=False; the maps of out_indices have norms of their own"),
+        ({"feature_norms": False}, r"feature_norms=False; UniRepLKNet's maps have norms of their own"),
         *(
             ({"init_cfg": wrong}, r"expected dict\(type='Pretrained', checkpoint='FILE'\)")
             for wrong in (

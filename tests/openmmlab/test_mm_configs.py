@@ -32,9 +32,9 @@ MILLIONS = {
     "upernet_unireplknet_b_in22k": 130,
     "upernet_unireplknet_l_in22k": 254,
     "upernet_unireplknet_xl_in22k": 425,
-    "upernet_replknet_31b_in1k": 112,
-    "upernet_replknet_31b_in22k_160k": 112,
-    "upernet_replknet_31b_in22k_80k": 110,
+    "upernet_replknet_31b_in1k_160k": 112,
+    "upernet_replknet_31b_in22k": 112,
+    "upernet_replknet_31b_in1k_80k": 110,
     "upernet_replknet_xl_meg73m": 374,
 }
 """Parameters in the papers' tables, of the inference form and without the auxiliary head."""
@@ -45,7 +45,7 @@ HEADS = [
     ("fcos_replknet", "UniRepLKNet"),
     ("mask_rcnn_unireplknet_a", "UniRepLKNet"),
     ("upernet_unireplknet_t", "UniRepLKNet"),
-    ("upernet_replknet_31b_in1k", "RepLKNet"),
+    ("upernet_replknet_31b_in1k_160k", "RepLKNet"),
 ]
 
 

@@ -99,11 +99,14 @@ def test_depthwise_convolutions_may_learn_at_a_rate_of_their_own() -> None:
         assert group["lr"] == pytest.approx(1e-5 if "dwconv" in name else 1e-4), name
 
 
-def test_frozen_parameters_are_left_out_and_replknet_has_the_same_groups() -> None:
+@pytest.mark.parametrize("norms", [False, True])
+def test_frozen_parameters_are_left_out_and_replknet_has_the_same_groups(norms: bool) -> None:
     assert not [name for name in _settings(_detector(frozen_stages=1), decay_rate=0.9) if "stages.0" in name]
     with torch.device("meta"):
-        model = _Detector(vision.openmmlab.MMRepLKNet("replknet_31b"))
+        model = _Detector(vision.openmmlab.MMRepLKNet("replknet_31b", feature_norms=norms))
     found = _settings(model, decay_rate=0.9)
+    assert found["backbone.stages.3.blocks.0.pw1.conv.weight"]["lr_scale"] == pytest.approx(0.9)
+    assert not norms or found["backbone.stages.3.norm.weight"]["lr_scale"] == 1.0
     assert found["backbone.stem.0.conv.weight"]["lr_scale"] == min(group["lr_scale"] for group in found.values())
     assert found["bbox_head.weight"]["lr_scale"] == 1.0
     order = [found[f"backbone.stages.{stage}.blocks.0.pw1.conv.weight"]["lr_scale"] for stage in range(4)]

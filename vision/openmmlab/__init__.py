@@ -1,7 +1,7 @@
 """LarKit's backbones in MMDetection and MMSegmentation: ``custom_imports = dict(imports=['vision.openmmlab'])``.
 
-Importing this package registers the backbones and the optimizer's constructor, and stands in for mmcv's compiled
-operators where they are missing. It has to come before ``mmdet.models`` or ``mmseg.models``. A config's
+Importing this package registers the backbones, the optimizer's constructor and a hook, and stands in for mmcv's
+compiled operators where they are missing. It has to come before ``mmdet.models`` or ``mmseg.models``. A config's
 ``custom_imports`` does that for the training scripts alone: others, and ``mmdet.apis``, import the models before they
 read a config. Run such a script as ``python -m vision.openmmlab TOOL.py ARGS...``, and in one's own code write
 ``import vision.openmmlab`` before ``import mmdet.apis``.
@@ -24,6 +24,7 @@ from vision.openmmlab.operators import install_operators  # noqa: E402
 install_operators()  # before anything imports mmcv.ops
 
 from vision.openmmlab.backbones import MMRepLKNet, MMUniRepLKNet  # noqa: E402
+from vision.openmmlab.hooks import AllowTF32  # noqa: E402
 from vision.openmmlab.optim import LarKLayerDecay  # noqa: E402
 
-__all__ = ["LarKLayerDecay", "MMRepLKNet", "MMUniRepLKNet", "install_operators"]
+__all__ = ["AllowTF32", "LarKLayerDecay", "MMRepLKNet", "MMUniRepLKNet", "install_operators"]

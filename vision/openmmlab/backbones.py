@@ -27,7 +27,7 @@ class _Backbone(StagedNet):
 
     Args:
         variant: name of a published variant, or None for ``depths`` and ``dims`` of one's own.
-        out_indices: stages whose maps are given, each after a norm of its own; later stages are left out.
+        out_indices: stages whose maps are given; later stages are left out.
         frozen_stages: -1 freezes nothing, 0 the stem, n the first n stages too.
         norm_eval: keep batch norms in eval mode while training; their weights still train.
         with_cp: recompute each block in the backward pass instead of keeping its activations.
@@ -54,11 +54,10 @@ class _Backbone(StagedNet):
     ) -> None:
         if variant is not None and variant not in self.architectures:
             raise InputError(f"unknown variant {variant!r}; {type(self).__name__} has {', '.join(self.architectures)}")
-        if not kwargs.get("feature_norms", True):
-            raise InputError("feature_norms=False; the maps of out_indices have norms of their own. Leave it out")
         known = dict(self.architectures[variant]) if variant else {}
+        known |= {"num_classes": 0, "feature_norms": self._maps_have_norms(variant)} | kwargs
         try:
-            super().__init__(**{"num_classes": 0, "feature_norms": True} | known | kwargs)
+            super().__init__(**known)
         except TypeError as error:
             raise InputError(f"{type(self).__name__} does not take these arguments: {error}") from error
         _check(out_indices, frozen_stages, len(self.stages))
@@ -69,6 +68,11 @@ class _Backbone(StagedNet):
         for module in self._frozen():
             module.requires_grad_(False)
         self.train()
+
+    @classmethod
+    def _maps_have_norms(cls, variant: str | None) -> bool:
+        """Whether the family's authors put a norm on each map of this variant."""
+        return True
 
     def init_weights(self) -> None:
         """Load the file that ``init_cfg`` names; without one the initial weights of the family stay.
@@ -82,7 +86,7 @@ class _Backbone(StagedNet):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """(B, 3, H, W) to the maps of ``out_indices``, stage i being (B, dims[i], H / 4 / 2^i, W / 4 / 2^i)."""
-        options: dict[str, Any] = {"norm": True, "stop_early": True, "intermediates_only": True}
+        options: dict[str, Any] = {"norm": self.feature_norms, "stop_early": True, "intermediates_only": True}
         return tuple(cast(list[Tensor], self.forward_intermediates(x, list(self.out_indices), **options)))
 
     def train(self, mode: bool = True) -> Self:
@@ -123,13 +127,30 @@ def _pretrained(init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> di
 
 @MODELS.register_module(name="UniRepLKNet")
 class MMUniRepLKNet(_Backbone, UniRepLKNet):
-    """:class:`core.backbones.UniRepLKNet` for the registries of OpenMMLab; norms are ``norm0`` to ``norm3``."""
+    """:class:`core.backbones.UniRepLKNet` for the registries of OpenMMLab; each map has a norm, ``norm0`` to ``norm3``.
+
+    Raises:
+        InputError: if these norms are to be left out.
+    """
 
     architectures = UNIREPLKNETS
+
+    def __init__(self, variant: str | None = None, **kwargs: Any) -> None:
+        if not kwargs.get("feature_norms", True):
+            raise InputError("feature_norms=False; UniRepLKNet's maps have norms of their own. Leave it out")
+        super().__init__(variant, **kwargs)
 
 
 @MODELS.register_module(name="RepLKNet")
 class MMRepLKNet(_Backbone, RepLKNet):
-    """:class:`core.backbones.RepLKNet` for the registries of OpenMMLab; norms are ``stages.0.norm`` to 3."""
+    """:class:`core.backbones.RepLKNet` for the registries of OpenMMLab.
+
+    The maps are those of the stages as they are, except that XL has a norm on each, ``stages.0.norm`` to
+    ``stages.3.norm``: so do the published detectors and segmentors. ``feature_norms`` says otherwise.
+    """
 
     architectures = REPLKNETS
+
+    @classmethod
+    def _maps_have_norms(cls, variant: str | None) -> bool:
+        return variant == "replknet_xl"

@@ -1,5 +1,6 @@
 """Layer-wise decay of the learning rate for ``Runner``: one group rule for every depth of both families."""
 
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -12,6 +13,8 @@ from core.backbones.staged import StagedNet
 from core.errors import InputError
 
 __all__ = ["LarKLayerDecay"]
+
+_NORM_OF_MAP = re.compile(r"norm\d+\.|stages\.\d+\.norm\.")
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -27,8 +30,7 @@ class LarKLayerDecay(DefaultOptimWrapperConstructor):
 
     - ``decay_rate``: factor from layer to layer, in (0, 1].
     - ``num_layers``: n; by default that of the backbone's depths (12 for S to XL, 9 for T). The published detector with
-    T
-      uses 12, which leaves three layers empty and lowers all rates below them.
+      T uses 12, which leaves three layers empty and lowers all rates below them.
     - ``decay_type``: 'layer_wise', or 'stage_wise', where a stage is a layer and strided layers are layer 0.
     - ``dw_scale``: further factor for depthwise convolutions (names with 'dwconv').
 
@@ -77,8 +79,8 @@ def layer_numbers(
     if not isinstance(backbone, StagedNet):
         raise InputError(f"LarKLayerDecay needs a backbone of LarKit, not {type(backbone).__name__}")
     numbers: dict[str, int] = group_parameters(backbone, backbone.group_matcher(), reverse=True)
-    heads = max(numbers.values())  # timm gives what no pattern matches, here the norms of the maps, the last number
-    numbers = {name: layer for name, layer in numbers.items() if layer < heads}
+    numbers = {name: layer for name, layer in numbers.items() if not _NORM_OF_MAP.match(name)}
+    heads = max(numbers.values()) + 1
     if by_stage:
         numbers = {name: _stage_number(name) for name in numbers}
         heads = len(backbone.stages) + 1

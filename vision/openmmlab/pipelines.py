@@ -28,19 +28,32 @@ def segmentation_train(scale: tuple[int, int], crop: tuple[int, int], labels: St
     ]
 
 
-def segmentation_test(scale: tuple[int, int], labels: Step) -> list[Step]:
-    """Fit the image into ``scale``; the label map keeps its size."""
+def segmentation_test(scale: tuple[int, int], labels: Step, multiple: int = 1) -> list[Step]:
+    """Fit the image into ``scale``; the label map keeps its size.
+
+    Args:
+        scale: (long, short) side in pixels.
+        labels: the step that loads the label map.
+        multiple: then stretch each side to the next multiple of this.
+    """
     resize = {"type": "Resize", "scale": scale, "keep_ratio": True}
-    return [{"type": "LoadImageFromFile"}, resize, labels, {"type": "PackSegInputs"}]
+    return [{"type": "LoadImageFromFile"}, resize, *_stretch(multiple), labels, {"type": "PackSegInputs"}]
 
 
-def segmentation_views(scale: tuple[int, int], labels: Step, ratios: Sequence[float] = _RATIOS) -> list[Step]:
+def segmentation_views(
+    scale: tuple[int, int], labels: Step, multiple: int = 1, ratios: Sequence[float] = _RATIOS
+) -> list[Step]:
     """Six sizes and their mirror images, for the papers' multi-scale figures (``--tta``)."""
     sizes = [tuple(int(side * ratio) for side in scale) for ratio in ratios]
     views = [
         [{"type": "Resize", "scale": size, "keep_ratio": True} for size in sizes],
+        *([step] for step in _stretch(multiple)),
         [{"type": "RandomFlip", "prob": prob, "direction": "horizontal"} for prob in (0.0, 1.0)],
         [labels],
         [{"type": "PackSegInputs"}],
     ]
     return [{"type": "LoadImageFromFile"}, {"type": "TestTimeAug", "transforms": views}]
+
+
+def _stretch(multiple: int) -> list[Step]:
+    return [{"type": "ResizeToMultiple", "size_divisor": multiple}] if multiple > 1 else []

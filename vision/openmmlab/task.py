@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from core.training.task import Task
 from core.writing import whole_file
 from vision.openmmlab.drawing import Sheet
 from vision.openmmlab.models import build_model, read_config
+from vision.openmmlab.unused import unused_settings
 
 __all__ = ["Batch", "OpenMMLabTask"]
 
@@ -28,6 +30,8 @@ Batch = dict[str, list[Any]]
 
 class OpenMMLabTask(Task):
     """A model of OpenMMLab in Lightning's loops: its own loss and predictions, LarKit's optimizer and schedule.
+
+    Of the config the model and the data sets are used; a warning names what else it sets, and the options for that.
 
     Args:
         config: path of an OpenMMLab config, or the name of one in ``vision/openmmlab/configs``.
@@ -63,6 +67,7 @@ class OpenMMLabTask(Task):
                 f"{config} is for {read.default_scope}; {type(self).__name__} takes configs of {self.scope}"
             )
         super().__init__(build_model(read, pretrained=pretrained), **kwargs)
+        self.unused = unused_settings(read, pretrained=pretrained, weights=weights)
         self.class_names: list[str] = []
         self.palette: list[Any] = []
         self.sheet = Sheet()
@@ -112,7 +117,9 @@ class OpenMMLabTask(Task):
         """
 
     def setup(self, stage: str) -> None:
-        """Take the class names and colours from the data."""
+        """Take the class names and colours from the data; before training, name what of the config is not used."""
+        if stage == "fit" and self.unused:
+            rank_zero_warn(self.unused)
         data = getattr(self.trainer, "datamodule", None)
         self.class_names = list(getattr(data, "classes", ())) or self.class_names
         self.palette = list(getattr(data, "palette", ())) or self.palette

@@ -1,6 +1,6 @@
-# RepLKNet-31L, 36 epochs: AdamW 4e-4, norms without decay, 1 image a process as published. The weights lie on Google
-# Drive and are downloaded by hand.
-_base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py", "./_base_/runtime.py"]
+# RepLKNet-31L, ImageNet-22K weights, as published: 36 epochs, AdamW 4e-4, norms without decay, 1 image a process; the
+# number of processes is not published. The weights lie on Google Drive and are downloaded by hand.
+_base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py"]
 
 model = dict(
     backbone=dict(

@@ -1,6 +1,6 @@
-# RepLKNet-XL, 36 epochs: AdamW 4e-4, norms without decay, 4 images a process as published. The weights lie on Google
-# Drive and are downloaded by hand.
-_base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py", "./_base_/runtime.py"]
+# RepLKNet-XL, MegData73M weights, as published: 36 epochs, AdamW 4e-4, norms without decay, 4 images a process; the
+# number of processes is not published. The weights lie on Google Drive and are downloaded by hand.
+_base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py"]
 
 model = dict(
     data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3),
@@ -9,7 +9,7 @@ model = dict(
         variant="replknet_xl",
         drop_path_rate=0.5,
         with_cp=True,
-        init_cfg=dict(type="Pretrained", checkpoint="weights/RepLKNet-XL_MegData73M_ImageNet1K.pth"),
+        init_cfg=dict(type="Pretrained", checkpoint="weights/RepLKNet-XL_MegData73M_pretrain.pth"),
     ),
     neck=dict(in_channels=[256, 512, 1024, 2048]),
 )

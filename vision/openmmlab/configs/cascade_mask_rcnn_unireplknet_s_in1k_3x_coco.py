@@ -1,5 +1,5 @@
-# UniRepLKNet-S, ImageNet-1K weights; recipe of the official configs.
-_base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py", "./_base_/runtime.py"]
+# UniRepLKNet-S, ImageNet-1K weights; settings of the official config.
+_base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py"]
 
 model = dict(
     backbone=dict(

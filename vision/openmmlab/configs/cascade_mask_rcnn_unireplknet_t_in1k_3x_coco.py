@@ -1,6 +1,6 @@
-# UniRepLKNet-T, ImageNet-1K weights; recipe of the official configs. T has six groups in its third stage; the authors
+# UniRepLKNet-T, ImageNet-1K weights; settings of the official config. T has six groups in its third stage; the authors
 # still count twelve layers.
-_base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py", "./_base_/runtime.py"]
+_base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py"]
 
 model = dict(
     backbone=dict(

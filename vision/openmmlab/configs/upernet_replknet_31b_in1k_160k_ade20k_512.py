@@ -1,11 +1,12 @@
-# RepLKNet-31B as published: 40,000 iterations of 128 crops (64 processes of two), AdamW 2e-4.
-_base_ = ["./_base_/upernet.py", "./_base_/ade20k_512.py", "./_base_/segmentation_40k.py", "./_base_/runtime.py"]
+# RepLKNet-31B, ImageNet-1K weights, as published: 40,000 iterations of 128 crops (64 processes of two), AdamW 2e-4.
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_512_replknet.py", "./_base_/segmentation_40k.py"]
 
 model = dict(
     backbone=dict(
         type="RepLKNet",
         variant="replknet_31b",
         drop_path_rate=0.5,
+        with_cp=True,
         init_cfg=dict(
             type="Pretrained",
             checkpoint="https://download.openmmlab.com/mmclassification/v0/replknet/replknet-31B_3rdparty_in1k_20221118-fd08e268.pth",
@@ -14,4 +15,3 @@ model = dict(
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(in_channels=512),
 )
-optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(norm_decay_mult=0.0))

@@ -1,11 +1,12 @@
-# UniRepLKNet-S, ImageNet-1K weights; recipe of the official configs.
-_base_ = ["./_base_/upernet.py", "./_base_/ade20k_512.py", "./_base_/segmentation_160k.py", "./_base_/runtime.py"]
+# UniRepLKNet-S, ImageNet-1K weights; settings of the official config.
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_512.py", "./_base_/segmentation_160k.py"]
 
 model = dict(
     backbone=dict(
         type="UniRepLKNet",
         variant="unireplknet_s",
         drop_path_rate=0.3,
+        with_cp=True,
         init_cfg=dict(
             type="Pretrained",
             checkpoint="hf-hub:DingXiaoH/UniRepLKNet/unireplknet_s_in1k_224_acc83.91.pth",

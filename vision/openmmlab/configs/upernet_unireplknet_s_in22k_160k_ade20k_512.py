@@ -1,11 +1,12 @@
-# UniRepLKNet-S, weights of ImageNet-22K tuned on 1K at 384; recipe of the official configs.
-_base_ = ["./_base_/upernet.py", "./_base_/ade20k_512.py", "./_base_/segmentation_160k.py", "./_base_/runtime.py"]
+# UniRepLKNet-S, weights of ImageNet-22K tuned on 1K at 384; settings of the official config.
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_512.py", "./_base_/segmentation_160k.py"]
 
 model = dict(
     backbone=dict(
         type="UniRepLKNet",
         variant="unireplknet_s",
         drop_path_rate=0.3,
+        with_cp=True,
         init_cfg=dict(
             type="Pretrained", checkpoint="hf-hub:DingXiaoH/UniRepLKNet/unireplknet_s_in22k_to_in1k_384_acc86.44.pth"
         ),

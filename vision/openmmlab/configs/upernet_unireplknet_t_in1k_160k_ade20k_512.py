@@ -1,5 +1,5 @@
-# UniRepLKNet-T, ImageNet-1K weights; recipe of the official configs.
-_base_ = ["./_base_/upernet.py", "./_base_/ade20k_512.py", "./_base_/segmentation_160k.py", "./_base_/runtime.py"]
+# UniRepLKNet-T, ImageNet-1K weights; settings of the official config.
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_512.py", "./_base_/segmentation_160k.py"]
 
 model = dict(
     backbone=dict(

@@ -1,12 +1,14 @@
-# UniRepLKNet-XL, weights of ImageNet-22K tuned on 1K at 384; recipe of the official configs. The authors published no
-# config for XL on ADE20K: rates are those of L.
-_base_ = ["./_base_/upernet.py", "./_base_/ade20k_640.py", "./_base_/segmentation_160k.py", "./_base_/runtime.py"]
+# UniRepLKNet-XL, weights of ImageNet-22K tuned on 1K at 384. The authors published no config for XL on ADE20K: the
+# settings are those of L.
+_base_ = ["./_base_/upernet.py", "./_base_/ade20k_640.py", "./_base_/segmentation_160k.py"]
 
 model = dict(
+    data_preprocessor=dict(size=(640, 640)),
     backbone=dict(
         type="UniRepLKNet",
         variant="unireplknet_xl",
         drop_path_rate=0.4,
+        with_cp=True,
         init_cfg=dict(
             type="Pretrained", checkpoint="hf-hub:DingXiaoH/UniRepLKNet/unireplknet_xl_in22k_to_in1k_384_acc87.96.pth"
         ),

@@ -1,4 +1,5 @@
 # COCO instances, 36 epochs: AdamW 1e-4, batch 16 over 8 processes, rate / 10 after epochs 27 and 33, no clipping.
+_base_ = ["./runtime.py"]
 default_scope = "mmdet"
 __long = 1333
 __short = [(side, __long) for side in range(480, 801, 32)]
@@ -73,3 +74,4 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 visualizer = dict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")])
+default_hooks = dict(checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=5, save_best="auto"))

@@ -1,9 +1,11 @@
-# RepLKNet's schedule for ADE20K: 40,000 iterations over 64 processes, otherwise that of 160,000.
+# RepLKNet-31B on ADE20K: 40,000 iterations of 128 crops over 64 processes: AdamW 2e-4, linear from there to 0, times a
+# linear warm-up of 400, norms without decay, no clipping.
 _base_ = ["./segmentation_160k.py"]
 
-train_cfg = dict(max_iters=40_000, val_interval=4_000)
+train_cfg = dict(max_iters=40_000, val_interval=2_000)
+optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(norm_decay_mult=0.0))
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=1500, end=40_000),
+    dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=400),
+    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=0, end=40_000),
 ]
-default_hooks = dict(checkpoint=dict(interval=4_000))
+default_hooks = dict(checkpoint=dict(interval=2_000))

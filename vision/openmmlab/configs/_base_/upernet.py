@@ -1,4 +1,5 @@
-# UPerNet with an auxiliary head on the third stage, whole images at test time.
+# UPerNet with an auxiliary head on the third stage. Training images are padded to the crop, 512 unless a config says
+# otherwise; test images are whole and not padded.
 __norm = dict(type="SyncBN", requires_grad=True)
 __shared = dict(num_classes=150, norm_cfg=__norm, align_corners=False, dropout_ratio=0.1)
 
@@ -11,8 +12,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size_divisor=32,
-        test_cfg=dict(size_divisor=32),
+        size=(512, 512),
     ),
     decode_head=dict(
         type="UPerHead",

@@ -1,9 +1,10 @@
-# ADE20K, 150 classes, crops of 640 pixels from smaller images. Label 0 of the files means 'other' and is ignored.
+# ADE20K, 150 classes, crops of 512 pixels. Label 0 of the files means 'other' and is ignored. As RepLKNet's authors,
+# test images go in as they are.
 _base_ = ["./ade20k.py"]
 from vision.openmmlab.pipelines import segmentation_test, segmentation_train, segmentation_views
 
 __labels = dict(type="LoadAnnotations", reduce_zero_label=True)
-train_dataloader = dict(dataset=dict(pipeline=segmentation_train((2048, 512), (640, 640), __labels)))
+train_dataloader = dict(dataset=dict(pipeline=segmentation_train((2048, 512), (512, 512), __labels)))
 val_dataloader = dict(dataset=dict(pipeline=segmentation_test((2048, 512), __labels)))
 test_dataloader = val_dataloader
 tta_model = dict(type="SegTTAModel")
