@@ -66,7 +66,7 @@ class OpenMMLabTask(Task):
             raise InputError(
                 f"{config} is for {read.default_scope}; {type(self).__name__} takes configs of {self.scope}"
             )
-        super().__init__(build_model(read, pretrained=pretrained), **kwargs)
+        super().__init__(build_model(read, pretrained=pretrained and weights is None), **kwargs)
         self.unused = unused_settings(read, pretrained=pretrained, weights=weights)
         self.class_names: list[str] = []
         self.palette: list[Any] = []
