@@ -1,6 +1,7 @@
 """Moments of a series: a column of dates read, and what lies between them."""
 
 import math
+import re
 import warnings
 from typing import Any
 
@@ -13,13 +14,17 @@ __all__ = ["read_dates", "regular_step", "step_name"]
 
 _NUMBERS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d"}
 """Whole numbers that are dates, by their digits. pandas takes any number for nanoseconds since 1970."""
+_DOTS = re.compile(r"\s*\d{1,2}\.\d{1,2}\.\d{2}")
+"""Days that are written with dots come before the month; of others, pandas takes the first number for the month."""
+_WANTED = "YYYY-MM-DD HH:MM:SS"
 
 
 def read_dates(column: Any, where: str) -> Any:
     """A column of moments as a ``pandas.DatetimeIndex``; moments with several offsets from UTC become UTC.
 
     Args:
-        column: ``pandas.Series`` of words in any one form that pandas parses, or of the numbers YYYY, YYYYMM, YYYYMMDD.
+        column: ``pandas.Series`` of words in any one form that pandas parses (01/02/2024 is January 2nd, 01.02.2024
+            February 1st), or of the numbers YYYY, YYYYMM, YYYYMMDD.
         where: what the table is called in messages.
 
     Raises:
@@ -32,7 +37,7 @@ def read_dates(column: Any, where: str) -> Any:
     if times.isna().any():
         row = int(times.isna().to_numpy().argmax())
         first, found = column.iloc[[0, row]].tolist()
-        form = f" in the form of the first row, {first!r}" if row else "; expected YYYY-MM-DD HH:MM:SS"
+        form = f" in the form of the first row, {first!r}; write all as {_WANTED}" if row else f"; expected {_WANTED}"
         raise InputError(f"{where}, row {row + 1}: {found!r} is no date{form}")
     return pd.DatetimeIndex(times)
 
@@ -43,23 +48,26 @@ def _from_numbers(column: Any, where: str) -> Any:
     if len(digits) not in _NUMBERS or pd.api.types.is_bool_dtype(column):
         raise InputError(
             f"{where} has numbers as dates, the first {first}; of numbers, years (YYYY), months (YYYYMM) and days "
-            "(YYYYMMDD) are read: write all others as YYYY-MM-DD HH:MM:SS"
+            f"(YYYYMMDD) are read: write all others as {_WANTED}"
         )
     words = column.map(lambda number: f"{number:.0f}" if float(number).is_integer() else "")
     return pd.to_datetime(words.where(words.str.len() == len(digits)), format=_NUMBERS[len(digits)], errors="coerce")
 
 
 def _from_words(column: Any, where: str) -> Any:
-    with warnings.catch_warnings():  # pandas 2 warns of several offsets and gives no dates, pandas 3 stops
-        warnings.simplefilter("ignore", FutureWarning)
+    dots = bool(len(column)) and _DOTS.match(str(column.iloc[0])) is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # pandas 2 warns of several offsets, pandas 3 stops
+        warnings.simplefilter("ignore", UserWarning)  # days before months, and hours without a zero, as in 1:00 AM
         try:
-            times = pd.to_datetime(column, errors="coerce")
+            times = pd.to_datetime(column, errors="coerce", dayfirst=dots)
         except ValueError:
             times = None
-    if times is not None and pd.api.types.is_datetime64_any_dtype(times):
-        return times
+        if times is not None and pd.api.types.is_datetime64_any_dtype(times):
+            return times
+        times = pd.to_datetime(column, errors="coerce", utc=True, dayfirst=dots)
     rank_zero_info(f"{where}: the dates have several offsets from UTC, as where clocks change; they are read as UTC")
-    return pd.to_datetime(column, errors="coerce", utc=True)
+    return times
 
 
 def regular_step(times: Any, where: str) -> Any:

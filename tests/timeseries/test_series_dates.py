@@ -1,5 +1,6 @@
 """Dates as numbers, with offsets from UTC, and by the calendar: read, continued, and refused by name."""
 
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -51,6 +52,31 @@ def test_numbers_as_dates(dates: list[str], first: str, ahead: str, tmp_path: Pa
     assert str(series.times[0].date()) == first
     assert len(series) == len(dates)
     assert str(series.ahead(1)[0].date()) == ahead
+
+
+@pytest.mark.parametrize(
+    ("dates", "ahead"),
+    [
+        (["01/11/2024 00:00", "01/12/2024 00:00", "01/13/2024 00:00"], "2024-01-14 00:00:00"),
+        (["1/1/2024 11:00:00 AM", "1/1/2024 12:00:00 PM", "1/1/2024 1:00:00 PM"], "2024-01-01 14:00:00"),
+        (["1/1/24 11:00 AM", "1/1/24 12:00 PM", "1/1/24 1:00 PM"], "2024-01-01 14:00:00"),
+        (["13/01/2024", "14/01/2024", "15/01/2024"], "2024-01-16 00:00:00"),
+        (["11.01.2024 00:00", "12.01.2024 00:00", "13.01.2024 00:00"], "2024-01-14 00:00:00"),
+        (["01.01.2024", "01.02.2024", "01.03.2024"], "2024-04-01 00:00:00"),
+        (["1.1.24 9:00", "1.1.24 10:00", "1.1.24 11:00"], "2024-01-01 12:00:00"),
+    ],
+)
+def test_dates_of_several_countries(dates: list[str], ahead: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert str(read_series(_rows(tmp_path / "a.csv", dates)).ahead(1)[0]) == ahead
+
+
+def test_days_before_months_with_slashes_are_refused_from_the_13th_on(tmp_path: Path) -> None:
+    dates = [f"{day:02}/01/2024 00:00" for day in range(1, 15)]
+    message = r"row 13: '13/01/2024 00:00' .* first row, '01/01/2024 00:00'; write all as YYYY-MM-DD HH:MM:SS"
+    with pytest.raises(InputError, match=message):
+        read_series(_rows(tmp_path / "a.csv", dates))
 
 
 def _berlin(periods: int, freq: str) -> list[str]:
