@@ -1,5 +1,6 @@
 """Series on disk: a CSV file with a date column, read, checked and named where it is broken."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from timeseries.dates import read_dates, regular_step
 __all__ = ["Fill", "Series", "as_series", "read_series"]
 
 Fill = Literal["previous", "linear"]
+_DECIMALS = {",": ".", ";": ",.", "\t": ".,"}
+"""What separates columns, and the decimal signs beside it, the usual one first: spreadsheets in Europe write '1,5;2,5'."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ def read_series(
 ) -> Series:
     """A CSV file with one row a time step: a date column, and numbers in all others.
 
+    Columns are separated by commas, semicolons or tabs; with the latter two, a decimal comma is understood too.
+
     Args:
         path: the file.
         date: name of the column with the moments: words in any form that pandas parses, or whole numbers of the form
@@ -63,22 +68,65 @@ def read_series(
     if not path.is_file():
         raise MissingError(f"there is no series {path}; expected a CSV file with a column {date!r} and one a channel")
     try:
-        table = pd.read_csv(path, skipinitialspace=True)
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from error
+        separator = _separator(path, date)
+        table = _table(path, separator)
+    except (ValueError, csv.Error) as error:  # pandas' parser errors and those of UTF-8 are ValueErrors
+        raise InputError(
+            f"{path} is not a CSV file in UTF-8: {error}; save it as 'CSV UTF-8', as spreadsheets call it"
+        ) from error
     if date not in table.columns:
         raise InputError(f"{path} has the columns {_listed(table.columns)}; none is called {date!r}: set --data.date")
     absent = [name for name in channels or () if name not in table.columns or name == date]
     if absent:
         raise InputError(f"{path} has no channel {_listed(absent)}; it has {_listed(table.columns.drop(date))}")
     times = read_dates(table[date], str(path))
+    nameless = [i for i, name in enumerate(table.columns) if name == f"Unnamed: {i}" != date]  # pandas' name for none
+    if nameless and not channels:
+        raise InputError(
+            f"{path}: column {nameless[0] + 1} has no name, as where pandas has written row numbers; leave it out with "
+            "--data.channels, or write the file with index=False"
+        )
     values = table[list(channels)] if channels else table.drop(columns=date)
-    words = [str(name) for name in values.columns if not pd.api.types.is_numeric_dtype(values[name])]
+    words = _words(values)
     if words:
         raise InputError(f"{path}: {_listed(words)} holds no numbers; name the channels that do with --data.channels")
     if not len(values.columns):
         raise InputError(f"{path} has no column beside {date!r}; expected one column of numbers for each channel")
     return as_series(values.set_axis(times, axis=0), str(path), fill=fill)
+
+
+def _separator(path: Path, date: str) -> str:
+    """The way to read the first line that finds the dates or, if none does, most columns.
+
+    A name may hold one of the others, as in 'date;Temperature, °C'.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        line = next((line for line in file if line.strip()), "")
+    headers = {
+        separator: next(csv.reader([line.strip("\r\n")], delimiter=separator, skipinitialspace=True), [])
+        for separator in _DECIMALS
+    }
+    return max(headers, key=lambda separator: (date in headers[separator], len(headers[separator])))
+
+
+def _table(path: Path, separator: str) -> Any:
+    """The columns of the file; the usual decimal sign, unless the other makes more of them numbers."""
+    tables = {
+        decimal: pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True)
+        for decimal in _DECIMALS[separator]
+    }
+    usual, other = _DECIMALS[separator][0], _DECIMALS[separator][-1]
+    chosen = other if set(_words(tables[other])) < set(_words(tables[usual])) else usual
+    if separator != ",":
+        rank_zero_info(
+            f"{path}: read with {'semicolons' if separator == ';' else 'tabs'} between columns and decimal "
+            f"{'points' if chosen == '.' else 'commas'}"
+        )
+    return tables[chosen]
+
+
+def _words(table: Any) -> list[str]:
+    return [str(name) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
 
 
 def as_series(table: Any, where: str, *, fill: Fill | None = None) -> Series:

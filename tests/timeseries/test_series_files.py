@@ -1,5 +1,6 @@
 """CSV files: what is read, what is filled by choice, and what is refused by name."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,54 @@ def test_missing_values_are_filled_as_chosen(
     assert f"missing values filled ({fill}) in a (3)" in caplog.text
 
 
+SEMICOLONS = ["date;Våg höjd, m;n", "2020-01-01;1,5;1", "2020-01-02;2,25;2", "2020-01-03;-3e1;3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\n".join(SEMICOLONS), "read with semicolons between columns and decimal commas"),
+        ("\r\n".join(["\ufeff" + SEMICOLONS[0], *SEMICOLONS[1:], ""]), "semicolons .* decimal commas"),
+        ("\n".join(SEMICOLONS).replace(",", ".").replace(". m", ", m"), "semicolons .* decimal points"),
+        ("\n".join(SEMICOLONS).replace(";", "\t"), "read with tabs between columns and decimal commas"),
+        ("\n".join(SEMICOLONS).replace(";", "\t").replace(",", ".").replace(". m", ", m"), "tabs .* decimal points"),
+        ('date,"Våg höjd, m",n\n2020-01-01,1.5,1\n2020-01-02,2.25,2\n2020-01-03,-3e1,3\n', ""),
+    ],
+)
+def test_semicolons_and_tabs(text: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode())
+    with caplog.at_level("INFO"):
+        series = read_series(path)
+    assert series.channels == ["Våg höjd, m", "n"]
+    assert series.values.tolist() == [[1.5, 1], [2.25, 2], [-30, 3]]
+    assert re.search(said, caplog.text) if said else not caplog.records
+
+
+def test_points_of_thousands_are_not_taken_for_decimals(tmp_path: Path) -> None:
+    path = _lines(tmp_path / "a.csv", ["date;a;b", *[f"2020-01-0{i};{i},5;{i}.234" for i in (1, 2, 3)]])
+    with pytest.raises(InputError, match="b holds no numbers"):
+        read_series(path)
+    assert read_series(path, channels=["a"]).values[:, 0].tolist() == [1.5, 2.5, 3.5]
+    with pytest.raises(InputError, match="has the columns date, a, b; none is called 'day'"):
+        read_series(path, date="day")
+
+
+def test_columns_without_a_name(tmp_path: Path) -> None:
+    path, values = tmp_path / "a.csv", waves(40, 2)
+    table = pd.read_csv(write_series(path, values))
+    table.to_csv(path)
+    with pytest.raises(InputError, match=r"a\.csv: column 1 has no name, .* with --data\.channels, or .* index=False"):
+        read_series(path)
+    for channels in (["b"], ["Unnamed: 0", "b"]):
+        assert read_series(path, channels=channels).channels == channels
+    table.set_index("date").rename_axis(None).to_csv(path)
+    assert read_series(path, date="Unnamed: 0").channels == ["a", "b"]
+    table[["date", "a"]].assign(x=1).rename(columns={"x": ""}).to_csv(path, index=False)
+    with pytest.raises(InputError, match="column 3 has no name"):
+        read_series(path)
+
+
 def test_missing_rows_are_filled_as_chosen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = _rows(tmp_path / "a.csv", ["2020-01-01", "2020-01-02", "2020-01-03", "2020-01-05", "2020-01-06"])
     with pytest.raises(InputError, match=r"no row for 1 dates, the first 2020-01-04 00:00:00; fill them"):
@@ -85,12 +134,19 @@ def test_dates_that_cannot_be_used(dates: list[str], text: str, tmp_path: Path) 
         (["date", "2020-01-01"], "has no column beside 'date'; expected one column of numbers"),
         (["date,a", *[f"2020-01-0{i},inf" for i in (1, 2, 3)]], "holds infinity in a"),
         (["date,a,b", *[f"2020-01-0{i},,1" for i in (1, 2, 3)]], "no value at all in a"),
-        ([], "is not a CSV file"),
+        ([], "is not a CSV file in UTF-8: .*; save it as 'CSV UTF-8'"),
     ],
 )
 def test_tables_that_cannot_be_used(lines: list[str], text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=text):
         read_series(_lines(tmp_path / "a.csv", lines), fill="linear")
+
+
+def test_letters_of_windows_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("date;Temp °C\n2020-01-01;1,5\n".encode("cp1252"))
+    with pytest.raises(InputError, match="is not a CSV file in UTF-8: .*; save it as 'CSV UTF-8'"):
+        read_series(path)
 
 
 def test_files_and_channels_that_are_not_there(tmp_path: Path) -> None:
