@@ -15,7 +15,7 @@ import torch
 
 from audio.feature_map import pad_waves, resample_wave
 from audio.sets import WORDS, SpeechCommands
-from core.errors import InputError
+from core.errors import InputError, listed
 from core.writing import whole_folder
 
 __all__ = ["SpokenWords", "speak_words"]
@@ -56,7 +56,7 @@ class SpokenWords(SpeechCommands):
         absent = [word for word in self.words or () if not (self.root / word).is_dir()]
         if absent:
             raise InputError(
-                f"{self.root} was made without {', '.join(absent[:5])}; give these words another --data.root, or "
+                f"{self.root} was made without {listed(absent)}; give these words another --data.root, or "
                 "delete the folder"
             )
         super().check_data()

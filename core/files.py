@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.errors import InputError, MissingError
+from core.errors import InputError, MissingError, listed
 from core.samples import Samples
 
 __all__ = ["ClassFolders", "Labelled", "Splits", "class_files", "find_files", "hold_out"]
@@ -73,10 +73,10 @@ def class_files(
     found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
     if len(found) < 2:
         raise MissingError(f"{folder} has {len(found)} class folders; expected at least two: {layout}")
-    unknown = sorted(set(found) - set(classes)) if classes is not None else []
-    if unknown:
-        raise InputError(f"{folder} has classes that training has not: {', '.join(unknown[:5])}; expected {classes}")
     names = list(classes) if classes is not None else found
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise InputError(f"{folder} has classes that training has not: {listed(unknown)}; expected {listed(names)}")
     label = {name: i for i, name in enumerate(names)}
     return names, [(file, label[name]) for name in found for file in find(folder / name)]
 

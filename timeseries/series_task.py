@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from core.checkpoints import load_weights, read_state_dict
-from core.errors import InputError
+from core.errors import InputError, listed
 from core.training.data import padding_in_batch
 from core.training.drawing import draw_figure
 from core.training.task import Task
@@ -235,7 +235,7 @@ class SeriesTask(Task):
         names = checkpoint.get("channel_names", [])
         if self.channel_names and names and self.channel_names != names:
             raise InputError(
-                f"the model was trained on the channels {', '.join(names[:8])}, the data have "
-                f"{', '.join(self.channel_names[:8])}; give data with the same columns in the same order"
+                f"the model was trained on the channels {listed(names)}, the data have "
+                f"{listed(self.channel_names)}; give data with the same columns in the same order"
             )
         self.channel_names = list(names)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.errors import InputError
+from core.errors import InputError, listed
 from timeseries.forecaster import Forecaster, Layout, Normalize
 from timeseries.metrics import quantile_loss
 from timeseries.series_task import SeriesTask
@@ -105,7 +105,7 @@ class ForecastTask(SeriesTask):
         if len(data.channels) != self.net.channels:
             raise InputError(
                 f"the model has {self.net.channels} channels and the data {len(data.channels)} "
-                f"({', '.join(data.channels[:5])}, ...); set --model.channels {len(data.channels)}"
+                f"({listed(data.channels)}); set --model.channels {len(data.channels)}"
             )
         if stage == "fit":
             self.net.set_scale(data.mean, data.std)

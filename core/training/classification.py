@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from core.errors import InputError
+from core.errors import InputError, listed
 from core.training.confusion import Confusion
 from core.training.data import padding_in_batch
 from core.training.drawing import draw_figure
@@ -94,8 +94,8 @@ class ClassificationTask(Task):
         names = list(getattr(data, "classes", ()))
         if names and len(names) != self.num_classes:
             raise InputError(
-                f"the model has {self.num_classes} classes and the data {len(names)} ({', '.join(names[:5])}, ...); "
-                f"set --model.num_classes {len(names)}"
+                f"the model has {self.num_classes} classes and the data {len(names)} ({listed(names)}); set "
+                f"--model.num_classes {len(names)}"
             )
         self.class_names = names or self.class_names
 
@@ -243,7 +243,7 @@ class ClassificationTask(Task):
         if names != self.class_names and numbers not in (names, self.class_names):
             differing = [f"{a} there, {b} here" for a, b in zip(names, self.class_names, strict=False) if a != b]
             raise InputError(
-                f"the model was trained on other classes than the data have: {', '.join(differing[:5])}; give data "
+                f"the model was trained on other classes than the data have: {listed(differing)}; give data "
                 "with its classes, or start a new run from its weights with --model.weights CHECKPOINT"
             )
         self.class_names = names

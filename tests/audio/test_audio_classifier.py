@@ -177,7 +177,7 @@ def test_arguments_that_do_not_fit(options: dict[str, Any], message: str) -> Non
 
 
 def test_data_with_other_classes() -> None:
-    with pytest.raises(InputError, match=r"model has 4 classes and the data 3 \(c0, c1, c2, .*num_classes 3"):
+    with pytest.raises(InputError, match=r"model has 4 classes and the data 3 \(c0, c1, c2\); .*num_classes 3"):
         Trainer(**QUIET).validate(_plain(4), _data(torch.randn(4, 3), HARD), verbose=False)
 
 

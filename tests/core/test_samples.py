@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.errors import InputError, MissingError
+from core.errors import InputError, MissingError, listed
 from core.samples import NothingFound, collate_found, named, read_or_skip
 from core.training.data import DataModule, padding_in_batch
 
@@ -21,6 +21,11 @@ def _broken() -> int:
 
 def _missing() -> int:
     raise MissingError("there is no a.jpg")
+
+
+def test_names_are_listed_and_those_left_out_are_counted() -> None:
+    assert listed(["a", "b", 3], 3) == "a, b, 3"
+    assert listed("abcde", 3) == "a, b, c and 2 more"
 
 
 def test_what_can_be_read_is_given() -> None:

@@ -120,7 +120,7 @@ def test_without_a_file_the_series_itself_is_continued(trained_series: dict[str,
     ("columns", "rows", "text"),
     [
         ("a,c", 60, "trained on the channels a, b, the data have a, c"),
-        ("a", 60, r"the model has 2 channels and the data 1 \(a, ...\); set --model\.channels 1"),
+        ("a", 60, r"the model has 2 channels and the data 1 \(a\); set --model\.channels 1"),
         ("a,b", 30, "has 30 rows; seq_len=48 rows are needed"),
     ],
 )

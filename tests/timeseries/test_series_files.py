@@ -145,7 +145,7 @@ def test_tables_that_cannot_be_used(lines: list[str], text: str, tmp_path: Path)
 def test_letters_of_windows_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("date;Temp °C\n2020-01-01;1,5\n".encode("cp1252"))
-    with pytest.raises(InputError, match="is not a CSV file in UTF-8: .*; save it as 'CSV UTF-8'"):
+    with pytest.raises(InputError, match=r"is not a CSV file in UTF-8: .*; save it as 'CSV UTF-8'"):
         read_series(path)
 
 
