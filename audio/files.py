@@ -67,9 +67,10 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1) -> Tensor:
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     wave = resample_wave(torch.from_numpy(mono), rate, sample_rate)
     if len(wave) < max(shortest, 1):
+        resampled = f", {len(wave)} at {sample_rate} Hz" if rate != sample_rate else ""
         raise InputError(
-            f"{path} has {len(samples)} samples at {rate} Hz, {len(wave)} at {sample_rate} Hz; at least {shortest} are "
-            "needed for one frame. Replace it"
+            f"{path} has {len(samples)} samples at {rate} Hz{resampled}; at least {shortest} are needed for one frame. "
+            "Replace it"
         )
     return wave
 

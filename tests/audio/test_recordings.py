@@ -169,10 +169,13 @@ def test_empty_file_and_text(content: bytes, suffix: str, tmp_path: Path) -> Non
         read_wave(file, 16_000)
 
 
-@pytest.mark.parametrize(("samples", "rate", "after"), [(0, 16_000, 0), (1, 16_000, 1), (100, 8_000, 200)])
-def test_recording_shorter_than_a_frame(samples: int, rate: int, after: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("samples", "rate", "after", "said"),
+    [(0, 16_000, 0, ""), (1, 16_000, 1, ""), (100, 8_000, 200, ", 200 at 16000 Hz")],
+)
+def test_recording_shorter_than_a_frame(samples: int, rate: int, after: int, said: str, tmp_path: Path) -> None:
     file = _write(tmp_path / "a.wav", np.zeros(samples), rate)
-    message = rf"{file} has {samples} samples at {rate} Hz, {after} at 16000 Hz; at least 400 are needed"
+    message = rf"{file} has {samples} samples at {rate} Hz{said}; at least 400 are needed"
     with pytest.raises(InputError, match=message):
         read_wave(file, 16_000, shortest=400)
     if samples:
