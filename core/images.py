@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from core.errors import InputError, MissingError
@@ -32,6 +32,9 @@ def image_files(path: Path) -> list[Path]:
 def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
     """The decoded image, 'RGB' or 'L' (grey), of 8 bits; of an image of 16 bits the upper 8.
 
+    It is turned as its EXIF flag says, which Hugging Face's, mmcv's and OpenCV's readers do too, torchvision's and
+    timm's do not.
+
     Raises:
         MissingError: if there is no such file.
         InputError: naming the file that cannot be decoded, or whose numbers have no known range.
@@ -40,7 +43,8 @@ def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
         raise MissingError(f"there is no image {path}; correct the list that names it")
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            return _of_8_bits(image, path).convert(mode)
+            image.filename = ""  # else PIL maps the file, and scrambles a grey TIFF that lies on its side
+            return _upright(_of_8_bits(image, path).convert(mode), image)
     except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be decoded as an image: {error}; replace it") from error
 
@@ -55,6 +59,19 @@ def _of_8_bits(image: Image.Image, path: Path) -> Image.Image:
             "expected 8 or 16 bits. Convert all images alike"
         )
     return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+
+
+def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
+    """The pixels of a decoded image turned by its flag; a camera on its side writes one instead of turning them."""
+    try:
+        flag = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # of any type, where the flag is damaged; the pixels are not
+        flag = 1
+    if flag == 1:
+        return pixels
+    pixels.info.clear()  # PIL would write back all that the camera says, also what is broken
+    pixels.getexif()[ExifTags.Base.Orientation] = flag
+    return ImageOps.exif_transpose(pixels)
 
 
 def to_pixels(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from core.errors import InputError
 from core.images import Mode, read_image
@@ -39,3 +39,64 @@ def test_other_modes_keep_light_and_dark_apart(mode: str, tmp_path: Path) -> Non
         pixels = np.asarray(read_image(file, wanted)).reshape(48, 64, -1)
         assert pixels[:24].mean() < 10
         assert pixels[25:].mean() > 245
+
+
+def _with_flag(flag: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "a camera", flag
+    return exif
+
+
+CORNER = np.zeros((48, 64), np.uint8)
+CORNER[:16, :16] = 255
+"""Bright where rows and columns begin."""
+
+
+@pytest.mark.parametrize(
+    ("flag", "shape", "bright"),
+    [
+        (1, (48, 64), "top left"),
+        (2, (48, 64), "top right"),
+        (3, (48, 64), "bottom right"),
+        (4, (48, 64), "bottom left"),
+        (5, (64, 48), "top left"),
+        (6, (64, 48), "top right"),
+        (7, (64, 48), "bottom right"),
+        (8, (64, 48), "bottom left"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_images_are_turned_as_their_flag_says(
+    flag: int, shape: tuple[int, int], bright: str, suffix: str, tmp_path: Path
+) -> None:
+    file = tmp_path / f"a.{suffix}"
+    Image.fromarray(CORNER).convert("RGB").save(file, exif=_with_flag(flag))
+    for mode in ("L", "RGB"):
+        image = read_image(file, mode)
+        pixels = np.asarray(image).reshape(*shape, -1)
+        rows = slice(None, 12) if "top" in bright else slice(-12, None)
+        columns = slice(None, 12) if "left" in bright else slice(-12, None)
+        assert pixels[rows, columns].mean() > 240
+        assert pixels.mean() < 40
+        assert np.array_equal(np.asarray(ImageOps.exif_transpose(image)), np.asarray(image))  # and never twice
+
+
+@pytest.mark.parametrize("mode", ["1", "I;16", "L", "LA", "P", "RGBA", "CMYK"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_other_modes_are_turned_too(mode: str, suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / (f"a.{suffix}" if mode != "CMYK" else "a.tif" if suffix == "tif" else "a.jpg")
+    image = Image.fromarray(CORNER.astype(np.uint16) * 257 if mode == "I;16" else CORNER)
+    (image if mode == "I;16" else image.convert(mode)).save(file, exif=_with_flag(6))
+    pixels = np.asarray(read_image(file, "L"))
+    assert pixels.shape == (64, 48)
+    assert pixels[:12, -12:].mean() > 240
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"Exif", b"Exif\0\0II*\0\x08\0\0\0\x09\0\x12\x01", b"Exif\0\0nothing that is known"]
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_flags_that_cannot_be_read_leave_the_image_as_it_is(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    Image.fromarray(CORNER).save(file, exif=content)
+    assert read_image(file).size == (64, 48)
