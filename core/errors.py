@@ -18,5 +18,5 @@ class MissingError(InputError, FileNotFoundError):
 
 def listed(names: Iterable[object], limit: int = 8) -> str:
     """Names in a message: 'a, b, c', of more than ``limit`` the first and how many more there are."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    words = [str(name) for name in names]
+    return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")

@@ -15,6 +15,11 @@ __all__ = ["ClassFolders", "Labelled", "Splits", "class_files", "find_files", "h
 
 Labelled = list[tuple[Path, int]]
 """Files with their class numbers."""
+_OTHER_NAMES = {
+    "val": ("val", "vali", "valid", "validate", "validation", "dev", "eval", "evaluation"),
+    "test": ("test", "tests", "testing", "eval", "evaluation"),
+}
+"""What split folders are called elsewhere, in lower case."""
 
 
 def find_files(path: Path, suffixes: Sequence[str], kind: str) -> list[Path]:
@@ -96,7 +101,8 @@ class ClassFolders:
     """``root/<split>/<class>/<file>``; without a validation folder a share of each class is held out of training.
 
     ``root/test`` is the test split if it is there, else the validation split is. Without a training folder the other
-    splits are for evaluation: the first of them names the classes.
+    splits are for evaluation: the first of them names the classes. A folder that looks like a missing split under
+    another name, as ``valid`` or ``Test``, is refused instead of being left out.
 
     Attributes:
         root: folder of the split folders; None where a user may still leave it out.
@@ -143,17 +149,21 @@ class ClassFolders:
 
         Raises:
             MissingError: if it is missing, or a class folder is empty.
+            InputError: if a split has another name than it is looked for.
         """
         self._files(self.train_split if training else self._first())
+        self._refuse_other_names()
 
     def split(self) -> Splits:
         """List all files.
 
         Raises:
             MissingError: if a folder is missing or empty.
-            InputError: if a split has classes that training has not, or a class is too small to hold some out.
+            InputError: if a split has another name than it is looked for, or classes that training has not, or if a
+                class is too small to hold some out.
         """
         classes, first = self._files(self._first())
+        self._refuse_other_names()
         train = first if self._there(self.train_split) else []
         if self._there(self.val_split):
             val = self._files(self.val_split, classes)[1]
@@ -162,6 +172,18 @@ class ClassFolders:
         else:
             val = first
         return Splits(classes, train, val, self._files("test", classes)[1] if self._there("test") else val)
+
+    def _refuse_other_names(self) -> None:
+        """Training would go on without them, and a share of its files take their place."""
+        root, read = self._folder("."), (self.train_split, self.val_split, "test")
+        for split, wanted in (("val", self.val_split), ("test", "test")):
+            for folder in () if self._there(wanted) else sorted(root.iterdir()):
+                if folder.name.lower() in _OTHER_NAMES[split] and folder.name not in read and folder.is_dir():
+                    way = f"type --data.val_split {folder.name}" if split == "val" else "rename it to test"
+                    raise InputError(
+                        f"{root} has no folder {wanted}, and {folder.name} would not be read: {way}, or rename it to "
+                        f"_{folder.name} to leave it out"
+                    )
 
     def _hold_out(self, classes: Sequence[str], files: Labelled) -> tuple[Labelled, Labelled]:
         labels = [label for _, label in files]

@@ -84,7 +84,7 @@ class FolderDataModule(SampleDataModule):
 
     Classes are numbered by name. ``root/test`` is used for ``test`` if it is there, else ``root/val``. Without a
     ``val`` folder a share of each class is held out of ``train``. For evaluation alone ``train`` may be missing.
-    Folders that begin with an underscore are left out.
+    Folders that begin with an underscore are left out. A ``valid`` or ``testing`` in the place of a split is refused.
 
     A modality's class folders derive from this class and from its base, in this order.
 

@@ -53,6 +53,39 @@ def test_test_falls_back_to_validation_and_other_split_names(tmp_path: Path) -> 
     assert len(data.val_set) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("valid", r"has no folder val, and valid would not be read: type --data\.val_split valid, or .* _valid to"),
+        ("Validation", r"--data\.val_split Validation, or rename it to _Validation to leave it out"),
+        ("DEV", r"has no folder val, and DEV would"),
+        ("eval", r"has no folder val, and eval would"),
+        ("testing", "has no folder test, and testing would not be read: rename it to test, or rename it to _testing"),
+        ("Tests", "has no folder test, and Tests would"),
+    ],
+)
+def test_a_split_under_a_name_that_is_not_read(name: str, message: str, tmp_path: Path) -> None:
+    root = write_photos(tmp_path, train=2, **{name: 1})
+    with pytest.raises(InputError, match=message):
+        _folder(root).prepare_data()
+    with pytest.raises(InputError, match=message):
+        _folder(root).setup("test")
+    (root / name).rename(root / f"_{name}")
+    assert len(_set_up(_folder(root)).train_set) == 3
+    (root / f"_{name}").rename(root / name)
+    write_photos(root, val=1, test=1)
+    assert len(_set_up(_folder(root)).train_set) == 6
+
+
+def test_a_split_under_another_name_is_read_where_it_is_named(tmp_path: Path) -> None:
+    data = _set_up(_folder(write_photos(tmp_path, train=2, valid=1), val_split="valid"))
+    assert (len(data.train_set), len(data.val_set)) == (6, 3)
+    write_photos(tmp_path, Test=1)
+    if not (tmp_path / "test").is_dir():
+        with pytest.raises(InputError, match="and Test would not be read: rename it to test"):
+            _folder(tmp_path, val_split="valid").prepare_data()
+
+
 @pytest.mark.parametrize(("share", "held_out"), [(0.01, 1), (0.1, 1), (0.3, 3), (0.9, 9)])
 def test_without_a_validation_folder_a_share_of_each_class_is_held_out(
     share: float, held_out: int, tmp_path: Path
