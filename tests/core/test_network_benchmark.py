@@ -120,4 +120,27 @@ def test_depthwise_convolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     content = json.loads((tmp_path / "depthwise_cpu_float32.json").read_text())
     assert len(content["rows"]) == 2 * 2 * 3
     assert all(row["ms"] for row in content["rows"])
-    assert (tmp_path / "depthwise_cpu_float32.png").stat().st_size > 10_000
+    picture = tmp_path / "depthwise_cpu_float32.png"
+    drawn = picture.read_bytes()
+    assert len(drawn) > 10_000
+    picture.unlink()
+    script["main"].__globals__["sweep"] = None  # nothing is measured to draw again
+    sys.argv.append("--draw")
+    script["main"]()
+    assert picture.read_bytes() == drawn
+    sys.argv += ["--dtype", "bfloat16"]
+    with pytest.raises(SystemExit, match="2"):
+        script["main"]()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_legend_of_the_depthwise_figures_covers_no_point(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    report = json.loads((BENCHMARKS / "results" / f"depthwise_cpu_{dtype}.json").read_text())
+    figure = runpy.run_path(str(BENCHMARKS / "depthwise_cpu.py"))["figure"](report)
+    figure.canvas.draw()
+    assert not any(axis.get_legend() for axis in figure.axes)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*report["rows"][0]["ms"], "memory once"]
+    assert not any(legend.get_window_extent().overlaps(axis.get_tightbbox()) for axis in figure.axes)
+    assert figure.bbox.containsx(legend.get_window_extent().x1)
