@@ -6,6 +6,7 @@ The model and optimizer of timeseries/configs/recipes/global_temp.yaml, random w
 maps of 192 x 192), float32, activation checkpointing. On a machine without a graphics card it takes some minutes.
 """
 
+import argparse
 import platform
 import resource
 import time
@@ -21,6 +22,7 @@ RECIPE = Path(__file__).parents[1] / "timeseries/configs/recipes/global_temp.yam
 
 def main() -> None:
     """Measure and print."""
+    argparse.ArgumentParser(description=str(__doc__).splitlines()[0]).parse_args()
     torch.manual_seed(0)
     task = GlobalForecastTask(**yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["model"]["init_args"])
     task.net.set_stations(torch.randn(3850, 3))

@@ -8,12 +8,10 @@ Multinomial logistic regression on the maps without augmentation (scikit-learn),
 on the validation split. Prints both accuracies; nothing is written.
 """
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from configurations import data_of
 from sklearn.linear_model import LogisticRegression
 
 from audio import SpokenWords
@@ -38,12 +36,9 @@ def arrays(data: DataModule, split: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def main() -> None:
     """Fit and print."""
-    config = Path(sys.argv[1] if len(sys.argv) > 1 else "vision/configs/cls.yaml")
-    section = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
-    data = SETS[section["class_path"]](**section["init_args"])
+    data = data_of(str(__doc__), "vision/configs/cls.yaml", SETS)
     if isinstance(data, Digits):
         data.train_transform = data.eval_transform  # a linear model gains nothing from crops
-    data.prepare_data()
     data.setup("fit")
     if isinstance(data, CameraMoves):
         data.train_set = data.dataset(data.train_set.files, "val")  # type: ignore[union-attr]

@@ -8,17 +8,20 @@ coordinate and of the distance from the middle (8 bins each), all standardised. 
 classifier's training clouds are. Prints accuracies on the validation and test split; nothing is written.
 """
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from configurations import data_of
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import pointcloud
+
+SETS: dict[str, Any] = {
+    f"pointcloud.{name}": getattr(pointcloud, name)
+    for name in ("DigitClouds", "Furniture", "ModelNet40", "PointFolder", "ScanObjectNN")
+}
 
 
 def features(points: np.ndarray) -> np.ndarray:
@@ -33,10 +36,7 @@ def features(points: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     """Fit and print."""
-    config = Path(sys.argv[1] if len(sys.argv) > 1 else "pointcloud/configs/cls.yaml")
-    section = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
-    data: Any = getattr(pointcloud, section["class_path"].rsplit(".", 1)[-1])(**section["init_args"])
-    data.prepare_data()
+    data = data_of(str(__doc__), "pointcloud/configs/cls.yaml", SETS)
     data.setup("fit")
     splits = {}
     for name in ("train", "val", "test"):
