@@ -125,6 +125,8 @@ def test_quantile_loss_and_the_middle_one() -> None:
         ({"channels": 3, "group": 2}, "channels a multiple of group"),
         ({"quantiles": [0.9, 0.1]}, "rising levels between 0 and 1"),
         ({"quantiles": [0.5, 1.0]}, "rising levels between 0 and 1"),
+        ({"normalize": "revni"}, "normalize='revni'; expected .* 'none', 'mean', 'last' or 'revin'$"),
+        ({"layout": "embd"}, "layout='embd', normalize='none'; expected 'fold' or 'embed'"),
         ({"criterion": "rmse"}, "expected 'mse', 'mae' or 'huber'"),
         ({"layer_decay": 0.5}, "no decay by layer"),
         ({"backbone_args": {**TINY["backbone_args"], "in_chans": 3}}, "build it with in_chans=1"),
