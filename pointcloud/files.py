@@ -43,8 +43,8 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if the file is broken or has fewer than ``count`` points, if a point is NaN or infinite, or if all
-            are the same.
+        InputError: if the file is broken or has fewer than ``count`` points, if a point is NaN, infinite or too large
+            for float32, or if all are the same.
     """
     if not path.is_file():
         raise MissingError(f"there is no cloud {path}; correct the list that names it")
@@ -78,11 +78,15 @@ def checked(points: np.ndarray, name: str, count: int) -> np.ndarray:
             f"{name} has {len(points)} points, {count} are needed; type --data.load_points {max(len(points), 1)} with "
             "a --data.num_points that is not larger, or leave the file out"
         )
-    if not (np.abs(points) <= np.finfo(np.float32).max).all():
-        raise InputError(f"{name} holds NaN or infinite coordinates; replace it")
+    _check_range(points, name)
     if (points == points[0]).all():
         raise InputError(f"{name} has all its points in one place; replace it")
     return points
+
+
+def _check_range(points: np.ndarray, name: str) -> None:
+    if not (np.abs(points) <= np.finfo(np.float32).max).all():
+        raise InputError(f"{name} holds NaN or infinite coordinates, or some above 3.4e38; replace it")
 
 
 def _read_npy(path: Path) -> np.ndarray:
@@ -107,8 +111,7 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
     if path.suffix.lower() == ".off":
         _check_off(path)
     vertices = np.asarray(mesh.vertices)
-    if not np.isfinite(vertices).all():
-        raise InputError(f"{path} holds NaN or infinite coordinates; replace it")
+    _check_range(vertices, str(path))
     if not len(getattr(mesh, "faces", ())):
         if len(vertices) < count:
             raise InputError(

@@ -90,8 +90,8 @@ class Forecaster(nn.Module):
             )
         if layout not in ("fold", "embed") or normalize not in ("none", "mean", "last", "revin"):
             raise InputError(
-                f"layout={layout!r}, normalize={normalize!r}; expected 'fold' or 'embed', and 'none', 'mean', 'last' or "
-                "'revin'"
+                f"layout={layout!r}, normalize={normalize!r}; expected 'fold' or 'embed', and 'none', 'mean', 'last' "
+                "or 'revin'"
             )
         levels = (0.0, *quantiles, 1.0)
         if any(low >= high for low, high in pairwise(levels)):

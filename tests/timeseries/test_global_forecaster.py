@@ -212,7 +212,7 @@ def test_checkpointing_changes_nothing_and_every_parameter_learns(memory: str) -
     [
         ({"tree": ()}, r"tree=\(\)"),
         ({"label_len": 13}, "label_len from 0 to seq_len"),
-        ({"memory": "pool"}, "^memory='pool'; expected 'tokens' or 'pooled'$"),
+        ({"memory": "pool"}, r"^memory='pool'; expected 'tokens' or 'pooled'$"),
         ({"d_model": 48}, "last map has 32 channels, d_model is 48"),
     ],
 )

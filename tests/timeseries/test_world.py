@@ -127,7 +127,7 @@ def test_lengths_and_folders_that_do_not_fit(world: Path, tmp_path: Path) -> Non
         GlobalWeather(str(world), seq_len=20, pred_len=5, label_len=1).prepare_data()
     with pytest.raises(InputError, match="label_len up to seq_len"):
         GlobalWeather(str(world), seq_len=4, label_len=5)
-    with pytest.raises(InputError, match="^variable='rain'; expected 'temp' or 'wind'$"):
+    with pytest.raises(InputError, match=r"^variable='rain'; expected 'temp' or 'wind'$"):
         GlobalWeather(str(world), variable="rain")  # type: ignore[arg-type]
     with pytest.raises(MissingError, match=r"stations_sorted\.npy; expected the arrays of Corrformer's authors"):
         GlobalWeather(str(tmp_path / "nothing")).prepare_data()
