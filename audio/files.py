@@ -33,6 +33,7 @@ def audio_files(path: Path) -> list[Path]:
 
     Raises:
         MissingError: if there is none.
+        InputError: if a folder may not be read.
     """
     return find_files(path, SUFFIXES, "recordings")
 

@@ -198,7 +198,13 @@ class PointViews(nn.Module):
 
     @torch.no_grad()
     def pixels(self, points_BN3: Tensor, pose_B33: Tensor | None = None, shift_B13: Tensor | None = None) -> Tensor:
-        """Where each point is drawn in each view: (B, V, N, 2) int64, see :func:`pointcloud.views.pixels`."""
+        """Where each point is drawn in each view: (B, V, N, 2) int64, see :func:`pointcloud.views.pixels`.
+
+        Arguments are those of :meth:`forward`.
+
+        Raises:
+            InputError: if a point is NaN or infinite.
+        """
         if not points_BN3.isfinite().all():
             raise InputError("a cloud holds NaN or infinity; replace it")
         posed = points_BN3 if pose_B33 is None else points_BN3 @ pose_B33.transpose(1, 2)

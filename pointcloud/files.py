@@ -26,6 +26,7 @@ def cloud_files(path: Path) -> list[Path]:
 
     Raises:
         MissingError: if there is none.
+        InputError: if a folder may not be read.
     """
     return find_files(path, SUFFIXES, "clouds or meshes")
 

@@ -60,7 +60,12 @@ class _Published(PointDataModule):
         self.root, self.validation = Path(root), Validation(val_split, val_share)
 
     def splits(self) -> Splits:
-        """Read both splits, and hold some clouds out of the first if none are given to validate."""
+        """Read both splits, and hold some clouds out of the first if none are given to validate.
+
+        Raises:
+            MissingError: if a file is missing.
+            InputError: if one is broken, or has a label out of range.
+        """
         train, test = (self._read(split) for split in ("train", "test"))
         for cloud, label in (*train, *test):
             if not 0 <= label < len(self.names):

@@ -121,7 +121,11 @@ class SeriesTask(Task):
             self.errors = nn.ModuleDict({name: ForecastErrors(*sizes) for name in names}).to(self.device)
 
     def check_data(self, data: Any, stage: str) -> None:
-        """Compare the data with the net."""
+        """Compare the data module, which is set up, with the net; a subclass says how.
+
+        Raises:
+            InputError: if they do not fit together.
+        """
 
     def training_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch."""
