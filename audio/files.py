@@ -20,7 +20,6 @@ __all__ = ["SUFFIXES", "Recordings", "audio_files", "cut_windows", "read_wave"]
 SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
 
 _BLOCK = 2**20  # samples read at once
-_UNKNOWN = 2**62  # libsndfile's length of a file that was written into a pipe is larger
 _SIZE = re.compile(r"^ *(?:data|SSND|Riff size|riff) : (\d+) \(should be", re.MULTILINE)
 """libsndfile's note on the sound of a wav or aiff, or on a file of 64-bit sizes, that is shorter than its header says.
 What the lines RIFF and FORM say of the whole file does not matter: its sound may be complete."""
@@ -34,6 +33,7 @@ def audio_files(path: Path) -> list[Path]:
 
     Raises:
         MissingError: if there is none.
+        InputError: if a folder may not be read.
     """
     return find_files(path, SUFFIXES, "recordings")
 
@@ -59,7 +59,7 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1) -> Tensor:
             cut = _is_cut(file.extra_info)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise InputError(f"{path} cannot be decoded as a recording: {error}; replace it") from error
-    estimated = path.suffix.lower() == ".mp3" or expected >= _UNKNOWN
+    estimated = path.suffix.lower() == ".mp3"
     if cut or (len(samples) < expected and not estimated):
         raise InputError(f"{path} is cut off after {len(samples) / rate:.2f} s; replace it")
     if not np.isfinite(samples).all():

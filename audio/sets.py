@@ -51,7 +51,7 @@ class SpeechCommands(AudioDataModule):
 
         Raises:
             MissingError: if a folder or list is missing.
-            InputError: if there is a folder that is none of the words.
+            InputError: if there is a folder that is none of the words, or the lists name a recording twice.
         """
         self.splits()
 
@@ -60,7 +60,12 @@ class SpeechCommands(AudioDataModule):
         return self.root / STATS
 
     def splits(self) -> Splits:
-        """Deal the files to the splits by the two lists."""
+        """Deal the files to the splits by the two lists.
+
+        Raises:
+            MissingError: if a folder, a list or a recording that it names is missing.
+            InputError: if there is a folder that is none of the words, or the lists name a recording twice.
+        """
         _, files = class_files(self.root, audio_files, pattern="*.wav", classes=self.classes)
         by_name = {f"{path.parent.name}/{path.name}": (path, label) for path, label in files}
         parts: list[Labelled] = []

@@ -26,8 +26,8 @@ class AudioTable(AudioDataModule):
     Args:
         train_json: table of the training recordings.
         val_json: table of the validation recordings.
-        test_json: table of the test recordings; by default the validation table.
         labels_csv: the classes.
+        test_json: table of the test recordings; by default the validation table.
         multi_label: a recording may have any number of labels; targets are then (K,) of 0 and 1.
         weights_csv: one number a line for each training recording; they are then drawn with replacement by these
             weights, as in the balanced sampling of AudioSet.
@@ -55,7 +55,7 @@ class AudioTable(AudioDataModule):
 
         Raises:
             MissingError: if a file is missing.
-            InputError: if a table is not in the layout, or names a label that the CSV has not.
+            InputError: if a table, the classes or the weights are not in the layout, or a label is unknown.
         """
         self.splits()
 
@@ -64,7 +64,12 @@ class AudioTable(AudioDataModule):
         return self.tables["train"].parent / STATS
 
     def splits(self) -> Splits:
-        """Read the tables, and the weights of the training recordings."""
+        """Read the tables, and the weights of the training recordings.
+
+        Raises:
+            MissingError: if a file is missing.
+            InputError: if a table, the classes or the weights are not in the layout, or a label is unknown.
+        """
         rows = _read_csv(self.labels_csv, ("index", "mid", "display_name"), numbers=("index",))
         rows.sort(key=lambda row: int(row["index"]))
         label_of = {row["mid"]: i for i, row in enumerate(rows)}
@@ -125,6 +130,7 @@ class ESC50(AudioDataModule):
 
         Raises:
             MissingError: if it is not there.
+            InputError: if it is not in UTF-8, or lacks a column or a number.
         """
         self.splits()
 
@@ -133,7 +139,12 @@ class ESC50(AudioDataModule):
         return self.root / STATS
 
     def splits(self) -> Splits:
-        """Deal the folds to the splits."""
+        """Deal the folds to the splits.
+
+        Raises:
+            MissingError: if the table is not there.
+            InputError: if it is not in UTF-8, or lacks a column or a number.
+        """
         table = self.root / "meta" / "esc50.csv"
         rows = _read_csv(table, ("filename", "fold", "target", "category"), numbers=("fold", "target"))
         held_out = {self.fold, self.val_fold}

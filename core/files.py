@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from core.errors import InputError, MissingError, listed
 from core.samples import Samples
 
-__all__ = ["ClassFolders", "Labelled", "Splits", "class_files", "find_files", "hold_out"]
+__all__ = ["ClassFolders", "Labelled", "Splits", "Validation", "class_files", "find_files", "hold_out"]
 
 Labelled = list[tuple[Path, int]]
 """Files with their class numbers."""
@@ -212,3 +213,32 @@ def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]
         count = min(max(1, round(share * len(members))), len(members) - 1)
         held_out.update(generator.permutation(members)[:count].tolist())
     return [i for i in range(len(labels)) if i not in held_out], sorted(held_out)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What validates in a set that is published as a training and a test split alone.
+
+    Attributes:
+        val_split: 'held_out' for a share of each class of the training split, 'test' for the test split.
+        val_share: that share, in (0, 1).
+
+    Raises:
+        InputError: if ``val_split`` is unknown or ``val_share`` out of range.
+    """
+
+    val_split: Literal["held_out", "test"]
+    val_share: float
+
+    def __post_init__(self) -> None:
+        if self.val_split not in ("held_out", "test") or not 0 < self.val_share < 1:
+            raise InputError(
+                f"val_split={self.val_split!r}, val_share={self.val_share}; 'held_out' or 'test', a share in (0, 1)"
+            )
+
+    def splits(self, classes: Sequence[str], train: Samples, test: Samples) -> Splits:
+        """All three splits, of the two that are published."""
+        if self.val_split == "test":
+            return Splits(classes, train, test, test)
+        kept, held_out = hold_out([int(label) for _, label in train], self.val_share)
+        return Splits(classes, [train[i] for i in kept], [train[i] for i in held_out], test)

@@ -163,8 +163,9 @@ class PointViews(nn.Module):
             )
         if img_size < obj_size or (fusion and img_size % 7) or neighbors < 1 or dim % 4 or min(dim, trans_dim) < 1:
             raise InputError(
-                f"img_size={img_size}, obj_size={obj_size}, fusion={fusion}, neighbors={neighbors}, dim={dim}; "
-                "img_size is at least obj_size and, with fusion, a multiple of 7 such as 224; dim is a multiple of 4"
+                f"img_size={img_size}, obj_size={obj_size}, fusion={fusion}, neighbors={neighbors}, dim={dim}, "
+                f"trans_dim={trans_dim}; img_size is at least obj_size and, with fusion, a multiple of 7 such as 224; "
+                "dim is a multiple of 4, and neighbors and trans_dim are at least 1"
             )
         self.num_views, self.obj_size, self.img_size = num_views, obj_size, img_size
         angles = torch.tensor(VIEWS)
@@ -197,7 +198,13 @@ class PointViews(nn.Module):
 
     @torch.no_grad()
     def pixels(self, points_BN3: Tensor, pose_B33: Tensor | None = None, shift_B13: Tensor | None = None) -> Tensor:
-        """Where each point is drawn in each view: (B, V, N, 2) int64, see :func:`pointcloud.views.pixels`."""
+        """Where each point is drawn in each view: (B, V, N, 2) int64, see :func:`pointcloud.views.pixels`.
+
+        Arguments are those of :meth:`forward`.
+
+        Raises:
+            InputError: if a point is NaN or infinite.
+        """
         if not points_BN3.isfinite().all():
             raise InputError("a cloud holds NaN or infinity; replace it")
         posed = points_BN3 if pose_B33 is None else points_BN3 @ pose_B33.transpose(1, 2)

@@ -26,6 +26,7 @@ def cloud_files(path: Path) -> list[Path]:
 
     Raises:
         MissingError: if there is none.
+        InputError: if a folder may not be read.
     """
     return find_files(path, SUFFIXES, "clouds or meshes")
 
@@ -43,8 +44,8 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if the file is broken or has fewer than ``count`` points, if a point is NaN or infinite, or if all
-            are the same.
+        InputError: if the file is broken or has fewer than ``count`` points, if a point is NaN, infinite or too large
+            for float32, or if all are the same.
     """
     if not path.is_file():
         raise MissingError(f"there is no cloud {path}; correct the list that names it")
@@ -78,11 +79,15 @@ def checked(points: np.ndarray, name: str, count: int) -> np.ndarray:
             f"{name} has {len(points)} points, {count} are needed; type --data.load_points {max(len(points), 1)} with "
             "a --data.num_points that is not larger, or leave the file out"
         )
-    if not (np.abs(points) <= np.finfo(np.float32).max).all():
-        raise InputError(f"{name} holds NaN or infinite coordinates; replace it")
+    _check_range(points, name)
     if (points == points[0]).all():
         raise InputError(f"{name} has all its points in one place; replace it")
     return points
+
+
+def _check_range(points: np.ndarray, name: str) -> None:
+    if not (np.abs(points) <= np.finfo(np.float32).max).all():
+        raise InputError(f"{name} holds NaN or infinite coordinates, or some above 3.4e38; replace it")
 
 
 def _read_npy(path: Path) -> np.ndarray:
@@ -107,8 +112,7 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
     if path.suffix.lower() == ".off":
         _check_off(path)
     vertices = np.asarray(mesh.vertices)
-    if not np.isfinite(vertices).all():
-        raise InputError(f"{path} holds NaN or infinite coordinates; replace it")
+    _check_range(vertices, str(path))
     if not len(getattr(mesh, "faces", ())):
         if len(vertices) < count:
             raise InputError(
@@ -138,6 +142,19 @@ def _check_off(path: Path) -> None:
 def _read_pcd(path: Path) -> np.ndarray:
     """The fields x, y and z of a file of the Point Cloud Library, as text or as plain binary."""
     content = path.read_bytes()
+    header, start = _pcd_header(path, content)
+    readers, kind = {"ascii": _pcd_ascii, "binary": _pcd_binary}, " ".join(header["DATA"])
+    if kind not in readers:
+        raise InputError(f"{path} is {kind}; convert it to ascii or binary")
+    points = int(header["POINTS"][0])
+    table = readers[kind](memoryview(content)[start:], header, [header["FIELDS"].index(axis) for axis in "xyz"])
+    if len(table) < points:
+        raise InputError(f"{path} is cut off after {len(table)} of {points} points; replace it")
+    return table[np.isfinite(table).all(axis=1)]  # the library marks points that were not measured by NaN
+
+
+def _pcd_header(path: Path, content: bytes) -> tuple[dict[str, list[str]], int]:
+    """First word and other words of each line, and where the points begin; without COUNT each field is one number."""
     header: dict[str, list[str]] = {}
     start = 0
     while "DATA" not in header:
@@ -147,22 +164,24 @@ def _read_pcd(path: Path) -> np.ndarray:
         words = content[start:end].decode("ascii", "replace").split()
         header |= {words[0]: words[1:]} if words else {}
         start = end + 1
-    fields, points = header["FIELDS"], int(header["POINTS"][0])
-    counts = [int(number) for number in header.get("COUNT", ["1"] * len(fields))]
-    places = [fields.index(axis) for axis in "xyz"]
-    if header["DATA"] == ["ascii"]:
-        columns = np.cumsum([0, *counts])[places]
-        table = np.loadtxt(io.BytesIO(content[start:]), dtype=np.float64, ndmin=2)[:, columns]
-    elif header["DATA"] == ["binary"]:
-        kinds = [f"<{kind.lower()}{size}" for kind, size in zip(header["TYPE"], header["SIZE"], strict=True)]
-        dtype = np.dtype([(str(i), kind, (n,)) for i, (kind, n) in enumerate(zip(kinds, counts, strict=True))])
-        rows = np.frombuffer(content, dtype, min(points, (len(content) - start) // dtype.itemsize), start)
-        table = np.stack([rows[str(place)][:, 0] for place in places], axis=1)
-    else:
-        raise InputError(f"{path} is {' '.join(header['DATA'])}; convert it to ascii or binary")
-    if len(table) < points:
-        raise InputError(f"{path} is cut off after {len(table)} of {points} points; replace it")
-    return table[np.isfinite(table).all(axis=1)]  # the library marks points that were not measured by NaN
+    needed = ("FIELDS", "POINTS", *(("TYPE", "SIZE") if header["DATA"] == ["binary"] else ()))
+    if lacking := [name for name in needed if not header.get(name)]:
+        raise InputError(f"{path} has no line {' and no line '.join(lacking)} in its header; replace it")
+    if not {"x", "y", "z"} <= set(header["FIELDS"]):
+        raise InputError(f"{path} has the fields {', '.join(header['FIELDS'])}; expected x, y and z among them")
+    return {"COUNT": ["1"] * len(header["FIELDS"]), **header}, start
+
+
+def _pcd_ascii(body: memoryview, header: dict[str, list[str]], places: list[int]) -> np.ndarray:
+    columns = np.cumsum([0, *map(int, header["COUNT"])])[places]
+    return np.loadtxt(io.BytesIO(body), dtype=np.float64, ndmin=2)[:, columns]
+
+
+def _pcd_binary(body: memoryview, header: dict[str, list[str]], places: list[int]) -> np.ndarray:
+    fields = zip(header["TYPE"], header["SIZE"], header["COUNT"], strict=True)
+    dtype = np.dtype([(str(i), f"<{kind.lower()}{size}", (int(n),)) for i, (kind, size, n) in enumerate(fields)])
+    rows = np.frombuffer(body, dtype, min(int(header["POINTS"][0]), len(body) // dtype.itemsize))
+    return np.stack([rows[str(place)][:, 0] for place in places], axis=1)
 
 
 class Clouds(Dataset[tuple[Tensor, Any] | None]):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from core.errors import InputError, MissingError
-from core.files import Splits, class_files, hold_out
+from core.files import Splits, Validation, class_files
 from core.pickles import read_arrays
 from core.samples import Sample, Samples, source_name
 from core.training.samples import FolderDataModule
@@ -46,6 +46,9 @@ class _Published(PointDataModule):
             split, as the published results do.
         val_share: share of each class held out.
         kwargs: arguments of :class:`PointDataModule`.
+
+    Raises:
+        InputError: if ``val_split`` is unknown or ``val_share`` out of range.
     """
 
     names: Sequence[str]
@@ -54,22 +57,22 @@ class _Published(PointDataModule):
         self, root: str, *, val_split: Literal["held_out", "test"] = "held_out", val_share: float = 0.1, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if val_split not in ("held_out", "test") or not 0 < val_share < 1:
-            raise InputError(f"val_split={val_split!r}, val_share={val_share}; 'held_out' or 'test', a share in (0, 1)")
-        self.root, self.val_split, self.val_share = Path(root), val_split, val_share
+        self.root, self.validation = Path(root), Validation(val_split, val_share)
 
     def splits(self) -> Splits:
-        """Read both splits, and hold some clouds out of the first if none are given to validate."""
+        """Read both splits, and hold some clouds out of the first if none are given to validate.
+
+        Raises:
+            MissingError: if a file is missing.
+            InputError: if one is broken, or has a label out of range.
+        """
         train, test = (self._read(split) for split in ("train", "test"))
         for cloud, label in (*train, *test):
             if not 0 <= label < len(self.names):
                 raise InputError(
                     f"{source_name(cloud)} has label {label}; expected 0 to {len(self.names) - 1}. Correct the file"
                 )
-        if self.val_split == "test":
-            return Splits(self.names, train, test, test)
-        kept, held_out = hold_out([label for _, label in train], self.val_share)
-        return Splits(self.names, [train[i] for i in kept], [train[i] for i in held_out], test)
+        return self.validation.splits(self.names, train, test)
 
     def _read(self, split: str) -> Samples:
         raise NotImplementedError

@@ -63,7 +63,7 @@ def read_series(
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is not such a table, or its dates are not regular.
+        InputError: if it is not such a table, its dates are not regular, or ``fill`` is unknown.
     """
     if not path.is_file():
         raise MissingError(f"there is no series {path}; expected a CSV file with a column {date!r} and one a channel")
@@ -138,8 +138,10 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None) -> Series:
         fill: as for :func:`read_series`.
 
     Raises:
-        InputError: if the moments are not regular, or a value is missing and not to be filled.
+        InputError: if the moments are not regular, a value is missing and not to be filled, or ``fill`` is unknown.
     """
+    if fill not in (None, "previous", "linear"):
+        raise InputError(f"fill={fill!r}; expected 'previous', 'linear', or none to refuse gaps")
     step = regular_step(table.index, where)
     table = _with_all_rows(table, step, where, fill)
     infinite = table.columns[table.isin([float("inf"), float("-inf")]).any()]

@@ -57,7 +57,7 @@ class Forecaster(nn.Module):
         quantiles: levels in (0, 1), rising; the net then writes one forecast for each.
 
     Raises:
-        InputError: if arguments do not fit together.
+        InputError: if arguments do not fit together, or one is unknown.
     """
 
     mean: Tensor
@@ -87,6 +87,11 @@ class Forecaster(nn.Module):
             raise InputError(
                 f"channels={channels}, seq_len={seq_len}, pred_len={pred_len}, period={period}, enlarge={enlarge}, "
                 f"embed_dim={embed_dim}, group={group}; all at least 1, and channels a multiple of group"
+            )
+        if layout not in ("fold", "embed") or normalize not in ("none", "mean", "last", "revin"):
+            raise InputError(
+                f"layout={layout!r}, normalize={normalize!r}; expected 'fold' or 'embed', and 'none', 'mean', 'last' "
+                "or 'revin'"
             )
         levels = (0.0, *quantiles, 1.0)
         if any(low >= high for low, high in pairwise(levels)):

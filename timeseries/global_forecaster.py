@@ -59,7 +59,7 @@ class GlobalForecaster(nn.Module):
         grad_checkpointing: recompute the backbone's blocks and the decoder in the backward pass, for memory.
 
     Raises:
-        InputError: if numbers do not fit together.
+        InputError: if numbers do not fit together, or ``memory`` is unknown.
     """
 
     places: Tensor
@@ -94,6 +94,8 @@ class GlobalForecaster(nn.Module):
                 f"tree={tuple(tree)}, stations={stations}, seq_len={seq_len}, label_len={label_len}, "
                 f"pred_len={pred_len}; all at least 1, and label_len from 0 to seq_len"
             )
+        if memory not in ("tokens", "pooled"):
+            raise InputError(f"memory={memory!r}; expected 'tokens' or 'pooled'")
         width = getattr(backbone, "num_features", d_model)
         if width != d_model:
             raise InputError(f"the backbone's last map has {width} channels, d_model is {d_model}; set them equal")

@@ -113,7 +113,11 @@ class GlobalForecastTask(SeriesTask):
         """The system takes histories and the dates of both sides."""
 
     def check_data(self, data: Any, stage: str) -> None:
-        """Compare the stations with the tree, and take their places."""
+        """Compare the stations with the tree, and take their places.
+
+        Raises:
+            InputError: if the tree has another number of stations, or the model another ``label_len``.
+        """
         self.net.check_stations(len(data.channels))
         self.net.set_stations(data.stations.to(self.device))
         if data.label_len != self.net.label_len:

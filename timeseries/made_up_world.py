@@ -33,11 +33,18 @@ class MadeUpWorld(GlobalWeather):
 
 
 def make_world(root: Path, *, regions: int = 3, nodes: int = 4, stations: int = 4, hours: int = 1200) -> None:
-    """Write a world of ``regions`` x ``nodes`` x ``stations`` stations, 7:1:2 of its hours for the splits.
+    """Write a world in the published layout, 7:1:2 of its hours for the splits.
 
     A station's temperature is a daily wave by its longitude, a level by its latitude, and fronts: a slow random wave
     that passes over the stations from west to east, so that one station tells the next what will come; plus noise. The
     folder appears when it is complete.
+
+    Args:
+        root: a folder that is not there yet.
+        regions: anywhere between 50 degrees south and north, the first level of the tree.
+        nodes: of each region, about 8 degrees from its middle.
+        stations: of each node, about 2 degrees from its middle.
+        hours: of all splits together.
     """
     generator = np.random.default_rng(0)
     places = _places(regions, nodes, stations, generator)

@@ -42,8 +42,12 @@ class ForecastErrors(Metric):
         return {"mse": squared.mean(), "mae": absolute.mean(), **parts}
 
     def plot(self, *_: Any, **__: Any) -> Any:
-        """Not from here: :func:`timeseries.pictures.errors_figure` draws it beside the baselines."""
-        raise NotImplementedError
+        """Nothing is drawn from here.
+
+        Raises:
+            NotImplementedError: always, naming what draws the errors.
+        """
+        raise NotImplementedError("timeseries.pictures.errors_figure draws the errors beside those of the baselines")
 
 
 def quantile_loss(y_BTCQ: Tensor, target_BTC: Tensor, levels: tuple[float, ...]) -> Tensor:

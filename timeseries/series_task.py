@@ -121,7 +121,11 @@ class SeriesTask(Task):
             self.errors = nn.ModuleDict({name: ForecastErrors(*sizes) for name in names}).to(self.device)
 
     def check_data(self, data: Any, stage: str) -> None:
-        """Compare the data with the net."""
+        """Compare the data module, which is set up, with the net; a subclass says how.
+
+        Raises:
+            InputError: if they do not fit together.
+        """
 
     def training_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch."""
@@ -144,14 +148,8 @@ class SeriesTask(Task):
         own = len(y) - padding_in_batch(loader, batch_idx, len(y))
         if not own:
             return
-        y, steps = y[:own], y.shape[1]
-        z = linear_forecast((x[:own] - self.center) / self.spread, self.linear)
-        forecasts = {
-            "model": self.middle(forecast)[:own],
-            "last": last_value(x[:own], steps),
-            "seasonal": seasonal_value(x[:own], steps, self.period),
-            "linear": z * self.spread + self.center,
-        }
+        y = y[:own]
+        forecasts = {"model": self.middle(forecast)[:own], **self._baselines(x[:own], y.shape[1])}
         for name, metric in self._measured():
             metric.update(self.reported(forecasts[name] - y))
         if forecast.ndim == 4:
@@ -160,6 +158,16 @@ class SeriesTask(Task):
         step = max(1, int(sum(batches)) // _EXAMPLES)
         if batch_idx % step == 0 and len(self.examples) < _EXAMPLES:
             self._keep(x[0], forecast[0], y[0], len(self.examples) % x.shape[2])
+
+    def _baselines(self, x_BLC: Tensor, steps: int) -> dict[str, Tensor]:
+        """Forecasts (B, steps, C) in the units of the series."""
+        z = linear_forecast((x_BLC - self.center) / self.spread, self.linear)
+        linear = z * self.spread + self.center
+        return {
+            "last": last_value(x_BLC, steps),
+            "seasonal": seasonal_value(x_BLC, steps, self.period),
+            "linear": linear,
+        }
 
     def _keep(self, x_LC: Tensor, forecast: Tensor, y_TC: Tensor | None, channel: int) -> None:
         history, ahead, truth = (  # copies: slices would keep their batches

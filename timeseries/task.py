@@ -101,7 +101,11 @@ class ForecastTask(SeriesTask):
         return (2, self.net.seq_len, self.net.channels)
 
     def check_data(self, data: Any, stage: str) -> None:
-        """Compare the channels, and take the scale of the training rows; a checkpoint has its own."""
+        """Compare the channels, and take the scale of the training rows; a checkpoint has its own.
+
+        Raises:
+            InputError: if the data have another number of channels.
+        """
         if len(data.channels) != self.net.channels:
             raise InputError(
                 f"the model has {self.net.channels} channels and the data {len(data.channels)} "

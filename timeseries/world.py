@@ -90,7 +90,7 @@ class GlobalWeather(DataModule):
         std: (N,) over the training steps.
 
     Raises:
-        InputError: if a length is out of range.
+        InputError: if a length is out of range, or the variable is unknown.
     """
 
     def __init__(
@@ -105,6 +105,8 @@ class GlobalWeather(DataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, **kwargs)
+        if variable not in ("temp", "wind"):
+            raise InputError(f"variable={variable!r}; expected 'temp' or 'wind'")
         if min(seq_len, pred_len) < 1 or not 0 <= label_len <= seq_len:
             raise InputError(
                 f"seq_len={seq_len}, label_len={label_len}, pred_len={pred_len}; from 1 on, label_len up to seq_len"

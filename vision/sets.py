@@ -9,7 +9,7 @@ import numpy as np
 from torchvision import datasets
 
 from core.errors import InputError, MissingError
-from core.files import Splits, hold_out
+from core.files import Splits, Validation
 from core.pickles import read_arrays
 from core.samples import Samples
 from core.training.samples import FolderDataModule
@@ -72,9 +72,8 @@ class CIFAR10(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(size=size, mean=mean, std=std, scale=scale, erasing=erasing, crop=crop, **kwargs)
-        if val_split not in ("held_out", "test") or not 0 < val_share < 1:
-            raise InputError(f"val_split={val_split!r}, val_share={val_share}; 'held_out' or 'test', a share in (0, 1)")
-        self.root, self.val_split, self.val_share, self.check_md5 = Path(root), val_split, val_share, check_md5
+        self.validation = Validation(val_split, val_share)
+        self.root, self.check_md5 = Path(root), check_md5
 
     def check_data(self) -> None:
         """Look for all files, and compare them with the published ones.
@@ -104,10 +103,7 @@ class CIFAR10(ImageDataModule):
             [sample for name, _ in files for sample in self._read(name, len(classes))]
             for files in (self.published.train_list, self.published.test_list)
         )
-        if self.val_split == "test":
-            return Splits(classes, train, test, test)
-        kept, held_out = hold_out([label for _, label in train], self.val_share)
-        return Splits(classes, [train[i] for i in kept], [train[i] for i in held_out], test)
+        return self.validation.splits(classes, train, test)
 
     def _read(self, name: str, classes: int) -> Samples:
         content = read_arrays(self.root / name)

@@ -1,5 +1,6 @@
 """The audio classifier by itself: losses, metrics, predictions and pictures by their formulas, and what it refuses."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
 from audio import AudioClassifier
-from audio.task import SensitivityIndex
+from audio.task import MeanArea, MeanAveragePrecision, SensitivityIndex
 from core.errors import InputError
 from core.training import DataModule
 
@@ -146,6 +147,15 @@ def test_sensitivity_of_guessing_and_of_perfect_tagging_is_finite() -> None:
     assert float(metric.compute()) == pytest.approx(0, abs=1e-6)
 
 
+def test_split_without_any_label_counts_as_guessing() -> None:
+    none = torch.zeros(4, 2, dtype=torch.int64)
+    for metric, expected in ((MeanAveragePrecision(2), 0.0), (MeanArea(2), 0.5), (SensitivityIndex(2), 0.0)):
+        metric.update(torch.rand(4, 2), none)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchmetrics says that there is no positive sample
+            assert float(metric.compute()) == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["test_unireplknet", "test_replknet", "test_resnet", "test_convnext", "test_vit"])
 def test_named_backbones_take_one_channel(name: str) -> None:
     task = AudioClassifier(name, 5).eval()
@@ -197,7 +207,7 @@ def test_prediction_is_the_mean_over_the_windows_of_each_recording() -> None:
 def test_prediction_of_several_labels_has_a_column_of_them() -> None:
     task = _plain(multi_label=True)
     task.class_names = ["dog", "cat", "rain"]
-    logits = torch.tensor([[2.0, 1, -1], [-1.0, -2, -3]])
+    logits = torch.tensor([[2.0, 0.1, -0.1], [-0.1, -2, -3]])  # 0.525 and 0.475 lie about the threshold of 0.5
     rows = task.predict_step((logits[:, None, None], (["a", "b"], torch.tensor([1, 1]))), 0)
     assert rows["class"] == ["dog", "dog"]
     assert rows["labels"] == ["dog;cat", ""]
@@ -215,3 +225,11 @@ def test_examples_show_the_probabilities_of_predictions() -> None:
     task._keep_examples(logits, (torch.zeros(2, 1, 4, 4), torch.tensor([0, 2])), [1])
     shown = {title for _, title, _ in task.examples.kept}
     assert shown == {f"{c} {p:.2f}" for c, p in zip(rows["class"], rows["probability"], strict=True)}
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_examples_whose_first_class_is_wrong_are_marked(multi_label: bool) -> None:
+    task, logits = _plain(multi_label=multi_label), torch.tensor([[2.0, 1.0, -1.0], [0.5, -1.0, 3.0]])
+    y = torch.tensor([[1.0, 0, 1], [1, 1, 0]]) if multi_label else torch.tensor([0, 1])
+    task._keep_examples(logits, (torch.zeros(2, 1, 4, 4), y), [1])
+    assert {title.split()[0]: wrong for _, title, wrong in task.examples.kept} == {"0": False, "2": True}

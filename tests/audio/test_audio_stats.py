@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from training.small_runs import add_callbacks, command
 
 from audio import ESC50, AudioFolder, AudioTable, LogMel, SpeechCommands
-from audio.files import audio_files, read_wave
+from audio.files import audio_files, cut_windows, read_wave
 from core.errors import InputError, MissingError
 
 SETTINGS = "8000 Hz, 32 mels, 32 frames, 25 ms every 10 ms"
@@ -71,6 +71,18 @@ def test_statistics_that_are_missing_or_of_other_settings(tmp_path: Path) -> Non
     assert set(_stored(root)) == {SETTINGS, "8000 Hz, 16 mels, 32 frames, 25 ms every 12.5 ms"}
     command("fit", config, tmp_path / "out", *words, *NO_PICTURES)
     assert len(sound_runs(tmp_path / "out")) == 1
+
+
+def test_each_shape_of_map_has_statistics_of_its_own(tmp_path: Path) -> None:
+    root = write_tones(tmp_path, train=1, val=1)
+    other = {"mean": -7.0, "std": 1.5}
+    content = {SETTINGS.replace("32 mels", "16 mels"): other, SETTINGS: {"mean": -4.0, "std": 2.5}}
+    for stored in (content, dict(reversed(content.items()))):
+        (root / "log_mel_stats.json").write_text(json.dumps(stored), encoding="utf-8")
+        for mels, expected in ((32, (-4.0, 2.5)), (16, (-7.0, 1.5))):
+            data = AudioFolder(str(root), **SMALL | {"num_mels": mels})
+            data.prepare_data()
+            assert (data.maps.mean, data.maps.std) == expected
 
 
 def test_given_numbers_need_no_file_and_go_before_it(tmp_path: Path) -> None:
@@ -164,6 +176,10 @@ def test_windows_cover_a_recording(length: int, overlap: float) -> None:
 @pytest.mark.parametrize(("length", "starts"), [(2_680, [0]), (2_681, [0, 1]), (5_360, [0, 1_340, 2_680])])
 def test_windows_of_half_overlap(length: int, starts: list[int]) -> None:
     assert [int(window[0]) for window in AudioFolder(**SMALL).windows(torch.arange(length))] == starts
+
+
+def test_windows_that_share_nearly_everything_are_a_sample_apart() -> None:
+    assert [window.tolist() for window in cut_windows(torch.arange(5), 3, 0.95)] == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
 
 
 def test_batch_of_recordings_becomes_one_of_windows(tmp_path: Path) -> None:

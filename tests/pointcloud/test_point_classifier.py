@@ -95,6 +95,12 @@ def test_frozen_backbones() -> None:
     training = {name for name, p in task.backbone.named_parameters() if p.requires_grad}
     assert training == {name for name, _ in task.backbone.named_parameters() if "norm" in name} != set()
     assert all(p.requires_grad for p in task.points.enc.parameters())
+    with pytest.warns(UserWarning, match="random weights"):
+        task = _task(frozen="but_norms", head="concat")
+    last = {name for name, _ in task.backbone.named_parameters() if name.startswith("norm.")}
+    training = {name for name, p in task.backbone.named_parameters() if p.requires_grad}
+    assert last  # which the head does not read: such a parameter never gets a gradient
+    assert training == {name for name, _ in task.backbone.named_parameters() if "norm" in name} - last
 
 
 def test_weights_of_a_backbone_and_of_a_run(tmp_path: Path) -> None:

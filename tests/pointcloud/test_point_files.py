@@ -15,13 +15,14 @@ POINTS = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
 
 
 def _pcd(kind: str, points: np.ndarray, count: int | None = None) -> bytes:
+    """A file whose first field has two numbers."""
     header = (
-        f"# .PCD v0.7\nVERSION 0.7\nFIELDS x y z rgb normal\nSIZE 4 4 4 4 4\nTYPE F F F U F\nCOUNT 1 1 1 1 2\n"
+        f"# .PCD v0.7\nVERSION 0.7\nFIELDS normal x y z rgb\nSIZE 4 4 4 4 4\nTYPE F F F F U\nCOUNT 2 1 1 1 1\n"
         f"WIDTH {len(points)}\nHEIGHT 1\nPOINTS {count or len(points)}\nDATA {kind}\n"
     )
-    dtype = [("p", "<f4", 3), ("rgb", "<u4"), ("normal", "<f4", 2)]
-    rows = np.array([(tuple(p), 7, (0, 1)) for p in points], dtype)
-    text = "\n".join(f"{x} {y} {z} 7 0 1" for x, y, z in points.tolist())
+    dtype = [("normal", "<f4", 2), ("p", "<f4", 3), ("rgb", "<u4")]
+    rows = np.array([((0, 1), tuple(p), 7) for p in points], dtype)
+    text = "\n".join(f"0 1 {x} {y} {z} 7" for x, y, z in points.tolist())
     return header.encode() + (text.encode() if kind == "ascii" else rows.tobytes())
 
 
@@ -65,6 +66,9 @@ def test_off_files_with_the_counts_behind_the_word(tmp_path: Path) -> None:
     text = trimesh.creation.box().export(file_type="off")
     (tmp_path / "glued.off").write_text(text.replace("OFF\n", "OFF", 1))
     assert read_cloud(tmp_path / "glued.off", 50).shape == (50, 3)
+    (tmp_path / "cut.off").write_text(text.replace("OFF\n", "OFF", 1).strip().rpartition("\n")[0])
+    with pytest.raises(InputError, match=r"cut\.off is cut off: 19 lines for 8 vertices and 12 faces"):
+        read_cloud(tmp_path / "cut.off", 50)
 
 
 @pytest.mark.parametrize("word", ["COFF", "NOFF", "STOFF", "COFF 8 12 0"])
@@ -91,7 +95,10 @@ BROKEN: dict[str, tuple[str, str]] = {
     "header.off": ("OFF\n8 12\n0 0", "cannot be read as a cloud or mesh"),
     "header.ply": ("ply\nformat ascii 1.0\nelement vertex 5\nproperty float x\n", "cannot be read as a cloud or mesh"),
     "header.pcd": ("FIELDS x y z\n", "has no line DATA in its header"),
-    "fields.pcd": ("FIELDS a b\nPOINTS 1\nDATA ascii\n1 2\n", "cannot be read as a cloud or mesh"),
+    "fields.pcd": ("FIELDS x y b\nPOINTS 1\nDATA ascii\n1 2 3\n", "has the fields x, y, b; expected x, y and z among"),
+    "none.pcd": ("POINTS 1\nDATA ascii\n1 2 3\n", "has no line FIELDS in its header"),
+    "empty.pcd": ("FIELDS x y z\nPOINTS\nDATA ascii\n1 2 3\n", "has no line POINTS in its header"),
+    "type.pcd": ("FIELDS x y z\nPOINTS 1\nDATA binary\n", "has no line TYPE and no line SIZE in its header"),
     "packed.pcd": ("FIELDS x y z\nPOINTS 1\nDATA binary_compressed\n", "is binary_compressed; convert it"),
     "header.stl": ("solid foo", "is empty or its header is broken"),
     "header.npy": ("NUMPY", "cannot be read as a cloud or mesh"),
@@ -108,6 +115,8 @@ BROKEN: dict[str, tuple[str, str]] = {
     "few.txt": ("1 2 3\n4 5 6\n", "has 2 points, 20 are needed; type --data.load_points 2"),
     "nan.txt": ("1 2 nan\n" * 20, "holds NaN or infinite coordinates"),
     "inf.txt": ("1 2 inf\n" * 20, "holds NaN or infinite coordinates"),
+    "huge.txt": ("1 2 1e200\n3 4 5\n" * 10, "holds NaN or infinite coordinates, or some above 3.4e38"),
+    "huge.off": (OFF.replace("1 1 0", "1 1e200 0") + "3 0 1 2\n3 0 1 2\n", "holds NaN or infinite coordinates, or"),
     "equal.txt": ("1 2 3\n" * 20, "has all its points in one place"),
 }
 

@@ -59,6 +59,8 @@ def test_published_poses() -> None:
     scale = matrix.norm(dim=2)
     assert 0.66 < float(scale.min()) < 0.7 < 1.4 < float(scale.max()) < 1.51
     assert 0.19 < float(shift.abs().max()) <= 0.2
+    drawn = np.corrcoef(np.concatenate([scale.numpy(), shift[:, 0].numpy()], axis=1).T)
+    assert np.abs(drawn - np.eye(6)).max() < 0.25  # each axis has a scale and a shift of its own
     up = (matrix / scale[..., None])[:, 2, 2]  # cos of the tilt
     assert math.cos(0.4 * math.pi) - 1e-5 <= float(up.min()) < float(up.max()) <= math.cos(0.2 * math.pi) + 1e-5
 

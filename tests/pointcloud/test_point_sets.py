@@ -152,6 +152,11 @@ def test_few_shots(tmp_path: Path) -> None:
     assert _labels(data.train_set) == [0] * 4 + [5] * 4 + [7] * 4 + [39] * 4
     names = [name for (name, _), _ in data.train_set.clouds]
     assert len(set(names)) == 13  # of class 5 one cloud is held out and the other repeated
+    whole = _set_up(ModelNet40(str(root), **SMALL)).train_set.clouds
+    for i, label in enumerate((0, 5, 7, 39)):
+        members = [name for (name, _), y in whole if y == label]
+        assert set(names[4 * i : 4 * i + 4]) <= set(members)
+        assert label == 5 or set(names[4 * i : 4 * i + 4]) != set(members[:4])  # drawn, not the first ones
     again = _set_up(ModelNet40(str(root), shots=4, **SMALL))
     assert names == [name for (name, _), _ in again.train_set.clouds]
     assert len(data.val_set) == 4
@@ -228,6 +233,32 @@ def test_furniture_is_made_once_and_stands_upright(tmp_path: Path, monkeypatch: 
         mesh = trimesh.load(next((tmp_path / "furniture" / "train" / name).iterdir()))
         assert mesh.extents[1] == max(mesh.extents)  # y is up
         assert mesh.bounds[0, 1] == pytest.approx(0, abs=1e-6)
+
+
+PARTS = {
+    **{"bed": (6, 6, 0.7, 1.1), "bin": (1, 1, 0.3, 0.7), "chair": (6, 6, 0.75, 1.25), "lamp": (3, 3, 0.6, 1.9)},
+    **{"shelf": (6, 9, 1.2, 2.0), "sofa": (4, 4, 0.65, 1.0), "stool": (5, 5, 0.45, 0.85), "table": (5, 5, 0.65, 0.9)},
+}
+"""Of each class the least and most parts, and the least and most height; legs, boards, arms are parts of their own."""
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_each_class_of_furniture_is_built_as_its_name_says(name: str, furniture: Path) -> None:
+    least, most, low, high = PARTS[name]
+    for file in sorted((furniture / "val" / name).iterdir()):
+        mesh = trimesh.load(file, process=False)
+        assert least <= mesh.body_count <= most
+        assert low <= mesh.extents[1] <= high
+        corners = {"bed": 8 * 6, "chair": 8 * 6, "sofa": 8 * 4, "table": 8 * 5}.get(name)  # boxes alone
+        assert corners is None or len(mesh.vertices) == corners
+
+
+@pytest.fixture(scope="module")
+def furniture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pieces of each class, which are only read."""
+    root = tmp_path_factory.mktemp("pieces") / "furniture"
+    write_furniture(root, (("val", 10),))
+    return root
 
 
 def test_published_class_names() -> None:

@@ -171,7 +171,9 @@ def test_unit_sphere() -> None:
         ({"obj_size": 27, "fusion": False}, "an even obj_size from 4 on"),
         ({"obj_size": 28, "img_size": 14}, "img_size is at least obj_size"),
         ({"obj_size": 32}, "with fusion, a multiple of 7 such as 224"),
-        ({"dim": 6}, "dim is a multiple of 4"),
+        ({"dim": 6}, "dim=6, .*dim is a multiple of 4"),
+        ({"neighbors": 0}, "neighbors=0, .*neighbors and trans_dim are at least 1"),
+        ({"trans_dim": 0}, "trans_dim=0; .*neighbors and trans_dim are at least 1"),
     ],
 )
 def test_sizes_that_cannot_be(wrong: dict[str, object], message: str) -> None:

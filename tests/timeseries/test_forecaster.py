@@ -88,6 +88,15 @@ def test_every_parameter_learns() -> None:
     assert [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+@pytest.mark.parametrize(("kwargs", "share"), [({}, 0.5), ({"dropout": 0.2}, 0.2), ({"dropout": 0.0}, 0.0)])
+def test_training_drops_half_of_what_the_head_reads(kwargs: dict[str, Any], share: float) -> None:
+    seen: list[Tensor] = []
+    for net in (_net(**kwargs), ForecastTask(**TINY, channels=4, **LENGTHS, **kwargs).net):
+        net.train().head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        net(torch.randn(64, 48, 4))
+    assert [float((read == 0).float().mean()) for read in seen] == [pytest.approx(share, abs=0.03)] * 2
+
+
 def _task(**kwargs: Any) -> ForecastTask:
     task = ForecastTask(**{**TINY, "channels": 2, "period": 12, "enlarge": 2, **LENGTHS, **kwargs})
     task.net.set_scale(torch.tensor([5.0, 6.0]), torch.tensor([2.0, 0.5]))
@@ -125,6 +134,8 @@ def test_quantile_loss_and_the_middle_one() -> None:
         ({"channels": 3, "group": 2}, "channels a multiple of group"),
         ({"quantiles": [0.9, 0.1]}, "rising levels between 0 and 1"),
         ({"quantiles": [0.5, 1.0]}, "rising levels between 0 and 1"),
+        ({"normalize": "revni"}, "normalize='revni'; expected .* 'none', 'mean', 'last' or 'revin'$"),
+        ({"layout": "embd"}, "layout='embd', normalize='none'; expected 'fold' or 'embed'"),
         ({"criterion": "rmse"}, "expected 'mse', 'mae' or 'huber'"),
         ({"layer_decay": 0.5}, "no decay by layer"),
         ({"backbone_args": {**TINY["backbone_args"], "in_chans": 3}}, "build it with in_chans=1"),

@@ -68,6 +68,17 @@ def test_tree_of_correlations(tree: tuple[int, ...]) -> None:
     assert_close(layer(x, memory), expected, **CLOSE)
 
 
+def test_the_leaves_part_is_dropped_twice() -> None:
+    layer = MultiCorrelation(8, 2, (2, 3), 20, dropout=0.5)
+    nn.init.zeros_(layer.cross_correlation.out_projection.weight)
+    nn.init.zeros_(layer.cross_correlation.out_projection.bias)
+    x, memory = torch.randn(60, 20, 8), torch.randn(60, 4, 8)
+    whole, dropped = layer.eval()(x, memory), layer.train()(x, memory)
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.75, abs=0.03)
+    kept = dropped != 0
+    assert_close(dropped[kept], 4 * whole[kept], **CLOSE)
+
+
 def test_samples_do_not_mix_in_the_decoder() -> None:
     decoder = Corrformer(2, STATIONS, 8, 2, TREE, 6, d_ff=16, moving_avg=3).eval()
     tokens, memory, trend = torch.randn(12, 6, 8), torch.randn(12, 4, 8), torch.randn(12, 6, STATIONS)
@@ -212,6 +223,7 @@ def test_checkpointing_changes_nothing_and_every_parameter_learns(memory: str) -
     [
         ({"tree": ()}, r"tree=\(\)"),
         ({"label_len": 13}, "label_len from 0 to seq_len"),
+        ({"memory": "pool"}, r"^memory='pool'; expected 'tokens' or 'pooled'$"),
         ({"d_model": 48}, "last map has 32 channels, d_model is 48"),
     ],
 )

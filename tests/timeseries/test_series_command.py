@@ -205,9 +205,19 @@ def test_quantiles_from_training_to_prediction(tmp_path: Path) -> None:
     series = write_series(tmp_path / "series.csv", waves(noise=0.6))
     config = write_series_config(tmp_path / "c.yaml", series, model={"quantiles": [0.1, 0.5, 0.9]})
     command("fit", config, tmp_path, "--trainer.max_epochs", "4")
+    command("test", config, tmp_path, "--ckpt_path", "best", "--data.batch_size", "34")
     command("predict", config, tmp_path, "--ckpt_path", "best")
-    fit, predicted = series_runs(tmp_path)
+    fit, tested, predicted = series_runs(tmp_path)
     assert 0.4 < metric(fit, "val_coverage")[-1] <= 1
+    model = ForecastTask.load_from_checkpoint(fit / "checkpoints" / "best.ckpt", map_location="cpu").eval()
+    data = CSVSeries(str(series), seq_len=48, pred_len=12)
+    data.setup("test")
+    x, y = (torch.stack(parts) for parts in zip(*[data.test_set[i] for i in range(69)], strict=True))  # type: ignore[index]
+    with torch.no_grad():
+        forecast = model(x)
+    inside = ((forecast[..., 0] <= y) & (y <= forecast[..., 2])).float()
+    assert metric(tested, "test_coverage") == pytest.approx([float(inside.mean())], abs=2e-4)  # of batches of 34, 34, 1
+    assert abs(float(inside[:34].mean() + inside[34:68].mean() + inside[68:].mean()) / 3 - inside.mean()) > 2e-3
     rows = table(predicted / "predictions.csv")
     assert list(rows[0]) == ["date", "a_q0.1", "a_q0.5", "a_q0.9", "b_q0.1", "b_q0.5", "b_q0.9"]
     assert all(float(row["b_q0.1"]) < float(row["b_q0.9"]) for row in rows)

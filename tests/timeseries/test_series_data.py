@@ -17,6 +17,7 @@ from timeseries import CSVSeries, NewYorkWeather, dominant_period, fold_by_perio
 from timeseries.baselines import fit_linear, last_value, linear_forecast, seasonal_value
 from timeseries.data import split_rows
 from timeseries.metrics import ForecastErrors, quantile_loss
+from timeseries.pictures import Example, forecast_figure
 
 
 @settings(max_examples=40)
@@ -147,3 +148,17 @@ def test_errors_by_hand_and_equally_weighted() -> None:
 def test_quantile_loss_by_hand() -> None:
     y, target = torch.tensor([1.0, 4.0]).view(1, 1, 1, 2), torch.tensor([3.0]).view(1, 1, 1)
     assert_close(quantile_loss(y, target, (0.1, 0.9)), torch.tensor((0.1 * 2 + 0.1 * 1) / 2))
+
+
+def test_pictures_of_forecasts_show_the_last_rows_of_the_history() -> None:
+    history, forecast, truth = torch.arange(50.0), torch.tensor([51.0, 53, 55, 57]), torch.arange(50.0, 54)
+    figure = forecast_figure([Example("a", history, forecast, truth), Example("b", history[:5], forecast)])
+    drawn = [{line.get_label(): line for line in axes.get_lines()} for axes in figure.axes]
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    for lines, rows in zip(drawn, (range(38, 50), range(5)), strict=True):
+        assert list(lines["history"].get_xdata()) == list(range(1 - len(rows), 1))
+        assert list(lines["history"].get_ydata()) == list(rows)
+        assert list(lines["forecast"].get_xdata()) == [1, 2, 3, 4]
+        assert list(lines["forecast"].get_ydata()) == forecast.tolist()
+    assert list(drawn[0]["truth"].get_ydata()) == truth.tolist()
+    assert "truth" not in drawn[1]

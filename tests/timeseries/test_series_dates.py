@@ -155,6 +155,25 @@ def test_three_years_of_365_days_are_years_and_four_weeks_are_no_month() -> None
     assert list(pd.date_range(weeks[0], periods=20, freq=regular_step(weeks, "a"))) == list(weeks)
 
 
+@pytest.mark.parametrize(
+    ("steps", "unit", "rows"),
+    [
+        ([0, 2, 5, 7], "MS", 8),
+        ([0, 2, 5, 7, 10, 12], "MS", 0),
+        ([0, 1, 2, 8, 9, 11], "h", 12),
+        ([0, 1, 2, 8, 9, 14], "h", 0),
+    ],
+)
+def test_at_least_half_of_the_steps_must_be_there(steps: list[int], unit: str, rows: int, tmp_path: Path) -> None:
+    every = pd.date_range("2020-01-01", periods=20, freq=unit)
+    path = _rows(tmp_path / "a.csv", [str(every[i]) for i in steps])
+    if rows:
+        assert len(read_series(path, fill="linear")) == rows
+        return
+    with pytest.raises(InputError, match="mixes frequencies"):
+        read_series(path, fill="linear")
+
+
 def test_dates_of_no_calendar_are_refused(tmp_path: Path) -> None:
     path = _rows(tmp_path / "a.csv", ["2020-01-01", "2020-02-03", "2020-03-01", "2020-04-05"])
     with pytest.raises(InputError, match="mixes frequencies"):

@@ -149,6 +149,13 @@ def test_letters_of_windows_are_refused(tmp_path: Path) -> None:
         read_series(path)
 
 
+@pytest.mark.parametrize("fill", ["zero", "Linear", ""])
+def test_unknown_ways_to_fill(fill: str, tmp_path: Path) -> None:
+    path = write_series(tmp_path / "a.csv", np.ones((5, 2)))  # nothing is missing
+    with pytest.raises(InputError, match=rf"^fill='{fill}'; expected 'previous', 'linear', or none to refuse gaps$"):
+        read_series(path, fill=fill)  # type: ignore[arg-type]
+
+
 def test_files_and_channels_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"there is no series .*a\.csv"):
         read_series(tmp_path / "a.csv")

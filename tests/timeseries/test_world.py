@@ -90,6 +90,36 @@ def test_the_made_up_world_is_the_same_every_time(world: Path, tmp_path: Path) -
     assert set(np.diff(steps).astype("timedelta64[h]").astype(int)) == {1}
 
 
+def test_fronts_pass_from_west_to_east(tmp_path: Path) -> None:
+    """Half an hour for each degree: the western station says what comes to the eastern one."""
+    make_world(tmp_path / "w", regions=3, nodes=2, stations=2, hours=1000)
+    longitude = np.load(tmp_path / "w" / "stations_sorted.npy")[:, 1]
+    parts = [np.load(tmp_path / "w" / f"temp_global_hourly_{split}.npy")[..., 0] for split in ("train", "val", "test")]
+    values = np.concatenate(parts)
+    fronts = values[24:] - values[:-24]  # neither daily wave nor level
+    lags, pairs = np.arange(-60, 61), 0
+    for west, east in np.ndindex(12, 12):
+        expected = (longitude[east] - longitude[west]) / 2
+        if not 5 < expected < 50:
+            continue
+        later = [fronts[60 + lag : len(fronts) - 60 + lag, east] for lag in lags.tolist()]
+        found = [np.corrcoef(fronts[60:-60, west], other)[0, 1] for other in later]
+        assert max(found) > 0.9
+        assert lags[np.argmax(found)] == pytest.approx(expected, abs=1.5)
+        pairs += 1
+    assert pairs > 3
+
+
+def test_nan_is_found_in_all_rows_of_a_long_split(tmp_path: Path) -> None:
+    make_world(tmp_path / "w", regions=2, nodes=1, stations=1, hours=1500)
+    file = tmp_path / "w" / "temp_global_hourly_train.npy"
+    values = np.load(file)
+    values[1040, 1] = np.nan
+    np.save(file, values)
+    with pytest.raises(InputError, match=r"temp_global_hourly_train\.npy holds NaN or infinity"):
+        GlobalWeather(str(tmp_path / "w"), **LENGTHS).prepare_data()
+
+
 def _spoil(root: Path, name: str, change: Any) -> None:
     if change is None:
         (root / name).unlink()
@@ -127,6 +157,8 @@ def test_lengths_and_folders_that_do_not_fit(world: Path, tmp_path: Path) -> Non
         GlobalWeather(str(world), seq_len=20, pred_len=5, label_len=1).prepare_data()
     with pytest.raises(InputError, match="label_len up to seq_len"):
         GlobalWeather(str(world), seq_len=4, label_len=5)
+    with pytest.raises(InputError, match=r"^variable='rain'; expected 'temp' or 'wind'$"):
+        GlobalWeather(str(world), variable="rain")  # type: ignore[arg-type]
     with pytest.raises(MissingError, match=r"stations_sorted\.npy; expected the arrays of Corrformer's authors"):
         GlobalWeather(str(tmp_path / "nothing")).prepare_data()
 
