@@ -26,6 +26,8 @@ FORMATS = [
     ("avi", "libx264", {"g": "12", "bf": "2"}),
     ("mp4", "libsvtav1", {"svtav1-params": "keyint=12"}),
     ("webm", "libsvtav1", {}),
+    ("flv", "libx264", {"g": "12", "bf": "2"}),
+    ("wmv", "wmv2", {"g": "12"}),
 ]
 
 
@@ -155,6 +157,26 @@ def test_sound_alone(tmp_path: Path) -> None:
         InputError, match=r"a\.mp4 has sound and no pictures; give a video, or take it out of the list$"
     ):
         VideoFile(write_sound(tmp_path / "a.mp4"))
+
+
+def test_cover_is_no_video(tmp_path: Path) -> None:
+    sound, cover = write_sound(tmp_path / "sound.mp4"), tmp_path / "a.mp4"
+    with av.open(str(sound)) as source, av.open(str(cover), "w") as container:
+        (track,) = source.streams.audio
+        own = container.add_stream_from_template(track)
+        picture: Any = container.add_stream("mjpeg", rate=25)
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuvj420p"
+        picture.disposition = av.stream.Disposition.attached_pic
+        frame = av.VideoFrame.from_ndarray(numbered(1)[0], format="rgb24")
+        container.mux([*picture.encode(frame), *picture.encode()])
+        for packet in source.demux(track):
+            if packet.size:
+                packet.stream = own
+                container.mux(packet)
+    with av.open(str(cover)) as container:
+        assert len(container.streams.video) == 1
+    with pytest.raises(InputError, match=r"a\.mp4 has sound and no pictures"):
+        VideoFile(cover)
 
 
 def test_one_frame(tmp_path: Path) -> None:
