@@ -28,6 +28,9 @@ class TrainCrops:
         hflip: probability of a horizontal flip.
         auto_augment: timm's RandAugment policy, or None.
         repeats: clips that are made of one; repeated augmentation.
+
+    Raises:
+        InputError: if a number is out of range, or timm has no such policy.
     """
 
     def __init__(
@@ -80,6 +83,9 @@ class TestCrops:
     Args:
         size: side of the frames that result, in pixels.
         crops: number of crops.
+
+    Raises:
+        InputError: if one is below 1.
     """
 
     __test__ = False  # a name of the field, not a test

@@ -26,9 +26,8 @@ class LarKLayerDecay(DefaultOptimWrapperConstructor):
     Options in ``paramwise_cfg``:
 
     - ``decay_rate``: factor from layer to layer, in (0, 1].
-    - ``num_layers``: n; by default that of the backbone's depths (12 for S to XL, 9 for T). The published detector with
-    T
-      uses 12, which leaves three layers empty and lowers all rates below them.
+    - ``num_layers``: n; by default that of the backbone's depths (12 for S to XL, 9 for T). The published detector
+      with T uses 12, which leaves three layers empty and lowers all rates below them.
     - ``decay_type``: 'layer_wise', or 'stage_wise', where a stage is a layer and strided layers are layer 0.
     - ``dw_scale``: further factor for depthwise convolutions (names with 'dwconv').
 
