@@ -25,6 +25,7 @@ def image_files(path: Path) -> list[Path]:
 
     Raises:
         MissingError: if there is none.
+        InputError: if a folder may not be read.
     """
     return find_files(path, SUFFIXES, "images")
 

@@ -28,6 +28,9 @@ class TrainCrops:
         hflip: probability of a horizontal flip.
         auto_augment: timm's RandAugment policy, or None.
         repeats: clips that are made of one; repeated augmentation.
+
+    Raises:
+        InputError: if a number is out of range, or timm has no such policy.
     """
 
     def __init__(
@@ -44,9 +47,9 @@ class TrainCrops:
             raise InputError(f"size={size}, repeats={repeats}, hflip={hflip}; two numbers from 1 on and a probability")
         self.repeats = repeats
         grey = tuple(round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN)
-        shift = {"translate_const": int(size * 0.45), "img_mean": grey, "interpolation": Image.Resampling.BICUBIC}
+        options = {"img_mean": grey, "interpolation": Image.Resampling.BICUBIC}
         try:
-            self.policy = rand_augment_transform(auto_augment, shift) if auto_augment else None
+            self.policy = rand_augment_transform(auto_augment, options) if auto_augment else None
         except (AssertionError, ValueError) as error:  # timm's
             raise InputError(f"auto_augment={auto_augment!r}: {error}; expected rand-..., as timm has it") from error
         crop = v2.RandomResizedCrop(size, scale, ratio, antialias=True)
@@ -80,6 +83,9 @@ class TestCrops:
     Args:
         size: side of the frames that result, in pixels.
         crops: number of crops.
+
+    Raises:
+        InputError: if one is below 1.
     """
 
     __test__ = False  # a name of the field, not a test

@@ -141,13 +141,17 @@ class VideoFile:
 
     def _decoded(self, wanted: Ticks) -> Iterator[tuple[int, Any]]:
         """Presentation times and frames, in runs from a keyframe to a wanted frame with no other near behind."""
-        key = np.searchsorted(self.keys[:, 0], wanted, side="right") - 1
-        between = np.searchsorted(self.pts, self.keys[key, 0]) - np.roll(np.searchsorted(self.pts, wanted), 1)
-        starts = np.flatnonzero((np.diff(key, prepend=-2) > 0) & ((between > _NEAR) | (key == key[0])))
-        for first, run in zip(starts, np.split(wanted, starts[1:]), strict=True):
-            pts, sought = self.keys[max(0, key[first])].tolist()
+        for (pts, sought), run in self._runs(wanted):
             self.container.seek(sought, stream=self.stream)
             yield from self._run(run, pts)
+
+    def _runs(self, wanted: Ticks) -> list[tuple[list[int], Ticks]]:
+        """The keyframe of each run, as in ``keys``, and the times wanted of it."""
+        keys = self.keys[(np.searchsorted(self.keys[:, 0], wanted, side="right") - 1).clip(0)]
+        # frames from a wanted one to the keyframe of the next, which lies before both if they share it
+        between = np.searchsorted(self.pts, keys[1:, 0]) - np.searchsorted(self.pts, wanted[:-1])
+        starts = np.flatnonzero(between > _NEAR) + 1
+        return list(zip(keys[[0, *starts]].tolist(), np.split(wanted, starts), strict=True))
 
     def _run(self, wanted: Ticks, key: int | None = None) -> Iterator[tuple[int, Any]]:
         """From where the file is; nothing if its next keyframe lies behind ``key``."""

@@ -47,6 +47,7 @@ def video_files(path: Path) -> list[Path]:
 
     Raises:
         MissingError: if there is none.
+        InputError: if a folder may not be read.
     """
     return find_files(path, SUFFIXES, "videos")
 

@@ -88,8 +88,8 @@ def shown_at(start: NDArray[np.float64], end: float, ticks: Ticks) -> Ticks:
     """Which frame is on the screen in the middle of each tick: with equal durations the frame of the tick's number.
 
     Args:
-        start: (N,) seconds at which each frame appears, ascending.
-        end: when the last one disappears.
+        start: (N,) times at which each frame appears, ascending, in any unit.
+        end: when the last one disappears, in the same unit.
         ticks: any shape, in [0, N).
     """
     middle = start[0] + (ticks + 0.5) * ((end - start[0]) / len(start))

@@ -61,13 +61,18 @@ class VideoList(VideoDataModule):
         """Read all lists before a run folder is made.
 
         Raises:
-            MissingError: if a list is missing or empty.
+            MissingError: if ``root`` was left out, or a list or the file of names is missing, or a list empty.
             InputError: if a line is not in the layout, or its label out of range.
         """
         self.splits()
 
     def splits(self) -> Splits:
-        """Read the lists."""
+        """Read the lists.
+
+        Raises:
+            MissingError: if ``root`` was left out, or a list or the file of names is missing, or a list empty.
+            InputError: if a line is not in the layout, or its label out of range.
+        """
         if self.root is None:
             raise MissingError("no lists were given; type --data.root FOLDER, with FOLDER/train.csv and FOLDER/val.csv")
         has_test = (self.root / "test.csv").is_file()

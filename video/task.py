@@ -45,12 +45,11 @@ class VideoClassifier(PixelClassification):
         *,
         layout: Layout = "grid",
         rows: int | None = None,
-        backbone_args: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if layout not in ("grid", "strip") or (rows is not None and rows < 1):
             raise InputError(f"layout={layout!r}, rows={rows}; expected 'grid' or 'strip', and at least 1 or null")
-        super().__init__(backbone, num_classes, backbone_args=backbone_args, **kwargs)
+        super().__init__(backbone, num_classes, **kwargs)
         self.layout: Layout = layout
         self.rows = rows
 

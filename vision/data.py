@@ -32,7 +32,7 @@ class ImageDataModule(SampleDataModule):
         kwargs: arguments of :class:`core.training.SampleDataModule`.
 
     Raises:
-        InputError: if ``mean`` and ``std`` do not go with the channels, or an option is out of range.
+        InputError: if ``mean`` and ``std`` do not go with the channels, or an option is unknown or out of range.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class ImageDataModule(SampleDataModule):
         super().__init__(**kwargs)
         self.size, self.mode, self.mean, self.std = size, mode, tuple(mean), tuple(std)
         self.skip_broken = skip_broken
+        if mode not in ("RGB", "L") or crop not in ("auto", "center", "squash"):
+            raise InputError(f"mode={mode!r}, crop={crop!r}; expected 'RGB' or 'L', and 'auto', 'center' or 'squash'")
         channels = len(mode)
         if not len(mean) == len(std) == channels:
             raise InputError(f"mode {mode!r} has {channels} channels, mean {len(mean)} and std {len(std)} values")

@@ -10,9 +10,10 @@ from mm_files import META, SIDE, config_of, data_of, edit_truth, tiny, write_con
 from PIL import Image
 from pycocotools.coco import COCO
 
+import vision.openmmlab.scenes
 from core.errors import InputError, MissingError
 from vision.openmmlab.detector import Detector
-from vision.openmmlab.scenes import DigitScenes, draw_scenes
+from vision.openmmlab.scenes import PHOTOS, DigitScenes, draw_scenes
 from vision.openmmlab.segmenter import Segmenter
 
 
@@ -182,6 +183,20 @@ def test_drawn_scenes_are_consistent(tmp_path: Path) -> None:
     draw_scenes(again, {"train": 3, "val": 2})
     assert (again / "images/train/0001.png").read_bytes() == (tmp_path / "digits/images/train/0001.png").read_bytes()
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_scenes_of_a_split_lie_on_its_own_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for photos in PHOTOS.values() for name in photos]
+    assert len(set(names)) == len(names) == 6
+    shades = {name: 20 * (i + 1) for i, name in enumerate(names)}
+    monkeypatch.setattr(vision.openmmlab.scenes, "_photo", lambda name: np.full((96, 96, 3), shades[name], np.uint8))
+    draw_scenes(tmp_path / "digits", {"train": 6, "val": 2, "test": 4})
+    for split, photos in PHOTOS.items():
+        files = (tmp_path / "digits" / "images" / split).iterdir()
+        corners = [np.asarray(Image.open(file))[0, 0].tolist() for file in files]
+        grounds = [[int(0.7 * shades[name])] * 3 for name in photos]
+        assert all(corner in grounds for corner in corners)
+        assert all(ground in corners for ground in grounds)
 
 
 @pytest.mark.parametrize("config", ["mask_rcnn_unireplknet_a_digit_scenes.py", "upernet_unireplknet_a_digit_scenes.py"])

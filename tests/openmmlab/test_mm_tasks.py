@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from lightning import Trainer
-from mm_files import META, SIDE, config_of, data_of, tiny, write_config, write_scenes
+from mm_files import META, SIDE, config_of, data_of, edit_truth, tiny, write_config, write_scenes
 from mmengine.registry import METRICS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
@@ -111,6 +111,30 @@ def test_metrics_are_those_of_the_mm_evaluators(name: str, kind: Any, scenes: Pa
         assert 0.1 < ours[f"{part}_map"] < 0.95
         assert theirs[f"coco/{part}_mAP"] == pytest.approx(ours[f"{part}_map"], abs=0.0006)
         assert theirs[f"coco/{part}_mAP_50"] == pytest.approx(ours[f"{part}_map_50"], abs=0.0006)
+
+
+def test_what_is_found_in_a_crowd_is_not_wrong(scenes: Path) -> None:
+    """Objects within a crowd's box are neither hits nor misses, as COCO has it."""
+    edit_truth(scenes, lambda c: c["annotations"][1].update(iscrowd=1))
+    path = config_of("mask_rcnn", scenes)
+    data, task = data_of(path, batch_size=2), Detector(path)
+    data.setup("validate")
+    samples = next(iter(data.val_dataloader()))["data_samples"]
+    for sample in samples:
+        truth, crowd = sample.gt_instances, sample.ignored_instances
+        left, right = crowd.bboxes.tensor.clone(), crowd.bboxes.tensor.clone()
+        left[:, 2] -= 10  # of 20
+        right[:, 0] += 10
+        masks = [torch.from_numpy(part.masks.masks).bool() for part in (truth, crowd, crowd)]
+        masks[1][:, :, 14:], masks[2][:, :, :14] = False, False
+        found = InstanceData(bboxes=torch.cat([truth.bboxes.tensor, left, right]), masks=torch.cat(masks))
+        found.labels = torch.cat([truth.labels, crowd.labels, crowd.labels])
+        found.scores = torch.linspace(0.6, 0.9, len(found.labels))
+        sample.pred_instances = found
+    assert [len(sample.pred_instances) for sample in samples] == [1, 3]
+    task.update_metric(task.val_score, samples)
+    found = task.named_values(task.val_score.compute())
+    assert float(found["bbox_map"]) == float(found["segm_map"]) == pytest.approx(1)
 
 
 @KINDS

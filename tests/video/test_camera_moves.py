@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import video.camera_moves
 from core.errors import InputError
@@ -44,6 +45,8 @@ def test_layout_is_that_of_class_folders(moves: Path) -> None:
     for split, count in COUNTS.items():
         assert sorted(path.name for path in (moves / split).iterdir()) == list(MOVES)
         assert all(len(list((moves / split / move).glob("*.mp4"))) == count for move in MOVES)
+        photos = {path.stem.rsplit("_", 1)[0] for path in (moves / split).rglob("*.mp4")}
+        assert photos == {Path(name).stem for name in FEW[split]}
     assert [path.name for path in moves.parent.iterdir()] == ["clips"]
     contents = [path.read_bytes() for path in moves.rglob("*.mp4")]
     assert len(set(contents)) == len(contents) == 8 * 4
@@ -81,6 +84,41 @@ def test_camera_moves_as_the_class_says(move: str, direction: tuple[int, int], m
         found = np.median(steps, axis=0)
         assert np.abs(found - np.array(direction) * np.abs(found).max()).max() <= 3
         assert move == "still" or np.abs(found).max() >= 3
+
+
+def _scale_and_angle(first: Any, last: Any) -> tuple[float, float]:
+    """How much larger things are in the second picture, and by how many degrees turned, found by trying."""
+
+    def alike(scale: float, angle: float) -> float:
+        cosine, sine = np.cos(np.deg2rad(angle)) / scale, np.sin(np.deg2rad(angle)) / scale
+        matrix = (cosine, -sine, 32 * (1 - cosine + sine), sine, cosine, 32 * (1 - sine - cosine))
+        bilinear = Image.Resampling.BILINEAR
+        warped = [
+            np.asarray(Image.fromarray(x).transform((64, 64), Image.Transform.AFFINE, matrix, bilinear))
+            for x in (first.astype(np.float32), np.ones((64, 64), np.float32))
+        ]
+        seen = warped[1] > 0.99
+        return float(np.corrcoef(warped[0][seen], last[seen])[0, 1])
+
+    tried = [(scale, angle) for scale in np.geomspace(0.5, 2, 17) for angle in range(-70, 71, 5)]
+    return max(tried, key=lambda move: alike(*move))
+
+
+@pytest.mark.parametrize(
+    ("move", "scales", "angles"),
+    [
+        ("zoom_in", (1.3, 1.9), (0, 5)),
+        ("zoom_out", (1 / 1.9, 1 / 1.3), (0, 5)),
+        ("turn", (0.9, 1.1), (25, 65)),
+        ("still", (0.9, 1.1), (0, 5)),
+    ],
+)
+def test_zooms_and_turns(move: str, scales: tuple[float, float], angles: tuple[int, int], moves: Path) -> None:
+    for file in (moves / "train" / move).iterdir():
+        frames = _frames(file)
+        scale, angle = _scale_and_angle(frames[0], frames[-1])
+        assert scales[0] < scale < scales[1]
+        assert angles[0] <= abs(angle) <= angles[1]
 
 
 def test_data_are_rendered_when_they_are_needed_and_only_once(few: None, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_clips import grey, number_of, numbered, write_sound, write_video
 
+import video.decoding
 from core.errors import InputError, MissingError
 from video.decoding import VideoFile, open_video
 from video.sampling import Sampling
@@ -26,12 +27,14 @@ FORMATS = [
     ("avi", "libx264", {"g": "12", "bf": "2"}),
     ("mp4", "libsvtav1", {"svtav1-params": "keyint=12"}),
     ("webm", "libsvtav1", {}),
+    ("flv", "libx264", {"g": "12", "bf": "2"}),
+    ("wmv", "wmv2", {"g": "12"}),
 ]
 
 
 def _read(file: Path, ticks: Any, **options: Any) -> Any:
-    with VideoFile(file, **options) as video:
-        return video.read(np.asarray(ticks, np.int64))
+    with VideoFile(file, **options) as clip:
+        return clip.read(np.asarray(ticks, np.int64))
 
 
 def _numbers(file: Path, ticks: Any) -> list[int]:
@@ -55,33 +58,40 @@ def test_each_frame_is_the_one_asked_for(suffix: str, codec: str, options: Any, 
     for i, frame in enumerate(expected):  # in spite of the codec each is nearest to its own
         distances = [np.abs(frame.astype(int) - other).mean() for other in frames]
         assert int(np.argmin(distances)) == i
-    with VideoFile(file) as video:
-        assert len(video) == 36
+    with VideoFile(file) as clip:
+        assert len(clip) == 36
         generator = np.random.default_rng(0)
         some = [np.sort(generator.choice(36, count, replace=False)).tolist() for count in (2, 3, 4, 6, 12)]
         for ticks in ([0], [35], [20, 3, 3, 34], range(36), [11, 12, 13], [8, 30], *some):
-            found = video.read(np.array(ticks))
+            found = clip.read(np.array(ticks))
             assert found.shape == (len(ticks), 48, 64, 3)
             assert np.abs(found.astype(int) - expected[list(ticks)]).max() <= 2
 
 
-def test_only_what_is_needed_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write_video(tmp_path / "a.mp4", numbered(36) * 5, g="10", bf="0")
-    demuxed: list[int] = []
-    with VideoFile(file) as video:
-        demux = video.container.demux
+@pytest.mark.parametrize(("suffix", "options"), [("mp4", {"bf": "0"}), ("mp4", {}), ("mkv", {}), ("ts", {})])
+def test_only_what_is_needed_is_decoded(
+    suffix: str, options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of formats that seek by the time of decoding, which is not that of presentation."""
+    file = write_video(tmp_path / f"a.{suffix}", numbered(36) * 5, g="10", **options)
+    demuxed, opened = list[int](), video.decoding._open
 
-        class Spy:
-            seek = video.container.seek
-            close, format = video.container.close, video.container.format
+    class Spy:
+        def __init__(self, container: Any) -> None:
+            self.container = container
 
-            def demux(self, stream: Any) -> Any:
-                for packet in demux(stream):
-                    demuxed.append(1)
-                    yield packet
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.container, name)
 
-        video.container = Spy()  # type: ignore[assignment]
-        assert [number_of(frame) for frame in video.read(np.array([95, 3, 171]))] == [95 % 36, 3, 171 % 36]
+        def demux(self, stream: Any) -> Any:
+            for packet in self.container.demux(stream):
+                demuxed.append(1)
+                yield packet
+
+    monkeypatch.setattr(video.decoding, "_open", lambda path: Spy(opened(path)))
+    with VideoFile(file) as clip:
+        demuxed.clear()
+        assert [number_of(frame) for frame in clip.read(np.array([95, 23, 151]))] == [95 % 36, 23, 151 % 36]
     assert len(demuxed) <= 3 * 12
 
 
@@ -155,6 +165,26 @@ def test_sound_alone(tmp_path: Path) -> None:
         InputError, match=r"a\.mp4 has sound and no pictures; give a video, or take it out of the list$"
     ):
         VideoFile(write_sound(tmp_path / "a.mp4"))
+
+
+def test_cover_is_no_video(tmp_path: Path) -> None:
+    sound, cover = write_sound(tmp_path / "sound.mp4"), tmp_path / "a.mp4"
+    with av.open(str(sound)) as source, av.open(str(cover), "w") as container:
+        (track,) = source.streams.audio
+        own = container.add_stream_from_template(track)
+        picture: Any = container.add_stream("mjpeg", rate=25)
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuvj420p"
+        picture.disposition = av.stream.Disposition.attached_pic
+        frame = av.VideoFrame.from_ndarray(numbered(1)[0], format="rgb24")
+        container.mux([*picture.encode(frame), *picture.encode()])
+        for packet in source.demux(track):
+            if packet.size:
+                packet.stream = own
+                container.mux(packet)
+    with av.open(str(cover)) as container:
+        assert len(container.streams.video) == 1
+    with pytest.raises(InputError, match=r"a\.mp4 has sound and no pictures"):
+        VideoFile(cover)
 
 
 def test_one_frame(tmp_path: Path) -> None:

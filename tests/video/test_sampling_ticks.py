@@ -66,6 +66,11 @@ def test_uniform_clips_have_one_tick_of_each_segment(frames: int, length: int, v
     assert np.array_equal(sampling.views(length, 1)[0], sampling.centre(length))
 
 
+def test_uniform_views_lie_evenly_in_each_segment() -> None:
+    found = Sampling(3, mode="uniform").views(24, 4)  # segments of 8 ticks, in the middle of each quarter
+    assert found.tolist() == [[1, 9, 17], [3, 11, 19], [5, 13, 21], [7, 15, 23]]
+
+
 @settings(max_examples=60)
 @given(FRAMES, RATES, st.integers(1, 30), st.integers(1, 5), st.sampled_from(["dense", "uniform"]))
 def test_ticks_are_ascending_and_inside_of_any_video(

@@ -31,6 +31,15 @@ def test_frames_that_are_alike_stay_alike() -> None:
         assert not torch.equal(x[0], x[1])
 
 
+def test_policy_fills_with_the_mean_colour_of_imagenet() -> None:
+    crops = TrainCrops(32, scale=(1, 1), ratio=(1, 1), hflip=0, auto_augment="rand-m10-n1-p1", repeats=80)
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    colours = crops(torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)).movedim(2, -1).reshape(-1, 3)
+    assert {colour for colour in map(tuple, colours.tolist()) if len(set(colour)) > 1} == {(124, 116, 104)}
+
+
 def test_each_clip_is_augmented_otherwise() -> None:
     crops, still = TrainCrops(32, auto_augment=None, repeats=1), _still()
     assert len({crops(still).numpy().tobytes() for _ in range(10)}) == 10

@@ -165,6 +165,11 @@ def test_pictures_show_the_frames_in_order_however_they_are_laid_out() -> None:
         assert_close(picture[0, 0, 32::64, 32::64].flatten(), torch.linspace(0, 1, 16))
 
 
+def test_picture_of_views_is_the_middle_one() -> None:
+    views = torch.arange(5.0).view(1, 5, 1, 1, 1, 1).expand(2, 5, 4, 3, 8, 8)
+    assert_close(VideoClassifier(Means(), 3).to_examples(views), torch.full((2, 3, 16, 16), 2.0))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

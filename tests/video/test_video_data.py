@@ -100,6 +100,20 @@ def test_views_and_crops_of_a_test_video(lists: Path) -> None:
     assert x.shape == (2, 6, 4, 3, 32, 32)
 
 
+def test_published_views_are_five_clips_of_three_crops(lists: Path) -> None:
+    data = _set_up(VideoList(str(lists), **{**SMALL, **PLAIN}))
+    clips, _ = data.test_set[0]
+    assert clips.shape == (15, 4, 3, 32, 32)
+    assert [_numbers(clip) for clip in clips[:5]] == [list(range(i, i + 8, 2)) for i in (0, 0, 2, 2, 4)]
+
+
+def test_list_that_a_spreadsheet_wrote(lists: Path) -> None:
+    """It begins with a byte order mark."""
+    (lists / "val.csv").write_text("videos/c.mp4 2\n", encoding="utf-8-sig")
+    (source, label), *more = _set_up(VideoList(str(lists), **BOTH)).val_set.files
+    assert (source, label, more) == (lists / "videos" / "c.mp4", 2, [])
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

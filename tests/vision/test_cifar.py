@@ -56,6 +56,13 @@ def test_pixels_are_those_that_torchvision_reads(root: Path, monkeypatch: pytest
         assert label == expected[i][1]
 
 
+def test_pixels_are_normalised_by_the_numbers_in_common_use() -> None:
+    assert CIFAR10().mean == (0.4914, 0.4822, 0.4465)
+    assert CIFAR10().std == (0.247, 0.2435, 0.2616)
+    assert CIFAR100().mean == (0.5071, 0.4865, 0.4409)
+    assert CIFAR100().std == (0.2673, 0.2564, 0.2762)
+
+
 def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
     root = write_cifar(tmp_path / "cifar", torchvision.datasets.CIFAR100, each=200, labels=100)
     data = _set_up(root, CIFAR100)

@@ -271,6 +271,8 @@ def test_all_who_ask_share_the_digits() -> None:
         ({"hflip": 2.0}, "hflip=2.0"),
         ({"erasing": -0.1}, "erasing=-0.1"),
         ({"scale": (1.0, 0.1)}, r"scale=\(1.0, 0.1\)"),
+        ({"mode": "XYZ"}, "mode='XYZ', crop='auto'; expected 'RGB' or 'L'"),
+        ({"crop": "centre"}, "mode='RGB', crop='centre'; .* 'auto', 'center' or 'squash'"),
     ],
 )
 def test_options_out_of_range(option: dict[str, Any], message: str) -> None:

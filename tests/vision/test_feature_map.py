@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
+from torchvision.transforms import v2
 from training.small_runs import picture
 
 from core.images import to_pixels
@@ -95,6 +96,13 @@ def test_crop_rule_below_and_from_384(size: int, crop: Any, sees_border: bool) -
     assert x[:, middle, middle].max() < 0.01
 
 
+def test_centre_crop_is_that_of_the_published_evaluation() -> None:
+    """Resized to 256 and cut to 224, written with torchvision."""
+    image = picture(0, 4, (500, 375))
+    published = v2.Compose([v2.Resize(256, v2.InterpolationMode.BICUBIC), v2.CenterCrop(224), v2.PILToTensor()])
+    assert_close(eval_transform(224, **RAW)(image), published(image) / 255, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("crop", "narrow"), [("center", False), ("squash", True)])
 def test_squash_keeps_the_whole_rectangle_and_centre_its_shape(crop: Any, narrow: bool) -> None:
     pixels = np.zeros((100, 300, 3), dtype=np.uint8)
@@ -122,3 +130,12 @@ def test_training_crops_flips_and_erases_at_random() -> None:
     assert distinct(scale=(0.1, 1.0)) == 12
     assert distinct(erasing=1.0) == 12
     assert_close(maps(hflip=1.0)[0], maps()[0].flip(-1), rtol=0, atol=1e-5)
+
+
+def test_what_is_erased_is_noise_in_every_pixel() -> None:
+    _seed(0)
+    plain: dict[str, Any] = {"auto_augment": None, "hflip": 0.0}
+    x = train_transform(32, erasing=1.0, **plain)(Image.new("RGB", (40, 40), (255, 255, 255)))
+    white = (1 - torch.tensor(IMAGENET_DEFAULT_MEAN)) / torch.tensor(IMAGENET_DEFAULT_STD)
+    erased = x[(x - white.view(3, 1, 1)).abs() > 1e-3]
+    assert erased.unique().numel() > 0.9 * erased.numel() > 20

@@ -3,12 +3,14 @@
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from training.small_runs import CLASSES, command, metric, picture, runs, table, write_config, write_photos
 
 from core.cli import main
+from vision import ImageClassifier
 
 pytest_plugins = ["training.shared_fixtures"]
 
@@ -133,13 +135,22 @@ def test_truncated_files_are_skipped_on_request(damaged: Path, tmp_path: Path) -
     assert len(metric(runs(tmp_path / "out")[0], "val_acc")) == 1
 
 
-def test_skipping_goes_together_with_mixup(damaged: Path, tmp_path: Path) -> None:
-    """A skipped image leaves an odd batch, which mixup cannot pair."""
+def test_skipping_goes_together_with_mixup(damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A skipped image leaves an odd batch, which mixup cannot pair: all but one of its images are mixed."""
+    mix, mixed = ImageClassifier.mix, list[int]()
+
+    def counted(self: Any, mixup: Any, x: Any, y: Any) -> Any:
+        mixed.append(len(x))
+        return mix(self, mixup, x, y)
+
+    monkeypatch.setattr(ImageClassifier, "mix", counted)
     config = write_config(tmp_path / "c.yaml", damaged, auto_augment=None, skip_broken=True)
     words = ["--model.mixup_alpha", "0.5", "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         main(["fit", "-c", str(config), "--trainer.default_root_dir", str(tmp_path), *words])
+    assert sorted(mixed) == [4, 6]
+    assert len(metric(runs(tmp_path)[0], "train_loss")) > 0
 
 
 def test_predictions_skip_a_damaged_file_on_request(trained: dict[str, Path], damaged: Path, tmp_path: Path) -> None:
