@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from golden_values import TINY, tiny
+from golden_values import TINY, golden_input, tiny
 from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
@@ -131,6 +131,24 @@ def test_inference_form(tmp_path: Path) -> None:
     torch.save(_state(), tmp_path / "train.pth")
     with pytest.raises(InputError, match=r"file is in training form: load it before core.reparameterize"):
         core.load_weights(_model(inference_mode=True), tmp_path / "train.pth")
+
+
+def test_an_inference_file_with_its_last_norm_apart_gives_the_vectors(tmp_path: Path) -> None:
+    """The official converter leaves the last norm out of the classifier, which may then be left behind."""
+    model = tiny()
+    state = core.reparameterize(model).state_dict() | {f"norm.{n}": t for n, t in model.norm.state_dict().items()}
+    torch.save(state, tmp_path / "weights.pth")
+    built = core.load_weights(_model(inference_mode=True, num_classes=0), tmp_path / "weights.pth")
+    x = golden_input(1, 3, 64, 64)
+    assert_close(built(x), model.forward_head(model.forward_features(x), pre_logits=True), rtol=1e-4, atol=1e-4)
+
+
+def test_an_inference_file_with_its_last_norm_in_the_classifier_is_refused(tmp_path: Path) -> None:
+    torch.save(core.reparameterize(tiny(num_classes=5)).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(
+        InputError, match=r"weights\.pth is folded, with the last norm in .* with num_classes=5, or load"
+    ):
+        core.load_weights(_model(inference_mode=True, num_classes=0), tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("classes", [1, 7])
