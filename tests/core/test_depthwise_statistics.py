@@ -108,7 +108,7 @@ def test_a_large_mean_does_not_spoil_the_variance() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_large_mean_does_not_spoil_gradients_in_16_bits(dtype: torch.dtype) -> None:
-    """A z that is rounded before its mean is taken away would be off by 3 steps of the dtype here, and not by half a one."""
+    """A z that is rounded before its mean is taken away is off by 3 steps of the dtype here, ours by half a one."""
     torch.manual_seed(0)
     x = (torch.randn(2, 3, 40, 40) + 30).to(dtype).requires_grad_()
     weight = (1 + torch.rand(3, 1, 3, 3)).to(dtype)
