@@ -1,6 +1,8 @@
 """Errors that tell the user what to change. The command prints their message alone, without a traceback."""
 
-__all__ = ["InputError", "MissingError"]
+from collections.abc import Iterable
+
+__all__ = ["InputError", "MissingError", "listed"]
 
 
 class InputError(ValueError):
@@ -12,3 +14,9 @@ class MissingError(InputError, FileNotFoundError):
 
     def __str__(self) -> str:  # OSError would print an errno tuple
         return str(self.args[0])
+
+
+def listed(names: Iterable[object], limit: int = 8) -> str:
+    """Names for a message: the first ``limit``, and how many more there are."""
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")

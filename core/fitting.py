@@ -6,7 +6,7 @@ import re
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from core.errors import InputError
+from core.errors import InputError, listed
 
 __all__ = ["StateDict", "fit"]
 
@@ -93,7 +93,7 @@ def _drop_output_parts(state_dict: StateDict, own: StateDict, classifier: str, w
     for name in fresh:
         del own[name]
     if fresh:
-        _logger.warning("%s has no %s: they keep their initial weights", where, _some(fresh))
+        _logger.warning("%s has no %s: they keep their initial weights", where, listed(fresh))
     for name in [name for name in state_dict if _OUTPUT_PART.match(name) and name not in own]:
         del state_dict[name]
 
@@ -111,7 +111,7 @@ def _compare(state_dict: StateDict, own: StateDict, where: str) -> None:
     lines = [f"{where} does not fit the model."]
     for title, names in (("Missing", missing), ("Unexpected", unexpected), ("Other shape", shapes)):
         if names:
-            lines.append(f"  {title}: {_some(names)}")
+            lines.append(f"  {title}: {listed(names)}")
     raise InputError("\n".join([*lines, f"  {_advice(state_dict, own, missing, unexpected, shapes)}"]))
 
 
@@ -132,7 +132,3 @@ def _advice(state_dict: StateDict, own: StateDict, missing: list[str], unexpecte
     if not has_norms(list(state_dict)) and has_norms(missing):
         return "The file is in inference form: build the model with inference_mode=True."
     return "Build the variant that the file was saved from: same depths, dims and kernel_sizes."
-
-
-def _some(names: list[str], limit: int = 6) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -10,7 +10,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from core.errors import InputError, MissingError
+from core.errors import InputError, MissingError, listed
 from timeseries.dates import read_dates, regular_step
 
 __all__ = ["Fill", "Series", "as_series", "read_series"]
@@ -67,15 +67,15 @@ def read_series(
     except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
         raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from error
     if date not in table.columns:
-        raise InputError(f"{path} has the columns {_listed(table.columns)}; none is called {date!r}: set --data.date")
+        raise InputError(f"{path} has the columns {listed(table.columns)}; none is called {date!r}: set --data.date")
     absent = [name for name in channels or () if name not in table.columns or name == date]
     if absent:
-        raise InputError(f"{path} has no channel {_listed(absent)}; it has {_listed(table.columns.drop(date))}")
+        raise InputError(f"{path} has no channel {listed(absent)}; it has {listed(table.columns.drop(date))}")
     times = read_dates(table[date], str(path))
     values = table[list(channels)] if channels else table.drop(columns=date)
     words = [str(name) for name in values.columns if not pd.api.types.is_numeric_dtype(values[name])]
     if words:
-        raise InputError(f"{path}: {_listed(words)} holds no numbers; name the channels that do with --data.channels")
+        raise InputError(f"{path}: {listed(words)} holds no numbers; name the channels that do with --data.channels")
     if not len(values.columns):
         raise InputError(f"{path} has no column beside {date!r}; expected one column of numbers for each channel")
     return as_series(values.set_axis(times, axis=0), str(path), fill=fill)
@@ -96,7 +96,7 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None) -> Series:
     table = _with_all_rows(table, step, where, fill)
     infinite = table.columns[table.isin([float("inf"), float("-inf")]).any()]
     if len(infinite):
-        raise InputError(f"{where} holds infinity in {_listed(infinite)}; correct it")
+        raise InputError(f"{where} holds infinity in {listed(infinite)}; correct it")
     missing = table.isna().sum()
     missing = missing[missing > 0]
     if len(missing):
@@ -110,7 +110,7 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None) -> Series:
         table = (table.ffill() if fill == "previous" else table.interpolate()).bfill()
         empty = table.columns[table.isna().any()]
         if len(empty):
-            raise InputError(f"{where} has no value at all in {_listed(empty)}; leave it out with --data.channels")
+            raise InputError(f"{where} has no value at all in {listed(empty)}; leave it out with --data.channels")
     values = torch.from_numpy(table.to_numpy(dtype="float32", copy=True))
     return Series(values, table.index, step, [str(name) for name in table.columns])
 
@@ -127,8 +127,3 @@ def _with_all_rows(table: Any, step: Any, where: str, fill: Fill | None) -> Any:
         )
     rank_zero_info(f"{where}: {len(absent)} missing rows filled ({fill}), the first {absent[0]}")
     return table.reindex(every)
-
-
-def _listed(names: Any, limit: int = 8) -> str:
-    names = [str(name) for name in names]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -160,5 +160,5 @@ def weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, int], dilation: in
 
 
 def strides(name: str, x: Tensor) -> dict[str, int]:
-    """The strides of (B, C, H, W), in values, by the names of the kernels' arguments: ``x_sb``, ``x_sc``, ``x_sh``, ``x_sw``."""
+    """Strides of (B, C, H, W), in values, as the kernels call them: for 'x' ``x_sb``, ``x_sc``, ``x_sh``, ``x_sw``."""
     return {f"{name}_s{axis}": x.stride(i) for i, axis in enumerate("bchw")}
