@@ -49,7 +49,11 @@ class RepLKNetStage(nn.Module):
         return self.blocks(x)
 
     def reparameterize(self) -> None:
-        """Turn the norm into a scale and a shift, in place; ``core.reparameterize`` folds the blocks."""
+        """Turn the norm into a scale and a shift, in place; ``core.reparameterize`` folds the blocks.
+
+        Raises:
+            RuntimeError: if the stage is in training mode.
+        """
         require_eval(self)
         if is_batch_norm(getattr(self, "norm", nn.Identity())):
             self.norm = _affine_layer(self.norm)
@@ -147,6 +151,9 @@ class RepLKNet(StagedNet):
 
         Returns:
             (B, num_classes), or (B, dims[-1]) with ``pre_logits`` or without a classifier.
+
+        Raises:
+            InputError: if ``pre_logits`` is asked of a model whose final norm is folded into its classifier.
         """
         if not self.global_pool.pool_type:
             return x

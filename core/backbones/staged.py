@@ -38,6 +38,9 @@ class StagedNet(nn.Module, ABC):
         depths: number of blocks of each stage.
         pruned: whether parts that the wanted maps do not need were taken away; files may have them.
         norm_in_head: whether the final norm is folded into the classifier, so that the vector between them is gone.
+
+    Raises:
+        InputError: if depths and dims do not fit together, or a number is out of range.
     """
 
     stages: nn.ModuleList

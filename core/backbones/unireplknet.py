@@ -150,6 +150,9 @@ class UniRepLKNet(StagedNet):
 
         Returns:
             (B, num_classes), or (B, dims[-1]) with ``pre_logits`` or without a classifier.
+
+        Raises:
+            InputError: if ``pre_logits`` is asked of a model whose final norm is folded into its classifier.
         """
         if not self.global_pool.pool_type:
             return x

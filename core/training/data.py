@@ -21,6 +21,13 @@ class EpochSampler(DistributedSampler[Any]):
 
     ``generator`` is re-seeded with each epoch too. A loader that draws its workers' seeds from it repeats their random
     augmentation.
+
+    Args:
+        dataset: what is shuffled; it has a length.
+        replicas: number of processes.
+        rank: of this process among them.
+        seed: the same in all processes.
+        weights: draw by them with replacement, one for each sample; None for each sample once an epoch.
     """
 
     def __init__(
@@ -99,6 +106,9 @@ class DataModule(LightningDataModule):
     Attributes:
         classes: names of the classes in the order of their labels; empty where there are none.
         train_weights: draw training samples by these weights with replacement; None for each once an epoch.
+
+    Raises:
+        InputError: if ``batch_size`` or ``num_workers`` is out of range.
     """
 
     def __init__(self, *, batch_size: int = 64, num_workers: int = 2, drop_last: bool = True) -> None:
@@ -127,7 +137,12 @@ class DataModule(LightningDataModule):
         """
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches of ``train_set``."""
+        """Shuffled batches of ``train_set``.
+
+        Raises:
+            MissingError: if there is none.
+            InputError: if a process would have a single sample.
+        """
         dataset, (rank, replicas) = self._filled(self.train_set, "train"), self._place()
         options: dict[str, Any] = {"seed": self._seed(), "weights": self.train_weights}
         sampler = EpochSampler(dataset, replicas=replicas, rank=rank, **options)
@@ -141,15 +156,28 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, sampler=sampler, generator=sampler.generator, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """``val_set`` in order."""
+        """``val_set`` in order.
+
+        Raises:
+            MissingError: if there is none.
+        """
         return self._ordered(self._filled(self.val_set, "val"))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """``test_set`` in order."""
+        """``test_set`` in order.
+
+        Raises:
+            MissingError: if there is none.
+        """
         return self._ordered(self._filled(self.test_set, "test"))
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """``predict_set`` in order, shared between processes without repetition."""
+        """``predict_set`` in order, shared between processes without repetition.
+
+        Raises:
+            MissingError: if there is none.
+            InputError: if there are fewer samples than processes.
+        """
         dataset, (rank, replicas) = self._filled(self.predict_set, "predict"), self._place()
         if isinstance(dataset, Sized) and len(dataset) < replicas:
             raise InputError(f"{len(dataset)} samples for {replicas} processes; type --trainer.devices 1")
