@@ -20,7 +20,8 @@ from timm.models._input import update_model_args
 from torch import Tensor, nn
 
 from core.backbones.kernel_sizes import KernelSizes, per_block
-from core.backbones.staged import StagedNet, drop_path_rates
+from core.backbones.staged import StagedNet
+from core.backbones.stages import drop_path_rates
 from core.errors import InputError
 from core.layers import UniRepLKNetBlock
 from core.layers.dilated_reparam import Branches, BranchType
