@@ -16,7 +16,6 @@ The same goes to benchmarks/results/depthwise_gpu.json, with hardware, versions 
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import commit
 from torch import Tensor
 
 from core.ops.triton_depthwise import convolve, triton_available, weight_gradient
@@ -184,16 +184,13 @@ def about(moved: float, rounds: int) -> dict[str, Any]:
     """Hardware, versions, commit and the bandwidth that the shares refer to."""
     import triton
 
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
     return {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "commit": (commit or "unknown") + (" with changes" if changed else ""),
+        "commit": commit(),
         "bandwidth_gb_per_s": moved / 1e9,
         "rounds": rounds,
         "batch": BATCH,

@@ -10,25 +10,30 @@ from typing import Any
 
 import torch
 
-__all__ = ["keep", "machine", "take_turns"]
+__all__ = ["commit", "keep", "machine", "take_turns"]
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """Hardware, versions and commit."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
     said = {
         "cpu": _cpu_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "commit": (commit or "unknown") + (" with changes" if changed else ""),
+        "commit": commit(),
     }
     if device.startswith("cuda"):
         said |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
         said |= {"cudnn": torch.backends.cudnn.version()}
     return said
+
+
+def commit() -> str:
+    """The commit of this working tree, and whether something in it differs."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
+    return (name or "unknown") + (" with changes" if changed else "")
 
 
 def _cpu_name() -> str:

@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points, version
 from itertools import pairwise
 from pathlib import Path
@@ -114,14 +116,21 @@ def _end(error: BaseException) -> None:
 
 def _run(words: Any) -> None:
     _quieten()
-    if isinstance(words, list) and words[0] in ANALYSES:
+    verb = words[0] if isinstance(words, list) else None  # Lightning also takes a dictionary, which says it within
+    if verb in ANALYSES:
         from core.analysis.verbs import run_analysis
 
-        return run_analysis(words)
-    if isinstance(words, list) and words[0] == "push":
+        run_analysis(words)
+    elif verb == "push":
         from core.training.push import run_push
 
-        return run_push(words)
+        run_push(words)
+    else:
+        _train(words)
+
+
+def _train(words: Any) -> None:
+    """Run one of the verbs that Lightning's command line parses."""
     from jsonargparse import ArgumentError, set_parsing_settings
 
     from core.training.cli import LarKitCLI  # lightning takes seconds, which --help need not wait for
@@ -131,22 +140,32 @@ def _run(words: Any) -> None:
 
     for modality in entry_points(group="larkit.modalities"):
         modality.load()  # a class imported here can be named without its module in a YAML file
-    if isinstance(words, list):
-        if words[0] not in VERBS:
-            known = ", ".join((*VERBS, "push", *ANALYSES))
-            raise InputError(f"unknown verb {words[0]!r}; expected one of {known}. Type: lightning --help")
-        _check_files(words)
-        # Lightning starts further processes by this command line
-        command, sys.argv = sys.argv, [sys.argv[0] if words == sys.argv[1:] else __file__, *words]
-        try:
-            LarKitCLI.run_verb(None)
-        except ArgumentError as error:
-            raise InputError(_shortened(str(error))) from error
-        finally:
-            sys.argv = command
-    else:
+    if not isinstance(words, list):
         LarKitCLI.run_verb(words)
-    return None
+        return
+    _check_verb(words[0])
+    _check_files(words)
+    try:
+        with _as_command_line(words):
+            LarKitCLI.run_verb(None)
+    except ArgumentError as error:
+        raise InputError(_shortened(str(error))) from error
+
+
+@contextmanager
+def _as_command_line(words: list[str]) -> Iterator[None]:
+    """Put the words into ``sys.argv``: Lightning starts further processes by this command line."""
+    command, sys.argv = sys.argv, [sys.argv[0] if words == sys.argv[1:] else __file__, *words]
+    try:
+        yield
+    finally:
+        sys.argv = command
+
+
+def _check_verb(verb: str) -> None:
+    if verb not in VERBS:
+        known = ", ".join((*VERBS, "push", *ANALYSES))
+        raise InputError(f"unknown verb {verb!r}; expected one of {known}. Type: lightning --help")
 
 
 def _check_files(words: list[str]) -> None:

@@ -44,6 +44,12 @@ def hub_file(repository: str, name: str, *, revision: str | None = None, token: 
     name. The content is compared with it. Where the cache cannot link files (Windows without rights), it has no such
     name and there is nothing to compare.
 
+    Args:
+        repository: OWNER/NAME.
+        name: path of the file in it.
+        revision: branch, tag or commit; by default the main branch.
+        token: for what is not public; by default the one that the Hub's client has stored.
+
     Raises:
         OSError: if it cannot be got; the Hub's own errors derive from it or from ValueError.
         ValueError: if the names are none.

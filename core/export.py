@@ -2,7 +2,7 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from core.errors import InputError
 from core.reparam import reparameterize
 from core.writing import whole_file
 
-__all__ = ["export_model"]
+__all__ = ["Format", "export_model"]
+
+Format = Literal["onnx", "torch_export"]
 
 TOLERANCE = 1e-4
 """Largest difference allowed between the exported file and the trained model, relative to the largest output."""
@@ -22,7 +24,7 @@ def export_model(
     example: Tensor,
     path: Path,
     *,
-    format: Literal["onnx", "torch_export"] = "onnx",
+    format: Format = "onnx",
     fixed_size: bool = False,
 ) -> Path:
     """Fold a model, export it with dynamic batch, height and width, and check the file before it gets its name.
@@ -40,9 +42,12 @@ def export_model(
         The path written.
 
     Raises:
-        InputError: if the packages for ONNX are missing, or the model does not take every height and width.
+        InputError: if there is no such format, the packages for ONNX are missing, or the model does not take every
+            height and width.
         RuntimeError: if the exported file differs from the model by more than :data:`TOLERANCE`.
     """
+    if format not in get_args(Format):
+        raise InputError(f"format={format!r}; expected {' or '.join(map(repr, get_args(Format)))}")
     if format == "onnx":
         _require("onnx", "onnxscript", "onnxruntime")
     folded = reparameterize(model)

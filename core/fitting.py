@@ -6,7 +6,7 @@ import re
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from core.errors import InputError
+from core.errors import InputError, listed
 
 __all__ = ["StateDict", "fit", "warn_of_lost_norms"]
 
@@ -90,27 +90,35 @@ def _refuse_lost_norm(state_dict: StateDict, own: StateDict, where: str) -> None
 
 def _drop_output_parts(state_dict: StateDict, own: StateDict, classifier: str, where: str) -> None:
     """Take out of both sides what may differ: a classifier of another size, and norms after the stages."""
-    head = f"{classifier}.weight"
-    fresh = []
-    if head in state_dict and (head not in own or len(own[head]) != len(state_dict[head])):
-        if head in own:
-            classes, wanted = state_dict[head].shape[0], own[head].shape[0]
-            _logger.warning("%s has %d classes, the model %d: a new classifier is trained", where, classes, wanted)
-        for name in (head, f"{classifier}.bias"):
-            state_dict.pop(name, None)
-            own.pop(name, None)
-    elif head in own and head not in state_dict:
-        fresh += [name for name in own if name.startswith(f"{classifier}.")]
-    if not (head in own and head in state_dict):  # a classifier that is kept needs the norm it was trained with
-        fresh += [name for name in own if _OUTPUT_PART.match(name) and name not in state_dict]
-    else:
-        fresh += [name for name in own if _FEATURE_NORM.match(name) and name not in state_dict]
+    _drop_other_classifier(state_dict, own, classifier, where)
+    fresh = _fresh_parts(state_dict, own, classifier)
     for name in fresh:
         del own[name]
     if fresh:
-        _logger.warning("%s has no %s: they keep their initial weights", where, _some(fresh))
+        _logger.warning("%s has no %s: they keep their initial weights", where, listed(fresh))
     for name in [name for name in state_dict if _OUTPUT_PART.match(name) and name not in own]:
         del state_dict[name]
+
+
+def _drop_other_classifier(state_dict: StateDict, own: StateDict, classifier: str, where: str) -> None:
+    """Take the file's classifier out of both sides unless the model has one for as many classes."""
+    head = f"{classifier}.weight"
+    if head not in state_dict or (head in own and len(own[head]) == len(state_dict[head])):
+        return
+    if head in own:
+        classes, wanted = len(state_dict[head]), len(own[head])
+        _logger.warning("%s has %d classes, the model %d: a new classifier is trained", where, classes, wanted)
+    for name in (head, f"{classifier}.bias"):
+        state_dict.pop(name, None)
+        own.pop(name, None)
+
+
+def _fresh_parts(state_dict: StateDict, own: StateDict, classifier: str) -> list[str]:
+    """What the model has after its stages and the file may lack; a classifier of the file needs its own last norm."""
+    wanted, given = f"{classifier}.weight" in own, f"{classifier}.weight" in state_dict
+    head = [name for name in own if name.startswith(f"{classifier}.")] if wanted and not given else []
+    norms = _FEATURE_NORM if wanted and given else _OUTPUT_PART
+    return head + [name for name in own if norms.match(name) and name not in state_dict]
 
 
 def _compare(state_dict: StateDict, own: StateDict, where: str) -> None:
@@ -126,7 +134,7 @@ def _compare(state_dict: StateDict, own: StateDict, where: str) -> None:
     lines = [f"{where} does not fit the model."]
     for title, names in (("Missing", missing), ("Unexpected", unexpected), ("Other shape", shapes)):
         if names:
-            lines.append(f"  {title}: {_some(names)}")
+            lines.append(f"  {title}: {listed(names)}")
     raise InputError("\n".join([*lines, f"  {_advice(state_dict, own, missing, unexpected, shapes)}"]))
 
 
@@ -149,7 +157,3 @@ def _advice(state_dict: StateDict, own: StateDict, missing: list[str], unexpecte
     if unexpected and not missing and all(re.search(r"(^|\.)stages\.\d+\.norm\.", name) for name in unexpected):
         return "The file was trained with norms on its maps: build its backbone with feature_norms=True."
     return "Build the variant that the file was saved from: same depths, dims and kernel_sizes."
-
-
-def _some(names: list[str], limit: int = 6) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

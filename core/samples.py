@@ -23,6 +23,10 @@ T = TypeVar("T")
 def read_or_skip(read: Callable[[], T], *, skip_broken: bool) -> T | None:
     """What ``read`` gives; None, with a warning, if the sample cannot be used and may be left out.
 
+    Args:
+        read: reads the sample, and raises InputError or MissingError where it cannot.
+        skip_broken: whether it may be left out.
+
     Raises:
         MissingError: as ``read`` raises it, since a file that is not there is a wrong list.
         InputError: as ``read`` raises it, with the option that leaves such samples out.

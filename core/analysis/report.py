@@ -11,7 +11,7 @@ from core.writing import whole_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["check_output", "print_table", "write_report"]
+__all__ = ["check_output", "check_positive", "print_table", "write_report"]
 
 
 def print_table(head: list[str], rows: list[list[str]]) -> None:
@@ -33,6 +33,17 @@ def check_output(output: str) -> None:
         raise InputError(f"--output {output} is a file, or below one; give a folder")
     if not os.access(existing, os.W_OK):
         raise InputError(f"--output {output} may not be written to; give another folder")
+
+
+def check_positive(**numbers: int) -> None:
+    """Refuse options below 1.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name, value in numbers.items():
+        if value < 1:
+            raise InputError(f"--{name} is {value}; give 1 or more")
 
 
 def write_report(output: str, name: str, figure: "Figure | None", content: Any) -> None:

@@ -1,7 +1,6 @@
 """The analyses as verbs of the command: each prints a table, and writes a picture and a JSON file."""
 
 import inspect
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
-from core.analysis.cost import cost_figure, model_cost
+from core.analysis.cost_verb import cost_verb
 from core.analysis.models import Normalisation, image_mode, normalisation, open_model, square_transform
 from core.analysis.receptive_field import (
     THRESHOLDS,
@@ -18,10 +17,8 @@ from core.analysis.receptive_field import (
     ratio_text,
     receptive_field_figure,
 )
-from core.analysis.report import check_output, print_table, write_report
+from core.analysis.report import check_output, check_positive, print_table, write_report
 from core.analysis.shape_bias import ShapeBias, shape_bias, shape_bias_figure
-from core.analysis.tuning import tune_model
-from core.backbones.build import input_channels
 from core.errors import InputError
 from core.images import image_files, read_image
 
@@ -55,7 +52,7 @@ def erf_verb(
         device: cpu, cuda, ...
         output: folder for the picture and the JSON file.
     """
-    _check_positive(size=size, num_images=num_images, batch_size=batch_size)
+    check_positive(size=size, num_images=num_images, batch_size=batch_size)
     check_output(output)
     files, fields, numbers, titles = image_files(Path(images))[:num_images], {}, {}, {}
     for name in models:
@@ -96,7 +93,7 @@ def shape_bias_verb(
         device: cpu, cuda, ...
         output: folder for the picture and the JSON file.
     """
-    _check_positive(batch_size=batch_size)
+    check_positive(batch_size=batch_size)
     check_output(output)
     results: dict[str, ShapeBias] = {}
     for name in models:
@@ -115,63 +112,6 @@ def shape_bias_verb(
         for name, result in results.items()
     }
     write_report(output, "shape_bias", shape_bias_figure(results), numbers)
-
-
-def cost_verb(
-    models: list[str],
-    *,
-    size: int = 224,
-    width: int | None = None,
-    batch_size: int = 8,
-    rounds: int = 5,
-    device: str = "cpu",
-    output: str = "cost",
-    tune: bool = False,
-) -> None:
-    """Parameters, multiplications, memory and speed of models in both forms: table, cost.png and cost.json.
-
-    Args:
-        models: timm or LarKit names, or checkpoints that fit wrote; weights do not matter.
-        size: height of the input in pixels.
-        width: width of the input in pixels; by default the height.
-        batch_size: images of a timed batch.
-        rounds: timed batches of each form; the forms of a model take turns. 0 leaves the timing out.
-        device: cpu, cuda, ...
-        output: folder for the picture and the JSON file.
-        tune: first measure which implementation of each depthwise convolution is fastest here, in float32 and
-            bfloat16, and keep the table: every later run on this machine uses it.
-    """
-    _check_positive(size=size, batch_size=batch_size, width=1 if width is None else width)
-    check_output(output)
-    if rounds < 0:
-        raise InputError(f"--rounds is {rounds}; give 0 for no timing, or more")
-    costs = []
-    for name in models:
-        model = open_model(name, device=device)
-        input_size = (input_channels(model), size, width or size)
-        if tune:
-            tune_model(model, torch.randn(max(2, batch_size), *input_size, device=device))  # norms want two
-        costs += model_cost(model, input_size, name=name, batch_size=batch_size, rounds=rounds)
-    print_table(
-        ["model", "form", "parameters", "GMACs", "saved for backward", "peak activations", "images/s"],
-        [
-            [
-                cost.model,
-                cost.form,
-                f"{cost.parameters / 1e6:.2f} M",
-                f"{cost.macs / 1e9:.3f}",
-                "" if cost.saved_bytes is None else f"{cost.saved_bytes / 2**20:.1f} MiB",
-                f"{cost.peak_bytes / 2**20:.1f} MiB",
-                "" if cost.images_per_second is None else f"{cost.images_per_second:.1f}",
-            ]
-            for cost in costs
-        ],
-    )
-    where = {"device": _device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    title = f"input {size} x {width or size}, batch {batch_size}, {where['device']}, torch {where['torch']}"
-    print(f"one image of {size} x {width or size}; speed: batches of {batch_size} on {where['device']}")
-    content = {"costs": [asdict(cost) for cost in costs], "batch_size": batch_size, **where}
-    write_report(output, "cost", cost_figure(costs, title) if rounds else None, content)
 
 
 VERBS: dict[str, Callable[..., None]] = {"erf": erf_verb, "shape-bias": shape_bias_verb, "cost": cost_verb}
@@ -223,12 +163,6 @@ def _given(mean: list[float] | None, std: list[float] | None) -> Normalisation |
     return None if mean is None or std is None else (tuple(mean), tuple(std))
 
 
-def _check_positive(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise InputError(f"--{name} is {value}; give 1 or more")
-
-
 def _label(name: str, pretrained: bool) -> str:
     known = pretrained or "=" in name or name.endswith(".ckpt")
     if known and name.startswith("lk_") and "=" not in name:
@@ -246,9 +180,3 @@ def _share(value: float | None) -> str:
 
 def _sum(result: ShapeBias, kind: str) -> int:
     return int(sum(getattr(result, kind).values()))
-
-
-def _device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} CPU threads"

@@ -19,40 +19,15 @@ from timm.models._input import update_model_args
 from torch import Tensor, nn
 
 from core.backbones.kernel_sizes import check_each_stage
-from core.backbones.staged import StagedNet, drop_path_rates
+from core.backbones.staged import StagedNet
+from core.backbones.stages import drop_path_rates
 from core.errors import InputError
-from core.layers import ConvFFN, DepthwiseConv2d, ReparamLargeKernelConv, RepLKBlock
+from core.layers import ConvFFN, ReparamLargeKernelConv, RepLKBlock
 from core.layers.replknet_block import ConvBN
+from core.layers.replknet_stage import RepLKNetStage, affine_layer, map_norm
 from core.reparam import fold_affine, is_batch_norm, norm_affine, require_eval, set_folded
 
-__all__ = ["RepLKNet", "RepLKNetStage"]
-
-
-class RepLKNetStage(nn.Module):
-    """Pairs of a RepLK block and a ConvFFN, stored flat, and the norm of the stage's map if there is one.
-
-    Args:
-        blocks: the 2 x depth blocks in order.
-        norm: the norm, which ``forward`` leaves to the caller; None for none.
-    """
-
-    norm: nn.Module
-
-    def __init__(self, blocks: Sequence[nn.Module], norm: nn.Module | None) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*blocks)
-        if norm is not None:
-            self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape, before the norm."""
-        return self.blocks(x)
-
-    def reparameterize(self) -> None:
-        """Turn the norm into a scale and a shift, in place; ``core.reparameterize`` folds the blocks."""
-        require_eval(self)
-        if is_batch_norm(getattr(self, "norm", nn.Identity())):
-            self.norm = _affine_layer(self.norm)
+__all__ = ["RepLKNet"]
 
 
 class RepLKNet(StagedNet):
@@ -130,7 +105,7 @@ class RepLKNet(StagedNet):
                 kernels: dict[str, Any] = {"small_kernel": small_kernel, "small_kernel_merged": small_kernel_merged}
                 blocks.append(RepLKBlock(dim, int(dim * dw_ratio), kernel_size, **kernels, **options))
                 blocks.append(ConvFFN(dim, int(dim * ffn_ratio), **options))
-            return RepLKNetStage(blocks, _norm(dim, inference_mode) if feature_norms else None)
+            return RepLKNetStage(blocks, map_norm(dim, inference_mode) if feature_norms else None)
 
         self.stages = nn.ModuleList(stage(*sizes) for sizes in zip(dims, depths, kernel_sizes, strict=True))
         self.transitions = nn.ModuleList(_transition(a, b, inference_mode) for a, b in pairwise(dims))
@@ -139,7 +114,7 @@ class RepLKNet(StagedNet):
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
         self.norm_in_head = inference_mode and self._head_takes_norm()
-        self.norm = nn.Identity() if self.norm_in_head else _norm(dims[-1], inference_mode)
+        self.norm = nn.Identity() if self.norm_in_head else map_norm(dims[-1], inference_mode)
         self.to(device=device, dtype=dtype)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -147,6 +122,9 @@ class RepLKNet(StagedNet):
 
         Returns:
             (B, num_classes), or (B, dims[-1]) with ``pre_logits`` or without a classifier.
+
+        Raises:
+            InputError: if ``pre_logits`` is asked of a model whose final norm is folded into its classifier.
         """
         if not self.global_pool.pool_type:
             return x
@@ -183,7 +161,7 @@ class RepLKNet(StagedNet):
             set_folded(head, *fold_affine(head.weight, head.bias, *norm_affine(self.norm)))
             self.norm, self.norm_in_head = nn.Identity(), True
         else:
-            self.norm = _affine_layer(self.norm)
+            self.norm = affine_layer(self.norm)
 
     def _head_takes_norm(self) -> bool:
         """Whether norm, pooling and classifier are linear together, as they are with the mean."""
@@ -223,19 +201,6 @@ class RepLKNet(StagedNet):
                 blocks.append((rf"^stages\.{stage}\.blocks\.(?:{members})\.", (group,)))
             blocks.append((rf"^transitions\.{stage}\.", (group,)))
         return {"stem": r"^stem\.", "blocks": blocks}
-
-
-def _norm(dim: int, inference_mode: bool) -> nn.Module:
-    return _affine_layer(nn.BatchNorm2d(dim, eps=0.0).eval()) if inference_mode else nn.BatchNorm2d(dim)
-
-
-def _affine_layer(norm: nn.Module) -> nn.Module:
-    """A batch norm as a depthwise 1x1 convolution, which is a scale and a shift."""
-    scale, shift = norm_affine(norm)
-    layer = DepthwiseConv2d(len(scale), 1, bias=True).to(cast(Tensor, norm.running_var))
-    layer.requires_grad_(all(p.requires_grad for p in norm.parameters()))
-    set_folded(layer, scale.view(-1, 1, 1, 1), shift)
-    return layer.eval()
 
 
 def _stem(in_chans: int, dim: int, inference_mode: bool) -> list[nn.Module]:

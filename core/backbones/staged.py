@@ -10,6 +10,7 @@ from timm.models import register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from core.backbones.stages import dilate
 from core.errors import InputError
 from core.layers.checkpointing import checkpoint_blocks
 from core.layers.pointwise import PointwiseConv2d, PointwiseLinear
@@ -21,7 +22,7 @@ for function in (depthwise_conv2d, response_norm, in_fast_format):
 register_notrace_module(PointwiseConv2d)
 register_notrace_module(PointwiseLinear)
 
-__all__ = ["StagedNet", "drop_path_rates"]
+__all__ = ["StagedNet"]
 
 
 class StagedNet(nn.Module, ABC):
@@ -38,6 +39,9 @@ class StagedNet(nn.Module, ABC):
         depths: number of blocks of each stage.
         pruned: whether parts that the wanted maps do not need were taken away; files may have them.
         norm_in_head: whether the final norm is folded into the classifier, so that the vector between them is gone.
+
+    Raises:
+        InputError: if depths and dims do not fit together, or a number is out of range.
     """
 
     stages: nn.ModuleList
@@ -117,8 +121,8 @@ class StagedNet(nn.Module, ABC):
             dilation = info["reduction"] // output_stride
             if dilation > 1:
                 info["reduction"] = output_stride
-                _dilate(self._entry(stage), dilation // 2)
-                _dilate(self._blocks(stage), dilation)
+                dilate(self._entry(stage), dilation // 2)
+                dilate(self._blocks(stage), dilation)
 
     def _logits(self, x: Tensor, pre_logits: bool) -> Tensor:
         """(B, dims[-1]) after norm and pooling to logits, or as it is."""
@@ -243,17 +247,3 @@ class StagedNet(nn.Module, ABC):
     def no_weight_decay(self) -> set[str]:
         """Names exempt from weight decay besides those with one dimension: none, as in the papers' recipes."""
         return set()
-
-
-def drop_path_rates(last: float, blocks: int) -> list[float]:
-    """Stochastic depth of each block: linear from 0 to ``last``."""
-    return [last * block / max(blocks - 1, 1) for block in range(blocks)]
-
-
-def _dilate(layers: nn.Module, factor: int) -> None:
-    """Take the strides of a stage's convolutions away and spread their taps, in place."""
-    for conv in layers.modules():
-        if isinstance(conv, nn.Conv2d) and conv.kernel_size != (1, 1):
-            conv.stride = (1, 1)
-            conv.dilation = tuple(factor * r for r in conv.dilation)
-            conv.padding = tuple(r * (k - 1) // 2 for k, r in zip(conv.kernel_size, conv.dilation, strict=True))

@@ -20,7 +20,8 @@ from timm.models._input import update_model_args
 from torch import Tensor, nn
 
 from core.backbones.kernel_sizes import KernelSizes, per_block
-from core.backbones.staged import StagedNet, drop_path_rates
+from core.backbones.staged import StagedNet
+from core.backbones.stages import drop_path_rates
 from core.errors import InputError
 from core.layers import UniRepLKNetBlock
 from core.layers.dilated_reparam import Branches, BranchType
@@ -150,6 +151,9 @@ class UniRepLKNet(StagedNet):
 
         Returns:
             (B, num_classes), or (B, dims[-1]) with ``pre_logits`` or without a classifier.
+
+        Raises:
+            InputError: if ``pre_logits`` is asked of a model whose final norm is folded into its classifier.
         """
         if not self.global_pool.pool_type:
             return x

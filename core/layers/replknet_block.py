@@ -206,7 +206,11 @@ class RepLKBlock(nn.Module):
         return x + self.drop_path(self.pw2(self.lk_nonlinear(y)))
 
     def reparameterize(self) -> None:
-        """Fold the first norm, in place; ``core.reparameterize`` folds the parts after it."""
+        """Fold the first norm, in place; ``core.reparameterize`` folds the parts after it.
+
+        Raises:
+            RuntimeError: if the block is in training mode.
+        """
         require_eval(self)
         self.prelkb_bn = fold_norm_before(self.prelkb_bn, self.pw1)
 
@@ -234,6 +238,10 @@ class ConvFFN(nn.Module):
         return x + self.drop_path(self.pw2(self.nonlinear(self.pw1(self.preffn_bn(x)))))
 
     def reparameterize(self) -> None:
-        """Fold the first norm, in place; ``core.reparameterize`` folds the parts after it."""
+        """Fold the first norm, in place; ``core.reparameterize`` folds the parts after it.
+
+        Raises:
+            RuntimeError: if the block is in training mode.
+        """
         require_eval(self)
         self.preffn_bn = fold_norm_before(self.preffn_bn, self.pw1)

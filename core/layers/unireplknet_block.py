@@ -42,7 +42,7 @@ class UniRepLKNetBlock(nn.Module):
         inference_mode: build the folded form.
 
     Raises:
-        InputError: if ``kernel_size`` is negative, even or 1, or ``branches`` do not fit it.
+        InputError: if ``kernel_size`` is none of these, ``branches`` do not fit it, or there is no such ``extra``.
     """
 
     gamma: nn.Parameter | None

@@ -50,7 +50,8 @@ def choose(asked: str, kind: Kind, x: Tensor, kernel: Size, dilation: int) -> Im
             f"{name!r} is no way to compute a depthwise convolution; expected one of {', '.join(IMPLEMENTATIONS)}, or "
             f"{MEASURE!r} to try them all, as implementation= or in the environment variable {ENVIRONMENT}"
         )
-    _chosen[line] = name
+    if not x.is_meta:  # nothing is computed
+        _chosen[line] = name
     return IMPLEMENTATIONS[name]
 
 

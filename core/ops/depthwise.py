@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from core.ops.implementations import convolved
 from core.ops.modes import autocast_dtype, eager, observed, transformed, written_down
 from core.ops.operators import depthwise, depthwise_at_once
 from core.ops.statistics import statistics
@@ -44,7 +44,7 @@ def depthwise_conv2d(
     """
     _check(x, weight)
     if stride > 1 or written_down() or transformed():
-        return _conv2d(x, weight, bias, stride, dilation)
+        return convolved(x, weight, bias, dilation, stride)
     if dtype := autocast_dtype(x):
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if eager() and not observed(x, weight, bias):
@@ -78,7 +78,7 @@ def depthwise_statistics(
     if dtype := autocast_dtype(x):
         x, weight = x.to(dtype), weight.to(dtype)
     if written_down() or transformed():
-        z = _conv2d(x, weight, None, 1, dilation)
+        z = convolved(x, weight, None, dilation)
         var, mean = torch.var_mean(z.to(torch.promote_types(z.dtype, torch.float32)), (0, 2, 3), correction=0)
         return mean, var
     return statistics(x, weight, dilation, implementation)
@@ -91,8 +91,3 @@ def _check(x: Tensor, weight: Tensor) -> None:
             f"a depthwise convolution got a weight of shape {tuple(weight.shape)} for an input with {x.shape[1]} "
             f"channels; expected ({x.shape[1]}, 1, K, K) with K odd"
         )
-
-
-def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
-    padding = (dilation * (weight.shape[2] - 1) // 2, dilation * (weight.shape[3] - 1) // 2)
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])

@@ -42,10 +42,10 @@ def _kernel(weight: Tensor) -> Size:
     return weight.shape[2], weight.shape[3]
 
 
-def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, stride: int = 1) -> Tensor:
     """PyTorch's own convolution, with its own gradients."""
     padding = _padding(_kernel(weight), dilation)
-    return F.conv2d(x, weight, bias, 1, padding, dilation, groups=x.shape[1])
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])
 
 
 def _finished(y: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:

@@ -64,7 +64,11 @@ def table_file() -> Path:
 
 @lru_cache(maxsize=1)
 def fastest() -> dict[str, str]:
-    """Measurements of this machine with this version of PyTorch; none where there are none."""
+    """Measurements of this machine with this version of PyTorch; none where there are none.
+
+    Raises:
+        InputError: if the table cannot be read.
+    """
     try:
         content = json.loads(table_file().read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["convolve", "weight_gradient"]
+__all__ = ["arguments_of", "convolve", "strides", "tap_by_tap", "weight_gradient"]
 
 PROGRAMS = 2048  # weight gradient: about so many programs share the work; an H200 has 132 processors
 
@@ -29,7 +29,7 @@ def _pixels(p, H, W, x_sb, x_sh, x_sw):
 @triton.jit
 def tap_by_tap(
     x_ptr, w_ptr, p, c, real, C, H, W, x_sb, x_sc, x_sh, x_sw,
-    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """(BLOCK_P, BLOCK_C) float32: the convolution at pixels ``p`` and channels ``c``, those that are ``real``."""
@@ -43,8 +43,6 @@ def tap_by_tap(
             dw = (kw - KW // 2) * DIL
             x = tl.load(x_ptr + (dh * x_sh + dw * x_sw), mask=row & (w + dw >= 0) & (w + dw < W), other=0.0)
             tap = kh * KW + kw
-            if FLIP:
-                tap = KH * KW - 1 - tap
             weight = tl.load(w_ptr + c * (KH * KW) + tap, mask=c < C, other=0.0)
             acc += x.to(tl.float32) * weight.to(tl.float32)
     return acc
@@ -53,14 +51,14 @@ def tap_by_tap(
 @triton.jit
 def forward_kernel(
     x_ptr, w_ptr, bias_ptr, y_ptr, P, C, H, W, x_sb, x_sc, x_sh, x_sw, y_sb, y_sc, y_sh, y_sw,
-    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr, BIAS: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, BIAS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_P output pixels of BLOCK_C channels."""
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     real = (p < P) & (c < C)
-    acc = tap_by_tap(x_ptr, w_ptr, p, c, real, C, H, W, x_sb, x_sc, x_sh, x_sw, KH, KW, DIL, FLIP, BLOCK_P, BLOCK_C)
+    acc = tap_by_tap(x_ptr, w_ptr, p, c, real, C, H, W, x_sb, x_sc, x_sh, x_sw, KH, KW, DIL, BLOCK_P, BLOCK_C)
     if BIAS:
         acc += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
     _, _, place = _pixels(p, H, W, y_sb, y_sh, y_sw)
@@ -107,8 +105,8 @@ def arguments_of(x: Tensor, kernel: tuple[int, int], dilation: int) -> dict[str,
     }
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, dilation: int, *, flip: bool = False) -> None:
-    """Convolve every channel with a kernel of its own, which ``flip`` turns by 180 degrees first.
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, dilation: int) -> None:
+    """Convolve every channel with a kernel of its own; the gradient of x is that of dy with the kernel flipped.
 
     Args:
         x: (B, C, H, W) of any strides, not empty.
@@ -116,7 +114,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, dilation
         bias: (C,) contiguous, or None.
         y: the result, in the shape of ``x``, of any strides.
         dilation: distance between two taps, in pixels.
-        flip: the gradient of the input is the flipped convolution of the output's.
     """
     arguments = arguments_of(x, (weight.shape[2], weight.shape[3]), dilation)
     block = 512 // arguments["BLOCK_C"]
@@ -125,7 +122,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, dilation
         *(x, weight, weight if bias is None else bias, y),
         **strides("x", x),
         **strides("y", y),
-        FLIP=flip,
         BIAS=bias is not None,
         BLOCK_P=block,
         **arguments,
@@ -164,4 +160,5 @@ def weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, int], dilation: in
 
 
 def strides(name: str, x: Tensor) -> dict[str, int]:
+    """Strides of (B, C, H, W), in values, as the kernels call them: for 'x' ``x_sb``, ``x_sc``, ``x_sh``, ``x_sw``."""
     return {f"{name}_s{axis}": x.stride(i) for i, axis in enumerate("bchw")}

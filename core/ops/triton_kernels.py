@@ -45,7 +45,7 @@ SPLITS_FROM = 512  # weight gradient: fewer programs than this are split over th
 @triton.jit
 def forward_kernel(
     x_ptr, w_ptr, bias_ptr, y_ptr, M, C, H, W_UNITS, DOWN, ACROSS, D, E_UNITS, STEPS, STEPS_ACROSS, MAGNITUDE,
-    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr, BIAS: tl.constexpr, BANK: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, BIAS: tl.constexpr, BANK: tl.constexpr,
     R: tl.constexpr, WN: tl.constexpr, Q: tl.constexpr, WJ: tl.constexpr, UNIT: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
@@ -56,7 +56,7 @@ def forward_kernel(
     start, h, w = corners(m, channel, C, H, W, DOWN, ACROSS, R, WN)
     acc = products(
         x_ptr, w_ptr, channel, start, h, w, m < M, H, W, D, E_UNITS, STEPS, STEPS_ACROSS,
-        KH, KW, DIL, FLIP, BANK, R, WN, Q, WJ, UPCAST, BLOCK_M,
+        KH, KW, DIL, BANK, R, WN, Q, WJ, UPCAST, BLOCK_M,
     )  # fmt: skip
     if BIAS:
         acc += tl.load(bias_ptr + channel).to(tl.float32)
@@ -115,24 +115,22 @@ def weight_gradient_kernel(
         tl.store(out_ptr + kh * KW + kw, sums, mask=reached)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, *, flip: bool = False) -> Tensor:
-    """Convolve every channel with a kernel of its own, which ``flip`` turns by 180 degrees first.
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """Convolve every channel with a kernel of its own; the gradient of x is that of dy with the kernel flipped.
 
     Args:
         x: (B, C, H, W) contiguous, not empty.
         weight: (C, 1, KH, KW) contiguous, KH and KW odd, in the dtype of ``x``.
         bias: (C,), or None.
         dilation: distance between two taps, in pixels.
-        flip: the gradient of the input is the flipped convolution of the output's.
     """
     y = torch.empty_like(x)
     blocks, arguments = geometry(x, (weight.shape[2], weight.shape[3]), dilation, square=False)
     steps = blocks.steps_down * blocks.steps_across
-    banked, matrices = matrices_of(weight, arguments, blocks.steps_across, flip=flip)
+    banked, matrices = matrices_of(weight, arguments, blocks.steps_across)
     forward_kernel[lambda meta: (triton.cdiv(meta["M"], meta["BLOCK_M"]), meta["C"])](
         *(x, matrices, weight if bias is None else bias, y),
         STEPS=steps,
-        FLIP=flip,
         BIAS=bias is not None,
         BANK=banked,
         **arguments,

@@ -38,9 +38,7 @@ def direct_kernel(
         first = (tl.program_id(0) * TILES + tile) * BLOCK_P
         p = first + tl.arange(0, BLOCK_P)[:, None]
         real = (p < P) & (c < C)
-        acc = tap_by_tap(
-            x_ptr, w_ptr, p, c, real, C, H, W, x_sb, x_sc, x_sh, x_sw, KH, KW, DIL, False, BLOCK_P, BLOCK_C
-        )
+        acc = tap_by_tap(x_ptr, w_ptr, p, c, real, C, H, W, x_sb, x_sc, x_sh, x_sw, KH, KW, DIL, BLOCK_P, BLOCK_C)
         more = tl.maximum(tl.minimum(P - first, BLOCK_P), 0).to(tl.float32)
         share = more / tl.maximum(number + more, 1.0)
         of_tile = tl.sum(acc, axis=0) / tl.maximum(more, 1.0)  # what is not real has no products
@@ -76,7 +74,7 @@ def tensor_core_kernel(
     start, h, w = corners(m, channel, C, H, W, DOWN, ACROSS, R, WN)
     acc = products(
         x_ptr, w_ptr, channel, start, h, w, m < M, H, W, D, E_UNITS, STEPS, STEPS_ACROSS,
-        KH, KW, DIL, False, BANK, R, WN, Q, WJ, UPCAST, BLOCK_M,
+        KH, KW, DIL, BANK, R, WN, Q, WJ, UPCAST, BLOCK_M,
     )  # fmt: skip
     _, exist = pixels(x_ptr, start, h, w, m < M, H, W, R, WN)
     number = tl.sum(tl.sum(exist.to(tl.float32), axis=1), axis=0)
@@ -118,7 +116,7 @@ def on_tensor_cores(x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, T
         dilation: distance between two taps, in pixels.
     """
     blocks, arguments = geometry(x, (weight.shape[2], weight.shape[3]), dilation, square=False)
-    banked, matrices = matrices_of(weight, arguments, blocks.steps_across, flip=False)
+    banked, matrices = matrices_of(weight, arguments, blocks.steps_across)
     slots = triton.cdiv(arguments["M"], ROWS)
     tiles = torch.zeros(3, slots, x.shape[1], dtype=torch.float32, device=x.device)
     tensor_core_kernel[lambda meta: (triton.cdiv(meta["M"], meta["BLOCK_M"]), meta["C"])](

@@ -13,7 +13,7 @@ BANK_FROM = 256  # rows of the product from which T is made once, not by each of
 
 @triton.jit
 def _toeplitz(
-    w_ptr, d, e, KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr,
+    w_ptr, d, e, KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr,
     R: tl.constexpr, WN: tl.constexpr, Q: tl.constexpr, WJ: tl.constexpr,
 ):  # fmt: skip
     """(Q * WJ, R * WN): the kernel of one channel as the matrix of step (d, e)."""
@@ -25,22 +25,20 @@ def _toeplitz(
     if DIL > 1:
         inside = inside & (dh % DIL == 0) & (dw % DIL == 0)
     tap = dh // DIL * KW + dw // DIL
-    if FLIP:
-        tap = KH * KW - 1 - tap
     return tl.load(w_ptr + tap, mask=inside, other=0.0)
 
 
 @triton.jit
 def bank_kernel(
     w_ptr, bank_ptr, E_UNITS,
-    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr, WN: tl.constexpr, WJ: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, WN: tl.constexpr, WJ: tl.constexpr,
 ):  # fmt: skip
     """The matrix (WJ, WN) of one channel, row of taps and e: the bank is (C, steps across, KH, WJ, WN)."""
     place = tl.program_id(0)
     channel = tl.program_id(1)
     d = DIL * (place % KH - KH // 2)
     e = E_UNITS * 8 + place // KH * WJ
-    matrix = _toeplitz(w_ptr + channel * (KH * KW), d, e, KH, KW, DIL, FLIP, 1, WN, 1, WJ)
+    matrix = _toeplitz(w_ptr + channel * (KH * KW), d, e, KH, KW, DIL, 1, WN, 1, WJ)
     bank_ptr += (channel.to(tl.int64) * tl.num_programs(0) + place) * (WJ * WN)
     tl.store(bank_ptr + tl.arange(0, WJ)[:, None] * WN + tl.arange(0, WN)[None, :], matrix)
 
@@ -81,7 +79,7 @@ def pixels(ptr, start, h, w, real, H, W, ROWS: tl.constexpr, COLUMNS: tl.constex
 @triton.jit
 def products(
     x_ptr, w_ptr, channel, start, h, w, real, H, W, D, E_UNITS, STEPS, STEPS_ACROSS,
-    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, FLIP: tl.constexpr, BANK: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, BANK: tl.constexpr,
     R: tl.constexpr, WN: tl.constexpr, Q: tl.constexpr, WJ: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """(BLOCK_M, R * WN) float32: the convolution at the blocks of one channel that begin at (h, w).
@@ -98,18 +96,18 @@ def products(
             place = (channel.to(tl.int64) * STEPS_ACROSS + step % STEPS_ACROSS) * (KH * WJ * WN)
             matrix = _banked(w_ptr + place, d, KH, DIL, R, WN, Q, WJ)
         else:
-            matrix = _toeplitz(w_ptr + channel * (KH * KW), d, e, KH, KW, DIL, FLIP, R, WN, Q, WJ)
+            matrix = _toeplitz(w_ptr + channel * (KH * KW), d, e, KH, KW, DIL, R, WN, Q, WJ)
         if UPCAST:
             x, matrix = x.to(tl.float32), matrix.to(tl.float32)
         acc = tl.dot(x, matrix, acc, input_precision="ieee")
     return acc
 
 
-def matrices_of(weight: Tensor, arguments: dict[str, Any], steps_across: int, *, flip: bool) -> tuple[bool, Tensor]:
+def matrices_of(weight: Tensor, arguments: dict[str, Any], steps_across: int) -> tuple[bool, Tensor]:
     """Whether the matrices are made beforehand, and they, (C, steps across, KH, WJ, WN), or else the weight itself."""
     if arguments["M"] < BANK_FROM:
         return False, weight
     wanted = {name: arguments[name] for name in ("E_UNITS", "KH", "KW", "DIL", "WN", "WJ")}
     bank = weight.new_empty(len(weight), steps_across, wanted["KH"], wanted["WJ"], wanted["WN"])
-    bank_kernel[(steps_across * wanted["KH"], len(weight))](weight, bank, FLIP=flip, **wanted)
+    bank_kernel[(steps_across * wanted["KH"], len(weight))](weight, bank, **wanted)
     return True, bank

@@ -28,6 +28,9 @@ def dilated_to_dense(weight: Tensor, dilation: int | Sequence[int]) -> Tensor:
     Returns:
         (A, B, (k-1)r+1, ...), the dtype of ``weight``.
 
+    Raises:
+        InputError: if a dilation is below 1.
+
     Example:
         >>> dilated_to_dense(torch.tensor([[[1.0, 2.0, 3.0]]]), 2)
         tensor([[[1., 0., 2., 0., 3.]]])

@@ -8,7 +8,7 @@ from core.training.task import Task
 
 __all__ = ["model_card"]
 
-_NAMES = {"acc": "accuracy", "mse": "mse", "mae": "mae"}
+_NAMES = {"acc": "accuracy"}  # the Hub's, where they are not ours
 _SPLITS = {"val": "validation", "test": "test"}
 
 

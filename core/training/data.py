@@ -1,7 +1,7 @@
 """Data loaders that all modalities share: reproducible shuffling, and evaluation that counts each sample once."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 import torch
@@ -12,43 +12,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from core.errors import InputError, MissingError
 from core.samples import NothingFound
+from core.training.epochs import EpochSampler
 
-__all__ = ["DataModule", "EpochSampler", "padding_in_batch"]
-
-
-class EpochSampler(DistributedSampler[Any]):
-    """Shuffles by (seed, epoch) alone, for one process or many: a resumed run sees the order it would have seen.
-
-    ``generator`` is re-seeded with each epoch too. A loader that draws its workers' seeds from it repeats their random
-    augmentation.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        *,
-        replicas: int = 1,
-        rank: int = 0,
-        seed: int = 0,
-        weights: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=True, seed=seed)
-        self.generator = torch.Generator()
-        self.weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
-        self.set_epoch(0)
-
-    def __iter__(self) -> Iterator[int]:
-        """The samples of this process: all of them once, or by weight with replacement."""
-        if self.weights is None:
-            return super().__iter__()
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-        drawn = torch.multinomial(self.weights, self.total_size, replacement=True, generator=generator)
-        return iter(drawn[self.rank :: self.num_replicas].tolist())
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the worker seeds of the next pass."""
-        super().set_epoch(epoch)
-        self.generator.manual_seed(hash((self.seed, epoch, self.rank)) % 2**63)
+__all__ = ["DataModule", "padding_in_batch"]
 
 
 class _LazyLoader(DataLoader[Any]):
@@ -99,6 +65,9 @@ class DataModule(LightningDataModule):
     Attributes:
         classes: names of the classes in the order of their labels; empty where there are none.
         train_weights: draw training samples by these weights with replacement; None for each once an epoch.
+
+    Raises:
+        InputError: if ``batch_size`` or ``num_workers`` is out of range.
     """
 
     def __init__(self, *, batch_size: int = 64, num_workers: int = 2, drop_last: bool = True) -> None:
@@ -127,7 +96,12 @@ class DataModule(LightningDataModule):
         """
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches of ``train_set``."""
+        """Shuffled batches of ``train_set``.
+
+        Raises:
+            MissingError: if there is none.
+            InputError: if a process would have a single sample.
+        """
         dataset, (rank, replicas) = self._filled(self.train_set, "train"), self._place()
         options: dict[str, Any] = {"seed": self._seed(), "weights": self.train_weights}
         sampler = EpochSampler(dataset, replicas=replicas, rank=rank, **options)
@@ -141,15 +115,28 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, sampler=sampler, generator=sampler.generator, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """``val_set`` in order."""
+        """``val_set`` in order.
+
+        Raises:
+            MissingError: if there is none.
+        """
         return self._ordered(self._filled(self.val_set, "val"))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """``test_set`` in order."""
+        """``test_set`` in order.
+
+        Raises:
+            MissingError: if there is none.
+        """
         return self._ordered(self._filled(self.test_set, "test"))
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """``predict_set`` in order, shared between processes without repetition."""
+        """``predict_set`` in order, shared between processes without repetition.
+
+        Raises:
+            MissingError: if there is none.
+            InputError: if there are fewer samples than processes.
+        """
         dataset, (rank, replicas) = self._filled(self.predict_set, "predict"), self._place()
         if isinstance(dataset, Sized) and len(dataset) < replicas:
             raise InputError(f"{len(dataset)} samples for {replicas} processes; type --trainer.devices 1")

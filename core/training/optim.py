@@ -86,6 +86,14 @@ def check_recipe(
 ) -> None:
     """Refuse an optimizer that timm does not have and numbers that train nothing.
 
+    Args:
+        opt: timm's name.
+        lr: highest rate, above 0.
+        min_lr: rate at the end, at most ``lr``.
+        weight_decay: 0 or more.
+        layer_decay: factor on the rate from one layer group to the one before it, in (0, 1].
+        warmup_epochs: 0 or more.
+
     Raises:
         InputError: saying what is expected.
     """

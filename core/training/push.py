@@ -26,6 +26,9 @@ def push_verb(
         folder: write here instead, for a look before it is public.
         private: make a new repository that only its owner sees.
         license: the Hub's word for the licence of the weights.
+
+    Raises:
+        InputError: unless one of ``repository`` and ``folder`` is given, or if the checkpoint cannot be read or pushed.
     """
     if (repository is None) == (folder is None):
         raise InputError("give either OWNER/NAME, a repository of the Hugging Face Hub, or --folder FOLDER")

@@ -178,7 +178,11 @@ class Task(LightningModule):
         self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer with its groups, and warm-up plus cosine stepped with it."""
+        """The optimizer with its groups, and warm-up plus cosine stepped with it.
+
+        Raises:
+            InputError: if the optimizer does not take ``opt_args``, or a callback would add parameters to it later.
+        """
         self._refuse_unfreezing()
         scale, self._planned = self._batch_scale(), self._plan()
         groups = parameter_groups(

@@ -1,13 +1,12 @@
 """Lightning's trainer with two more verbs: export and stats."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from lightning import Trainer
 
 from core.checkpoints import load_weights
-from core.export import export_model
+from core.export import Format, export_model
 from core.training.data import DataModule
 from core.training.task import Task
 
@@ -33,7 +32,7 @@ class ExportingTrainer(Trainer):
         self,
         model: Task,
         datamodule: DataModule,
-        format: Literal["onnx", "torch_export"] = "onnx",
+        format: Format = "onnx",
         output: str | None = None,
         ckpt_path: str | None = None,
         fixed_size: bool = False,

@@ -75,6 +75,12 @@ def test_forms_take_turns_on_batches_of_the_size_asked_for(monkeypatch: pytest.M
     assert turns == 3 * sizes  # once to warm up, and two rounds
 
 
+def test_bytes_kept_for_the_backward_pass_are_those_of_one_image() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()).eval()
+    assert saved_for_backward(net, (3, 10, 12)) == 4 * (3 + 8) * 10 * 12  # input of the one, output of the other
+    assert saved_for_backward(net.half(), (3, 10, 12)) == 2 * (3 + 8) * 10 * 12
+
+
 def test_training_mode_is_refused() -> None:
     with pytest.raises(InputError, match=r"costs are those of eval mode; call model\.eval\(\) first"):
         model_cost(timm.create_model("test_resnet"), (3, 32, 32), rounds=0)

@@ -1,8 +1,10 @@
 """``lightning cost --tune``: what is measured, printed and kept, and that later runs use it."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -12,6 +14,7 @@ import core  # noqa: F401  # registers the models
 from core.analysis.tuning import DTYPES, tune_model
 from core.cli import main
 from core.ops import IMPLEMENTATIONS, chosen_implementations, depthwise_conv2d
+from core.ops.implementations import Implementation
 from core.ops.measure import Convolution, measure
 from core.ops.table import forget, key_of, table_file
 from core.ops.tune import convolutions_of
@@ -45,6 +48,30 @@ def test_all_implementations_of_this_machine_are_timed(kind: str, dtype: torch.d
     measured = measure(convolution, dtype, "cpu", rounds=2)
     assert set(measured.milliseconds) == set(IMPLEMENTATIONS) - {"triton"}
     assert min(measured.milliseconds.values()) == measured.milliseconds[measured.fastest] > 0
+
+
+def test_what_takes_ten_times_as_long_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls, right = [0.0], Counter[str](), IMPLEMENTATIONS["fft"]
+
+    def lasting(name: str, seconds: int) -> Implementation:
+        def forward(*args: Any) -> torch.Tensor:
+            clock[0] += seconds
+            calls[name] += 1
+            return right.forward(*args)
+
+        return right._replace(forward=forward)
+
+    seconds = {"slow": 11, "fft": 1, "near": 9, "very slow": 50}
+    monkeypatch.setattr("core.ops.measure.IMPLEMENTATIONS", {name: lasting(name, s) for name, s in seconds.items()})
+    monkeypatch.setattr("core.ops.measure.perf_counter", lambda: clock[0])
+    measured = measure(Convolution((1, 2, 9, 9), (5, 5), 1, False, "forward"), torch.float32, "cpu", rounds=4)
+    assert measured.milliseconds == {name: 1000 * s for name, s in seconds.items()}
+    assert calls == {
+        "slow": 2,
+        "fft": 6,
+        "near": 5,
+        "very slow": 2,
+    }  # once to compare values; fft gives those of float64
 
 
 def test_wrong_values_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ from torch import nn
 from training.small_runs import picture
 from verb_files import read, saved_net, saved_task, table_rows
 
-import core.analysis.verbs
+import core.analysis.cost_verb
 from core.analysis import model_cost, shape_bias
 from core.cli import main
+from core.ops.choose import ENVIRONMENT
 
 pytest_plugins = ["training.shared_fixtures"]
 
@@ -88,8 +89,9 @@ def test_cost_prints_and_writes_what_the_function_gives(capsys: pytest.CaptureFi
 
 
 def test_cost_measures_speed_and_draws_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    titles, draw = [], core.analysis.verbs.cost_figure
-    monkeypatch.setattr(core.analysis.verbs, "cost_figure", lambda c, title: (titles.append(title), draw(c, title))[1])
+    titles, verb = [], core.analysis.cost_verb
+    draw = verb.cost_figure
+    monkeypatch.setattr(verb, "cost_figure", lambda c, title: (titles.append(title), draw(c, title))[1])
     main(["cost", "test_replknet", "--size", "32", "--rounds", "1", "--batch_size", "2", "--output", "here"])
     content = read("here/cost.json")
     assert all(cost["images_per_second"] > 0 for cost in content["costs"])
@@ -99,6 +101,22 @@ def test_cost_measures_speed_and_draws_it(capsys: pytest.CaptureFixture[str], mo
     assert shown == [pytest.approx(cost["images_per_second"], abs=0.06) for cost in content["costs"]]
     with Image.open("here/cost.png") as image:
         assert image.size == (900, 600)
+
+
+def test_cost_says_what_computed_the_depthwise_convolutions(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.ops.choose._chosen", {})
+    monkeypatch.setenv(ENVIRONMENT, "fft")
+    main(["cost", "test_resnet", "--size", "32", "--rounds", "1", "--batch_size", "1"])
+    assert "depthwise convolutions" not in capsys.readouterr().out
+    assert read("cost/cost.json")["depthwise"] == {}
+    main(["cost", "test_unireplknet", "--size", "64", "--rounds", "1", "--batch_size", "1"])
+    chosen = read("cost/cost.json")["depthwise"]
+    assert f"depthwise convolutions, by what computed them here: fft {len(chosen)}\n" in capsys.readouterr().out
+    assert {(key.split()[0], name) for key, name in chosen.items()} == {("cpu", "fft")}
+    maps = {match[0] for key in chosen for match in re.findall(r"(C=\d+, \d+x\d+), K=(\S+), r=\d+$", key)}
+    assert maps == {"C=8, 16x16", "C=16, 8x8", "C=24, 4x4", "C=32, 2x2"}
 
 
 def test_cost_of_a_checkpoint_and_of_a_model_for_grey_images(trained: dict[str, Path]) -> None:

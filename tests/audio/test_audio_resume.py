@@ -9,7 +9,7 @@ from small_sounds import sound_runs, write_sound_config, write_tones
 from torch.testing import assert_close
 from training.small_runs import Interrupt, command, interrupted_and_resumed, metric, saved, table
 
-from core.training.data import EpochSampler
+from core.training.epochs import EpochSampler
 
 pytest_plugins = ["sound_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_sound_pictures")

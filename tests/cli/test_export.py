@@ -165,6 +165,13 @@ def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch
         export_model(nn.Identity(), torch.zeros(1, 3, 32, 32), tmp_path / "net")
 
 
+@pytest.mark.parametrize("format", ["ONNX", "pt2", ""])
+def test_other_formats_are_refused(format: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"format='{format}'; expected 'onnx' or 'torch_export'"):
+        export_model(nn.Identity(), torch.zeros(1, 3, 32, 32), tmp_path / "net", format=format)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [("unireplknet_s.in22k", "unireplknet_s.in22k.pt2"), ("net.onnx", "net.pt2"), ("net.pt2", "net.pt2")],

@@ -6,37 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
-from golden_values import TINY, tiny
-from torch import Tensor, nn
-from torch.testing import assert_close
+from tiny_weights import STEM, check_same, fresh, saved
 
 import core
 from core.checkpoints import read_state_dict
 from core.errors import InputError
 
-State = dict[str, Tensor]
-STEM = "downsample_layers.0.0.weight"
-
-
-def _model(**options: Any) -> core.UniRepLKNet:
-    return timm.create_model(TINY, **options).eval()
-
-
-def _state(**options: Any) -> State:
-    return tiny(**options).state_dict()
-
-
-def _same(model: nn.Module, expected: State) -> None:
-    assert_close({n: t for n, t in model.state_dict().items() if n in expected}, expected, rtol=0, atol=0)
-
 
 @pytest.mark.parametrize("in_chans", [1, 3, 5])
 def test_stem_of_four_channels_does_not_adapt(in_chans: int, tmp_path: Path) -> None:
-    torch.save(_state(in_chans=4), tmp_path / "weights.pth")
+    torch.save(saved(in_chans=4), tmp_path / "weights.pth")
     with pytest.raises(InputError, match=re.escape(STEM)):
-        core.load_weights(_model(in_chans=in_chans), tmp_path / "weights.pth")
+        core.load_weights(fresh(in_chans=in_chans), tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize(
@@ -49,14 +31,14 @@ def test_stem_of_four_channels_does_not_adapt(in_chans: int, tmp_path: Path) -> 
     ],
 )
 def test_another_variant_is_refused_by_name(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    torch.save(_state(), tmp_path / "weights.pth")
-    model = _model(**options)
+    torch.save(saved(), tmp_path / "weights.pth")
+    model = fresh(**options)
     before = {n: t.clone() for n, t in model.state_dict().items()}
     with pytest.raises(InputError, match=message) as error:
         core.load_weights(model, tmp_path / "weights.pth")
     assert str(error.value).startswith(f"{tmp_path / 'weights.pth'} does not fit the model.")
     assert "Build the variant that the file was saved from" in str(error.value)
-    _same(model, before)
+    check_same(model, before)
 
 
 @pytest.mark.parametrize("name", ["none.pth", "folder", "org/name/file.pth", "org/name.pth"])
@@ -66,7 +48,7 @@ def test_nothing_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(
         FileNotFoundError, match=f"no weights at '{name}' .it is {'a folder' if name == 'folder' else 'not'}"
     ):
-        core.load_weights(_model(), name)
+        core.load_weights(fresh(), name)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +62,11 @@ def test_nothing_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 )
 def test_damaged_files(name: str, content: bytes | None, tmp_path: Path) -> None:
     if content is None:
-        torch.save(_state(), tmp_path / name)
+        torch.save(saved(), tmp_path / name)
         content = (tmp_path / name).read_bytes()[:-5000]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{name} is not a checkpoint that torch or safetensors can read"):
-        core.load_weights(_model(), tmp_path / name)
+        core.load_weights(fresh(), tmp_path / name)
 
 
 class _Dangerous:
@@ -97,10 +79,10 @@ class _Dangerous:
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_code_in_a_file_is_not_run(legacy: bool, tmp_path: Path) -> None:
-    content = {"state_dict": _state(), "hook": _Dangerous(tmp_path / "ran")}
+    content = {"state_dict": saved(), "hook": _Dangerous(tmp_path / "ran")}
     torch.save(content, tmp_path / "weights.pth", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(InputError, match="holds Python objects beside tensors") as error:
-        core.load_weights(_model(), tmp_path / "weights.pth")
+        core.load_weights(fresh(), tmp_path / "weights.pth")
     assert legacy or "io.open" in str(error.value)
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(content["hook"])).close()

@@ -22,7 +22,8 @@ ERRORS = {"ours nchw": 0.002, "ours nhwc": 0.003, "torch nchw": 0.005, "torch nh
 
 
 @pytest.fixture
-def script() -> dict[str, Any]:
+def script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     return runpy.run_path(str(SCRIPT))
 
 

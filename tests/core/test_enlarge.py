@@ -99,6 +99,21 @@ def test_a_layer_is_the_sum_of_its_branches() -> None:
     assert_close(layer(x), (big + small) / (1 + 1e-5) ** 0.5)  # fresh norms
 
 
+def test_bias_of_the_old_layer_is_added() -> None:
+    old, x = filled(_depthwise()), golden_input(2, 8, 11, 14)
+    layer = core.enlarge_kernels(old, 7)[0]
+    big = F.conv2d(x, layer.lkb_origin.conv.weight, padding=3, groups=8)
+    small = F.conv2d(x, old[0].weight, padding=1, groups=8)
+    assert old[0].bias.abs().min() > 0
+    assert_close(layer(x), (big + small) / (1 + 1e-5) ** 0.5 + old[0].bias.view(-1, 1, 1))
+
+
+def test_identity_beside_a_layer_that_was_dense() -> None:
+    layer = core.enlarge_kernels(nn.Conv2d(8, 8, 3, padding=1), 7, identity=True, dense=True).eval()
+    x = golden_input(2, 8, 11, 14)
+    assert_close(layer(x), layer.lkb_origin(x) + layer.small_conv(x) + x)
+
+
 @pytest.mark.parametrize("small_kernel", [0, 3, 5])
 def test_small_branch(small_kernel: int) -> None:
     (layer,) = _large(core.enlarge_kernels(_depthwise(), 9, small_kernel=small_kernel)).values()

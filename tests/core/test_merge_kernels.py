@@ -144,6 +144,10 @@ def test_the_result_is_like_the_first_and_the_branches_stay() -> None:
             [nn.ConvTranspose1d(4, 4, 3, 2), nn.ConvTranspose1d(4, 4, 3, 2, output_padding=1)],
             "branches with output_padding (0,) and (1,) do not merge",
         ),
+        (
+            [nn.ConvTranspose1d(4, 4, 3, 2, dilation=3, output_padding=2)],
+            "output_padding=(2,) needs dilation, which merging takes away; keep it below the stride",
+        ),
         ([nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular")], "only branches with padding_mode='zeros' merge"),
         ([nn.Conv1d(4, 4, 3), nn.Conv1d(4, 4, 3, padding_mode="reflect")], "only branches with padding_mode='zeros'"),
         ([nn.Conv1d(4, 4, 4, padding="same")], "cannot centre a 4 kernel in a 4 one: both odd"),

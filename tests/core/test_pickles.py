@@ -56,6 +56,14 @@ def test_pickles_with_objects_or_damage(tmp_path: Path) -> None:
         read_arrays(tmp_path / "b.dat")
 
 
+@pytest.mark.parametrize("args", [(np.ndarray, (10**9,), "f8"), (np.dtype, (0,), "b"), (np.ndarray, (0, 0), "b")])
+def test_arrays_that_are_built_in_another_way(args: tuple[Any, ...], tmp_path: Path) -> None:
+    build = POINTS.__reduce__()[0]
+    (tmp_path / "a.dat").write_bytes(pickle.dumps(_Attack(build, *args)))
+    with pytest.raises(InputError, match=r"a\.dat builds an array in an unusual way and is not opened further"):
+        read_arrays(tmp_path / "a.dat")
+
+
 def test_pickles_of_python_2(tmp_path: Path) -> None:
     pixels = np.arange(256, dtype=np.uint8).reshape(4, 64)
     (tmp_path / "a.dat").write_bytes(python2_pickle({b"data": pixels, b"labels": [3, 300], b"names": [b"a.png"]}))

@@ -7,6 +7,7 @@ import torch
 from golden_values import difference, filled, golden_input
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
@@ -177,6 +178,14 @@ def test_norms_that_depend_on_the_input_are_refused(norm: nn.Module) -> None:
         fuse_bn_conv(norm.eval(), nn.Linear(4, 4))
     with pytest.raises(ValueError, match="running statistics"):
         fuse_conv_bn(nn.Conv1d(4, 4, 1), norm.eval())
+
+
+def test_a_norm_with_an_activation_is_refused_and_one_without_folds() -> None:
+    conv = nn.Conv2d(4, 6, 3, padding=1)
+    with pytest.raises(ValueError, match=r"cannot fuse BatchNormAct2d: .* or an activation of its own"):
+        fuse_conv_bn(conv, BatchNormAct2d(6).eval())
+    both = filled(nn.Sequential(conv, BatchNormAct2d(6, apply_act=False))).double()
+    assert difference(both, fuse_conv_bn(conv, both[1]), _input(4, 2)) < 1e-12
 
 
 def test_fusing_refuses() -> None:

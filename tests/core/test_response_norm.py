@@ -77,15 +77,21 @@ def test_offset_of_many_places_in_float16() -> None:
     assert beta.grad.tolist() == [8 * 112 * 112] * 2  # more than float16 holds
 
 
-def test_dead_channels_have_no_gradient() -> None:
-    x = torch.randn(2, 3, 3, 4)
+@pytest.mark.parametrize("composed", [False, True])
+def test_dead_channels_have_no_gradient(composed: bool) -> None:
+    x, gamma = torch.randn(2, 3, 3, 4), torch.randn(4)
     x[..., 1] = 0
-    x.requires_grad_()
-    gamma = torch.randn(4).requires_grad_()
-    response_norm(x, gamma, None, 1e-6).square().sum().backward()
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
-    assert (x.grad[..., 1] == 0).all()
+
+    def loss(x: Tensor, gamma: Tensor) -> Tensor:
+        return response_norm(x, gamma, None, 1e-6).square().sum()
+
+    if composed:  # as transforms of functions and compilers see it
+        to_x, to_gamma = torch.func.grad(loss, argnums=(0, 1))(x, gamma)
+    else:
+        to_x, to_gamma = torch.autograd.grad(loss(x.requires_grad_(), gamma.requires_grad_()), (x, gamma))
+    assert to_x.isfinite().all()
+    assert (to_x[..., 1] == 0).all()
+    assert to_gamma.isfinite().all()
 
 
 @pytest.mark.parametrize("kernel", [3, 13])

@@ -111,7 +111,7 @@ def test_tensor_core_kernels(size: tuple[int, int, int], dtype: torch.dtype, mon
 def test_bank_of_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = _recorded(monkeypatch, triton_toeplitz, ["bank_kernel"])
     _recorded(monkeypatch, triton_kernels, ["forward_kernel"])
-    triton_kernels.convolve(*_tensors((128, 56, 31), torch.bfloat16), None, 1, flip=True)
+    triton_kernels.convolve(*_tensors((128, 56, 31), torch.bfloat16), None, 1)
     compiled, spilt = _compile(launches[0], triton.Config({}, num_warps=4, num_stages=1))
     assert spilt == 0
     assert "st.global.v4" in compiled.asm["ptx"]

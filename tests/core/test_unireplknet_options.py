@@ -181,6 +181,19 @@ def test_pooled_vector_is_normed_mean_of_the_map() -> None:
     assert_close(model.forward_head(model.forward_features(x), pre_logits=True), expected)
 
 
+def test_initial_weights_are_the_official_ones() -> None:
+    model = timm.create_model("unireplknet_a", depths=(1, 1, 1, 1), head_init_scale=0.5)
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        if layer.weight.numel() > 2000:
+            expected = 0.01 if layer is model.head else 0.02
+            assert layer.weight.std().item() == pytest.approx(expected, rel=0.1)
+            assert layer.weight.mean().item() == pytest.approx(0, abs=0.1 * expected)
+        assert layer.bias is None or not layer.bias.any()
+    assert sum(layer.weight.numel() > 2000 for layer in layers) > 20
+    assert model.stages[0][0].gamma.eq(1e-6).all()
+
+
 def test_a_new_classifier_starts_as_the_official_one() -> None:
     model = tiny()
     model.reset_classifier(50)

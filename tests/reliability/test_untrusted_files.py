@@ -128,6 +128,19 @@ def test_libraries_that_would_run_it_are_kept_from_it(marker: Path, tmp_path: Pa
     assert marker.exists()  # MMEngine alone
 
 
+@pytest.mark.parametrize("asked", [False, None])
+@pytest.mark.parametrize("forced", ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD"])
+def test_restriction_holds_whatever_the_environment_asks_for(
+    forced: str, asked: bool | None, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(forced, "1")
+    file, before = _attack(tmp_path / "a.pth", marker), dict(os.environ)
+    with restricted_pickles(), pytest.raises(pickle.UnpicklingError):
+        torch.load(file, weights_only=asked)
+    assert dict(os.environ) == before
+    assert not marker.exists()
+
+
 def test_openmmlab_model_is_built_with_the_restriction(marker: Path, tmp_path: Path) -> None:
     models = pytest.importorskip("vision.openmmlab.models")
     file = _attack(tmp_path / "a.pth", marker)
@@ -247,7 +260,7 @@ def test_world_of_objects(marker: Path, tmp_path: Path) -> None:
 
 def test_image_that_is_a_program(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nquit\n")
-    with pytest.raises(InputError, match=r"a\.png cannot be decoded as an image"):
+    with pytest.raises(InputError, match=r"a\.png cannot be decoded as an image: cannot identify image file"):
         read_image(tmp_path / "a.png")
 
 

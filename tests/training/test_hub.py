@@ -112,6 +112,13 @@ def test_the_card_has_a_header_and_a_program_that_runs(name: str, tmp_path: Path
     assert names["output"].shape == _outputs(task).shape
 
 
+def test_the_card_of_a_forecast_names_its_error(tmp_path: Path) -> None:
+    metrics = {"val_mse": 0.5, "val_mae": 0.25, "test_mse": 0.75}
+    card = ModelCard.load(save_pretrained(TASKS["series"](), tmp_path / "shared", metrics=metrics) / "README.md")
+    results = [(r.metric_name, r.metric_type, r.metric_value, r.dataset_split) for r in card.data.eval_results]
+    assert results == [("val_mse", "mse", 0.5, "validation"), ("test_mse", "mse", 0.75, "test")]
+
+
 def test_dtypes_stay(tmp_path: Path) -> None:
     task = _stirred(ImageClassifier(TINY, 3)).bfloat16()
     loaded = from_pretrained(save_pretrained(task, tmp_path / "shared"))

@@ -13,7 +13,7 @@ import pointcloud
 import video
 import vision
 from core.errors import MissingError
-from core.files import Splits, find_files
+from core.files import Splits, find_files, hold_out
 from core.samples import Samples
 from core.training import FolderDataModule, SampleDataModule
 
@@ -93,6 +93,14 @@ def test_class_folders_of_any_modality(tmp_path: Path) -> None:
     assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == [6, 4, 4]
     with pytest.raises(MissingError, match=r"no folder .*/elsewhere/train; expected .*/<class>/\*\.txt"):
         _NotesFolder(str(tmp_path / "elsewhere")).prepare_data()
+
+
+def test_share_of_each_class_is_rounded() -> None:
+    labels = [0] * 16 + [1] * 24 + [2] * 3 + [3]
+    kept, held_out = hold_out(labels, 0.1)
+    assert [[labels[i] for i in held_out].count(label) for label in range(4)] == [2, 2, 1, 0]
+    assert sorted(kept + held_out) == list(range(len(labels)))
+    assert hold_out(labels, 0.1) == (kept, held_out)
 
 
 def test_evaluation_needs_no_training_folder(tmp_path: Path) -> None:

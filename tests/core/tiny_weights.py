@@ -1,0 +1,29 @@
+"""A tiny UniRepLKNet as it starts, the weights that the tests write to files, and their comparison."""
+
+from typing import Any
+
+import timm
+from golden_values import TINY, tiny
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import core
+
+State = dict[str, Tensor]
+STEM = "downsample_layers.0.0.weight"
+
+
+def fresh(**options: Any) -> core.UniRepLKNet:
+    """A net in eval mode with its initial weights."""
+    model: core.UniRepLKNet = timm.create_model(TINY, **options).eval()
+    return model
+
+
+def saved(**options: Any) -> State:
+    """Weights and statistics that differ from the initial ones."""
+    return tiny(**options).state_dict()
+
+
+def check_same(model: nn.Module, expected: State) -> None:
+    """Compare what the model has of the names in ``expected``, exactly."""
+    assert_close({n: t for n, t in model.state_dict().items() if n in expected}, expected, rtol=0, atol=0)
