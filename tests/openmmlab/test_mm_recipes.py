@@ -46,6 +46,12 @@ def _prepared(config: Any, batch: Any, training: bool) -> Any:
         return MODELS.build(config.model.data_preprocessor)(batch, training)
 
 
+@pytest.mark.parametrize(("name", "crop"), [row[:2] for row in SEGMENTED])
+def test_no_class_fills_more_than_three_quarters_of_a_crop(name: str, crop: int) -> None:
+    (step,) = (s for s in _config(name).train_dataloader.dataset.pipeline if s["type"] == "RandomCrop")
+    assert (tuple(step["crop_size"]), step["cat_max_ratio"]) == ((crop, crop), 0.75)
+
+
 @pytest.mark.parametrize(("name", "crop", "seen"), SEGMENTED)
 def test_segmentation_sees_images_as_published(name: str, crop: int, seen: tuple[int, int], tmp_path: Path) -> None:
     """UniRepLKNet stretches test images to multiples of 32, RepLKNet takes them as they are; crops are padded whole."""
