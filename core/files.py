@@ -145,6 +145,10 @@ class ClassFolders:
         """The split that names the classes."""
         return next(filter(self._there, (self.train_split, self.val_split, "test")), self.train_split)
 
+    def has_training(self) -> bool:
+        """Whether there is a training folder; without one the others are for evaluation."""
+        return self._there(self.train_split)
+
     def check(self, *, training: bool = True) -> None:
         """Look at the training folder, or for evaluation alone at the first that is there.
 
@@ -165,7 +169,7 @@ class ClassFolders:
         """
         classes, first = self._files(self._first())
         self._refuse_other_names()
-        train = first if self._there(self.train_split) else []
+        train = first if self.has_training() else []
         if self._there(self.val_split):
             val = self._files(self.val_split, classes)[1]
         elif train:

@@ -125,8 +125,8 @@ class FolderDataModule(SampleDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """List the files of all splits; to fit, there must be some to train on."""
-        if stage in ("fit", None):
-            self.folders.check()
+        if stage in ("fit", None) and not self.folders.has_training():
+            self.folders.check()  # says so; large sets are not listed once more
         super().setup(stage)
 
     def splits(self) -> Splits:
