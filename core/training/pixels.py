@@ -61,7 +61,8 @@ class PixelClassification(ClassificationTask):
         own = Path(self.hparams.get("weights") or "")
         if own.suffix != ".ckpt":
             return getattr(self.backbone, "pretrained_cfg", None) or {}
-        return {name: value for name, value in read_torch_file(own).items() if name in ("mean", "std")}
+        stored = read_torch_file(own) if own.is_file() else {}  # nothing is known of one at an address
+        return {name: value for name, value in stored.items() if name in ("mean", "std")}
 
     def to_pictures(self, x: Tensor) -> Tensor | None:
         """The images that the maps (N, C, H, W) were made from, by the normalisation of the data."""

@@ -62,3 +62,9 @@ def test_weights_of_ones_own_run_know_the_pixels_of_that_run(weights: Path, tmp_
     assert _setup(_task(tmp_path / "run.ckpt"), HALVES[0], (0.25,) * 3, size=64, verb="test") == []
     (told,) = _setup(_task(tmp_path / "run.ckpt"), *HALVES)
     assert "std (0.25, 0.25, 0.25), the data are normalised by (0.5, 0.5, 0.5)" in told
+
+
+def test_a_checkpoint_that_came_from_elsewhere_is_not_looked_for_again(weights: Path) -> None:
+    task = _task(weights)
+    task.hparams["weights"] = "https://example.org/run.ckpt"
+    assert _setup(task, *IMAGENET, size=64, verb="test") == []
