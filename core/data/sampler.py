@@ -1,4 +1,4 @@
-"""The order of training samples: what an epoch and a seed say, and nothing else."""
+"""The order of the training samples, which depends on the seed and the epoch alone."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,17 +10,17 @@ __all__ = ["EpochSampler"]
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffles by (seed, epoch) alone, for one process or many: a resumed run sees the order it would have seen.
+    """Shuffles by (seed, epoch) alone, for one process or many, so that a resumed run sees the order it would have seen.
 
     ``generator`` is re-seeded with each epoch too. A loader that draws its workers' seeds from it repeats their random
     augmentation.
 
     Args:
-        dataset: what is shuffled; it has a length.
+        dataset: the samples; it has a length.
         replicas: number of processes.
         rank: of this process among them.
         seed: the same in all processes.
-        weights: draw by them with replacement, one for each sample; None for each sample once an epoch.
+        weights: one for each sample; samples are then drawn by them with replacement. None takes each sample once.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class EpochSampler(DistributedSampler[Any]):
         """The samples of this process: all of them once, or by weight with replacement."""
         if self.weights is None:
             return super().__iter__()
+
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
         drawn = torch.multinomial(self.weights, self.total_size, replacement=True, generator=generator)
         return iter(drawn[self.rank :: self.num_replicas].tolist())

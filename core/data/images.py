@@ -1,23 +1,42 @@
-"""Images: files found below a folder, decoded, and named when they are broken; maps turned back into pixels."""
+"""Images: files found below a folder, decoded, named when they are broken, and what a model must know of its pixels."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from core.data.folders import find_files
+from core.data.spec import DataSpec
 from core.errors import InputError, MissingError
-from core.files import find_files
 
-__all__ = ["SUFFIXES", "Mode", "image_files", "read_image", "to_pixels"]
+__all__ = ["SUFFIXES", "Mode", "PixelSpec", "image_files", "read_image"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Mode = Literal["RGB", "L"]
+"""'RGB' for three channels, 'L' for one (gray)."""
+
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Decoders that may be tried: PIL goes by the content, and would hand PostScript to Ghostscript, which runs it."""
+
+
+@dataclass(frozen=True)
+class PixelSpec(DataSpec):
+    """What a model must know of pixels, of images or of the frames of videos.
+
+    Attributes:
+        size: side of an image or frame, in pixels.
+        mode: 'RGB' or 'L'.
+        mean: of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel, for pixels in [0, 1].
+    """
+
+    size: int = 224
+    mode: Mode = "RGB"
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
 
 
 def image_files(path: Path) -> list[Path]:
@@ -31,7 +50,7 @@ def image_files(path: Path) -> list[Path]:
 
 
 def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
-    """The decoded image, 'RGB' or 'L' (grey), of 8 bits; of an image of 16 bits the upper 8.
+    """The decoded image, 'RGB' or 'L' (gray), of 8 bits; of an image of 16 bits the upper 8.
 
     It is turned as its EXIF flag says, which Hugging Face's, mmcv's and OpenCV's readers do too, torchvision's and
     timm's do not.
@@ -44,7 +63,7 @@ def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
         raise MissingError(f"there is no image {path}; correct the list that names it")
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            image.filename = ""  # else PIL maps the file, and scrambles a grey TIFF that lies on its side
+            image.filename = ""  # else PIL maps the file, and scrambles a gray TIFF that lies on its side
             return _upright(_of_8_bits(image, path).convert(mode), image)
     except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be decoded as an image: {error}; replace it") from error
@@ -73,9 +92,3 @@ def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
     pixels.info.clear()  # PIL would write back all that the camera says, also what is broken
     pixels.getexif()[ExifTags.Base.Orientation] = flag
     return ImageOps.exif_transpose(pixels)
-
-
-def to_pixels(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Undo the normalisation of (B, C, H, W) maps, for pictures; the result is clipped to [0, 1]."""
-    mean_C11, std_C11 = (torch.tensor(list(v)).view(-1, 1, 1).to(x_BCHW) for v in (mean, std))
-    return (x_BCHW * std_C11 + mean_C11).clamp(0, 1)

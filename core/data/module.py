@@ -1,0 +1,276 @@
+"""The base of all data modules: reproducible shuffling, and evaluation that counts each sample once."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+
+from core.data.sampler import EpochSampler
+from core.data.samples import EmptyBatch
+from core.data.spec import DataSpec
+from core.errors import InputError, MissingError
+
+__all__ = ["DataModule", "attached_data_module", "padding_in_batch"]
+
+
+class DataModule(LightningDataModule):
+    """Base of all data modules.
+
+    Subclasses fill ``train_set``, ``val_set``, ``test_set`` and ``predict_set`` in ``setup``, with raw samples, and say
+    in ``settings`` and ``spec`` what a model must know of the data. Data modules of labeled samples derive from
+    :class:`core.data.SampleDataModule`.
+
+    Args:
+        batch_size: samples for each process and step.
+        num_workers: processes that load data, for each training process; 0 loads in the training process.
+        drop_last: leave out the incomplete last training batch. A batch of a single sample is always left out, since
+            batch norm would take its statistics from that sample alone.
+
+    Attributes:
+        classes: names of the classes in the order of their labels; empty where there are none.
+        train_weights: draw training samples by these weights with replacement; None takes each once an epoch.
+        collate: makes a batch of samples; None for torch's own way.
+
+    Raises:
+        InputError: if ``batch_size`` or ``num_workers`` is out of range.
+    """
+
+    def __init__(self, *, batch_size: int = 64, num_workers: int = 2, drop_last: bool = True) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise InputError(f"batch_size={batch_size}, num_workers={num_workers}; give at least 1 and at least 0")
+
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.drop_last = drop_last
+
+        self.classes: Sequence[str] = ()
+        self.train_set: Dataset[Any] | None = None
+        self.val_set: Dataset[Any] | None = None
+        self.test_set: Dataset[Any] | None = None
+        self.predict_set: Dataset[Any] | None = None
+        self.train_weights: Sequence[float] | None = None
+        self.collate: Callable[[list[Any]], Any] | None = None
+
+    # What a model must know of the data
+
+    def settings(self) -> DataSpec:
+        """The options of this data module that a model must agree with, without a look at the data."""
+        return DataSpec()
+
+    def spec(self) -> DataSpec:
+        """The settings with what the data say: class names, statistics. Read once, and kept.
+
+        Raises:
+            MissingError: if the data are not there.
+            InputError: if they cannot be used.
+        """
+        return self.settings()
+
+    @property
+    def predicts_files(self) -> bool:
+        """Whether ``predict`` reads files that the user named, so that no other data need to be there."""
+        return False
+
+    def measure(self) -> dict[str, float]:
+        """Measure the statistics of the training data, for the verb ``stats``.
+
+        Raises:
+            InputError: if this kind of data is normalized by given numbers.
+        """
+        raise InputError(
+            f"{type(self).__name__} measures no statistics; it is normalized by --data.mean and --data.std"
+        )
+
+    # Lightning's hooks
+
+    def prepare_data(self) -> None:
+        """Check the data before training starts; raises what :meth:`check_data` raises."""
+        self.check_data()
+
+    def check_data(self) -> None:
+        """Look at the data on disk, or make them; a data set says how.
+
+        Raises:
+            MissingError: if they are not there.
+            InputError: if they cannot be used.
+        """
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled batches of ``train_set``.
+
+        Raises:
+            MissingError: if there is no training set.
+            InputError: if a process would have a single sample.
+        """
+        dataset = self._filled(self.train_set, "train")
+        rank, replicas = self._rank_and_replicas()
+        sampler = EpochSampler(
+            dataset,
+            replicas=replicas,
+            rank=rank,
+            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            weights=self.train_weights,
+        )
+        if len(sampler) < 2:
+            raise InputError(
+                "there is one training sample for each process, whatever the batch size, and at least two are needed: "
+                "batch norm would take the statistics of all steps from that sample alone"
+            )
+
+        drop_last = self.drop_last and len(sampler) >= self.batch_size
+        if len(sampler) % self.batch_size == 1 and self.batch_size > 1:
+            drop_last = True
+
+        return self._loader(dataset, sampler, drop_last=drop_last, generator=sampler.generator)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """``val_set`` in order.
+
+        Raises:
+            MissingError: if there is none.
+        """
+        return self.ordered_loader(self._filled(self.val_set, "val"))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """``test_set`` in order.
+
+        Raises:
+            MissingError: if there is none.
+        """
+        return self.ordered_loader(self._filled(self.test_set, "test"))
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """``predict_set`` in order, shared between processes without repetition.
+
+        Raises:
+            MissingError: if there is none.
+            InputError: if there are fewer samples than processes.
+        """
+        dataset = self._filled(self.predict_set, "predict")
+        rank, replicas = self._rank_and_replicas()
+        if isinstance(dataset, Sized) and len(dataset) < replicas:
+            raise InputError(f"{len(dataset)} samples for {replicas} processes; type --trainer.devices 1")
+
+        sampler = UnrepeatedDistributedSampler(dataset, num_replicas=replicas, rank=rank, shuffle=False)
+        return self._loader(dataset, sampler)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse class labels outside [0, len(classes)) while they are still on the CPU.
+
+        Raises:
+            InputError: naming the label.
+        """
+        labels = batch[1] if isinstance(batch, list | tuple) else None
+        if self.classes and isinstance(labels, Tensor) and labels.dtype == torch.int64 and len(labels):
+            wrong = labels[(labels < 0) | (labels >= len(self.classes))]
+            if len(wrong):
+                raise InputError(f"label {int(wrong[0])} is outside 0..{len(self.classes) - 1}; check the labels")
+
+        return batch
+
+    # Loaders
+
+    def ordered_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+        """Batches in order; several processes share them, and the last round repeats the first samples."""
+        rank, replicas = self._rank_and_replicas()
+        return self._loader(dataset, DistributedSampler(dataset, replicas, rank, shuffle=False))
+
+    def _loader(
+        self,
+        dataset: Dataset[Any],
+        sampler: Sampler[Any],
+        *,
+        drop_last: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> DataLoader[Any]:
+        return _LazyLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=drop_last,
+            generator=generator,
+        )
+
+    def _filled(self, dataset: Dataset[Any] | None, split: str) -> Dataset[Any]:
+        if dataset is None or (isinstance(dataset, Sized) and len(dataset) == 0):
+            raise MissingError(f"{type(self).__name__} has no {split} samples; call setup(), or give it such data")
+        return dataset
+
+    def _rank_and_replicas(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+class _LazyLoader(DataLoader[Any]):
+    """A loader whose workers start with the first batch, not with the iterator.
+
+    Lightning opens an iterator before it has restored the epoch of a resumed run; workers that started then would
+    already hold batches in the order of epoch 0.
+
+    Batches in which every sample is broken are left out. In training the last good batch is repeated for each of them,
+    since schedules, validation and the other processes count the steps of an epoch.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        last = None
+        empty: list[EmptyBatch] = []
+        for batch in super().__iter__():
+            if isinstance(batch, EmptyBatch):
+                empty.append(batch)
+                self._check_alone(batch)
+            else:
+                last = batch
+                yield batch
+
+        if empty and last is None:
+            raise InputError(f"no {empty[0].kind} can be used; check the files named in the warnings")
+        if isinstance(self.sampler, EpochSampler):
+            for _ in empty:
+                yield last
+
+    def _check_alone(self, batch: EmptyBatch) -> None:
+        """Refuse an empty batch where several processes evaluate, since they wait for each other at every batch."""
+        shared = isinstance(self.sampler, DistributedSampler) and self.sampler.num_replicas > 1
+        if shared and not isinstance(self.sampler, EpochSampler | UnrepeatedDistributedSampler):
+            raise InputError(
+                f"no {batch.kind} of a whole batch can be used; replace the files named in the warnings, or type "
+                "--trainer.devices 1, which leaves such a batch out"
+            )
+
+
+def attached_data_module(trainer: Trainer) -> DataModule | None:
+    """The data module that a trainer was given, if it is one of this project."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, DataModule) else None
+
+
+def padding_in_batch(loader: Any, batch_idx: int, size: int) -> int:
+    """The number of samples at the end of a batch that only repeat others.
+
+    ``DistributedSampler`` gives sample i to process i mod P and fills the last round from the beginning, so that every
+    process has the same number. Leaving those samples out makes a metric over P processes equal to that of one.
+
+    Args:
+        loader: the evaluation loader of this process, alone or in a list.
+        batch_idx: index of the batch in it.
+        size: samples in the batch.
+    """
+    loader = loader[0] if isinstance(loader, list | tuple) else loader
+    sampler = getattr(loader, "sampler", None)  # Lightning takes any iterable
+    if not isinstance(sampler, DistributedSampler) or not isinstance(loader.dataset, Sized) or not loader.batch_size:
+        return 0
+
+    first = batch_idx * loader.batch_size
+    last = min(first + loader.batch_size, len(sampler))  # not first + size: broken files may have been left out
+    places = (place * sampler.num_replicas + sampler.rank for place in range(first, last))
+    return min(size, sum(place >= len(loader.dataset) for place in places))

@@ -1,0 +1,160 @@
+"""Samples and splits of a data set: their sources and targets, held-out shares, and broken ones left out on request."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from torch.utils.data import default_collate
+
+from core.errors import InputError, MissingError
+
+__all__ = [
+    "EmptyBatch",
+    "Sample",
+    "Samples",
+    "Splits",
+    "Validation",
+    "collate_found",
+    "hold_out",
+    "named",
+    "read_or_skip",
+    "source_name",
+]
+
+Sample = tuple[Any, Any]
+"""The source of a sample (a path, a name with an array, or what else a modality reads), and its target."""
+
+Samples = Sequence[Sample]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Class names in the order of their labels, and the (source, label) pairs of each split."""
+
+    classes: Sequence[str]
+    train: Samples
+    val: Samples
+    test: Samples
+
+
+def named(samples: Samples) -> list[tuple[Any, str]]:
+    """The same samples with their names as targets, for prediction."""
+    return [(source, source_name(source)) for source, _ in samples]
+
+
+def source_name(source: Any) -> str:
+    """The name of a source: a file's path, or the name that stands beside an array."""
+    if isinstance(source, tuple) and isinstance(source[1], np.ndarray):
+        return str(source[0])
+
+    return str(source)
+
+
+def read_or_skip(read: Callable[[], T], *, skip_broken: bool) -> T | None:
+    """The result of ``read``, or None with a warning if the sample is broken and may be left out.
+
+    Args:
+        read: reads the sample, and raises InputError or MissingError if it cannot.
+        skip_broken: whether a broken sample may be left out.
+
+    Raises:
+        MissingError: from ``read``; a file that is not there means a wrong list, and is never skipped.
+        InputError: from ``read``, with the option that leaves such samples out.
+    """
+    try:
+        return read()
+    except MissingError:
+        raise
+    except InputError as error:
+        if not skip_broken:
+            raise InputError(f"{error}, or type --data.skip_broken true") from error
+
+        warnings.warn(f"skipped: {error}", stacklevel=3)
+        return None
+
+
+@dataclass(frozen=True)
+class EmptyBatch:
+    """A batch in which every sample was broken; the loaders of :class:`core.data.DataModule` leave it out.
+
+    Attributes:
+        kind: the word for a sample in messages, as in 'image'.
+    """
+
+    kind: str
+
+
+def collate_found(samples: Sequence[Any], kind: str, collate: Callable[[list[Any]], Any] = default_collate) -> Any:
+    """A batch of the samples that were read.
+
+    Args:
+        samples: of a batch; None for one that was skipped.
+        kind: the word for a sample in messages, as in 'image'.
+        collate: makes the batch; by default as torch does.
+
+    Returns:
+        The batch, or :class:`EmptyBatch` if all samples were skipped.
+    """
+    found = [sample for sample in samples if sample is not None]
+    return collate(found) if found else EmptyBatch(kind)
+
+
+def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
+    """Positions to keep and positions to hold out: a share of each class, the same at every call, in order.
+
+    Args:
+        labels: class of each sample.
+        share: in (0, 1). At least one sample of a class is held out and at least one is kept; a single one is kept.
+    """
+    positions: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        positions.setdefault(label, []).append(i)
+
+    generator = np.random.default_rng(0)
+    held_out: set[int] = set()
+    for _, members in sorted(positions.items()):
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held_out.update(generator.permutation(members)[:count].tolist())
+
+    kept = [i for i in range(len(labels)) if i not in held_out]
+    return kept, sorted(held_out)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation split of a data set that is published with a training and a test split alone.
+
+    Attributes:
+        val_split: 'held_out' for a share of each class of the training split, 'test' for the test split.
+        val_share: the share held out, in (0, 1).
+
+    Raises:
+        InputError: if ``val_share`` is out of range.
+    """
+
+    val_split: Literal["held_out", "test"]
+    val_share: float
+
+    def __post_init__(self) -> None:
+        if self.val_split not in ("held_out", "test") or not 0 < self.val_share < 1:
+            raise InputError(
+                f"val_split={self.val_split!r}, val_share={self.val_share}; "
+                "expected 'held_out' or 'test', and a share in (0, 1)"
+            )
+
+    def splits(self, classes: Sequence[str], train: Samples, test: Samples) -> Splits:
+        """All three splits, made of the two that are published."""
+        if self.val_split == "test":
+            return Splits(classes, train, test, test)
+
+        kept, held_out = hold_out([int(label) for _, label in train], self.val_share)
+        return Splits(
+            classes,
+            train=[train[i] for i in kept],
+            val=[train[i] for i in held_out],
+            test=test,
+        )
