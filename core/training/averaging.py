@@ -10,11 +10,11 @@ __all__ = ["EMA"]
 
 
 class EMA(EMAWeightAveraging):
-    """Lightning's averaging callback, right before its first update too.
+    """Lightning's averaging callback, corrected before its first update and fast on GPUs.
 
-    Lightning validates, saves and ends with the initial weights until the average has been updated once
-    (Lightning-AI/pytorch-lightning#21724). Here the average follows the current weights until it starts. It lives where
-    the model is trained, and all tensors of a kind are averaged at once, where Lightning's stays on the CPU, to which
+    Until the first update of the average, Lightning validates, saves and ends with the initial weights
+    (Lightning-AI/pytorch-lightning#21724). Here the average equals the current weights until then. It also lives on the
+    device that trains, and all tensors of a dtype are averaged in one call; Lightning's stays on the CPU, to which
     every update would copy the weights of a GPU one by one.
 
     Args:
@@ -27,7 +27,7 @@ class EMA(EMAWeightAveraging):
         self.decay = decay
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the model; in this moment it is still on the CPU, also if a GPU will train it."""
+        """Copy the model to the device that will train it; at this point the model is still on the CPU."""
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
@@ -36,20 +36,20 @@ class EMA(EMAWeightAveraging):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""
-        self._follow(pl_module)
+        self._copy_weights_before_first_update(pl_module)
         super().on_validation_epoch_start(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End with the average."""
-        self._follow(pl_module)
+        """Leave the average in the model."""
+        self._copy_weights_before_first_update(pl_module)
         super().on_train_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the average as the checkpoint's weights, the current ones beside it."""
-        self._follow(pl_module)
+        """Save the average as the checkpoint's weights, and the current weights beside it."""
+        self._copy_weights_before_first_update(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
-    def _follow(self, pl_module: LightningModule) -> None:
+    def _copy_weights_before_first_update(self, pl_module: LightningModule) -> None:
         average = self._average_model
         if average is not None and not average.n_averaged:
             average.module.load_state_dict(pl_module.state_dict())
