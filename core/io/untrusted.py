@@ -1,0 +1,161 @@
+"""Read files from strangers: nothing in them is executed, and damage is found before it is used."""
+
+import argparse
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.errors import InputError, MissingError
+
+__all__ = ["read_arrays", "read_torch_file", "restricted_pickles"]
+
+_CHUNK = 2**24  # bytes
+
+
+def read_torch_file(path: Path) -> Any:
+    """Read a file that ``torch.save`` wrote; only tensors, numbers, texts and containers are accepted.
+
+    ``torch.load`` does not verify the checksums inside the file, so a flipped bit would silently become a weight. They
+    are verified here first, at the speed of reading.
+
+    Args:
+        path: file to read.
+
+    Returns:
+        The content, with tensors on the CPU.
+
+    Raises:
+        InputError: if torch cannot read the file, if it is damaged, or if it asks for code.
+    """
+    damage = _failed_checksum(path)
+    if damage is not None:
+        raise InputError(
+            f"{path} is damaged: {damage}. Copy or download it again, or take another checkpoint of the run, best or "
+            "last"
+        )
+    try:
+        # The official training scripts store their arguments as a Namespace, which is harmless.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        unsafe = re.findall(r"GLOBAL ([\w.]+)", str(error))
+        if unsafe:
+            raise InputError(
+                f"{path} holds Python objects beside tensors ({', '.join(unsafe)}) and is not opened, since that could "
+                "run code; save its tensors alone with torch.save(state_dict, ...) in an environment you trust"
+            ) from error
+        reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
+        raise InputError(f"{path} is not a checkpoint that torch or safetensors can read: {reason}") from error
+    except Exception as error:
+        reason = str(error).partition(". This is commonly")[0] or type(error).__name__
+        raise InputError(f"{path} is not a checkpoint that torch or safetensors can read: {reason}") from error
+
+
+def _failed_checksum(path: Path) -> str | None:
+    """Say what is wrong with a zip file by its own checksums; None if they hold, or if the file has none."""
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for part in archive.infolist():
+                if not part.CRC:  # torch.serialization.set_crc32_options(False) writes none
+                    continue
+                with archive.open(part) as content:
+                    while content.read(_CHUNK):  # zipfile compares the checksum as it reads
+                        pass
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+@contextmanager
+def restricted_pickles() -> Iterator[None]:
+    """Make every ``torch.load`` of this process and its children refuse code, even where a library allows it.
+
+    MMEngine, for one, loads what the ``init_cfg`` of a config names without the restriction.
+    """
+    force = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    opposite = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = {name: os.environ.pop(name, None) for name in (force, opposite)}
+    os.environ[force] = "1"
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def read_arrays(path: Path) -> Any:
+    """Read a pickle of numpy arrays, numbers and texts in lists, tuples and dicts; nothing else is accepted.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if the file is damaged, or asks for anything else; none of it has been executed then.
+    """
+    if not path.is_file():
+        raise MissingError(f"there is no {path}; download it, or correct the folder")
+    try:
+        with path.open("rb") as file:
+            # Python 2 wrote texts, and the content of arrays, as bytes.
+            return _ArrayUnpickler(file, encoding="latin1").load()
+    except InputError as error:
+        raise InputError(f"{path} {error}") from None
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise InputError(f"{path} cannot be read as a pickle: {error!r}; download it again") from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickler that finds only what arrays are rebuilt with, under the names that numpy has given it over time."""
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        module = module.replace("numpy._core", "numpy.core")
+        allowed: dict[tuple[str, str], Callable[..., Any]] = {
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+            ("numpy.core.multiarray", "scalar"): _scalar,
+            ("numpy.core.numeric", "_frombuffer"): _array_from_buffer,
+            ("_codecs", "encode"): _encode,
+        }
+        if (module, name) not in allowed:
+            raise InputError(
+                f"asks for {module}.{name} and is not opened further, since that could run code; only numpy arrays, "
+                "numbers and containers are read. Save it again as arrays alone"
+            )
+        return allowed[module, name]
+
+
+def _empty_array(kind: Any, shape: Any, dtype: Any) -> np.ndarray:
+    """Stand in for numpy's ``_reconstruct``: an empty array, which the pickle then fills."""
+    if kind is not np.ndarray or shape != (0,):
+        raise InputError("builds an array in an unusual way and is not opened further; save it again with numpy")
+    return np.empty(0, dtype)
+
+
+def _scalar(dtype: np.dtype, value: bytes) -> Any:
+    return np.frombuffer(value, _without_objects(dtype), 1)[0]
+
+
+def _array_from_buffer(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
+    return np.frombuffer(buffer, _without_objects(dtype)).reshape(shape, order=order)
+
+
+def _without_objects(dtype: np.dtype) -> np.dtype:
+    if dtype.hasobject:
+        raise InputError("holds arrays of objects; only arrays of numbers are read. Save it again as numbers")
+    return dtype
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand in for ``codecs.encode``, by which pickles of protocol 2 write bytes."""
+    return text.encode("latin1" if encoding == "latin1" else "ascii")
