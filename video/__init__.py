@@ -1,18 +1,20 @@
-"""Video: clips become one large image, images become classes."""
+"""Video: a clip becomes one large image, which an image backbone classifies."""
 
-from video.camera_moves import CameraMoves
-from video.data import VideoDataModule
-from video.feature_map import clip_to_map, map_to_clip
+from video.data import VideoDataModule, VideoSpec
+from video.demo import CameraMoves
+from video.feature_map import ClipMap, clip_to_map, map_to_clip
 from video.sets import FrameList, VideoFolder, VideoList
 from video.task import VideoClassifier
 
 __all__ = [
     "CameraMoves",
+    "ClipMap",
     "FrameList",
     "VideoClassifier",
     "VideoDataModule",
     "VideoFolder",
     "VideoList",
+    "VideoSpec",
     "clip_to_map",
     "map_to_clip",
 ]

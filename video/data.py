@@ -1,52 +1,132 @@
-"""What all video data modules share: which frames become clips, and how clips are augmented."""
+"""Video data: the clips that are read from videos, their augmentation, and what a model must know of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
+import numpy as np
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from core.data.images import PixelSpec
+from core.data.labeled import SampleDataModule, Split
+from core.data.samples import Samples, collate_found, read_or_skip
 from core.errors import InputError
-from core.samples import Samples
-from core.training.samples import SampleDataModule, Split
-from video.augment import TestCrops, TrainCrops, erase
-from video.decoding import Decoder
-from video.files import Clips, Source, video_files
-from video.sampling import Sampling
+from video.augment import TestCrops, TrainCrops
+from video.files import Source, open_video, video_files
+from video.sampling import FrameIndices, Sampling, SamplingMode
 
-__all__ = ["VideoDataModule"]
+__all__ = ["Clips", "VideoDataModule", "VideoSpec"]
+
+
+@dataclass(frozen=True)
+class VideoSpec(PixelSpec):
+    """What a model must know of its videos: the pixels of their frames, and how clips are made of them.
+
+    Attributes:
+        num_frames: T, the number of frames of a clip.
+        sampling_rate: video frames for each frame of a dense clip.
+        sampling: 'dense' or 'uniform', see :class:`video.sampling.Sampling`.
+        test_views: clips over the length of a video, in test and prediction.
+        test_crops: crops over the longer side of each of these clips.
+        short_side: frames of files whose shorter side has more pixels are scaled down to this; None keeps their size.
+    """
+
+    num_frames: int = 16
+    sampling_rate: int = 4
+    sampling: SamplingMode = "dense"
+    test_views: int = 5
+    test_crops: int = 3
+    short_side: int | None = 320
+
+
+class Clips(Dataset[tuple[Tensor, Any] | None]):
+    """Reads clips of videos, each with the target of its video.
+
+    Args:
+        samples: (video, target) pairs.
+        choose: gives for a number of frames the indices of one clip (T,), or of several views (V, T).
+        transform: turns frames (T, C, H, W) or (V, T, C, H, W) uint8 into clips (N, ..., T, C, size, size) uint8.
+        short_side: frames of files whose shorter side has more pixels are scaled down to this; None keeps their size.
+        skip_broken: give None for a video that cannot be used, with a warning, instead of stopping.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        choose: Callable[[int], FrameIndices],
+        transform: Callable[[Tensor], Tensor],
+        *,
+        short_side: int | None = None,
+        skip_broken: bool = False,
+    ) -> None:
+        self.samples = samples
+        self.choose = choose
+        self.transform = transform
+        self.short_side = short_side
+        self.skip_broken = skip_broken
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
+        """The clip of a video and its target; None for a broken video that is skipped.
+
+        Returns:
+            (T, C, size, size) uint8, or (N, T, C, size, size) for several clips, and the target.
+
+        Raises:
+            MissingError: if the file is not there.
+            InputError: if the video cannot be used.
+        """
+        source, target = self.samples[index]
+        clips = read_or_skip(partial(self._read, source), skip_broken=self.skip_broken)
+        return None if clips is None else (clips, target)
+
+    def _read(self, source: Source) -> Tensor:
+        with open_video(source, short_side=self.short_side) as video:
+            indices = self.choose(len(video))
+
+            # Views overlap: each frame is decoded once.
+            wanted, places = np.unique(indices, return_inverse=True)
+            decoded = np.ascontiguousarray(video.read(wanted))
+
+        frames = torch.from_numpy(decoded).permute(0, 3, 1, 2)
+        clips = self.transform(frames[torch.from_numpy(places.reshape(indices.shape))])
+
+        # Crops and views of a video are one axis: (crops, V, T, C, H, W) to (N, T, C, H, W).
+        clips = clips.flatten(0, -5)
+        return clips[0] if len(clips) == 1 else clips
 
 
 class VideoDataModule(SampleDataModule):
-    """Base of the video data modules: clips of T frames of one size, their augmentation, prediction on any videos.
+    """Base of the video data modules: which frames become clips, their size, and their augmentation.
 
-    Loading processes decode and crop, and give uint8; clips are normalised and erased where the model is. Batches are
-    clips (B, T, C, size, size) float with their targets; for test and prediction with more than one view
-    (B, views, T, C, size, size).
+    Batches are raw frames (B, T, C, size, size) uint8 with their targets. Where a video gives N clips they are
+    (B, N, T, C, size, size): in training N augmentations of one clip, each of which counts as a sample, in test and
+    prediction N views of the video, whose probabilities the task averages.
 
     Args:
-        num_frames: T.
-        sampling_rate: frames of a video for each frame of a dense clip.
-        sampling: 'dense', a window of num_frames * sampling_rate frames, or 'uniform', over the whole video.
-        size: side of a frame of the clip, in pixels.
+        num_frames: T, the number of frames of a clip.
+        sampling_rate: video frames for each frame of a dense clip.
+        sampling: 'dense' for a window of num_frames * sampling_rate frames, 'uniform' for frames of the whole video.
+        size: side of the frames of a clip, in pixels.
         mean: of each channel, for pixels in [0, 1].
         std: of each channel.
-        scale: range of the share of a training frame that its crop covers.
+        scale: range of the share of a training frame's area that its crop covers.
         hflip: probability of a horizontal flip in training.
-        auto_augment: timm's RandAugment policy in training, or None.
-        erasing: probability of erasing a rectangle in training.
-        repeats: clips that training makes of one decoded clip; a step then sees batch_size * repeats.
-        test_views: clips over the length of a video in test and prediction.
-        test_crops: crops over the longer side of each.
-        short_side: decoded frames whose shorter side is larger are scaled down to it, as data sets of videos are
-            usually kept; None for none.
-        decoder: 'pyav', or 'torchcodec' where that is installed.
-        kwargs: arguments of :class:`core.training.SampleDataModule`.
-
-    Raises:
-        InputError: if a number is out of range.
+        auto_augment: RandAugment policy of training in timm's notation, or null.
+        repeats: augmented clips that training makes of one decoded clip; a step has batch_size * repeats samples.
+        test_views: clips over the length of a video, in test and prediction.
+        test_crops: crops over the longer side of each of these clips.
+        short_side: frames of files whose shorter side has more pixels are scaled down to this, as data sets of videos
+            are usually kept; null keeps their size.
+        kwargs: arguments of :class:`core.data.SampleDataModule`.
     """
 
     def __init__(
@@ -54,58 +134,103 @@ class VideoDataModule(SampleDataModule):
         *,
         num_frames: int = 16,
         sampling_rate: int = 4,
-        sampling: Literal["dense", "uniform"] = "dense",
+        sampling: SamplingMode = "dense",
         size: int = 224,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
         scale: tuple[float, float] = (0.08, 1.0),
         hflip: float = 0.5,
         auto_augment: str | None = "rand-m7-n4-mstd0.5-inc1",
-        erasing: float = 0.25,
         repeats: int = 2,
         test_views: int = 5,
         test_crops: int = 3,
         short_side: int | None = 320,
-        decoder: Decoder = "pyav",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if test_views < 1 or not 0 <= erasing <= 1 or (short_side is not None and short_side < size):
+        if test_views < 1 or (short_side is not None and short_side < size):
             raise InputError(
-                f"test_views={test_views}, erasing={erasing}, short_side={short_side}; expected at least 1, a "
-                f"probability, and at least size={size} or null"
+                f"test_views={test_views}, short_side={short_side}; expected at least 1, and at least size={size} "
+                "or null"
             )
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise InputError(
+                f"mean={list(mean)}, std={list(std)}; expected three numbers each, for red, green and blue, and std "
+                "above 0"
+            )
+
+        self.size = size
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.test_views = test_views
+        self.test_crops = test_crops
+        self.short_side = short_side
+
         self.sampling = Sampling(num_frames, sampling_rate, sampling)
-        self.mode, self.mean, self.std, self.erasing = "RGB", tuple(mean), tuple(std), erasing
-        self.test_views, self.short_side, self.decoder = test_views, short_side, decoder
-        self.train_transform = TrainCrops(size, scale=scale, hflip=hflip, auto_augment=auto_augment, repeats=repeats)
-        self.val_transform, self.test_transform = TestCrops(size), TestCrops(size, test_crops)
+        self.train_transform = TrainCrops(
+            size,
+            scale=scale,
+            hflip=hflip,
+            auto_augment=auto_augment,
+            repeats=repeats,
+        )
+        self.val_transform = TestCrops(size)
+        self.test_transform = TestCrops(size, test_crops)
+        self.collate = partial(collate_found, kind="video")
+
+    def settings(self) -> VideoSpec:
+        """Frames of a clip, their size and normalization, and the views of evaluation."""
+        return VideoSpec(
+            num_frames=self.sampling.frames,
+            sampling_rate=self.sampling.rate,
+            sampling=self.sampling.mode,
+            size=self.size,
+            mean=self.mean,
+            std=self.std,
+            test_views=self.test_views,
+            test_crops=self.test_crops,
+            short_side=self.short_side,
+        )
+
+    @classmethod
+    def from_spec(cls, spec: VideoSpec, *, batch_size: int, num_workers: int) -> Self:
+        """A data module that reads videos as a model with this spec needs them, for prediction."""
+        return cls(
+            num_frames=spec.num_frames,
+            sampling_rate=spec.sampling_rate,
+            sampling=spec.sampling,
+            size=spec.size,
+            mean=spec.mean,
+            std=spec.std,
+            test_views=spec.test_views,
+            test_crops=spec.test_crops,
+            short_side=spec.short_side,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
 
     def find(self, path: Path) -> list[Source]:
         """The video itself, or all videos below a folder."""
         return list(video_files(path))
 
     def dataset(self, samples: Samples, split: Split) -> Clips:
-        """Clips: random ones to train, the middle one to validate, all views for test and prediction."""
-        options: dict[str, Any] = {"decoder": self.decoder, "short_side": self.short_side}
+        """Random clips to train on, the clip in the middle to validate, all views for test and prediction."""
+        choose: Callable[[int], FrameIndices]
+        transform: Callable[[Tensor], Tensor]
         if split == "train":
-            return Clips(samples, self.sampling.random, self.train_transform, replace=True, **options)
-        if split == "val":
-            return Clips(samples, self.sampling.centre, self.val_transform, **options)
-        return Clips(samples, self._views, self.test_transform, **options)
+            choose = self.sampling.random
+            transform = self.train_transform
+        elif split == "val":
+            choose = self.sampling.center
+            transform = self.val_transform
+        else:
+            choose = partial(self.sampling.views, count=self.test_views)
+            transform = self.test_transform
 
-    def _views(self, length: int) -> Any:
-        return self.sampling.views(length, self.test_views)
-
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Any], dataloader_idx: int) -> tuple[Tensor, Any]:
-        """Clips (B, N, T, C, H, W) uint8 to normalised ones; in training each of the N counts as a sample."""
-        x, y = batch
-        dtype = self._model_dtype()
-        mean_C11, std_C11 = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.mean, self.std))
-        x = (x.float() / 255 - mean_C11) / std_C11
-        if self.trainer is not None and self.trainer.training:
-            y = y.repeat_interleave(x.shape[1])
-            x = erase(x.flatten(0, 1), self.erasing)
-        elif x.shape[1] == 1:
-            x = x[:, 0]
-        return x.to(dtype), y
+        return Clips(
+            samples,
+            choose,
+            transform,
+            short_side=self.short_side,
+            skip_broken=self.skip_broken,
+        )

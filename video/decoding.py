@@ -1,208 +1,306 @@
-"""Single frames of video files: an index of all presentation times, then a seek to the keyframe before what is wanted.
+"""Reads single frames of a video file, without decoding the whole file.
 
-packets ─ demux, no decoding ─► times, keyframes ─► ticks to frames ─► seek, decode to the last wanted frame ─► RGB
+    demux all packets ─► times of frames and keyframes ─► seek to a keyframe ─► decode up to the last wanted frame ─► RGB
+
+Demuxing reads the packets of a file without decoding them, which takes a small part of the time. It gives the time of
+every frame, so that a frame can be found at any frame rate, and the places that one can seek to.
 """
 
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal, Self
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
 
-from core.errors import InputError
-from video.frames import Frames, check_file, scaled, undecodable
-from video.sampling import Ticks, shown_at
-from video.torchcodec_video import TorchcodecVideo
+from core.errors import InputError, MissingError
+from video.sampling import FrameIndices, displayed_frames
 
-__all__ = ["Decoder", "VideoFile", "open_video"]
+__all__ = ["Frames", "VideoFile"]
 
-Decoder = Literal["pyav", "torchcodec"]
-Skip = Literal["DEFAULT", "NONREF"]
-_NEAR = 8
-"""Frames up to the next keyframe that are rather decoded than sought past: a seek empties the decoder."""
-_REORDERED = ("h264", "hevc")
-_HELD = 16
-"""Decoded frames that wait for their conversion."""
+Frames = NDArray[np.uint8]
+"""Frames (N, H, W, 3), RGB, or a single one (H, W, 3)."""
+
+Times = NDArray[np.int64]
+"""Presentation times in the unit of a stream, its ``time_base``."""
+
+SHORTEST_SKIP = 8
+"""Frames up to the next keyframe from which on a seek pays off: it empties the decoder, which takes time too."""
+
+CONVERTED_AT_ONCE = 16
+"""Frames that are decoded before they are converted to RGB, which is faster than to alternate between the two."""
 
 
 class VideoFile:
-    """A video file, read by PyAV; a context manager.
+    """A video file whose frames are read by index, with PyAV; a context manager.
 
-    Ticks divide the time from the first frame to the end of the last into as many parts as there are frames, so that in
-    a video of variable frame rate a frame is chosen as often as it is long on the screen.
+    Indices count equal parts of the duration, as many as there are frames, see :mod:`video.sampling`.
 
     Args:
-        path: any container and codec that FFmpeg reads.
-        short_side: frames whose shorter side is larger are scaled down to it; None for none.
-        threads: of the decoder; 0 for as many as there are processors.
+        path: a file of any container and codec that FFmpeg reads.
+        short_side: frames whose shorter side has more pixels are scaled down to this; None keeps their size.
+        threads: threads of the decoder; 0 takes one for each processor.
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is empty, no video, cut off, has sound alone, fewer than two frames, or no duration.
+        InputError: if the file has no video, is damaged, or has fewer than two frames.
     """
 
     def __init__(self, path: Path, *, short_side: int | None = None, threads: int = 1) -> None:
-        self.path, self.short_side = path, short_side
+        self.path = path
+        self.short_side = short_side
         self.threads = threads
+
         self._open()
         try:
-            self._index()
+            self._read_index()
         except av.FFmpegError as error:
-            self.container.close()
-            raise undecodable(path, error) from error
+            self.close()
+            raise _undecodable(path, error) from error
         except InputError:
-            self.container.close()
+            self.close()
             raise
 
-    def _open(self) -> None:
-        self.container = _open(self.path)
-        pictures = [s for s in self.container.streams.video if not s.disposition & s.disposition.attached_pic]
-        if not pictures:
-            kind = "sound and no pictures" if self.container.streams.audio else "no video in it"
-            self.container.close()
-            raise InputError(f"{self.path} has {kind}; give a video, or take it out of the list")
-        self.stream = pictures[0]
-        self.stream.codec_context.thread_count = self.threads
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.times)
 
-    def _index(self) -> None:
-        packets = [p for p in self.container.demux(self.stream) if p.size]
-        if 0 < len(packets) < self.stream.frames and "mp4" in self.container.format.name:
-            raise InputError(f"{self.path} is cut off after {len(packets)} of {self.stream.frames} frames; replace it")
-        times = [(p.dts if p.pts is None else p.pts, p) for p in packets if not p.is_discard]
-        shown = {time: packet for time, packet in times if time is not None}
-        self.pts = np.array(sorted(shown), np.int64)
-        keys = [pts for pts in self.pts.tolist() if shown[pts].is_keyframe] or self.pts[:1].tolist()
-        # formats with an index are sought by the time of presentation, others by the time of decoding
-        by_pts = any(name in self.container.format.name for name in ("mp4", "matroska"))
-        self.keys = np.array([(pts, pts if by_pts else shown[pts].dts or pts) for pts in keys], np.int64)
-        if len(self.pts) < 2:
-            lasting = " and lasts 0 s; replace it" if len(packets) > 1 else "; a clip needs at least two"
-            raise InputError(f"{self.path} has {len(packets)} frames{lasting}")
-        last = int(shown[int(self.pts[-1])].duration or 0)
-        self.end = int(self.pts[-1]) + (last or round((self.pts[-1] - self.pts[0]) / (len(self.pts) - 1)))
-
-    def __enter__(self) -> "VideoFile":
-        """Itself; the file is open already."""
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         """Close the file."""
         self.container.close()
 
-    def __len__(self) -> int:
-        """Number of frames."""
-        return len(self.pts)
+    def read(self, indices: FrameIndices) -> Frames:
+        """Decode some frames.
 
-    def read(self, ticks: Ticks) -> Frames:
-        """The frames (N, H, W, 3) uint8, RGB, turned as the file says, of ticks (N,) in any order.
+        Args:
+            indices: (N,) in [0, len(self)), in any order.
+
+        Returns:
+            (N, H, W, 3) uint8, RGB, rotated as the file says.
 
         Raises:
-            InputError: if they cannot be decoded.
+            InputError: if a frame cannot be decoded.
         """
-        shown = self.pts[shown_at(self.pts.astype(np.float64), self.end, ticks)]
-        wanted = np.unique(shown)
+        times = self.times[displayed_frames(self.times.astype(np.float64), self.end, indices)]
+        wanted = np.unique(times)
         try:
-            found = self._pictures(self._counted(wanted) if self._untimed() else self._decoded(wanted))
-            if len(found) < len(wanted) and not self._untimed():  # seeking did not arrive at the keyframe
-                self._rewind()
-                found |= self._pictures(self._run(wanted))
+            pictures = self._decode(wanted)
         except av.FFmpegError as error:
-            raise undecodable(self.path, error) from error
-        lost = next((float((pts - self.pts[0]) * self.stream.time_base) for pts in wanted if pts not in found), None)
-        if lost is not None:
-            raise InputError(f"{self.path} cannot be decoded as a video: no frame at {lost:.2f} s; replace it")
-        return np.stack([found[pts] for pts in shown.tolist()])
+            raise _undecodable(self.path, error) from error
 
-    def _rewind(self) -> None:
-        self.container.close()
+        for time in wanted.tolist():
+            if time not in pictures:
+                seconds = float((time - self.times[0]) * self.stream.time_base)
+                raise InputError(f"{self.path} cannot be decoded as a video: no frame at {seconds:.2f} s; replace it")
+
+        return np.stack([pictures[time] for time in times.tolist()])
+
+    # Opening
+
+    def _open(self) -> None:
+        """Open the file at its beginning, with its first video stream that is not a cover picture."""
+        self.container = _open_container(self.path)
+
+        streams = self.container.streams
+        videos = [video for video in streams.video if not video.disposition & video.disposition.attached_pic]
+        if not videos:
+            found = "sound and no pictures" if streams.audio else "no video in it"
+            self.close()
+            raise InputError(f"{self.path} has {found}; give a video, or take it out of the list")
+
+        self.stream = videos[0]
+        self.stream.codec_context.thread_count = self.threads
+
+    def _reopen(self) -> None:
+        self.close()
         self._open()
 
-    def _untimed(self) -> bool:
-        """Whether times of presentation are guessed, and wrongly: AVI has none, and H.264 reorders its frames."""
-        context = self.stream.codec_context
-        return bool("avi" in self.container.format.name and context.has_b_frames and context.codec.name in _REORDERED)
+    # The index: times of all frames, and of the keyframes
 
-    def _counted(self, wanted: Ticks) -> Iterator[tuple[int, Any]]:
-        """From the beginning, by number."""
-        self._rewind()
-        left = set(wanted.tolist())
-        for time, frame in zip(self.pts.tolist(), self.container.decode(self.stream), strict=False):
-            if time in left:
+    def _read_index(self) -> None:
+        packets = [packet for packet in self.container.demux(self.stream) if packet.size]
+        container = self.container.format.name
+
+        # The header of an mp4 file tells the number of frames, also of a file that was not copied to its end.
+        if 0 < len(packets) < self.stream.frames and "mp4" in container:
+            raise InputError(f"{self.path} is cut off after {len(packets)} of {self.stream.frames} frames; replace it")
+
+        # Packets that an edit list discards are decoded, since others refer to them, but never displayed.
+        displayed: dict[int, Packet] = {}
+        for packet in packets:
+            time = packet.dts if packet.pts is None else packet.pts
+            if time is not None and not packet.is_discard:
+                displayed[time] = packet
+
+        self.times = np.array(sorted(displayed), np.int64)
+        if len(self.times) < 2:
+            reason = " and lasts 0 s; replace it" if len(packets) > 1 else "; a clip needs at least two"
+            raise InputError(f"{self.path} has {len(packets)} frames{reason}")
+
+        # Some containers do not store the duration of the last frame.
+        first, last = int(self.times[0]), int(self.times[-1])
+        mean_duration = round((last - first) / (len(self.times) - 1))
+        self.end = last + int(displayed[last].duration or mean_duration)
+
+        keys = [time for time in self.times.tolist() if displayed[time].is_keyframe] or [first]
+        self.key_times = np.array(keys, np.int64)
+
+        # Containers with an index are sought by the time of presentation, others by the time of decoding.
+        if "mp4" in container or "matroska" in container:
+            self.seek_times = self.key_times
+        else:
+            self.seek_times = np.array([displayed[time].dts or time for time in keys], np.int64)
+
+    def _has_wrong_times(self) -> bool:
+        """Whether FFmpeg guesses the times, and wrongly: AVI stores none, and H.264 and HEVC reorder their frames."""
+        context = self.stream.codec_context
+        is_avi = "avi" in self.container.format.name
+        return is_avi and bool(context.has_b_frames) and context.codec.name in ("h264", "hevc")
+
+    # Decoding
+
+    def _decode(self, wanted: Times) -> dict[int, Frames]:
+        """Decode the frames at the wanted times, ascending, to pictures (H, W, 3) by their times."""
+        if self._has_wrong_times():
+            return self._to_rgb(self._decode_by_count(wanted))
+
+        pictures = self._to_rgb(self._decode_by_seeking(wanted))
+        if len(pictures) < len(wanted):
+            # A seek did not arrive at its keyframe. Decoding from the beginning finds every frame.
+            self._reopen()
+            pictures |= self._to_rgb(self._decode_run(self.container.demux(self.stream), wanted))
+
+        return pictures
+
+    def _decode_by_count(self, wanted: Times) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode from the beginning and take the n-th frame for the n-th time."""
+        self._reopen()
+        missing = set(wanted.tolist())
+
+        for time, frame in zip(self.times.tolist(), self.container.decode(self.stream), strict=False):
+            if time in missing:
+                missing.remove(time)
                 yield time, frame
-            if time >= wanted[-1]:
+            if not missing:
                 return
 
-    def _decoded(self, wanted: Ticks) -> Iterator[tuple[int, Any]]:
-        """Presentation times and frames, in runs from a keyframe to a wanted frame with no other near behind."""
-        for (pts, sought), run in self._runs(wanted):
-            self.container.seek(sought, stream=self.stream)
-            yield from self._run(run, pts)
+    def _decode_by_seeking(self, wanted: Times) -> Iterator[tuple[int, VideoFrame]]:
+        """Seek to the keyframe before each run of wanted frames, and decode the run."""
+        for key, run in self._split_into_runs(wanted):
+            self.container.seek(int(self.seek_times[key]), stream=self.stream)
+            packets = self._packets_from_keyframe(int(self.key_times[key]))
+            yield from self._decode_run(packets, run)
 
-    def _runs(self, wanted: Ticks) -> list[tuple[list[int], Ticks]]:
-        """The keyframe of each run, as in ``keys``, and the times wanted of it."""
-        keys = self.keys[(np.searchsorted(self.keys[:, 0], wanted, side="right") - 1).clip(0)]
-        # frames from a wanted one to the keyframe of the next, which lies before both if they share it
-        between = np.searchsorted(self.pts, keys[1:, 0]) - np.searchsorted(self.pts, wanted[:-1])
-        starts = np.flatnonzero(between > _NEAR) + 1
-        return list(zip(keys[[0, *starts]].tolist(), np.split(wanted, starts), strict=True))
+    def _split_into_runs(self, wanted: Times) -> list[tuple[int, Times]]:
+        """Divide the wanted times into runs without a far keyframe inside.
 
-    def _run(self, wanted: Ticks, key: int | None = None) -> Iterator[tuple[int, Any]]:
-        """From where the file is; nothing if its next keyframe lies behind ``key``."""
-        left, context, skipped = set(wanted.tolist()), self.stream.codec_context, None
-        all_needed = context.codec.canonical_name == "av1"  # its decoder asks once what to skip
-        for packet in self.container.demux(self.stream):
-            if key is not None and (not packet.is_keyframe or packet.pts is None or packet.pts > key):
-                if packet.is_keyframe:
-                    return
+        Returns:
+            For each run the number of the last keyframe before it, and its times.
+        """
+        keys = (np.searchsorted(self.key_times, wanted, side="right") - 1).clip(0)
+
+        # Frames between a wanted frame and the keyframe of the next wanted frame, which need not be decoded.
+        # The number is negative where both frames have the same keyframe.
+        wanted_numbers = np.searchsorted(self.times, wanted)
+        key_numbers = np.searchsorted(self.times, self.key_times[keys])
+        between = key_numbers[1:] - wanted_numbers[:-1]
+
+        starts = np.flatnonzero(between > SHORTEST_SKIP) + 1
+        first_keys = keys[[0, *starts]]
+        return list(zip(first_keys.tolist(), np.split(wanted, starts), strict=True))
+
+    def _packets_from_keyframe(self, time: int) -> Iterator[Packet]:
+        """The packets after a seek, from the first keyframe on; none if the seek arrived behind ``time``."""
+        packets = self.container.demux(self.stream)
+        for packet in packets:
+            if not packet.is_keyframe:
                 continue
-            key = None
-            # what no other frame refers to is decoded only where it is wanted
-            skip: Skip = "DEFAULT" if all_needed or packet.pts in left or not packet.size else "NONREF"
-            if skip != skipped:
-                context.skip_frame = skipped = skip
+            if packet.pts is None or packet.pts > time:
+                return
+            yield packet
+            break
+
+        yield from packets
+
+    def _decode_run(self, packets: Iterator[Packet], wanted: Times) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode packets up to the last wanted frame."""
+        context = self.stream.codec_context
+        missing = set(wanted.tolist())
+        last = int(wanted[-1])
+        skipping: str | None = None
+
+        for packet in packets:
+            # Frames that no other frame refers to are decoded only where they are wanted.
+            # An AV1 decoder asks once what it may skip, so that nothing is skipped there; an empty packet flushes.
+            skip: Literal["DEFAULT", "NONREF"] = "NONREF"
+            if packet.pts in missing or not packet.size or context.codec.canonical_name == "av1":
+                skip = "DEFAULT"
+            if skip != skipping:
+                context.skip_frame = skip
+                skipping = skip
+
             for frame in packet.decode():
-                time = frame.pts if frame.pts is not None else frame.dts
-                if time is not None and time in left:
-                    left.remove(time)
+                time = frame.dts if frame.pts is None else frame.pts
+                if time is None:
+                    continue
+                if time in missing:
+                    missing.remove(time)
                     yield time, frame
-                if not left or (time is not None and time > wanted[-1]):
+                if not missing or time > last:
                     return
 
-    def _pictures(self, frames: Iterator[tuple[int, Any]]) -> dict[int, Frames]:
-        """RGB by presentation time; several frames are decoded before they are converted, which is faster."""
-        reformatter, pictures = VideoReformatter(), dict[int, Frames]()
-        while held := list(islice(frames, _HELD)):
-            for time, frame in held:
-                width, height = scaled(frame.width, frame.height, self.short_side)
+    def _to_rgb(self, frames: Iterator[tuple[int, VideoFrame]]) -> dict[int, Frames]:
+        """Convert decoded frames to pictures (H, W, 3) uint8, by their times."""
+        reformatter = VideoReformatter()
+        pictures: dict[int, Frames] = {}
+
+        while decoded := list(islice(frames, CONVERTED_AT_ONCE)):
+            for time, frame in decoded:
+                width, height = _scale_down(frame.width, frame.height, self.short_side)
                 rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA)
-                pictures[time] = np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
+                quarter_turns = round(frame.rotation / 90) % 4
+                pictures[time] = np.rot90(rgb.to_ndarray(), quarter_turns)
+
         return pictures
 
 
-def open_video(path: Path, decoder: Decoder = "pyav", *, short_side: int | None = None) -> VideoFile | TorchcodecVideo:
-    """A video file, read by the named package.
+def _open_container(path: Path) -> InputContainer:
+    if not path.is_file():
+        raise MissingError(f"there is no video {path}; correct the list that names it")
+    if not path.stat().st_size:
+        raise InputError(f"{path} is empty; replace it")
 
-    Raises:
-        MissingError: if there is no such file.
-        InputError: if it cannot be read, or the package is unknown or cannot be imported.
-    """
-    if decoder not in ("pyav", "torchcodec"):
-        raise InputError(f"decoder={decoder!r}; expected 'pyav' or 'torchcodec'")
-    if decoder == "pyav":
-        return VideoFile(path, short_side=short_side)
-    return TorchcodecVideo(path, short_side=short_side)
-
-
-def _open(path: Path) -> InputContainer:
-    check_file(path)
     try:
         return av.open(str(path))
     except (av.FFmpegError, ValueError) as error:
-        raise undecodable(path, error) from error
+        raise _undecodable(path, error) from error
+
+
+def _scale_down(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+    """Width and height in pixels whose shorter one is ``short_side`` at most."""
+    if short_side is None or min(width, height) <= short_side:
+        return width, height
+
+    scale = short_side / min(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _undecodable(path: Path, error: Exception) -> InputError:
+    """The error for a file that FFmpeg cannot decode, with FFmpeg's reason."""
+    reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+    return InputError(f"{path} cannot be decoded as a video: {reason}; replace it")

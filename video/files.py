@@ -1,26 +1,19 @@
-"""Clips of video files and of folders of frames as a data set."""
+"""What a clip is read from: a video file, a folder of numbered images, or an array of frames."""
 
-import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
+from core.data.folders import find_files
+from core.data.images import read_image
 from core.errors import InputError, MissingError
-from core.files import find_files
-from core.images import read_image
-from core.samples import Samples
-from video.decoding import Decoder, open_video
-from video.frames import Video
-from video.sampling import Ticks
+from video.decoding import Frames, VideoFile
+from video.sampling import FrameIndices
 
-__all__ = ["SUFFIXES", "Clips", "FrameFolder", "Source", "video_files"]
+__all__ = ["SUFFIXES", "FrameArray", "FrameFolder", "Source", "Video", "open_video", "video_files"]
 
 SUFFIXES = (
     ".3gp",
@@ -38,31 +31,28 @@ SUFFIXES = (
     ".webm",
     ".wmv",
 )
-_TRIES = 10
-"""Clips drawn in place of one that cannot be decoded."""
 
 
-def video_files(path: Path) -> list[Path]:
-    """The video itself, or all videos below a folder, sorted.
+class Video(Protocol):
+    """Frames that are read by index."""
 
-    Raises:
-        MissingError: if there is none.
-        InputError: if a folder may not be read.
-    """
-    return find_files(path, SUFFIXES, "videos")
+    def __len__(self) -> int:
+        """Number of frames."""
+        ...
+
+    def read(self, indices: FrameIndices) -> Frames:
+        """The frames (N, H, W, 3) uint8, RGB, at (N,) indices in [0, len(self)), in any order."""
+        ...
 
 
 @dataclass(frozen=True)
 class FrameFolder:
-    """A video as a folder of images with numbers.
+    """A video that is a folder of numbered images.
 
     Attributes:
-        folder: of the images.
+        folder: the folder.
         frames: number of images.
-        template: name of an image by its number, the first of which is 1.
-
-    Raises:
-        InputError: if there are fewer than two frames.
+        template: name of an image by its number, which begins with 1.
     """
 
     folder: Path
@@ -70,97 +60,98 @@ class FrameFolder:
     template: str = "img_{:05}.jpg"
 
     def __post_init__(self) -> None:
-        if self.frames < 2:
-            raise InputError(f"{self.folder} has {self.frames} frames; a clip needs at least two")
+        _check_length(str(self.folder), self.frames)
 
     def __len__(self) -> int:
         """Number of frames."""
         return self.frames
 
     def __str__(self) -> str:
-        """The folder."""
+        """The folder, which names the video in messages and predictions."""
         return str(self.folder)
 
-    def read(self, ticks: Ticks) -> np.ndarray:
-        """The frames (N, H, W, 3) uint8, RGB, of ticks (N,).
+    def read(self, indices: FrameIndices) -> Frames:
+        """The frames (N, H, W, 3) uint8, RGB, at (N,) indices in [0, len(self)).
 
         Raises:
             MissingError: if an image is missing.
-            InputError: if one cannot be decoded, or they differ in size.
+            InputError: if an image cannot be decoded, or images differ in size.
         """
-        images = {tick: np.asarray(self._read(tick)) for tick in set(ticks.tolist())}
-        if len({image.shape for image in images.values()}) > 1:
+        images = {index: self._read_image(index) for index in set(indices.tolist())}
+        sizes = {image.shape for image in images.values()}
+        if len(sizes) > 1:
             raise InputError(f"{self.folder} has images of different sizes; replace them")
-        return np.stack([images[tick] for tick in ticks.tolist()])
 
-    def _read(self, tick: int) -> Any:
-        file = self.folder / self.template.format(tick + 1)
+        return np.stack([images[index] for index in indices.tolist()])
+
+    def _read_image(self, index: int) -> Frames:
+        file = self.folder / self.template.format(index + 1)
         if not file.is_file():
             raise MissingError(f"there is no frame {file}, of {self.frames}; correct the list or --data.template")
-        return read_image(file)
+        return np.asarray(read_image(file))
 
 
-Source = Path | FrameFolder
+@dataclass(frozen=True)
+class FrameArray:
+    """A video that is an array in memory.
 
-
-class Clips(Dataset[tuple[Tensor, Any]]):
-    """Clips of videos, each with a target.
-
-    Args:
-        files: (video, target) pairs.
-        sample: from a number of ticks to those of one clip (T,), or of several (V, T).
-        transform: from frames (T, C, H, W) or (V, T, C, H, W) uint8 to clips (N, ..., T, C, size, size) uint8.
-        decoder: package that decodes.
-        short_side: decoded frames whose shorter side is larger are scaled down to it; None for none.
-        replace: take another clip in place of one that cannot be decoded, with a warning, instead of stopping.
+    Attributes:
+        name: what the video is called in messages.
+        frames: (T, H, W, 3) uint8, RGB.
     """
 
-    def __init__(
-        self,
-        files: Samples,
-        sample: Callable[[int], Ticks],
-        transform: Callable[[Tensor], Tensor],
-        *,
-        decoder: Decoder = "pyav",
-        short_side: int | None = None,
-        replace: bool = False,
-    ) -> None:
-        self.files, self.sample, self.transform = files, sample, transform
-        self.decoder, self.short_side, self.replace = decoder, short_side, replace
+    name: str
+    frames: Frames
+
+    def __post_init__(self) -> None:
+        shape = self.frames.shape
+        if self.frames.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+            raise InputError(
+                f"{self.name} has the shape {shape} and the type {self.frames.dtype}; expected frames (T, H, W, 3) "
+                "of uint8, RGB"
+            )
+        _check_length(self.name, len(self.frames))
 
     def __len__(self) -> int:
-        """Number of videos."""
-        return len(self.files)
+        """Number of frames."""
+        return len(self.frames)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        """Clips (N, T, C, size, size) uint8 of one video and its target.
+    def read(self, indices: FrameIndices) -> Frames:
+        """The frames (N, H, W, 3) uint8 at (N,) indices in [0, len(self))."""
+        return self.frames[indices]
 
-        Raises:
-            MissingError: if the file is not there.
-            InputError: naming the file that cannot be decoded, or if too many in a row cannot.
-        """
-        if not self.replace:
-            return self._clips(index)
-        for _ in range(_TRIES):
-            try:
-                return self._clips(index)
-            except MissingError:
-                raise
-            except InputError as error:
-                warnings.warn(f"replaced by another clip: {error}", stacklevel=2)
-                index = int(torch.randint(len(self), ()))
-        raise InputError(f"{_TRIES} clips in a row cannot be decoded; check the files named in the warnings")
 
-    def _clips(self, index: int) -> tuple[Tensor, Any]:
-        source, target = self.files[index]
-        with self._open(source) as video:
-            ticks = self.sample(len(video))
-            wanted, place = np.unique(ticks, return_inverse=True)
-            frames = torch.from_numpy(np.ascontiguousarray(video.read(wanted))).permute(0, 3, 1, 2)
-        x = self.transform(frames[torch.from_numpy(place.reshape(ticks.shape))])
-        return x.flatten(0, x.ndim - 5), target
+Source = Path | FrameFolder | tuple[str, np.ndarray]
+"""A video file, a folder of images, or a name and frames (T, H, W, 3) uint8."""
 
-    def _open(self, source: Source) -> AbstractContextManager[Video]:
-        if isinstance(source, FrameFolder):
-            return nullcontext(source)
-        return open_video(source, self.decoder, short_side=self.short_side)
+
+def video_files(path: Path) -> list[Path]:
+    """The video itself, or all videos below a folder, sorted.
+
+    Raises:
+        MissingError: if there is none.
+    """
+    return find_files(path, SUFFIXES, "videos")
+
+
+def open_video(source: Source, *, short_side: int | None = None) -> AbstractContextManager[Video]:
+    """Open a source, to be used in a ``with`` statement.
+
+    Args:
+        source: a video file, a folder of images, or a name and an array.
+        short_side: frames of a file whose shorter side has more pixels are scaled down to this; None keeps them.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if it cannot be used as a video.
+    """
+    if isinstance(source, FrameFolder):
+        return nullcontext(source)
+    if isinstance(source, tuple):
+        return nullcontext(FrameArray(*source))
+    return VideoFile(source, short_side=short_side)
+
+
+def _check_length(name: str, frames: int) -> None:
+    if frames < 2:
+        raise InputError(f"{name} has {frames} frames; a clip needs at least two")

@@ -1,98 +1,144 @@
 """Video classification as a LightningModule."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from timm.data.mixup import Mixup
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from core.backbones.build import input_channels
+from core.data.spec import DataSpec
 from core.errors import InputError
 from core.training.pixels import PixelClassification
-from core.training.task import Exported
-from video.feature_map import Layout, clip_to_map, rectangle, squarest
+from core.training.task import Backbone
+from video.augment import erase
+from video.data import VideoDataModule, VideoSpec
+from video.feature_map import ClipMap, Layout, clip_to_map, rectangle, squarest, to_unit_range
 
 __all__ = ["VideoClassifier"]
 
-_SHEET = 256  # pixels of the longer side of a clip's picture
+PICTURE_SIDE = 256  # of a clip in examples.png, its longer side in pixels
 
 
 class VideoClassifier(PixelClassification):
-    """:class:`core.training.ClassificationTask` for clips, which it lays out as one image for an image backbone.
+    """:class:`core.training.ClassificationTask` for clips, which an image backbone reads as one large image.
 
-    Batches are (x, y) as :class:`video.VideoDataModule` makes them: x (B, T, 3, H, W), or (B, V, T, 3, H, W) of V views
-    of a video, whose softmax probabilities are averaged. Mixup and cutmix treat all frames of a clip alike. The
-    backbone is that of images, so that weights of images load: ``pretrained``, or a file in ``weights``.
+    ``task(frames)`` takes clips (B, T, 3, H, W), uint8 or float in [0, 1], or V views of each video
+    (B, V, T, 3, H, W), whose probabilities are averaged. The backbone is one for images, so that weights of images
+    load: ``pretrained``, or a file in ``weights``. Erasing, mixup and cutmix treat all frames of a clip alike.
 
     Args:
         backbone: name of a LarKit or timm model, or a module.
-        num_classes: number of classes.
-        layout: 'grid', frames side by side as in the paper's text, or 'strip', as in the released code.
+        num_classes: number of classes; taken from the data where they are known.
+        spec: what the data are; the command passes it.
+        layout: 'grid' for frames side by side as in the paper's text, 'strip' for the reshape of the released code.
         rows: rows of the rectangle that the frames fill; by default as near to a square as possible.
+        erasing: probability that a rectangle of a training clip is replaced by noise.
         kwargs: the other arguments of :class:`core.training.ClassificationTask`.
 
     Raises:
-        InputError: if an argument is out of range, or the data's number of frames fills no rectangle.
+        InputError: if an argument is out of range, or contradicts the data.
     """
 
+    spec_class: ClassVar[type[DataSpec]] = VideoSpec
+    data_class: ClassVar[type[VideoDataModule]] = VideoDataModule
     pipeline_tag: ClassVar[str | None] = "video-classification"
+
+    feature_map: ClipMap
+    spec: VideoSpec
 
     def __init__(
         self,
-        backbone: str | nn.Module,
-        num_classes: int,
+        backbone: Backbone,
+        num_classes: int | None = None,
         *,
+        spec: VideoSpec | Mapping[str, Any] | None = None,
         layout: Layout = "grid",
         rows: int | None = None,
+        erasing: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        if layout not in ("grid", "strip") or (rows is not None and rows < 1):
-            raise InputError(f"layout={layout!r}, rows={rows}; expected 'grid' or 'strip', and at least 1 or null")
-        super().__init__(backbone, num_classes, **kwargs)
+        if layout not in ("grid", "strip") or (rows is not None and rows < 1) or not 0 <= erasing <= 1:
+            raise InputError(
+                f"layout={layout!r}, rows={rows}, erasing={erasing}; expected 'grid' or 'strip', at least 1 or null, "
+                "and a probability"
+            )
+
+        # The feature map is built from these while the base class is set up.
         self.layout: Layout = layout
         self.rows = rows
+        self.erasing = erasing
+        super().__init__(backbone, num_classes, spec=spec, **kwargs)
 
-    def setup(self, stage: str) -> None:
-        """Compare the model with the data: classes, channels, normalisation, and the number of frames.
+    def build_feature_map(self, spec: VideoSpec) -> ClipMap:
+        """What normalizes the frames and lays them out as one image."""
+        return ClipMap(spec.mean, spec.std, layout=self.layout, rows=self.rows)
+
+    def use_spec(self, theirs: DataSpec) -> None:
+        """Compare the model with the data, and check that the frames of a clip fill a rectangle.
 
         Raises:
-            InputError: if classes or channels differ, or the frames fill no rectangle.
+            InputError: if they contradict each other, or the frames fill no rectangle.
         """
-        super().setup(stage)
-        sampling = getattr(getattr(self.trainer, "datamodule", None), "sampling", None)
-        if sampling is not None:
-            rectangle(sampling.frames, self.rows)
+        super().use_spec(theirs)
+        if isinstance(theirs, VideoSpec):
+            rectangle(theirs.num_frames, self.rows)
 
-    def to_maps(self, x: Tensor) -> Tensor:
-        """Clips (B, T, 3, H, W) to maps (B, 3, rows * H, columns * W)."""
-        return clip_to_map(x, self.layout, self.rows)
+    def forward(self, frames: Tensor) -> Tensor:
+        """Clips to logits.
 
-    def example_shape(self) -> tuple[int, ...]:
-        """Two clips that fill the rectangle, of 64 x 64 pixels."""
-        return (2, 4 * (self.rows or 4), input_channels(self.backbone), 64, 64)
+        Args:
+            frames: (B, T, 3, H, W), or views (B, V, T, 3, H, W); uint8 or float in [0, 1].
 
-    def to_export(self, batch: Any) -> Exported:
-        """The backbone, with the maps of some clips."""
-        parts = super().to_export(batch)
-        return parts._replace(images=self.to_maps(parts.images))
+        Returns:
+            (B, num_classes); for views the logarithm of their mean probability.
+        """
+        if frames.ndim == 5:
+            logits: Tensor = super().forward(frames)
+            return logits
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Clips (B, T, 3, H, W) to logits (B, num_classes); of views the logarithm of their mean probability."""
-        if x.ndim == 6:
-            views = torch.stack([self.probabilities(self(x[:, v])) for v in range(x.shape[1])])
-            return views.mean(dim=0).log()
-        logits: Tensor = self.backbone(self.to_maps(x))
-        return logits
+        # One view after another: a batch of all views would need V times the memory.
+        views = [self.probabilities(super(VideoClassifier, self).forward(view)) for view in frames.unbind(dim=1)]
+        return torch.stack(views).mean(dim=0).log()
 
-    def mix(self, mixup: Mixup, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed clips and their targets (B, num_classes): the same share or rectangle in all frames of a clip."""
-        mixed, target = mixup(x.flatten(1, 2), y)
-        return mixed.view_as(x), target
+    def augment_batch(self, raw: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Erase and mix training clips.
 
-    def to_examples(self, x: Tensor) -> Tensor:
-        """The frames of clips, or of the middle one of their views, as a small square grid (B, 3, h, w)."""
-        x = x if x.ndim == 5 else x[:, x.shape[1] // 2]
-        pictures = clip_to_map(x, "grid", squarest(x.shape[1]))
-        scale = min(1.0, _SHEET / max(pictures.shape[2:]))
-        return F.interpolate(pictures.float(), scale_factor=scale, mode="area") if scale < 1 else pictures
+        Args:
+            raw: frames (B, T, 3, H, W), or (B, N, T, 3, H, W) with N augmented clips of each video.
+            target: labels (B,).
+
+        Returns:
+            Clips (M, T, 3, H, W) and their targets, with M = B * N: each of the N clips counts as a sample.
+        """
+        clips = raw
+        if clips.ndim == 6:
+            target = target.repeat_interleave(clips.shape[1])
+            clips = clips.flatten(0, 1)
+
+        if self.erasing > 0:
+            clips = erase(to_unit_range(clips), self.erasing, self.feature_map.mean, self.feature_map.std)
+
+        # Clips are mixed before they become maps, so that cutmix exchanges the same rectangle in all frames.
+        return super().augment_map(to_unit_range(clips), target)
+
+    def augment_map(self, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing: clips are augmented before they become maps."""
+        return maps, target
+
+    def mix(self, mixup: Mixup, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed clips (B, T, C, H, W) and their targets (B, num_classes), of an even number of clips."""
+        # timm mixes images (B, C, H, W); here the frames of a clip are its channels.
+        mixed, mixed_target = mixup(maps.flatten(1, 2), target)
+        return mixed.view_as(maps), mixed_target
+
+    def show(self, raw: Tensor) -> Tensor:
+        """Pictures (B, 3, h, w) in [0, 1] with the frames of a clip as a grid; of views the middle one is shown."""
+        clips = raw if raw.ndim == 5 else raw[:, raw.shape[1] // 2]
+        pictures = clip_to_map(to_unit_range(clips), "grid", squarest(clips.shape[1]))
+
+        scale = PICTURE_SIDE / max(pictures.shape[2:])
+        if scale < 1:
+            pictures = F.interpolate(pictures, scale_factor=scale, mode="area")
+        return pictures

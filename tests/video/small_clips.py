@@ -9,26 +9,26 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
-"""Class and colour of its videos."""
+COLORS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
+"""Class and color of its videos."""
 SMALL: dict[str, Any] = {"num_frames": 4, "sampling_rate": 2, "size": 32, "num_workers": 0, "repeats": 1}
 PLAIN: dict[str, Any] = {"scale": [1.0, 1.0], "hflip": 0.0, "auto_augment": None, "erasing": 0.0}
 """Data settings under which a square training clip stays as it is."""
 
 
-def grey(number: int) -> int:
+def gray(number: int) -> int:
     """Brightness of a numbered frame, far enough from its neighbours' for any codec."""
     return 20 + 6 * (number % 36)
 
 
 def number_of(frame: NDArray[np.uint8]) -> int:
-    """The number of a frame (H, W, 3), which :func:`grey` has made."""
+    """The number of a frame (H, W, 3), which :func:`gray` has made."""
     return round((float(frame.mean()) - 20) / 6)
 
 
 def numbered(count: int, size: tuple[int, int] = (64, 48)) -> list[NDArray[np.uint8]]:
     """Frames (H, W, 3), each of one brightness."""
-    return [np.full((size[1], size[0], 3), grey(i), np.uint8) for i in range(count)]
+    return [np.full((size[1], size[0], 3), gray(i), np.uint8) for i in range(count)]
 
 
 def write_video(
@@ -70,18 +70,18 @@ def write_sound(file: Path) -> Path:
     return file
 
 
-def coloured(colour: tuple[int, int, int], seed: int, count: int = 10) -> list[NDArray[np.uint8]]:
-    """Frames of one colour with noise."""
+def colored(color: tuple[int, int, int], seed: int, count: int = 10) -> list[NDArray[np.uint8]]:
+    """Frames of one color with noise."""
     noise = np.random.default_rng(seed).integers(-30, 31, (count, 32, 32, 3))
-    return list((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+    return list((np.array(color) + noise).clip(0, 255).astype(np.uint8))
 
 
-def write_colours(root: Path, **splits: int) -> Path:
-    """``root/<split>/<colour>/<n>.mp4``, as many of each class as ``splits`` says."""
+def write_colors(root: Path, **splits: int) -> Path:
+    """``root/<split>/<color>/<n>.mp4``, as many of each class as ``splits`` says."""
     for part, (split, count) in enumerate(splits.items()):
-        for label, (name, colour) in enumerate(COLOURS.items()):
+        for label, (name, color) in enumerate(COLORS.items()):
             for i in range(count):
-                write_video(root / split / name / f"{i}.mp4", coloured(colour, 100 * part + 10 * label + i))
+                write_video(root / split / name / f"{i}.mp4", colored(color, 100 * part + 10 * label + i))
     return root
 
 

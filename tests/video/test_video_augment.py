@@ -31,13 +31,13 @@ def test_frames_that_are_alike_stay_alike() -> None:
         assert not torch.equal(x[0], x[1])
 
 
-def test_policy_fills_with_the_mean_colour_of_imagenet() -> None:
+def test_policy_fills_with_the_mean_color_of_imagenet() -> None:
     crops = TrainCrops(32, scale=(1, 1), ratio=(1, 1), hflip=0, auto_augment="rand-m10-n1-p1", repeats=80)
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
-    colours = crops(torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)).movedim(2, -1).reshape(-1, 3)
-    assert {colour for colour in map(tuple, colours.tolist()) if len(set(colour)) > 1} == {(124, 116, 104)}
+    colors = crops(torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)).movedim(2, -1).reshape(-1, 3)
+    assert {color for color in map(tuple, colors.tolist()) if len(set(color)) > 1} == {(124, 116, 104)}
 
 
 def test_each_clip_is_augmented_otherwise() -> None:
@@ -71,7 +71,7 @@ def test_policy_sees_every_frame_with_the_same_numbers_and_moves_on() -> None:
     assert drawn[0] != drawn[3]
 
 
-def test_centre_crop_after_resizing_the_shorter_side() -> None:
+def test_center_crop_after_resizing_the_shorter_side() -> None:
     ramp = torch.arange(0, 240, 4, dtype=torch.uint8).expand(2, 3, 30, 60)
     (x,) = TestCrops(30)(ramp)
     assert_close(x, ramp[..., 15:45])

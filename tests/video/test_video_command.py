@@ -9,10 +9,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 from small_clips import (
-    coloured,
+    colored,
     numbered,
     video_runs,
-    write_colours,
+    write_colors,
     write_list,
     write_sound,
     write_video,
@@ -30,7 +30,7 @@ def _best(trained: dict[str, Path]) -> list[str]:
     return ["--ckpt_path", str(trained["folder"] / "checkpoints" / "best.ckpt")]
 
 
-def test_run_learns_the_colours_and_leaves_its_pictures(trained_videos: dict[str, Path]) -> None:
+def test_run_learns_the_colors_and_leaves_its_pictures(trained_videos: dict[str, Path]) -> None:
     run = trained_videos["folder"]
     assert max(metric(run, "val_acc")) == 1.0
     assert metric(run, "train_loss")[-1] < 0.6 * metric(run, "train_loss")[0]
@@ -50,7 +50,7 @@ def test_all_verbs_follow_each_other(trained_videos: dict[str, Path], tmp_path: 
         command(verb, config, out, "--ckpt_path", "best", *views)
         assert (video_runs(out)[-1] / "examples.png").is_file()
     assert metric(video_runs(out)[-1], "test_acc") == [1.0]
-    file = write_video(tmp_path / "any name.mkv", coloured((220, 50, 40), 5, 33))
+    file = write_video(tmp_path / "any name.mkv", colored((220, 50, 40), 5, 33))
     command("predict", config, out, "--ckpt_path", "best", "--data.predict_path", str(file), "--data.test_views", "3")
     (row,) = table(video_runs(out)[-1] / "predictions.csv")
     assert (row["file"], row["class"]) == (str(file), "red")
@@ -67,7 +67,7 @@ def test_all_verbs_follow_each_other(trained_videos: dict[str, Path], tmp_path: 
 
 
 def test_predictions_of_a_folder(trained_videos: dict[str, Path], tmp_path: Path) -> None:
-    some = write_colours(tmp_path / "some", test=2) / "test"
+    some = write_colors(tmp_path / "some", test=2) / "test"
     (some / "notes.txt").write_text("no video")
     command("predict", trained_videos["config"], tmp_path, *_best(trained_videos), "--data.predict_path", str(some))
     rows = table(video_runs(tmp_path)[0] / "predictions.csv")
@@ -93,7 +93,7 @@ class _Interrupt(Callback):
 
 
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    root = write_colours(tmp_path / "videos", train=4, val=1)
+    root = write_colors(tmp_path / "videos", train=4, val=1)
     config = write_video_config(tmp_path / "c.yaml", root, hflip=0.5, scale=[0.4, 1.0], erasing=0.5, repeats=2)
     words = ["--model.mixup_alpha", "0.2", "--trainer.max_epochs", "3"]
     command("fit", config, tmp_path / "whole", *words)
@@ -114,7 +114,7 @@ def _refused(match: str, verb: str, config: Path, out: Path, *words: str) -> Non
 
 
 def test_test_stops_at_a_video_that_cannot_be_read(trained_videos: dict[str, Path], tmp_path: Path) -> None:
-    root = write_colours(tmp_path / "videos", train=2, val=2, test=2)
+    root = write_colors(tmp_path / "videos", train=2, val=2, test=2)
     config, out = write_video_config(tmp_path / "c.yaml", root), tmp_path / "out"
     file = root / "test" / "green" / "1.mp4"
     for write, message in (
@@ -127,7 +127,7 @@ def test_test_stops_at_a_video_that_cannot_be_read(trained_videos: dict[str, Pat
 
 
 def test_training_goes_on_without_a_video_that_cannot_be_read(tmp_path: Path) -> None:
-    root = write_colours(tmp_path / "videos", train=3, val=1)
+    root = write_colors(tmp_path / "videos", train=3, val=1)
     (root / "train" / "red" / "1.mp4").write_bytes(b"damaged")
     config = write_video_config(tmp_path / "c.yaml", root)
     with pytest.warns(UserWarning, match=r"replaced by another clip: .*red/1\.mp4 cannot be decoded"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_clips import PLAIN, SMALL, number_of, numbered, write_colours, write_list, write_sound, write_video
+from small_clips import PLAIN, SMALL, number_of, numbered, write_colors, write_list, write_sound, write_video
 from torch.testing import assert_close
 
 from core.errors import InputError, MissingError
@@ -81,7 +81,7 @@ def test_training_repeats_one_decoded_clip(lists: Path) -> None:
     assert y.tolist() == [y[0]] * 3 + [y[3]] * 3
 
 
-def test_batches_are_normalised(lists: Path) -> None:
+def test_batches_are_normalized(lists: Path) -> None:
     data = _set_up(VideoList(str(lists), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0), **BOTH))
     raw, y = next(iter(data.val_dataloader()))
     assert raw.dtype == torch.uint8
@@ -225,7 +225,7 @@ def test_wrong_folders_of_frames(frames: Path) -> None:
 
 
 def test_class_folders(tmp_path: Path) -> None:
-    data = _set_up(VideoFolder(str(write_colours(tmp_path, train=3, val=1)), **BOTH))
+    data = _set_up(VideoFolder(str(write_colors(tmp_path, train=3, val=1)), **BOTH))
     assert data.classes == ["blue", "green", "red"]
     assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (9, 3, 3)
     (clip,), label = data.val_set[2]

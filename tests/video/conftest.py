@@ -4,15 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
-from small_clips import video_runs, write_colours, write_video_config
+from small_clips import video_runs, write_colors, write_video_config
 from training.small_runs import command
 
 
 @pytest.fixture(scope="session")
 def trained_videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run that is only read and has learned its colours: ``folder``, ``config``, ``videos``, and ``out`` above."""
+    """A run that is only read and has learned its colors: ``folder``, ``config``, ``videos``, and ``out`` above."""
     base, environment = tmp_path_factory.mktemp("trained_videos"), os.environ.copy()
-    root = write_colours(base / "videos", train=6, val=3, test=2)
+    root = write_colors(base / "videos", train=6, val=3, test=2)
     config = write_video_config(base / "videos.yaml", root)
     command("fit", config, base / "out", "--trainer.max_epochs", "12", "--seed_everything", "0")
     os.environ.clear()

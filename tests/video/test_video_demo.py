@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import video.camera_moves
+import video.demo
 from core.errors import InputError
 from video import CameraMoves
-from video.camera_moves import MOVES, PHOTOS, render_moves
+from video.demo import MOVES, PHOTOS, render_moves
 from video.decoding import VideoFile
 
 FEW = {"train": ("skimage.data/coins.png",), "val": ("skimage.data/grass.png",), "test": ("skimage.data/gravel.png",)}
@@ -22,8 +22,8 @@ COUNTS = {"train": 2, "val": 1, "test": 1}
 def few() -> Iterator[None]:
     """Only three photos."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(video.camera_moves, "PHOTOS", FEW)
-        patch.setattr(video.camera_moves, "_CLIPS", COUNTS)
+        patch.setattr(video.demo, "PHOTOS", FEW)
+        patch.setattr(video.demo, "CLIPS", COUNTS)
         yield
 
 
@@ -76,7 +76,7 @@ def _shift(first: Any, second: Any) -> tuple[int, int]:
     ("move", "direction"),
     [("pan_right", (0, 1)), ("pan_left", (0, -1)), ("pan_down", (1, 0)), ("pan_up", (-1, 0)), ("still", (0, 0))],
 )
-def test_camera_moves_as_the_class_says(move: str, direction: tuple[int, int], moves: Path) -> None:
+def test_demo_as_the_class_says(move: str, direction: tuple[int, int], moves: Path) -> None:
     for file in (moves / "train" / move).iterdir():
         frames = _frames(file)
         assert frames.shape == (32, 64, 64)
@@ -135,7 +135,7 @@ def test_data_are_rendered_when_they_are_needed_and_only_once(few: None, tmp_pat
 
 
 def test_folder_appears_only_when_it_is_complete(few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, written = video.camera_moves._write, list[Path]()
+    write, written = video.demo._write, list[Path]()
 
     def failing(file: Path, frames: Any) -> None:
         written.append(file)
@@ -144,7 +144,7 @@ def test_folder_appears_only_when_it_is_complete(few: None, tmp_path: Path, monk
         write(file, frames)
 
     with monkeypatch.context() as patch:
-        patch.setattr(video.camera_moves, "_write", failing)
+        patch.setattr(video.demo, "_write", failing)
         with pytest.raises(OSError, match="no space left"):
             render_moves(tmp_path / "moves")
     assert not (tmp_path / "moves").exists()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import InputError
-from video.sampling import Sampling, shown_at
+from video.sampling import Sampling, displayed_frames
 
 FRAMES, RATES, LENGTHS = st.integers(1, 20), st.integers(1, 6), st.integers(2, 400)
 
@@ -25,9 +25,9 @@ def _published(length: int, frames: int, rate: int, end: int) -> list[int]:
 
 @settings(max_examples=100)
 @given(FRAMES, RATES, LENGTHS)
-def test_centre_of_dense_sampling(frames: int, rate: int, length: int) -> None:
+def test_center_of_dense_sampling(frames: int, rate: int, length: int) -> None:
     expected = _published(length, frames, rate, (frames * rate + length) // 2)
-    assert Sampling(frames, rate).centre(length).tolist() == expected
+    assert Sampling(frames, rate).center(length).tolist() == expected
 
 
 @settings(max_examples=60)
@@ -58,12 +58,12 @@ def test_test_views_are_the_published_ones(length: int) -> None:
 def test_uniform_clips_have_one_tick_of_each_segment(frames: int, length: int, views: int) -> None:
     sampling = Sampling(frames, mode="uniform")
     edges = [i * length / frames for i in range(frames + 1)]
-    clips = [sampling.random(length), sampling.centre(length), *sampling.views(length, views)]
+    clips = [sampling.random(length), sampling.center(length), *sampling.views(length, views)]
     for ticks in clips:
         for tick, low, high in zip(ticks, edges, edges[1:], strict=False):
             assert int(low) <= tick <= high
-    assert sampling.centre(length).tolist() == [int((i + 0.5) * length / frames) for i in range(frames)]
-    assert np.array_equal(sampling.views(length, 1)[0], sampling.centre(length))
+    assert sampling.center(length).tolist() == [int((i + 0.5) * length / frames) for i in range(frames)]
+    assert np.array_equal(sampling.views(length, 1)[0], sampling.center(length))
 
 
 def test_uniform_views_lie_evenly_in_each_segment() -> None:
@@ -77,7 +77,7 @@ def test_ticks_are_ascending_and_inside_of_any_video(
     frames: int, rate: int, length: int, views: int, mode: Any
 ) -> None:
     sampling = Sampling(frames, rate, mode)
-    for ticks in [sampling.random(length), sampling.centre(length), *sampling.views(length, views)]:
+    for ticks in [sampling.random(length), sampling.center(length), *sampling.views(length, views)]:
         assert ticks.shape == (frames,)
         assert 0 <= ticks.min() <= ticks.max() < length
         assert (np.diff(ticks) >= 0).all()
@@ -89,12 +89,12 @@ def test_at_a_constant_rate_ticks_are_frames(count: int, duration: float, jitter
     wobble = np.random.default_rng(count).uniform(-jitter, jitter, count)
     wobble[0] = 0
     start = (np.arange(count) + wobble) * duration
-    assert shown_at(start, count * duration, np.arange(count)).tolist() == list(range(count))
+    assert displayed_frames(start, count * duration, np.arange(count)).tolist() == list(range(count))
 
 
 def test_at_a_variable_rate_a_frame_counts_as_long_as_it_is_shown() -> None:
     start = np.array([0.0, 1, 2, 3, 7])  # the fourth for four seconds, the last for one
-    assert shown_at(start, 8.0, np.arange(5)).tolist() == [0, 2, 3, 3, 4]
+    assert displayed_frames(start, 8.0, np.arange(5)).tolist() == [0, 2, 3, 3, 4]
 
 
 @pytest.mark.parametrize("options", [{"frames": 0}, {"rate": 0}, {"mode": "sparse"}])
