@@ -1,38 +1,55 @@
-"""What all image data modules share: how images become maps, and their augmentation."""
+"""What all image data modules share: files and arrays become pixels, augmented in training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
+import numpy as np
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from core.data.images import Mode, PixelSpec, image_files, read_image
+from core.data.labeled import SampleDataModule, Split
+from core.data.samples import Samples, collate_found, read_or_skip
 from core.errors import InputError
-from core.images import Mode, image_files
-from core.samples import Samples, collate_found
-from core.training.samples import SampleDataModule, Split
-from vision.feature_map import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, eval_transform, train_transform
-from vision.files import Images
+from vision.augment import Crop, eval_transform, train_transform
 
-__all__ = ["ImageDataModule"]
+__all__ = ["ImageDataModule", "ImageSpec", "Images"]
+
+
+@dataclass(frozen=True)
+class ImageSpec(PixelSpec):
+    """What a model must know of images.
+
+    Attributes:
+        crop: how a rectangle becomes a square: 'center', 'squash', or 'auto' for the papers' rule by size.
+    """
+
+    crop: Crop = "auto"
 
 
 class ImageDataModule(SampleDataModule):
-    """Base of the image data modules: the maps' size, their augmentation, and prediction on any files.
+    """Base of the image data modules: the size of the images, their augmentation, and prediction on any files.
+
+    Batches are (pixels (B, C, size, size) uint8, labels (B,) int64), for prediction (pixels, names).
 
     Args:
-        size: side of the map, in pixels.
+        size: side of an image, in pixels.
         mode: 'RGB' for three channels or 'L' for one.
         mean: of each channel, for pixels in [0, 1].
-        std: of each channel.
+        std: standard deviation of each channel, for pixels in [0, 1].
         scale: range of the share of a training image that its crop covers.
         hflip: probability of a horizontal flip in training.
         auto_augment: timm's policy in training, or None.
-        erasing: probability of erasing a rectangle in training.
         crop: 'center', 'squash', or 'auto' for the papers' rule by size.
-        skip_broken: leave out files that cannot be decoded, with a warning, instead of stopping.
-        kwargs: arguments of :class:`core.training.SampleDataModule`.
+        kwargs: arguments of :class:`core.data.SampleDataModule`.
 
     Raises:
-        InputError: if ``mean`` and ``std`` do not go with the channels, or an option is unknown or out of range.
+        InputError: if ``mean`` and ``std`` do not go with the channels, or an option is out of range.
     """
 
     def __init__(
@@ -45,38 +62,125 @@ class ImageDataModule(SampleDataModule):
         scale: tuple[float, float] = (0.08, 1.0),
         hflip: float = 0.5,
         auto_augment: str | None = "rand-m9-mstd0.5-inc1",
-        erasing: float = 0.25,
-        crop: Literal["auto", "center", "squash"] = "auto",
-        skip_broken: bool = False,
+        crop: Crop = "auto",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.size, self.mode, self.mean, self.std = size, mode, tuple(mean), tuple(std)
-        self.skip_broken = skip_broken
-        if mode not in ("RGB", "L") or crop not in ("auto", "center", "squash"):
-            raise InputError(f"mode={mode!r}, crop={crop!r}; expected 'RGB' or 'L', and 'auto', 'center' or 'squash'")
-        channels = len(mode)
-        if not len(mean) == len(std) == channels:
-            raise InputError(f"mode {mode!r} has {channels} channels, mean {len(mean)} and std {len(std)} values")
-        if size < 1 or min(std) <= 0 or not 0 < scale[0] <= scale[1] or not (0 <= hflip <= 1 and 0 <= erasing <= 1):
+        if not len(mean) == len(std) == len(mode):
+            raise InputError(f"mode {mode!r} has {len(mode)} channels, mean {len(mean)} and std {len(std)} values")
+        if size < 1 or min(std) <= 0 or not 0 < scale[0] <= scale[1] or not 0 <= hflip <= 1:
             raise InputError(
-                f"size={size}, std={self.std}, scale={tuple(scale)}, hflip={hflip}, erasing={erasing}; expected a "
-                "size and std above 0, a rising range, and probabilities"
+                f"size={size}, std={tuple(std)}, scale={tuple(scale)}, hflip={hflip}; expected a size and std above 0, "
+                "a rising range, and a probability"
             )
-        try:
-            self.train_transform = train_transform(
-                size, mean=mean, std=std, scale=scale, hflip=hflip, auto_augment=auto_augment, erasing=erasing
-            )
-        except (AssertionError, ValueError) as error:  # timm's
-            raise InputError(f"auto_augment={auto_augment!r}: {error}; expected one of timm's policies") from error
-        self.eval_transform = eval_transform(size, mean=mean, std=std, crop=crop)
+
+        self.size = size
+        self.mode = mode
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.crop = crop
         self.collate = partial(collate_found, kind="image")
+
+        try:
+            self.train_transform = train_transform(size, scale=scale, hflip=hflip, auto_augment=auto_augment)
+        except (AssertionError, ValueError) as error:  # timm's, for an unknown policy
+            raise InputError(f"auto_augment={auto_augment!r}: {error}; expected one of timm's policies") from error
+        self.eval_transform = eval_transform(size, crop=crop)
+
+    def settings(self) -> ImageSpec:
+        """Size, crop, mode and statistics."""
+        return ImageSpec(size=self.size, mode=self.mode, mean=self.mean, std=self.std, crop=self.crop)
+
+    @classmethod
+    def from_spec(cls, spec: ImageSpec, *, batch_size: int, num_workers: int) -> Self:
+        """A data module that reads images as a model with this spec needs them."""
+        return cls(
+            size=spec.size,
+            mode=spec.mode,
+            mean=spec.mean,
+            std=spec.std,
+            crop=spec.crop,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
 
     def find(self, path: Path) -> list[Path]:
         """The image itself, or all images below a folder."""
         return image_files(path)
 
-    def dataset(self, samples: Samples, split: Split) -> Images:
+    def dataset(self, samples: Samples, split: Split) -> "Images":
         """Images with the transform of the split."""
         transform = self.train_transform if split == "train" else self.eval_transform
         return Images(samples, transform, mode=self.mode, skip_broken=self.skip_broken)
+
+
+class Images(Dataset[tuple[Tensor, Any] | None]):
+    """Images of files and arrays, each with a target.
+
+    Args:
+        samples: (image, target) pairs; an image is a file, or a name and an array, see :func:`to_image`.
+        transform: from a PIL image to pixels (C, H, W).
+        mode: 'RGB' or 'L' (gray); images are converted to it.
+        skip_broken: leave out files that cannot be decoded, with a warning, instead of stopping.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        mode: Mode = "RGB",
+        skip_broken: bool = False,
+    ) -> None:
+        self.samples = samples
+        self.transform = transform
+        self.mode = mode
+        self.skip_broken = skip_broken
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
+        """The pixels and the target of one image, or None if it is broken and may be skipped.
+
+        Raises:
+            MissingError: if the file is not there.
+            InputError: naming the file that cannot be decoded.
+        """
+        source, target = self.samples[index]
+        image = read_or_skip(lambda: self._read(source), skip_broken=self.skip_broken)
+        if image is None:
+            return None
+
+        return self.transform(image), target
+
+    def _read(self, source: Any) -> Image.Image:
+        if isinstance(source, Path):
+            return read_image(source, self.mode)
+
+        name, array = source
+        return to_image(array, name).convert(self.mode)
+
+
+def to_image(array: np.ndarray, name: str) -> Image.Image:
+    """An image from an array: (H, W), (H, W, 3) or (3, H, W), uint8 or float in [0, 1].
+
+    Raises:
+        InputError: if the array has another shape, or floats outside [0, 1].
+    """
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise InputError(f"{name} has the shape {array.shape}; expected (H, W), (H, W, 3) or (3, H, W)")
+
+    if array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise InputError(f"{name} holds floats from {array.min():g} to {array.max():g}; expected [0, 1], or uint8")
+        array = np.round(array * 255)
+    elif array.dtype != np.uint8:
+        raise InputError(f"{name} holds {array.dtype}; expected uint8, or floats in [0, 1]")
+
+    return Image.fromarray(np.ascontiguousarray(array.astype(np.uint8)))

@@ -1,89 +1,41 @@
-"""Image to 2D map: the papers' training augmentation and test-time crop, as timm writes them."""
+"""From pixels to a normalized map, the way from raw images to what every backbone reads."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
-from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-__all__ = ["IMAGENET_DEFAULT_MEAN", "IMAGENET_DEFAULT_STD", "eval_transform", "train_transform"]
+from core.layers.feature_map import FeatureMap
 
-Transform = Callable[[Image.Image], Tensor]
+__all__ = ["PixelMap"]
 
 
-def train_transform(
-    size: int,
-    *,
-    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-    std: Sequence[float] = IMAGENET_DEFAULT_STD,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    hflip: float = 0.5,
-    auto_augment: str | None = "rand-m9-mstd0.5-inc1",
-    erasing: float = 0.25,
-) -> Transform:
-    """Random crop, flip, RandAugment and erasing of the papers' recipes (UniRepLKNet appendix A).
+class PixelMap(FeatureMap):
+    """Pixels minus their mean, divided by their standard deviation.
 
     Args:
-        size: side of the map, in pixels.
         mean: of each channel, for pixels in [0, 1].
-        std: of each channel.
-        scale: range of the share of the image that the crop covers.
-        ratio: range of the crop's width over its height.
-        hflip: probability of a horizontal flip.
-        auto_augment: timm's RandAugment or AutoAugment policy, or None.
-        erasing: probability that a rectangle is replaced by noise.
-
-    Returns:
-        A function from a PIL image to a (C, size, size) float32 map, normalised.
+        std: standard deviation of each channel, for pixels in [0, 1].
     """
-    transform: Transform = create_transform(
-        size,
-        is_training=True,
-        mean=tuple(mean),
-        std=tuple(std),
-        scale=scale,
-        ratio=ratio,
-        hflip=hflip,
-        color_jitter=None,
-        auto_augment=auto_augment,
-        re_prob=erasing,
-        re_mode="pixel",
-        interpolation="bicubic",
-    )
-    return transform
 
+    mean: Tensor
+    std: Tensor
 
-def eval_transform(
-    size: int,
-    *,
-    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-    std: Sequence[float] = IMAGENET_DEFAULT_STD,
-    crop: Literal["auto", "center", "squash"] = "auto",
-) -> Transform:
-    """Resize and crop of the papers' evaluation.
+    def __init__(
+        self,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(list(mean)))
+        self.register_buffer("std", torch.tensor(list(std)))
 
-    'center' resizes the shorter side to size / 0.875 and cuts the centre; 'squash' resizes the whole image to a square.
-    'auto' is the official rule: centre below 384 pixels, squash from there on.
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Images (B, C, H, W), float in [0, 1] or uint8, to normalized maps of the same shape."""
+        if pixels_BCHW.dtype == torch.uint8:
+            pixels_BCHW = pixels_BCHW.float() / 255
 
-    Args:
-        size: side of the map, in pixels.
-        mean: of each channel, for pixels in [0, 1].
-        std: of each channel.
-        crop: how a rectangle becomes a square.
-
-    Returns:
-        A function from a PIL image to a (C, size, size) float32 map, normalised.
-    """
-    squash = crop == "squash" or (crop == "auto" and size >= 384)
-    transform: Transform = create_transform(
-        size,
-        is_training=False,
-        mean=tuple(mean),
-        std=tuple(std),
-        interpolation="bicubic",
-        crop_pct=1.0 if squash else 0.875,
-        crop_mode="squash" if squash else "center",
-    )
-    return transform
+        mean_C11 = self.mean.view(-1, 1, 1)
+        std_C11 = self.std.view(-1, 1, 1)
+        return (pixels_BCHW - mean_C11) / std_C11

@@ -8,18 +8,20 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torchvision import datasets
 
+from core.data.labeled import FolderDataModule
+from core.data.samples import Samples, Splits, Validation
 from core.errors import InputError, MissingError
-from core.files import Splits, Validation
-from core.pickles import read_arrays
-from core.samples import Samples
-from core.training.samples import FolderDataModule
+from core.io.untrusted import read_arrays
+from vision.augment import Crop
 from vision.data import ImageDataModule
 
 __all__ = ["CIFAR10", "CIFAR100", "ImageFolder"]
 
 
 class ImageFolder(FolderDataModule, ImageDataModule):
-    """Class folders of images, see :class:`core.training.FolderDataModule`: ``root/train/<class>/*.jpg``.
+    """Class folders of images: ``root/train/<class>/*.jpg`` or ``root/<class>/*.jpg``.
+
+    See :class:`core.data.FolderDataModule` for the layouts and their options.
 
     ImageNet-1K's validation images have to be sorted into class folders first, as torchvision and timm expect them.
     """
@@ -39,11 +41,10 @@ class CIFAR10(ImageDataModule):
             test images, as published results mostly do.
         val_share: share of each class held out.
         check_md5: refuse files that are not the published ones; false for files of one's own in this layout.
-        size: side of the map, in pixels.
+        size: side of an image, in pixels.
         mean: of each channel, for pixels in [0, 1]; the values in common use.
-        std: of each channel, likewise.
+        std: standard deviation of each channel; the values in common use.
         scale: range of the share of a training image that its crop covers.
-        erasing: probability of erasing a rectangle in training.
         crop: 'center', 'squash', or 'auto' for the papers' rule by size.
         kwargs: the other arguments of :class:`ImageDataModule`.
 
@@ -67,13 +68,13 @@ class CIFAR10(ImageDataModule):
         mean: Sequence[float] = (0.4914, 0.4822, 0.4465),
         std: Sequence[float] = (0.247, 0.2435, 0.2616),
         scale: tuple[float, float] = (0.5, 1.0),
-        erasing: float = 0.0,
-        crop: Literal["auto", "center", "squash"] = "squash",
+        crop: Crop = "squash",
         **kwargs: Any,
     ) -> None:
-        super().__init__(size=size, mean=mean, std=std, scale=scale, erasing=erasing, crop=crop, **kwargs)
+        super().__init__(size=size, mean=mean, std=std, scale=scale, crop=crop, **kwargs)
         self.validation = Validation(val_split, val_share)
-        self.root, self.check_md5 = Path(root), check_md5
+        self.root = Path(root)
+        self.check_md5 = check_md5
 
     def check_data(self) -> None:
         """Look for all files, and compare them with the published ones.
@@ -131,7 +132,7 @@ class CIFAR100(CIFAR10):
     Args:
         root: the unpacked archive, https://www.cs.toronto.edu/~kriz/cifar.html.
         mean: of each channel, for pixels in [0, 1]; the values in common use.
-        std: of each channel, likewise.
+        std: standard deviation of each channel; the values in common use.
         kwargs: arguments of :class:`CIFAR10`.
     """
 

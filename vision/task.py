@@ -1,13 +1,32 @@
 """Image classification as a LightningModule."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from torch import Tensor
+
+from core.data.module import DataModule
+from core.data.spec import DataSpec
 from core.training.pixels import PixelClassification
+from vision.data import ImageDataModule, ImageSpec
+from vision.feature_map import PixelMap
 
 __all__ = ["ImageClassifier"]
 
 
 class ImageClassifier(PixelClassification):
-    """:class:`core.training.ClassificationTask` for images."""
+    """:class:`core.training.ClassificationTask` for images.
 
+    ``task(pixels)`` takes images (B, C, H, W), float in [0, 1] or uint8, and gives logits (B, num_classes).
+    """
+
+    spec_class: ClassVar[type[DataSpec]] = ImageSpec
+    data_class: ClassVar[type[DataModule]] = ImageDataModule
     pipeline_tag: ClassVar[str | None] = "image-classification"
+
+    def build_feature_map(self, spec: Any) -> PixelMap:
+        """Normalization by the data's mean and standard deviation."""
+        return PixelMap(spec.mean, spec.std)
+
+    def show(self, raw: Tensor) -> Tensor:
+        """The images themselves, (N, C, H, W) in [0, 1]."""
+        return raw if raw.is_floating_point() else raw.float() / 255

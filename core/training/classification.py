@@ -1,48 +1,52 @@
 """Classification of anything that has become a 2D map."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
+import torch
+from lightning import Trainer
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from core.errors import InputError, listed
-from core.training.confusion import Confusion
-from core.training.data import padding_in_batch
-from core.training.drawing import draw_figure
-from core.training.examples import Examples
+from core.backbones.build import input_channels
+from core.data.spec import DataSpec, numbered_classes
+from core.errors import InputError
+from core.training.plots import Examples, confusion_figure, draw_figure
 from core.training.run_folder import run_folder
-from core.training.task import Task
+from core.training.task import Backbone, EvaluationSplit, Task
 
-__all__ = ["ClassificationTask"]
+__all__ = ["Confusion", "ConfusionCounts", "ClassificationTask"]
+
+MAX_CONFUSION_CLASSES = 2000
+"""The confusion matrix of the 21,841 classes of ImageNet-22K would take 4 GB in each process."""
 
 
 class ClassificationTask(Task):
     """A backbone with a linear classifier: cross entropy with mixup, cutmix and label smoothing; top-1 and top-5.
 
-    Batches for training and evaluation are (x, y): x (B, C, H, W) float, y (B,) int64 in [0, num_classes). Batches for
-    prediction are (x, names). Logged are ``train_loss``, ``lr``, ``val_loss``, ``val_acc``, ``val_acc5`` (from ten
-    classes on) and the same for test. After each evaluation the run folder holds ``confusion_matrix.png``, up to 2000
-    classes, and, of maps that :meth:`to_pictures` can show, ``examples.png``: maps spread over the split with the class
-    that the model gives and its probability, in red with the true class where it is wrong.
+    Batches for training and evaluation are (raw, y) with y (B,) int64 in [0, num_classes), batches for prediction are
+    (raw, names). Logs ``train_loss``, ``lr``, ``val_loss``, ``val_acc``, ``val_acc5`` (from ten classes on), and the
+    same for test. After each evaluation the run folder holds ``confusion_matrix.png``, up to 2000 classes, and
+    ``examples.png``, samples from the whole split with the predicted class and its probability, in red with the true
+    class where it is wrong, if the modality can show its samples.
 
     Args:
-        backbone: name of a LarKit or timm model, or a module; its classifier is set to ``num_classes``.
-        num_classes: number of classes.
+        backbone: name of a LarKit or timm model, or a module; its classifier gets one output for each class.
+        num_classes: number of classes; taken from the data where they are known.
+        spec: what the data are; the command passes it.
         label_smoothing: share of the target spread over all classes.
         mixup_alpha: Beta(a, a) of mixup, 0 for none.
         cutmix_alpha: Beta(a, a) of cutmix, 0 for none; with both, one is drawn for each batch.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         kwargs: the other arguments of :class:`core.training.Task`.
 
-    Attributes:
-        class_names: in the order of the labels; numbers until the data or a checkpoint say them.
-        normalisation: ``mean`` and ``std`` of the training data's maps, once a checkpoint has said them.
-
     Raises:
-        InputError: if an argument is out of range or the data have other classes.
+        InputError: if an argument is out of range, or contradicts the data.
     """
 
     monitor: ClassVar[str] = "val_acc"
@@ -50,208 +54,289 @@ class ClassificationTask(Task):
 
     def __init__(
         self,
-        backbone: str | nn.Module,
-        num_classes: int,
+        backbone: Backbone,
+        num_classes: int | None = None,
         *,
+        spec: DataSpec | Mapping[str, Any] | None = None,
         label_smoothing: float = 0.1,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         backbone_args: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if num_classes < 2 or not 0 <= label_smoothing < 1 or min(mixup_alpha, cutmix_alpha) < 0:
+        if not 0 <= label_smoothing < 1 or min(mixup_alpha, cutmix_alpha) < 0:
             raise InputError(
-                f"num_classes={num_classes}, label_smoothing={label_smoothing}, mixup_alpha={mixup_alpha}, "
-                f"cutmix_alpha={cutmix_alpha}; expected at least 2, a share in [0, 1), and 0 or more"
+                f"label_smoothing={label_smoothing}, mixup_alpha={mixup_alpha}, cutmix_alpha={cutmix_alpha}; "
+                "expected a share in [0, 1), and 0 or more"
             )
+
+        knows_data = spec is not None
+        spec = self.with_classes(self.to_spec(spec), num_classes)
         if isinstance(backbone, str):
-            backbone_args = {**(backbone_args or {}), "num_classes": num_classes}
-        super().__init__(backbone, backbone_args=backbone_args, **kwargs)
-        if getattr(self.backbone, "num_classes", num_classes) != num_classes:
-            cast(Any, self.backbone).reset_classifier(num_classes)
-        self.num_classes, self.label_smoothing = num_classes, label_smoothing
-        self.class_names = [str(i) for i in range(num_classes)]
-        self.normalisation: dict[str, list[float]] = {}
+            backbone_args = {"in_chans": self.map_channels(spec), **(backbone_args or {})}
+            backbone_args["num_classes"] = len(spec.classes)
+
+        super().__init__(backbone, spec=spec, backbone_args=backbone_args, **kwargs)
+
+        self.knows_data = knows_data
+        self.label_smoothing = label_smoothing
         self.mixup: Mixup | None = None
         if mixup_alpha > 0 or cutmix_alpha > 0:
-            self.mixup = Mixup(mixup_alpha, cutmix_alpha, label_smoothing=label_smoothing, num_classes=num_classes)
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.use_metrics(_accuracies(num_classes))
-        self.confusion = Confusion(num_classes)
+            self.mixup = Mixup(
+                mixup_alpha,
+                cutmix_alpha,
+                label_smoothing=label_smoothing,
+                num_classes=self.num_classes,
+            )
+
+        self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
+        self.scores = nn.ModuleDict()
+        self.use_metrics(accuracies(self.num_classes))
+        self.confusion = Confusion(self.num_classes)
         self.examples = Examples()
 
-    def use_metrics(self, scores: MetricCollection) -> None:
-        """Measure these on the validation and test split; each is updated with (logits, y)."""
-        self.val_scores, self.test_scores = scores.clone(prefix="val_"), scores.clone(prefix="test_")
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.spec.classes)
 
-    def setup(self, stage: str) -> None:
-        """Take the class names from the data and refuse data with other classes.
+    @staticmethod
+    def with_classes(spec: DataSpec, num_classes: int | None) -> Any:
+        """The specification with classes: its own, which ``num_classes`` must not contradict, or numbered ones.
 
         Raises:
-            InputError: if the data's classes are not as many as the model's.
+            InputError: if the number contradicts the data, or nothing says how many classes there are.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        names = list(getattr(data, "classes", ()))
-        if names and len(names) != self.num_classes:
+        if not spec.classes:
+            if num_classes is None:
+                raise InputError("nothing says how many classes there are; give num_classes, or spec=data.spec()")
+            spec = replace(spec, classes=numbered_classes(num_classes))
+
+        if num_classes is not None and num_classes != len(spec.classes):
             raise InputError(
-                f"the model has {self.num_classes} classes and the data {len(names)} ({listed(names)}); set "
-                f"--model.num_classes {len(names)}"
+                f"the model has {num_classes} classes and the data {len(spec.classes)}; leave --model.num_classes out, "
+                f"or set it to {len(spec.classes)}"
             )
-        self.class_names = names or self.class_names
+        if len(spec.classes) < 2:
+            raise InputError(f"num_classes={len(spec.classes)}; a classifier needs at least 2 classes")
+        return spec
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W) to logits (B, num_classes)."""
-        logits: Tensor = self.backbone(x)
-        return logits
+    # A modality says
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of one batch."""
-        x, y = batch
-        smoothing = self.label_smoothing
-        if self.mixup and len(x) > 1:
-            even = len(x) // 2 * 2  # it mixes pairs; the odd one of an incomplete batch is left out
-            (x, y), smoothing = self.mix(self.mixup, x[:even], y[:even]), 0.0  # and smooths the targets itself
-        loss = self.loss(self(x), y, smoothing=smoothing)
-        self.log_training(loss, len(x))
-        return loss
+    @classmethod
+    def map_channels(cls, spec: Any) -> int:
+        """Channels of the maps that the feature map makes; a backbone that is built by name gets them as ``in_chans``."""
+        return 3
 
-    def mix(self, mixup: Mixup, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed samples and their targets (B, num_classes), of an even number of samples with labels (B,)."""
-        return mixup(x, y)
+    def build_feature_map(self, spec: Any) -> nn.Module:
+        """The modality's feature map, from raw batches to normalized maps."""
+        raise NotImplementedError
 
-    def loss(self, logits: Tensor, y: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    def show(self, raw: Any) -> Tensor | None:
+        """Pictures (N, C, H, W), C 1 or 3, in [0, 1], of N raw samples; None, as here, for no sheet of examples."""
+        return None
+
+    # The flow
+
+    def build(self, backbone: nn.Module) -> None:
+        """Build the feature map, and give the backbone's classifier one output for each class."""
+        super().build(backbone)
+        self.feature_map = self.build_feature_map(self.spec)
+        if getattr(backbone, "num_classes", self.num_classes) != self.num_classes:
+            cast(Any, backbone).reset_classifier(self.num_classes)
+        self.check_channels()
+
+    def check_channels(self) -> None:
+        """Refuse a backbone for maps with another number of channels.
+
+        Raises:
+            InputError: saying how to build it.
+        """
+        wanted = self.map_channels(self.spec)
+        channels = input_channels(self.backbone, without=wanted)
+        if channels != wanted:
+            raise InputError(
+                f"the backbone takes {channels} channels and the maps have {wanted}; leave --model.backbone_args.in_chans "
+                f"out, or build the module with in_chans={wanted}"
+            )
+
+    def adopt_spec(self, theirs: DataSpec) -> None:
+        """Take over a specification, and rebuild the feature map from it; its trained weights stay."""
+        super().adopt_spec(theirs)
+        trained = dict(self.feature_map.named_parameters())
+        self.feature_map = self.build_feature_map(self.spec).to(self.device).train(self.training)
+        self.feature_map.load_state_dict(trained, strict=False)
+        self.check_channels()
+
+    def augment_map(self, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixup or cutmix, if asked for; targets then become (B, num_classes) float, smoothed."""
+        if self.mixup is None or len(maps) < 2:
+            return maps, target
+
+        even = len(maps) // 2 * 2  # pairs are mixed; the odd sample of an incomplete batch is left out
+        return self.mix(self.mixup, maps[:even], target[:even])
+
+    def mix(self, mixup: Mixup, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed maps and their targets (B, num_classes), of an even number of maps with labels (B,)."""
+        return mixup(maps, target)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross entropy.
 
         Args:
-            logits: (B, num_classes).
-            y: (B,) int64 labels, or (B, num_classes) float probabilities.
-            smoothing: share of the target spread over all classes.
+            output: logits (B, num_classes).
+            target: labels (B,) int64, which are smoothed here, or probabilities (B, num_classes), which are not.
         """
-        return F.cross_entropy(logits, y, label_smoothing=smoothing)
+        smoothing = 0.0 if target.is_floating_point() else self.label_smoothing
+        return F.cross_entropy(output, target, label_smoothing=smoothing)
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """(B, num_classes) in [0, 1]."""
-        return logits.float().softmax(dim=1)
+    def evaluation_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy without smoothing, which ``val_loss`` and ``test_loss`` log."""
+        return F.cross_entropy(output, target)
 
-    def to_examples(self, x: Tensor) -> Tensor:
-        """What to keep of samples until :meth:`to_pictures` shows them; by default they are maps, kept as they are."""
-        return x
+    def probabilities(self, output: Tensor) -> Tensor:
+        """Logits (B, num_classes) to probabilities in [0, 1]."""
+        return output.float().softmax(dim=1)
 
-    def to_pictures(self, x: Tensor) -> Tensor | None:
-        """Maps (N, C, H, W) as pictures of 1 or 3 channels in [0, 1]; None, as here, for no sheet of examples."""
-        return None
+    # Metrics
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Add one batch to the validation metrics; gives its logits."""
-        logits = self._evaluate(batch, batch_idx, self.trainer.val_dataloaders, self.val_loss, self.val_scores)
-        self.log("val_loss", self.val_loss, batch_size=len(logits))
-        self.log_dict(self.val_scores, prog_bar=True, batch_size=len(logits))
-        return logits
+    def use_metrics(self, scores: MetricCollection) -> None:
+        """Measure these on the validation and test split; each is updated by :meth:`update_scores`."""
+        self.scores["val"] = scores.clone(prefix="val_")
+        self.scores["test"] = scores.clone(prefix="test_")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Add one batch to the test metrics; gives its logits."""
-        logits = self._evaluate(batch, batch_idx, self.trainer.test_dataloaders, self.test_loss, self.test_scores)
-        self.log("test_loss", self.test_loss, batch_size=len(logits))
-        self.log_dict(self.test_scores, batch_size=len(logits))
-        return logits
+    def update_metrics(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Tensor) -> None:
+        """Add one batch to the loss, the scores and the confusion matrix of a split."""
+        loss = cast(MeanMetric, self.losses[split])
+        loss.update(self.evaluation_loss(output, target), weight=len(target))
+        self.update_scores(cast(MetricCollection, self.scores[split]), output, target)
 
-    def _evaluate(
-        self, batch: tuple[Tensor, Tensor], batch_idx: int, loader: Any, loss: MeanMetric, scores: MetricCollection
-    ) -> Tensor:
-        x, y = batch
-        logits: Tensor = self(x)
-        own = len(y) - padding_in_batch(loader, batch_idx, len(y))
-        if own:
-            loss.update(self.loss(logits[:own], y[:own]), weight=own)
-            self.update_metrics(scores, logits[:own], y[:own])
-        return logits
+    def update_scores(self, scores: MetricCollection, output: Tensor, target: Tensor) -> None:
+        """Add one batch to the scores and the confusion matrix."""
+        scores.update(output, target)
+        self.confusion.update(output, target)
 
-    def update_metrics(self, scores: MetricCollection, logits: Tensor, y: Tensor) -> None:
-        """Add one batch to the metrics of a split."""
-        scores.update(logits, y)
-        self.confusion.update(logits, y)
+    def log_metrics(self, split: EvaluationSplit) -> None:
+        """Log the loss and the scores of a split."""
+        self.log(f"{split}_loss", cast(Metric, self.losses[split]), batch_size=1)
+        self.log_dict(cast(Any, self.scores[split]), prog_bar=split == "val", batch_size=1)
 
-    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Keep some examples of the batch."""
-        self._keep_examples(outputs, batch, self.trainer.num_val_batches)
+    # Pictures
 
-    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Keep some examples of the batch."""
-        self._keep_examples(outputs, batch, self.trainer.num_test_batches)
+    def keep_examples(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Any) -> None:
+        """Keep some samples of a batch with the predicted class, in ``predict`` without a true one."""
+        probability, label = self.probabilities(output).max(dim=1)
+        names = self.class_names
+        titles = [f"{names[c]} {p:.2f}" for c, p in zip(label.tolist(), probability.tolist(), strict=True)]
+        wrong = [False] * len(titles)
+        if split != "predict":
+            wrong = self.is_wrong(label, target).tolist()
+            truths = self.truths(target)
+            titles = [f"{title} ({truths[i]})" if wrong[i] and truths else title for i, title in enumerate(titles)]
 
-    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Keep some examples of the batch, titled with their predicted class."""
-        titles = [f"{c} {p:.2f}" for c, p in zip(outputs["class"], outputs["probability"], strict=True)]
-        self.examples.keep(self.to_examples(batch[0]), titles, [False] * len(titles), self.trainer.num_predict_batches)
+        self.examples.keep(partial(self._show_some, raw), titles, wrong, self._batch_count(split))
 
-    def _keep_examples(self, logits: Tensor, batch: Any, batches: list[int | float]) -> None:
-        x, y = batch
-        probability, label = self.probabilities(logits).max(dim=1)
-        titles, wrong, truths = list[str](), (label != y).tolist(), y.tolist()
-        for i, (p, c) in enumerate(zip(probability.tolist(), label.tolist(), strict=True)):
-            truth = f" ({self.class_names[truths[i]]})" if wrong[i] else ""
-            titles.append(f"{self.class_names[c]} {p:.2f}{truth}")
-        self.examples.keep(self.to_examples(x), titles, wrong, batches)
+    def is_wrong(self, label: Tensor, target: Tensor) -> Tensor:
+        """Whether each predicted label (B,) is wrong."""
+        return label != target
 
-    def on_validation_epoch_end(self) -> None:
+    def truths(self, target: Tensor) -> list[str]:
+        """The names of the true classes."""
+        names = self.class_names
+        return [names[c] for c in target.tolist()]
+
+    def _show_some(self, raw: Any, chosen: list[int]) -> Tensor | None:
+        return self.show(_choose(raw, chosen))
+
+    def _batch_count(self, split: EvaluationSplit) -> int:
+        trainer = self.trainer
+        counts = {
+            "val": trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches,
+            "test": trainer.num_test_batches,
+            "predict": trainer.num_predict_batches,
+        }
+        return int(sum(counts[split]))
+
+    def report(self, split: EvaluationSplit) -> None:
         """Draw the examples and the confusion matrix."""
-        self._draw()
-
-    def on_test_epoch_end(self) -> None:
-        """Draw the examples and the confusion matrix."""
-        self._draw()
-
-    def on_predict_epoch_end(self) -> None:
-        """Draw the examples."""
-        self._draw_examples()
-
-    def _draw(self) -> None:
-        self._draw_examples()
-        self.confusion.draw(self.trainer, self.class_names)
-
-    def _draw_examples(self) -> None:
-        if self.trainer.sanity_checking or run_folder(self.trainer) is None:
-            self.examples.clear()
-            return
-        sheet = self.examples.take(self.to_pictures)
-        if sheet is not None:
+        draws = run_folder(self.trainer) is not None and not self.trainer.sanity_checking
+        sheet = self.examples.take()
+        if sheet is not None and draws:
             draw_figure(self.trainer, "examples", sheet)
+        if split != "predict":
+            self.confusion.draw(self.trainer, self.class_names)
 
-    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> dict[str, Any]:
-        """Names, winning class and its probability for one batch, as the prediction writer wants them."""
-        x, names = batch
-        probability, label = self.probabilities(self(x)).max(dim=1)
-        classes = [self.class_names[i] for i in label.tolist()]
-        return {"file": list(names), "class": classes, "probability": [round(p, 6) for p in probability.tolist()]}
+    # Prediction
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the class names and the normalisation, which are not known without the training data."""
-        checkpoint["class_names"] = list(self.class_names)
-        data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
-        for name in ("mean", "std"):  # how the maps were normalised, for who reads the backbone alone
-            if isinstance(getattr(data, name, None), tuple | list):
-                self.normalisation[name] = list(getattr(data, name))
-        checkpoint |= self.normalisation
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the class names and the normalisation.
-
-        Raises:
-            InputError: if the data have other classes.
-        """
-        names, numbers = checkpoint.get("class_names", self.class_names), [str(i) for i in range(self.num_classes)]
-        if names != self.class_names and numbers not in (names, self.class_names):
-            differing = [f"{a} there, {b} here" for a, b in zip(names, self.class_names, strict=False) if a != b]
-            raise InputError(
-                f"the model was trained on other classes than the data have: {listed(differing)}; give data "
-                "with its classes, or start a new run from its weights with --model.weights CHECKPOINT"
-            )
-        self.class_names = names
-        self.normalisation = {name: checkpoint[name] for name in ("mean", "std") if name in checkpoint}
+    def rows(self, output: Tensor, names: Any) -> dict[str, list[Any]]:
+        """The file, the most probable class and its probability."""
+        probability, label = self.probabilities(output).max(dim=1)
+        return {
+            "file": list(names),
+            "class": [self.class_names[i] for i in label.tolist()],
+            "probability": [round(p, 6) for p in probability.tolist()],
+        }
 
 
-def _accuracies(num_classes: int) -> MetricCollection:
+class ConfusionCounts(MulticlassConfusionMatrix):
+    """torchmetrics' confusion matrix, counted in place, in deterministic mode too.
+
+    There torchmetrics compares each sample with each of the squared number of classes: 59 GiB for an image of ADE20K.
+    """
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add logits (B, num_classes, ...) or labels (B, ...), with true labels (B, ...)."""
+        labels = preds.argmax(1) if preds.ndim > target.ndim else preds
+        labels = labels.flatten()
+        target = target.flatten()
+        if self.ignore_index is not None:
+            known = target != self.ignore_index
+            labels = labels[known]
+            target = target[known]
+
+        pairs = target * self.num_classes + labels
+        self.confmat.view(-1).index_add_(0, pairs, torch.ones_like(pairs, dtype=self.confmat.dtype))
+
+
+class Confusion(nn.Module):
+    """Counts pairs of a true and a predicted class and draws them; does nothing above 2000 classes.
+
+    Args:
+        num_classes: number of classes.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.counts = ConfusionCounts(num_classes) if num_classes <= MAX_CONFUSION_CLASSES else None
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Add logits (B, num_classes) with labels (B,)."""
+        if self.counts is not None:
+            self.counts.update(logits, target)
+
+    def draw(self, trainer: Trainer, class_names: list[str]) -> None:
+        """Draw ``confusion_matrix``, unless Lightning only tries out validation, and begin anew."""
+        if self.counts is None:
+            return
+
+        if not trainer.sanity_checking:
+            counts = self.counts.compute().cpu()  # in every process, since it talks to the others
+            draw_figure(trainer, "confusion_matrix", partial(confusion_figure, counts, class_names))
+        self.counts.reset()
+
+
+def accuracies(num_classes: int) -> MetricCollection:
+    """Top-1 accuracy, and from ten classes on top-5."""
     metrics: dict[str, Metric | MetricCollection] = {"acc": MulticlassAccuracy(num_classes, average="micro")}
     if num_classes >= 10:
         metrics["acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
     return MetricCollection(metrics)
+
+
+def _choose(raw: Any, chosen: list[int]) -> Any:
+    """Some samples of a raw batch: a tensor, a list, or a tuple of these."""
+    if isinstance(raw, tuple):
+        return tuple(_choose(part, chosen) for part in raw)
+    if isinstance(raw, Tensor):
+        return raw[chosen]
+    return [raw[i] for i in chosen]

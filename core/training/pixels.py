@@ -1,70 +1,106 @@
-"""Classification of maps that are pixels of cameras: images, and clips of them."""
+"""Classification of pixels that cameras take: images, and the frames of videos."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from core.backbones.build import input_channels
+from core.data.images import PixelSpec
+from core.data.spec import DataSpec
 from core.errors import InputError
-from core.images import to_pixels
-from core.torch_files import read_torch_file
+from core.io.checkpoint import TaskCheckpoint
 from core.training.classification import ClassificationTask
+from core.training.task import Backbone
 
 __all__ = ["PixelClassification"]
 
 
 class PixelClassification(ClassificationTask):
-    """:class:`ClassificationTask` for pixels normalised by the data module's ``mean`` and ``std``, of its ``mode``."""
+    """:class:`ClassificationTask` for pixels of a :class:`~core.data.images.PixelSpec`.
 
-    def setup(self, stage: str) -> None:
-        """Compare the model with the data: classes, channels, and the normalisation that its weights were trained with.
+    Args:
+        backbone: name of a LarKit or timm model, or a module.
+        num_classes: number of classes; taken from the data where they are known.
+        erasing: probability that a rectangle of a normalized training map is replaced by noise.
+        kwargs: the other arguments of :class:`ClassificationTask`.
+
+    Raises:
+        InputError: if ``erasing`` is no probability, or an argument contradicts the data.
+    """
+
+    spec_class: ClassVar[type[DataSpec]] = PixelSpec
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int | None = None,
+        *,
+        erasing: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 <= erasing <= 1:
+            raise InputError(f"erasing={erasing}; expected a probability")
+        super().__init__(backbone, num_classes, **kwargs)
+        self.erasing = erasing
+
+    @classmethod
+    def map_channels(cls, spec: PixelSpec) -> int:
+        """One channel for each letter of the mode."""
+        return len(spec.mode)
+
+    def augment_map(self, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Erase rectangles, then mix: the order of timm and of the papers' recipes."""
+        if self.erasing > 0:
+            erase = RandomErasing(self.erasing, mode="pixel", device=maps.device)
+            maps = erase(maps)
+        return super().augment_map(maps, target)
+
+    def use_spec(self, theirs: DataSpec) -> None:
+        """Compare classes, channels, and the normalization that pretrained weights know.
 
         Raises:
-            InputError: if classes or channels differ; another normalisation is a warning, and another size than the
-                published one in evaluation.
+            InputError: if classes or channels differ. Another normalization is a warning, and so is another size than
+                the published one in evaluation.
         """
-        super().setup(stage)
-        mode = getattr(getattr(self.trainer, "datamodule", None), "mode", None)
-        channels = input_channels(self.backbone, without=len(mode or ""))
-        if mode is not None and channels != len(mode):
+        assert isinstance(theirs, PixelSpec)
+        assert isinstance(self.spec, PixelSpec)
+        if self.knows_data and theirs.mode != self.spec.mode:
             raise InputError(
-                f"the model takes {channels} channels and the data have {len(mode)} ({mode}); "
-                f"set --model.backbone_args.in_chans {len(mode)}, or --data.mode, mean and std"
+                f"the model was built for pixels of mode {self.spec.mode!r}, the data have {theirs.mode!r}; set "
+                f"--data.mode {self.spec.mode}, with its mean and std"
             )
-        self._compare_pixels()
+        super().use_spec(theirs)
+        if self.hparams.get("pretrained") or self.hparams.get("weights"):
+            self._compare_with_pretrained(theirs)
 
-    def _compare_pixels(self) -> None:
-        """Warn of data unlike those of the weights; those of another size are ordinary in training."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not (self.hparams.get("pretrained") or self.hparams.get("weights")):
-            return
-        known = self._known_pixels()
-        for name in ("mean", "std"):
-            trained, given = tuple(known.get(name) or ()), tuple(getattr(data, name, ()))
+    def _compare_with_pretrained(self, theirs: PixelSpec) -> None:
+        known = self._pretrained_pixels()
+        for name, given in (("mean", theirs.mean), ("std", theirs.std)):
+            trained = tuple(known.get(name) or ())
             if len(trained) == len(given) and trained != given:
                 rank_zero_warn(
-                    f"the pretrained weights know pixels with {name} {trained}, the data are normalised by {given}; "
+                    f"the pretrained weights know pixels with {name} {trained}, the data are normalized by {given}; "
                     f"set --data.{name} '{list(trained)}'"
                 )
-        size, shape = getattr(data, "size", None), known.get("test_input_size") or known.get("input_size")
-        if size and shape and size != shape[-1] and self.trainer.state.fn != TrainerFn.FITTING:
+
+        # in training another size is ordinary
+        shape = known.get("test_input_size") or known.get("input_size")
+        if shape and theirs.size != shape[-1] and self.trainer.state.fn != TrainerFn.FITTING:
             rank_zero_warn(
-                f"the accuracy of these weights was published for images of {shape[-1]} pixels, the data have {size}; "
-                f"set --data.size {shape[-1]}"
+                f"the accuracy of these weights was published for images of {shape[-1]} pixels, the data have "
+                f"{theirs.size}; set --data.size {shape[-1]}"
             )
 
-    def _known_pixels(self) -> dict[str, Any]:
-        """Mean and std that the weights were trained with, of one's own run or the published ones, with their size."""
-        own = Path(self.hparams.get("weights") or "")
-        if own.suffix != ".ckpt":
+    def _pretrained_pixels(self) -> dict[str, Any]:
+        """Mean and std that the weights were trained with, of a run's checkpoint or of published weights."""
+        weights = Path(self.hparams.get("weights") or "")
+        if weights.suffix != ".ckpt":
             return getattr(self.backbone, "pretrained_cfg", None) or {}
-        stored = read_torch_file(own) if own.is_file() else {}  # nothing is known of one at an address
-        return {name: value for name, value in stored.items() if name in ("mean", "std")}
+        if not weights.is_file():  # an address, of which nothing is known
+            return {}
 
-    def to_pictures(self, x: Tensor) -> Tensor | None:
-        """The images that the maps (N, C, H, W) were made from, by the normalisation of the data."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        return to_pixels(x, data.mean, data.std) if hasattr(data, "mean") else None
+        spec = TaskCheckpoint.read(weights).spec
+        return {name: spec[name] for name in ("mean", "std") if name in spec}

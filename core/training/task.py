@@ -1,4 +1,4 @@
-"""The base task: a backbone by name, the papers' optimizer and schedule, and a run that can be resumed exactly."""
+"""The base of all tasks: raw batch, feature map, backbone, head, and one way to train, evaluate, predict and draw."""
 
 import math
 import os
@@ -6,11 +6,12 @@ import random
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -19,45 +20,55 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
-from core.backbones.build import build_backbone, input_channels
-from core.checkpoints import load_weights
-from core.errors import InputError
-from core.training.data import DataModule
-from core.training.drawing import finish_figures
+from core.backbones.build import build_backbone
+from core.data.module import DataModule, attached_data_module, padding_in_batch
+from core.data.spec import DataSpec, numbered_classes
+from core.errors import InputError, listed
+from core.export import Exported, exported
+from core.io.weights import load_weights
+from core.training.hub_mixin import TaskHubMixin
 from core.training.optim import check_recipe, parameter_groups, run_factor
 
-__all__ = ["Exported", "Task"]
+__all__ = ["Backbone", "EvaluationSplit", "Task"]
+
+if TYPE_CHECKING:
+    Backbone = str | nn.Module
+    """The name of a LarKit or timm model, or a module."""
+else:
+    Backbone = str  # what the command takes; with nn.Module its help would list every module of the process
+
+EvaluationSplit = Literal["val", "test", "predict"]
 
 
-class Exported(NamedTuple):
-    """What the verb ``export`` writes: a module of one input, some input (B, ...), and the file's name.
+class Task(LightningModule, TaskHubMixin):
+    """A feature map, a backbone and a head, with the papers' optimizer and schedule.
 
-    ``fixed_size`` keeps height and width as they are in ``images``.
-    """
+    ::
 
-    name: str
-    module: nn.Module
-    images: Tensor
-    fixed_size: bool = False
+        raw batch ── feature_map ── maps (B, C, H, W) ── backbone ── head ── output
 
+    ``task(*raw)`` takes what a person has (pixels, waveforms, points, a series, frames) and gives the output. The task
+    reads the :class:`~core.data.DataSpec` of its data once, builds the feature map and the head from it, and stores it
+    in every checkpoint, so that a task that was saved, shared or exported needs nothing of its training data.
 
-class Task(LightningModule):
-    """Backbone, optimizer and schedule; subclasses add the head, the loss, the metrics and the pictures.
+    A modality fills in what differs: the feature map, ``read`` (backbone and head), ``loss``, ``update_metrics``,
+    ``keep_examples``, ``report`` and ``rows``. The steps of training, evaluation and prediction are written here once.
 
-    Optimization follows the papers (UniRepLKNet appendix A): AdamW, no decay on norms and biases, layer-wise decay of
-    the learning rate when fine-tuning, linear warm-up and a cosine, both by step.
+    Optimization follows the papers (UniRepLKNet, appendix A): AdamW, no decay on norms and biases, layer-wise decay of
+    the learning rate for fine-tuning, linear warm-up and a cosine, both by step.
 
     Args:
         backbone: name of a LarKit or timm model, or a module.
+        spec: what the data are, from a data module's ``spec()`` or a checkpoint; the command passes it.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         pretrained: load the published weights of the named model.
-        weights: file or Hub name for :func:`core.load_weights`, instead of the published ones; weights alone, a
-            checkpoint's class names come with ``--ckpt_path``.
+        weights: file or Hub name for :func:`core.load_weights`, instead of the published weights. Class names and
+            statistics stay those of the data; to continue a run, give its checkpoint as ``--ckpt_path``.
         opt: name of a timm optimizer.
         lr: learning rate after the warm-up; for ``lr_batch`` samples a step if that is given.
         lr_batch: scale ``lr`` by the real global batch (samples x processes x accumulation) over this number.
         min_lr: learning rate at the end of the cosine, scaled like ``lr``.
-        weight_decay: decay of parameters with two dimensions and more.
+        weight_decay: decay of parameters with two and more dimensions.
         layer_decay: factor on the learning rate for each layer group further from the output.
         warmup_epochs: length of the linear warm-up.
         opt_args: further arguments of the optimizer, such as ``betas``.
@@ -72,15 +83,24 @@ class Task(LightningModule):
     monitor: ClassVar[str] = "val_loss"
     """The metric that chooses the best checkpoint."""
     monitor_mode: ClassVar[Literal["min", "max"]] = "min"
+    spec_class: ClassVar[type[DataSpec]] = DataSpec
+    """The modality's class of data specifications."""
+    data_class: ClassVar[type[DataModule]] = DataModule
+    """The modality's data module, which reads files for :meth:`predict`."""
     runs_files: ClassVar[tuple[str, ...]] = ()
     """Arguments that name files with code, which are run; a checkpoint of somebody else must not choose them."""
     pipeline_tag: ClassVar[str | None] = None
-    """What the Hugging Face Hub calls this kind of task, if it has a name for it."""
+    """The Hugging Face Hub's name for this kind of task, if it has one."""
+
+    feature_map: nn.Module
+    backbone: nn.Module
+    spec: DataSpec
 
     def __init__(
         self,
-        backbone: str | nn.Module,
+        backbone: Backbone,
         *,
+        spec: DataSpec | Mapping[str, Any] | None = None,
         backbone_args: dict[str, Any] | None = None,
         pretrained: bool = False,
         weights: str | None = None,
@@ -97,55 +117,304 @@ class Task(LightningModule):
         norm_eval: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else None)
+        self.save_hyperparameters(ignore=["spec", "backbone"] if isinstance(backbone, nn.Module) else ["spec"])
         check_recipe(opt, lr, min_lr, weight_decay, layer_decay, warmup_epochs)
         if decay_rate is not None and (not 0 < decay_rate <= 1 or decay_start < 1):
             raise InputError(
-                f"decay_rate={decay_rate}, decay_start={decay_start}; a factor in (0, 1], an epoch from 1 on"
+                f"decay_rate={decay_rate}, decay_start={decay_start}; expected a factor in (0, 1], and an epoch from 1 on"
             )
+
+        self.opt = opt
+        self.lr = lr
+        self.lr_batch = lr_batch
+        self.min_lr = min_lr
+        self.weight_decay = weight_decay
+        self.layer_decay = layer_decay
+        self.warmup_epochs = warmup_epochs
+        self.opt_args = opt_args or {}
+        self.decay_rate = decay_rate
+        self.decay_start = decay_start
+        self.norm_eval = norm_eval
+        self._planned: tuple[float, ...] | None = None
+
+        self.knows_data = spec is not None
+        self.store_spec(self.to_spec(spec))
+
         if isinstance(backbone, str):
             backbone = build_backbone(backbone, pretrained=pretrained and weights is None, **(backbone_args or {}))
         elif backbone_args or pretrained:
             raise InputError("backbone_args and pretrained go with the name of a model; a module is already built")
-        self.attach(backbone)
-        self.opt, self.lr, self.lr_batch, self.min_lr = opt, lr, lr_batch, min_lr
-        self.weight_decay, self.layer_decay, self.warmup_epochs = weight_decay, layer_decay, warmup_epochs
-        self.opt_args, self.decay_rate, self.decay_start = opt_args or {}, decay_rate, decay_start
-        self.norm_eval = norm_eval
-        self._planned: tuple[float, ...] | None = None
+        self.build(backbone)
+
         if weights is not None:
-            load_weights(self, weights)
+            self.load(weights)
         self.train()  # Lightning keeps the modes that it finds
+
+    def build(self, backbone: nn.Module) -> None:
+        """Keep the backbone, and build the feature map and the head from ``self.spec``; a modality adds its own."""
+        self.backbone = backbone
+
+    def load(self, source: str) -> None:
+        """Load weights from a file or the Hub; the statistics of the data stay those of the spec."""
+        load_weights(self, source)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """As Lightning's, without loading first what the checkpoint replaces: published or other weights."""
+        """Lightning's, without first loading published or other weights, which the checkpoint replaces."""
         return super().load_from_checkpoint(checkpoint_path, *args, **{"pretrained": False, "weights": None} | kwargs)
 
-    def attach(self, backbone: nn.Module) -> None:
-        """Keep the backbone; a task that holds it inside another model keeps that one."""
-        self.backbone = backbone
+    # What the task knows of its data
 
-    def to_export(self, batch: Any) -> Exported:
-        """What the verb ``export`` writes, with up to four samples of a validation batch to compare on.
+    @classmethod
+    def to_spec(cls, spec: DataSpec | Mapping[str, Any] | None) -> Any:
+        """A specification of this modality from one, from the dictionary in a checkpoint, or from nothing."""
+        if isinstance(spec, DataSpec):
+            return spec
+        return cls.spec_class.from_dict(spec or {})
+
+    def store_spec(self, spec: DataSpec) -> None:
+        """Keep the specification, also among the hyperparameters, which every checkpoint holds."""
+        self.spec = spec
+        self.hparams["spec"] = spec.to_dict()
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes in the order of their labels; numbers until the data are known."""
+        return list(self.spec.classes)
+
+    def setup(self, stage: str) -> None:
+        """Read the specification of the attached data module: the one place where the task asks for its data.
+
+        Raises:
+            InputError: if the data contradict the model.
+        """
+        data = attached_data_module(self.trainer)
+        if data is not None:
+            self.use_spec(data.settings() if data.predicts_files else data.spec())
+            self.use_data(data, stage)
+
+    def use_spec(self, theirs: DataSpec) -> None:
+        """Take from the data what the task does not know yet, and refuse data that contradict what it knows.
+
+        Raises:
+            InputError: if the data have other classes.
+        """
+        self.check_classes(theirs.classes)
+        if not self.knows_data:
+            self.adopt_spec(theirs)
+
+    def check_classes(self, theirs: tuple[str, ...]) -> None:
+        """Refuse data with other classes than the model's.
+
+        Raises:
+            InputError: naming the classes that differ.
+        """
+        own = self.spec.classes
+        if not own or not theirs or own == theirs:
+            return
+        if len(own) != len(theirs):
+            raise InputError(
+                f"the model has {len(own)} classes and the data {len(theirs)} ({listed(theirs)}); leave "
+                f"--model.num_classes out, or set it to {len(theirs)}"
+            )
+        unnamed = numbered_classes(len(own))
+        if self.knows_data and unnamed not in (own, theirs):
+            differing = [f"{a} there, {b} here" for a, b in zip(own, theirs, strict=True) if a != b]
+            raise InputError(
+                f"the model was trained on other classes than the data have: {listed(differing)}; give data with its "
+                "classes, or start a new run from its weights with --model.weights CHECKPOINT"
+            )
+
+    def adopt_spec(self, theirs: DataSpec) -> None:
+        """Take over a whole specification; a modality rebuilds what depends on it."""
+        self.store_spec(theirs)
+        self.knows_data = True
+
+    def use_data(self, data: DataModule, stage: str) -> None:
+        """Take from the data what a specification cannot hold; a modality says what, for instance a baseline."""
+
+    # The flow
+
+    def read(self, maps: Tensor) -> Any:
+        """Maps (B, C, H, W) to the output: backbone and head. A timm backbone's own classifier counts as the head."""
+        return self.backbone(maps)
+
+    def to_maps(self, raw: Any) -> Tensor:
+        """A raw batch to maps (B, C, H, W), in the dtype of the backbone."""
+        maps: Tensor = self.feature_map(*_arguments(raw))
+        return maps.to(next(self.backbone.parameters()).dtype)
+
+    def forward(self, *raw: Any) -> Any:
+        """A raw batch to the output of the model."""
+        return self.read(self.to_maps(raw))
+
+    def augment_batch(self, raw: Any, target: Any) -> tuple[Any, Any]:
+        """Augment a raw training batch; by default nothing is done."""
+        return raw, target
+
+    def augment_map(self, maps: Tensor, target: Any) -> tuple[Tensor, Any]:
+        """Augment training maps (B, C, H, W); by default nothing is done."""
+        return maps, target
+
+    def training_output(self, raw: Any, target: Any) -> tuple[Any, Any]:
+        """The output for an augmented training batch, and the target that goes with it."""
+        raw, target = self.augment_batch(raw, target)
+        maps, target = self.augment_map(self.to_maps(raw), target)
+        return self.read(maps), target
+
+    def loss(self, output: Any, target: Any) -> Tensor:
+        """The training loss, a scalar."""
+        raise NotImplementedError
+
+    def training_loss(self, raw: Any, target: Any) -> Tensor:
+        """The loss of one raw training batch."""
+        output, target = self.training_output(raw, target)
+        return self.loss(output, target)
+
+    def unpack(self, batch: Any) -> tuple[Any, Any]:
+        """The raw batch, which is what ``task(raw)`` takes or a tuple of such arguments, and the targets or names."""
+        raw, target = batch
+        return raw, target
+
+    def batch_length(self, raw: Any) -> int:
+        """The number of samples in a raw batch."""
+        return len(_arguments(raw)[0])
+
+    # Training
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of one batch; logs ``train_loss`` and ``lr``."""
+        raw, target = self.unpack(batch)
+        loss = self.training_loss(raw, target)
+        self.log_training(loss, self.batch_length(raw))
+        return loss
+
+    def log_training(self, loss: Tensor, samples: int) -> None:
+        """Log ``train_loss``, a mean over the epoch, and ``lr`` of the step."""
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=samples, sync_dist=True)
+        self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
+
+    # Evaluation
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add one batch to the validation metrics."""
+        self._evaluate("val", batch, batch_idx, self.trainer.val_dataloaders)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Add one batch to the test metrics."""
+        self._evaluate("test", batch, batch_idx, self.trainer.test_dataloaders)
+
+    def _evaluate(self, split: EvaluationSplit, batch: Any, batch_idx: int, loader: Any) -> None:
+        raw, target = self.unpack(batch)
+        output = self(*_arguments(raw))
+
+        # several processes get equally many samples, of which the last ones may be repetitions
+        length = self.batch_length(raw)
+        own = length - padding_in_batch(loader, batch_idx, length)
+        if own < length:
+            raw = _first(raw, own)
+            output = _first(output, own)
+            target = _first(target, own)
+
+        if own:
+            self.update_metrics(split, raw, output, target)
+            self.keep_examples(split, raw, output, target)
+        self.log_metrics(split)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log and draw what the whole split gives."""
+        self.report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log and draw what the whole split gives."""
+        self.report("test")
+
+    def on_predict_epoch_end(self) -> None:
+        """Draw some of the predictions."""
+        self.report("predict")
+
+    def update_metrics(self, split: EvaluationSplit, raw: Any, output: Any, target: Any) -> None:
+        """Add one batch to the metrics of a split, without samples that only repeat others."""
+
+    def log_metrics(self, split: EvaluationSplit) -> None:
+        """Log the metric objects of a split; called after every batch, in every process."""
+
+    def keep_examples(self, split: EvaluationSplit, raw: Any, output: Any, target: Any) -> None:
+        """Keep some samples of a batch for the pictures; in ``predict`` the target holds the names."""
+
+    def report(self, split: EvaluationSplit) -> None:
+        """At the end of a split: log what is computed from the whole of it, draw, and begin anew."""
+
+    # Prediction
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, list[Any]]:
+        """Columns of ``predictions.csv`` for one batch."""
+        raw, names = self.unpack(batch)
+        output = self(*_arguments(raw))
+        self.keep_examples("predict", raw, output, names)
+        return self.rows(output, names)
+
+    def rows(self, output: Any, names: Any) -> dict[str, list[Any]]:
+        """Columns of ``predictions.csv``, all of one length.
+
+        Args:
+            output: of the model.
+            names: of the samples.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def predict(self, source: Any, *, batch_size: int = 32, num_workers: int = 0) -> list[dict[str, Any]]:
+        """Predict on files as the command does, from the task alone.
+
+        Args:
+            source: a file, a folder, an array of one sample in the form that ``task(raw)`` takes, or a list of these.
+            batch_size: samples at a time.
+            num_workers: processes that read files; 0 reads in this process.
+
+        Returns:
+            The rows of ``predictions.csv``, as dictionaries.
+
+        Raises:
+            MissingError: if there is no such file.
+            InputError: if a file cannot be read, or nothing is known of the data that the task was trained on.
+        """
+        data: Any = self.data_class.from_spec(self.spec, batch_size=batch_size, num_workers=num_workers)  # type: ignore[attr-defined]
+        data.use_sources(source)
+
+        was_training = self.training
+        self.eval()
+        rows: list[dict[str, Any]] = []
+        for batch in data.predict_dataloader():
+            raw, names = self.unpack(move_data_to_device(batch, self.device))
+            columns = self.rows(self(*_arguments(raw)), names)
+            rows += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        self.train(was_training)
+
+        return rows
+
+    # Export
+
+    def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
+        """The module that the verb ``export`` writes, and inputs to compare on.
+
+        Args:
+            raw: up to four validation samples, as ``task(*raw)`` takes them.
+            source: whether the file begins with raw samples or with their maps.
 
         Raises:
             InputError: if this task has nothing to export.
         """
-        if not isinstance(batch[0], Tensor):
-            raise InputError(f"{type(self).__name__} takes several inputs; only models of one input are exported")
-        return Exported(str(self.hparams.get("backbone", type(self.backbone).__name__)), self.backbone, batch[0][:4])
+        return exported(self, raw, source)
 
-    def example_shape(self) -> tuple[int, ...] | None:
-        """Shape of some input that the model takes, for a program that shows how; None if that is no single tensor."""
-        return (2, input_channels(self.backbone), 64, 64)
+    # Modes, seeds and the optimizer
 
     @classmethod
     def chosen_by(cls, args: Mapping[str, Any]) -> tuple[str, str]:
         """Metric and mode ('min' or 'max') that choose the best checkpoint of a task with these arguments."""
         return cls.monitor, cls.monitor_mode
 
-    def train(self, mode: bool = True) -> "Task":
+    def train(self, mode: bool = True) -> Self:
         """Set train or eval mode; with ``norm_eval`` batch norms stay in eval mode."""
         super().train(mode)
         if self.norm_eval:
@@ -155,7 +424,7 @@ class Task(LightningModule):
         return self
 
     def on_train_epoch_start(self) -> None:
-        """Seed drop path, mixup and augmentation by (seed, epoch, process), so that resuming repeats them."""
+        """Seed drop path, mixing and augmentation by (seed, epoch, process), so that a resumed run repeats them."""
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
             epoch_seed = hash((int(seed), self.current_epoch, self.global_rank)) % 2**32
@@ -164,37 +433,29 @@ class Task(LightningModule):
             torch.manual_seed(epoch_seed)
 
     def on_fit_start(self) -> None:
-        """Plan anew if a callback such as ``LearningRateFinder`` has changed the rate or the number of steps."""
+        """Plan again if a callback such as ``LearningRateFinder`` has changed the rate or the number of steps."""
         if self._planned is not None and self._planned != self._plan():
             self.trainer.strategy.setup_optimizers(self.trainer)
 
-    def on_fit_end(self) -> None:
-        """Draw the pictures that wait."""
-        finish_figures(self.trainer)
-
-    def log_training(self, loss: Tensor, samples: int) -> None:
-        """Log ``train_loss``, a mean over the epoch, and ``lr`` of the step."""
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=samples, sync_dist=True)
-        self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer with its groups, and warm-up plus cosine stepped with it.
+        """The optimizer with its groups, and a schedule that takes one step with it.
 
         Raises:
             InputError: if the optimizer does not take ``opt_args``, or a callback would add parameters to it later.
         """
         self._refuse_unfreezing()
-        scale, self._planned = self._batch_scale(), self._plan()
-        groups = parameter_groups(
-            self, lr=self.lr * scale, weight_decay=self.weight_decay, layer_decay=self.layer_decay
-        )
+        self._planned = self._plan()
+        lr = self.lr * self._batch_scale()
+
+        groups = parameter_groups(self, lr=lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
         try:
-            optimizer = create_optimizer_v2(groups, opt=self.opt, lr=self.lr * scale, weight_decay=0.0, **self.opt_args)
+            optimizer = create_optimizer_v2(groups, opt=self.opt, lr=lr, weight_decay=0.0, **self.opt_args)
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"{self.opt} does not take opt_args={self.opt_args}: {error}; lr and weight_decay are set elsewhere"
             ) from error
-        schedule = LambdaLR(optimizer, self._factor())
+
+        schedule = LambdaLR(optimizer, self._schedule())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _refuse_unfreezing(self) -> None:
@@ -206,8 +467,8 @@ class Task(LightningModule):
                     "run from those weights (--model.weights FILE), or give --model.layer_decay"
                 )
 
-    def _factor(self) -> Callable[[int], float]:
-        """The schedule over this run: no function made here, so that what holds it can be pickled."""
+    def _schedule(self) -> Callable[[int], float]:
+        """The factor on the learning rate by step; a partial of a function, so that it can be pickled."""
         steps, epoch = self._steps()
         if math.isinf(epoch) and (self.warmup_epochs or self.decay_rate is not None):
             raise InputError(
@@ -217,34 +478,59 @@ class Task(LightningModule):
         if math.isinf(steps) and self.decay_rate is None:
             known = "max_epochs" if math.isfinite(epoch) else "limit_train_batches (the data do not say their length)"
             raise InputError(f"the cosine needs an end; set --trainer.max_steps or --trainer.{known}")
-        warmup, total = (round(self.warmup_epochs * epoch) if self.warmup_epochs else 0), int(min(steps, sys.maxsize))
+
+        total = int(min(steps, sys.maxsize))
+        warmup = round(self.warmup_epochs * epoch) if self.warmup_epochs else 0
         if warmup > steps >= 0 and not getattr(self.trainer, "fast_dev_run", False):
             rank_zero_warn(
                 f"The warm-up of {self.warmup_epochs} epochs takes {warmup} steps and the run {total}: it ends before "
                 "the learning rate has reached lr. Train longer, or give fewer warmup_epochs"
             )
-        per_epoch = int(max(1, min(epoch, sys.maxsize)))
-        decay = partial(run_factor, epoch=per_epoch, decay_rate=self.decay_rate, decay_start=self.decay_start)
-        return partial(decay, warmup=warmup, total=total, floor=min(1.0, self.min_lr / self.lr))
+
+        return partial(
+            run_factor,
+            epoch=int(max(1, min(epoch, sys.maxsize))),
+            decay_rate=self.decay_rate,
+            decay_start=self.decay_start,
+            warmup=warmup,
+            total=total,
+            floor=min(1.0, self.min_lr / self.lr),
+        )
 
     def _plan(self) -> tuple[float, ...]:
-        """What optimizer and schedule are made of and a callback may change before training starts."""
+        """What the optimizer and the schedule are made of and a callback may change before training starts."""
         return self.lr, self._batch_scale(), *self._steps()
 
     def _steps(self) -> tuple[float, float]:
         """Optimizer steps of the run and of an epoch; infinite where nothing says how many."""
         trainer = self.trainer
-        # where only steps are limited, Lightning answers without having counted the batches of an epoch
-        trainer.fit_loop.setup_data()
+        trainer.fit_loop.setup_data()  # where only steps are limited, Lightning has not counted the batches yet
         batches = trainer.num_training_batches if trainer.limit_train_batches else 0
-        if math.isinf(batches):  # Lightning gives -1 for a run of such data without max_steps
+        if math.isinf(batches):
+            # Lightning gives -1 for a run of such data without max_steps
             return (trainer.max_steps if trainer.max_steps != -1 else math.inf), math.inf
+
         return trainer.estimated_stepping_batches, math.ceil(batches / trainer.accumulate_grad_batches)
 
     def _batch_scale(self) -> float:
         if self.lr_batch is None:
             return 1.0
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, DataModule):
-            raise InputError("lr_batch needs a core.training.DataModule to know the batch size; scale lr yourself")
+
+        data = attached_data_module(self.trainer)
+        if data is None:
+            raise InputError("lr_batch needs a core.data.DataModule to know the batch size; scale lr yourself")
         return data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches / self.lr_batch
+
+
+def _arguments(raw: Any) -> tuple[Any, ...]:
+    """The arguments of ``task(*raw)``."""
+    return raw if isinstance(raw, tuple) else (raw,)
+
+
+def _first(values: Any, count: int) -> Any:
+    """The first samples of a batch, whatever it is made of."""
+    if isinstance(values, tuple):
+        return tuple(_first(value, count) for value in values)
+    if isinstance(values, dict):
+        return {name: _first(value, count) for name, value in values.items()}
+    return values[:count]

