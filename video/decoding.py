@@ -1,6 +1,6 @@
 """Reads single frames of a video file, without decoding the whole file.
 
-    demux all packets ─► times of frames and keyframes ─► seek to a keyframe ─► decode up to the last wanted frame ─► RGB
+    demux ─► times of frames and keyframes ─► seek to a keyframe ─► decode up to the last wanted frame ─► RGB
 
 Demuxing reads the packets of a file without decoding them, which takes a small part of the time. It gives the time of
 every frame, so that a frame can be found at any frame rate, and the places that one can seek to.

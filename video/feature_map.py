@@ -69,9 +69,6 @@ class ClipMap(FeatureMap):
         normalized = (to_unit_range(frames) - self.mean) / self.std
         return clip_to_map(normalized, self.layout, self.rows)
 
-    def extra_repr(self) -> str:
-        return f"layout={self.layout!r}, rows={self.rows}"
-
 
 def to_unit_range(frames: Tensor) -> Tensor:
     """Pixels as float32 in [0, 1]; those that are not uint8 are in this range already."""

@@ -95,11 +95,10 @@ class VideoClassifier(PixelClassification):
             (B, num_classes); for views the logarithm of their mean probability.
         """
         if frames.ndim == 5:
-            logits: Tensor = super().forward(frames)
-            return logits
+            return self.read(self.to_maps(frames))
 
         # One view after another: a batch of all views would need V times the memory.
-        views = [self.probabilities(super(VideoClassifier, self).forward(view)) for view in frames.unbind(dim=1)]
+        views = [self.probabilities(self(view)) for view in frames.unbind(dim=1)]
         return torch.stack(views).mean(dim=0).log()
 
     def augment_batch(self, raw: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
