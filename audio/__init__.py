@@ -1,10 +1,9 @@
 """Audio: recordings become log-mel maps, maps become classes."""
 
-from audio.data import AudioDataModule
+from audio.data import AudioDataModule, AudioSpec
+from audio.demo import SpokenWords
 from audio.feature_map import LogMel
-from audio.sets import AudioFolder, SpeechCommands
-from audio.spoken_words import SpokenWords
-from audio.tables import ESC50, AudioTable
+from audio.sets import ESC50, AudioFolder, AudioTable, SpeechCommands
 from audio.task import AudioClassifier
 
 __all__ = [
@@ -12,6 +11,7 @@ __all__ = [
     "AudioClassifier",
     "AudioDataModule",
     "AudioFolder",
+    "AudioSpec",
     "AudioTable",
     "LogMel",
     "SpeechCommands",

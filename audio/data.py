@@ -1,57 +1,104 @@
-"""What all audio data modules share: recordings become maps in batches, on the device that trains."""
+"""What all audio data modules share: recordings become batches of waveforms, and their statistics are measured."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
-from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
 
-from audio.feature_map import AudioAugment, LogMel, pad_waves
-from audio.files import Recordings, audio_files, cut_windows
-from core.errors import InputError, MissingError
-from core.samples import Samples, collate_found
-from core.training.samples import SampleDataModule, Split
-from core.writing import whole_file
+from audio.feature_map import LogMel, pad_waves
+from audio.files import audio_files, read_wave
+from core.data import DataSpec, SampleDataModule
+from core.data.labeled import Split
+from core.data.samples import EmptyBatch, Samples, collate_found, read_or_skip, source_name
+from core.errors import InputError
 
-__all__ = ["STATS", "AudioDataModule"]
+__all__ = ["AudioDataModule", "AudioSpec", "Recordings", "Waves"]
 
-STATS = "log_mel_stats.json"
-"""File beside a data set that holds its measured statistics."""
+_MEASURED = 5_000
+"""Recordings on which mean and standard deviation are measured; of a larger set a sample of so many."""
 
-Batch = tuple[tuple[Tensor, Tensor], Any]
-"""((waveforms (B, T), lengths (B,)), targets), as the loader gives it and before it becomes (maps, targets)."""
+
+@dataclass(frozen=True)
+class AudioSpec(DataSpec):
+    """What a model must know of recordings.
+
+    Attributes:
+        sample_rate: samples per second.
+        num_mels: height of the map, in mel bands.
+        frame_length: length of a frame in milliseconds.
+        frame_shift: step from one frame to the next in milliseconds.
+        target_length: width of the map, in frames.
+        mean: of the log-mel values of the training data; None until it was measured.
+        std: standard deviation of the log-mel values; None until it was measured.
+        multi_label: whether a recording may have any number of labels.
+        overlap: share of a window that the next one repeats when a recording is longer than a map, in [0, 1).
+    """
+
+    sample_rate: int = 16_000
+    num_mels: int = 128
+    frame_length: float = 25.0
+    frame_shift: float = 10.0
+    target_length: int = 128
+    mean: float | None = None
+    std: float | None = None
+    multi_label: bool = False
+    overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise InputError(f"overlap={self.overlap}; give a share in [0, 1)")
+        if (self.mean is None) != (self.std is None):
+            raise InputError(f"mean={self.mean}, std={self.std}; give both or none")
+
+    def feature_map(self) -> LogMel:
+        """The module that makes the maps; without statistics it leaves the log-mel values as they are."""
+        return LogMel(
+            sample_rate=self.sample_rate,
+            num_mels=self.num_mels,
+            frame_length=self.frame_length,
+            frame_shift=self.frame_shift,
+            target_length=self.target_length,
+            mean=0.0 if self.mean is None else self.mean,
+            std=0.5 if self.std is None else self.std,
+        )
+
+
+class Waves(NamedTuple):
+    """A raw batch: waveforms with zeros beyond their lengths. A named tuple stays one when its memory is pinned."""
+
+    wave_BT: Tensor
+    lengths_B: Tensor
 
 
 class AudioDataModule(SampleDataModule):
-    """Base of the audio data modules: the map's shape, its augmentation, its statistics, prediction on any recordings.
+    """Base of the audio data modules: raw waveforms in batches, the map's settings, prediction on any recordings.
 
-    Loading processes only decode; the maps of a whole batch are computed at once, where the model is.
+    Batches are (:class:`Waves`, targets), with waveforms (B, T) float32 in [-1, 1] at ``sample_rate``. Targets are
+    labels (B,) int64, or (B, K) float32 of 0 and 1 where a recording may have several. Batches to predict on are
+    (a list of B waveforms, names), since one recording may last a second and the next an hour. The model makes the
+    maps, for a whole batch at once.
 
     Args:
-        sample_rate: samples a second; recordings at another rate are resampled.
+        sample_rate: samples per second; recordings at another rate are resampled.
         num_mels: height of the map, in mel bands.
         frame_length: length of a frame in milliseconds.
-        frame_shift: step between frames in milliseconds.
+        frame_shift: step from one frame to the next in milliseconds.
         target_length: width of the map, in frames.
-        mean: of the log-mel values; by default what ``lightning stats`` has measured and stored beside the data.
-        std: of the log-mel values, likewise.
-        mixup: probability of a training waveform to be mixed with another.
-        frequency_mask: largest band of mels that training masks.
-        time_mask: largest stretch of frames that training masks.
-        noise: largest strength of the noise that training adds.
-        roll: largest turn in time of a training map, in frames.
-        overlap: share that neighbouring windows of a long recording have in common in ``predict``.
-        skip_broken: leave out recordings that cannot be used, with a warning, instead of stopping.
-        kwargs: arguments of :class:`core.training.SampleDataModule`.
-
-    Raises:
-        InputError: if a number is out of range.
+        mean: of the log-mel values; by default measured on the training recordings and stored in the checkpoint.
+        std: standard deviation of the log-mel values; by default measured together with the mean.
+        overlap: share of a window that the next one repeats, in a recording that is longer than a map.
+        kwargs: arguments of :class:`core.data.SampleDataModule`.
     """
+
+    multi_label = False
 
     def __init__(
         self,
@@ -63,157 +110,193 @@ class AudioDataModule(SampleDataModule):
         target_length: int = 128,
         mean: float | None = None,
         std: float | None = None,
-        mixup: float = 0.6,
-        frequency_mask: int = 48,
-        time_mask: int = 48,
-        noise: float = 0.1,
-        roll: int = 10,
         overlap: float = 0.5,
-        skip_broken: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 <= overlap < 1 or (mean is None) != (std is None):
-            raise InputError(
-                f"overlap={overlap}, mean={mean}, std={std}; a share in [0, 1), and both mean and std or none"
-            )
-        self.maps = LogMel(
+        self._settings = AudioSpec(
             sample_rate=sample_rate,
             num_mels=num_mels,
             frame_length=frame_length,
             frame_shift=frame_shift,
             target_length=target_length,
-            mean=0.0 if mean is None else mean,
-            std=0.5 if std is None else std,
+            mean=mean,
+            std=std,
+            overlap=overlap,
         )
-        self.mean, self.std = mean, std
-        self.augment = AudioAugment(mixup, frequency_mask, time_mask, noise, roll)
-        self.overlap, self.skip_broken = overlap, skip_broken
-        self.collate = partial(collate_found, kind="recording", collate=_collate)
+        self._feature_map = self._settings.feature_map()
+        self._measured: dict[str, float] | None = None
+        self.collate = _collate
+
+    def settings(self) -> AudioSpec:
+        """The settings of the map, with mean and standard deviation if they were given."""
+        return replace(self._settings, multi_label=self.multi_label)
+
+    def spec(self) -> AudioSpec:
+        """The settings with the class names, and with mean and standard deviation of the training recordings.
+
+        They are measured at the first call, unless they were given. A trainer that only evaluates takes those of the
+        checkpoint: then nothing is measured, and ``mean`` and ``std`` stay None.
+        """
+        spec = replace(self.settings(), classes=tuple(self.read_splits().classes))
+        if spec.mean is not None:
+            return spec
+
+        only_evaluates = self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING
+        if self._measured is None and not only_evaluates:
+            self._measured = self.measure()
+        return replace(spec, **self._measured or {})
+
+    def know_statistics(self, mean: float, std: float) -> None:
+        """Take these for the measured statistics, as a run does that continues from a checkpoint."""
+        self._measured = {"mean": mean, "std": std}
+
+    @classmethod
+    def from_spec(cls, spec: AudioSpec, *, batch_size: int, num_workers: int) -> Self:
+        """A data module that reads recordings as a model with this spec needs them, for prediction."""
+        settings = asdict(spec)
+        del settings["classes"], settings["multi_label"]
+        return cls(**settings, batch_size=batch_size, num_workers=num_workers)
 
     def find(self, path: Path) -> list[Path]:
         """The recording itself, or all recordings below a folder."""
         return audio_files(path)
 
-    def dataset(self, samples: Samples, split: Split) -> Recordings:
-        """Recordings, cut to the length of a map but for prediction."""
-        longest = None if split == "predict" else self.maps.samples(self.maps.target_length)
-        options: dict[str, Any] = {"shortest": self.maps.window, "skip_broken": self.skip_broken}
-        return Recordings(samples, self.maps.sample_rate, longest=longest, **options)
-
-    def prepare_data(self) -> None:
-        """Check the paths and the statistics before a run folder is made.
-
-        Raises:
-            MissingError: if there is nothing to read, or nothing was measured.
-            InputError: if it cannot be used.
-        """
-        super().prepare_data()
-        self._use_statistics()
-
-    def setup(self, stage: str | None = None) -> None:
-        """List the recordings of the splits, and read the statistics."""
-        super().setup(stage)
-        self._use_statistics()
-
-    def stats_file(self) -> Path:
-        """Where the measured statistics of this data set are stored; a data set says it.
-
-        Raises:
-            MissingError: if the data set has no place of its own.
-        """
-        raise MissingError(
-            f"{type(self).__name__} has no folder to keep statistics in; type --data.mean and --data.std"
+    def dataset(self, samples: Samples, split: Split) -> "Recordings":
+        """Waveforms, cut to what one map shows, or whole for prediction."""
+        return Recordings(
+            samples,
+            self._settings.sample_rate,
+            shortest=self._feature_map.window,
+            longest=None if split == "predict" else self._feature_map.samples(),
+            skip_broken=self.skip_broken,
         )
 
-    def _settings(self) -> str:
-        maps = self.maps
-        shape = f"{maps.num_mels} mels, {maps.target_length} frames"
-        return f"{maps.sample_rate} Hz, {shape}, {maps.frame_length:g} ms every {maps.frame_shift:g} ms"
-
-    def _use_statistics(self) -> None:
-        if self.mean is not None and self.std is not None:
-            self.maps.mean, self.maps.std = self.mean, self.std
-            return
-        file, stored = self.stats_file(), self._stored()
-        if self._settings() not in stored:
-            raise MissingError(
-                f"no mean and std are known for maps of {self._settings()}: {file} does not hold them. Measure them "
-                "with the same options: lightning stats -c FILE, or set --data.mean and --data.std"
-            )
-        self.maps.mean, self.maps.std = stored[self._settings()]
-
-    def _stored(self) -> dict[str, tuple[float, float]]:
-        """Settings of maps, and the mean and standard deviation measured for them."""
-        file = self.stats_file()
-        try:
-            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            return {name: (float(values["mean"]), float(values["std"])) for name, values in content.items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{file} is damaged ({error!r}); delete it and type lightning stats -c FILE") from error
-
-    def measure(self) -> dict[str, float]:
-        """Mean and standard deviation of the un-normalised training maps, padding included, stored in ``stats_file``.
-
-        Raises:
-            InputError: if a recording cannot be used, or the maps are all the same.
-        """
-        self.check_data()
-        super().setup("fit")
-        total, squares, count = 0.0, 0.0, 0
-        for (wave_BT, lengths_B), _ in self._ordered(self._filled(self.train_set, "train")):
-            mel = self.maps.filter_bank(wave_BT, lengths_B).double()
-            total, squares, count = total + mel.sum().item(), squares + mel.square().sum().item(), count + mel.numel()
-        mean = total / count
-        std = max(0.0, squares / count - mean**2) ** 0.5
-        if std == 0:
-            raise InputError("all training maps are the same; check the recordings")
-        file, stored = self.stats_file(), self._stored() | {self._settings(): (round(mean, 6), round(std, 6))}
-        content = {name: {"mean": values[0], "std": values[1]} for name, values in stored.items()}
-        with whole_file(file) as unfinished:
-            unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        rank_zero_info(f"{self._settings()}: mean {mean:.6f}, std {std:.6f}; stored in {file}")
-        return {"mean": mean, "std": std}
-
-    def predict_dataloader(self) -> Any:
-        """``predict_set`` in order, every recording cut into windows of the map's length."""
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """``predict_set`` in order, every recording at its full length."""
         loader = super().predict_dataloader()
-        loader.collate_fn = _CollateWindows(self.maps.samples(self.maps.target_length), self.overlap)
+        loader.collate_fn = _collate_whole
         return loader
 
-    def windows(self, wave: Tensor) -> list[Tensor]:
-        """:func:`audio.files.cut_windows` of the map's length."""
-        return cut_windows(wave, self.maps.samples(self.maps.target_length), self.overlap)
+    def measure(self) -> dict[str, float]:
+        """Mean and standard deviation of the log-mel values of the training recordings, padding included.
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Any]:
-        """Waveforms to maps (B, 1, F, T); in training augmented, with targets (B, K) float."""
-        (wave_BT, lengths_B), y = batch
-        with torch.autocast(wave_BT.device.type, enabled=False):  # a filter bank in half precision loses quiet bands
-            if self.trainer is not None and self.trainer.training:
-                y = F.one_hot(y, len(self.classes)).float() if y.dtype == torch.int64 else y
-                x, y = self.augment(self.maps, wave_BT, lengths_B, y)
-            else:
-                x = self.maps(wave_BT, lengths_B)
-        return x.to(self._model_dtype()), y
+        Of more than 5,000 recordings a sample of so many is measured, the same in every run.
+
+        Returns:
+            ``mean`` and ``std``, rounded to six digits after the point.
+
+        Raises:
+            InputError: if a recording cannot be used, or all values are the same.
+        """
+        recordings: Dataset[Any] = self._filled(self.dataset(self.read_splits().train, "train"), "train")
+        every = count = len(self.read_splits().train)
+        if every > _MEASURED:
+            count = _MEASURED
+            chosen = np.random.default_rng(0).choice(every, count, replace=False)
+            recordings = Subset(recordings, sorted(chosen.tolist()))
+
+        loader = DataLoader(
+            recordings, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=self.collate
+        )
+        progress = tqdm(
+            loader,
+            desc=f"Measuring mean and std on {count} of {every} recordings",
+            leave=False,
+            disable=bool(getattr(rank_zero_only, "rank", 0)),
+        )
+
+        values = 0
+        total = 0.0
+        squares = 0.0
+        for batch in progress:
+            if isinstance(batch, EmptyBatch):
+                continue
+            raw, _ = batch
+            mel_BFT = self._feature_map.filter_bank(*raw).double()
+            values += mel_BFT.numel()
+            total += mel_BFT.sum().item()
+            squares += mel_BFT.square().sum().item()
+
+        if values == 0:
+            raise InputError("no recording can be used; check the files named in the warnings")
+        mean = total / values
+        std = max(0.0, squares / values - mean**2) ** 0.5
+        if std == 0:
+            raise InputError("the maps of all training recordings are the same; check the recordings")
+
+        rank_zero_info(f"Mean {mean:.6f} and std {std:.6f} of the log-mel values, measured on {count} recordings")
+        return {"mean": round(mean, 6), "std": round(std, 6)}
 
 
-@dataclass(frozen=True)
-class _CollateWindows:
-    """Cuts recordings into windows; it holds numbers alone, so that it can be sent to a loading process."""
+class Recordings(Dataset[tuple[Tensor, Any] | None]):
+    """Waveforms, each with a target.
 
-    size: int
-    overlap: float
+    Args:
+        files: (source, target) pairs. A source is a path, or a name with an array (T,) of floats at ``sample_rate``.
+        sample_rate: samples per second.
+        shortest: samples that each must have at least.
+        longest: samples to keep from the start, or None for all.
+        skip_broken: leave out recordings that cannot be used, with a warning, instead of stopping.
+    """
 
-    def __call__(self, samples: list[Any]) -> Any:
-        return collate_found(samples, "recording", self._windows)
+    def __init__(
+        self,
+        files: Samples,
+        sample_rate: int,
+        *,
+        shortest: int = 1,
+        longest: int | None = None,
+        skip_broken: bool = False,
+    ) -> None:
+        self.files = files
+        self.sample_rate = sample_rate
+        self.shortest = shortest
+        self.longest = longest
+        self.skip_broken = skip_broken
 
-    def _windows(self, recordings: list[tuple[Tensor, Any]]) -> Batch:
-        windows = [cut_windows(wave, self.size, self.overlap) for wave, _ in recordings]
-        counts = torch.tensor([len(cut) for cut in windows])
-        return pad_waves([wave for cut in windows for wave in cut]), ([name for _, name in recordings], counts)
+    def __len__(self) -> int:
+        """Number of recordings."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
+        """The waveform (T,) float32 and the target of one recording, or None if it is broken and may be skipped.
+
+        Raises:
+            MissingError: if the file is not there.
+            InputError: naming the recording that cannot be used.
+        """
+        source, target = self.files[index]
+        wave = read_or_skip(lambda: self._read(source), skip_broken=self.skip_broken)
+        return None if wave is None else (wave[: self.longest], target)
+
+    def _read(self, source: Any) -> Tensor:
+        if isinstance(source, tuple):
+            return self._checked(source_name(source), source[1])
+        return read_wave(source, self.sample_rate, shortest=self.shortest)
+
+    def _checked(self, name: str, array: np.ndarray) -> Tensor:
+        if array.ndim != 1 or array.dtype.kind != "f" or len(array) < self.shortest:
+            raise InputError(
+                f"{name} is of shape {array.shape} and {array.dtype}; give a waveform (T,) of floats in [-1, 1] at "
+                f"{self.sample_rate} Hz, with at least {self.shortest} samples"
+            )
+        if not np.isfinite(array).all():
+            raise InputError(f"{name} holds NaN or infinity; replace it")
+        return torch.from_numpy(array.astype(np.float32))
 
 
-def _collate(recordings: list[tuple[Tensor, Any]]) -> Batch:
+def _stack(recordings: list[tuple[Tensor, Any]]) -> tuple[Waves, Tensor]:
     waves, targets = zip(*recordings, strict=True)
     y = torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets)
-    return pad_waves(waves), y
+    return Waves(*pad_waves(waves)), y
+
+
+def _keep_whole(recordings: list[tuple[Tensor, str]]) -> tuple[list[Tensor], list[str]]:
+    waves, names = zip(*recordings, strict=True)
+    return list(waves), list(names)
+
+
+# Functions of the module, so that they can be sent to data-loading processes.
+_collate = partial(collate_found, kind="recording", collate=_stack)
+_collate_whole = partial(collate_found, kind="recording", collate=_keep_whole)

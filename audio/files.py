@@ -1,31 +1,39 @@
-"""Recordings on disk: found, decoded by libsndfile, resampled, and named when they are broken."""
+"""Recordings on disk: found, decoded by libsndfile, resampled, and reported by name when they are broken."""
 
+import functools
+import math
 import re
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch import Tensor, nn
+from torchaudio.transforms import Resample
 
-from audio.feature_map import resample_wave
+from core.data.folders import find_files
 from core.errors import InputError, MissingError
-from core.files import find_files
-from core.samples import Samples, read_or_skip
 
-__all__ = ["SUFFIXES", "Recordings", "audio_files", "cut_windows", "read_wave"]
+__all__ = ["SUFFIXES", "audio_files", "read_wave", "resample_wave"]
 
 SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
+"""Endings of the files that are taken for recordings."""
 
-_BLOCK = 2**20  # samples read at once
-_SIZE = re.compile(r"^ *(?:data|SSND|Riff size|riff) : (\d+) \(should be", re.MULTILINE)
-"""libsndfile's note on the sound of a wav or aiff, or on a file of 64-bit sizes, that is shorter than its header says.
-What the lines RIFF and FORM say of the whole file does not matter: its sound may be complete."""
-_PIPE = 0x7FFFF000
-"""A program that writes a wav into a pipe does not know its size: it takes 0, or one from here on up to 2**32 - 1."""
-_CUT = re.compile(r"File ended unexpectedly|Junk after the last page")
+_BLOCK = 2**20
+"""Samples read at once."""
+
+_SIZE_NOTE = re.compile(r"^ *(?:data|SSND|Riff size|riff) : (\d+) \(should be", re.MULTILINE)
+"""libsndfile's note on a wav or aiff with less sound than its header says, or on a shorter file with 64-bit sizes.
+
+Its notes RIFF and FORM on the size of the whole file do not matter: the sound may be complete all the same.
+"""
+
+_PIPE_SIZE = 0x7FFFF000
+"""A program that writes a wav into a pipe cannot know the size: it writes 0, or a number from here up to 2**32 - 1."""
+
+_CUT_OFF_NOTE = re.compile(r"File ended unexpectedly|Junk after the last page")
+"""libsndfile's notes on compressed files that end too early."""
 
 
 def audio_files(path: Path) -> list[Path]:
@@ -39,12 +47,15 @@ def audio_files(path: Path) -> list[Path]:
 
 
 def read_wave(path: Path, sample_rate: int, *, shortest: int = 1) -> Tensor:
-    """A recording as a waveform (T,) float32: channels averaged, at the given rate, in [-1, 1] unless it is clipped.
+    """A recording as one waveform: its channels averaged, at the given rate.
 
     Args:
-        path: wav, flac, mp3, ogg, aiff; any bit depth, rate and number of channels.
-        sample_rate: samples a second of the result.
-        shortest: samples that it must have at least.
+        path: a wav, flac, mp3, ogg, opus or aiff file of any bit depth, rate and number of channels.
+        sample_rate: samples per second of the result.
+        shortest: the number of samples that the result must have at least.
+
+    Returns:
+        (T,) float32 in [-1, 1]; a file of floats may hold louder samples, which are kept.
 
     Raises:
         MissingError: if there is no such file.
@@ -52,18 +63,22 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1) -> Tensor:
     """
     if not path.is_file():
         raise MissingError(f"there is no recording {path}; correct the list that names it")
+
     try:
         with soundfile.SoundFile(path) as file:
-            expected, rate = file.frames, file.samplerate
+            expected = file.frames
+            rate = file.samplerate
             samples = _read_all(file)
-            cut = _is_cut(file.extra_info)
+            cut_off = _is_cut_off(file.extra_info)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise InputError(f"{path} cannot be decoded as a recording: {error}; replace it") from error
-    estimated = path.suffix.lower() == ".mp3"
-    if cut or (len(samples) < expected and not estimated):
+
+    estimated = path.suffix.lower() == ".mp3"  # whose header does not hold the exact length
+    if cut_off or (len(samples) < expected and not estimated):
         raise InputError(f"{path} is cut off after {len(samples) / rate:.2f} s; replace it")
     if not np.isfinite(samples).all():
         raise InputError(f"{path} holds NaN or infinity; replace it")
+
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     wave = resample_wave(torch.from_numpy(mono), rate, sample_rate)
     if len(wave) < max(shortest, 1):
@@ -75,73 +90,50 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1) -> Tensor:
     return wave
 
 
-def _is_cut(notes: str) -> bool:
-    return bool(_CUT.search(notes)) or any(0 < int(size) < _PIPE for size in _SIZE.findall(notes))
+def _is_cut_off(notes: str) -> bool:
+    """Whether libsndfile noted that the file holds less sound than it should."""
+    sizes = [int(size) for size in _SIZE_NOTE.findall(notes)]
+    return bool(_CUT_OFF_NOTE.search(notes)) or any(0 < size < _PIPE_SIZE for size in sizes)
 
 
 def _read_all(file: soundfile.SoundFile) -> np.ndarray:
-    """(T, channels) float32, also of a file whose header does not know its length."""
-    kind = "int16" if file.subtype == "PCM_16" else "float32"  # libsndfile's own conversion takes longer than NumPy's
-    blocks = [file.read(_BLOCK, dtype=kind, always_2d=True)]
+    """All samples (T, channels) float32, also of a file whose header does not know its length."""
+    # NumPy converts 16-bit samples faster than libsndfile does.
+    dtype = "int16" if file.subtype == "PCM_16" else "float32"
+
+    blocks = [file.read(_BLOCK, dtype=dtype, always_2d=True)]
     while len(blocks[-1]) == _BLOCK:
-        blocks.append(file.read(_BLOCK, dtype=kind, always_2d=True))
+        blocks.append(file.read(_BLOCK, dtype=dtype, always_2d=True))
+
     samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-    return samples if kind == "float32" else samples * np.float32(2**-15)
+    return samples if dtype == "float32" else samples * np.float32(2**-15)
 
 
-def cut_windows(wave: Tensor, size: int, overlap: float) -> list[Tensor]:
-    """Overlapping windows that cover a waveform (T,): itself if it fits into one, else pieces of one length.
+def resample_wave(wave: Tensor, rate: int, to: int) -> Tensor:
+    """Change the sample rate of a waveform, band-limited.
 
-    The last window ends where the waveform ends.
-
-    Args:
-        wave: (T,).
-        size: samples of a window.
-        overlap: share that neighbours have in common, in [0, 1).
-    """
-    if len(wave) <= size:
-        return [wave]
-    step = max(1, round(size * (1 - overlap)))
-    starts = [*range(0, len(wave) - size, step), len(wave) - size]
-    return [wave[start : start + size] for start in starts]
-
-
-class Recordings(Dataset[tuple[Tensor, Any] | None]):
-    """Recordings, each with a target.
+    Two rates without a large common divisor, such as 44,101 and 16,000, would need a filter of gigabytes. They are
+    replaced by a simpler ratio: for 99 in 100 rates up to 200 kHz it differs by less than 4e-6, for the others, which
+    lie a few Hz beside a simple multiple of ``to``, by less than 2e-4.
 
     Args:
-        files: (path, target) pairs.
-        sample_rate: samples a second.
-        shortest: samples that each must have at least.
-        longest: samples to keep from the start, or None for all.
-        skip_broken: leave out files that cannot be used, with a warning, instead of stopping.
+        wave: (..., T).
+        rate: its samples per second.
+        to: samples per second of the result.
+
+    Returns:
+        (..., ceil(T * to / rate)).
     """
+    if rate == to:
+        return wave
+    resampled = _resampler(rate, to)(wave)
+    length = -(-wave.shape[-1] * to // rate)
+    return nn.functional.pad(resampled, (0, length - resampled.shape[-1]))
 
-    def __init__(
-        self,
-        files: Samples,
-        sample_rate: int,
-        *,
-        shortest: int = 1,
-        longest: int | None = None,
-        skip_broken: bool = False,
-    ) -> None:
-        self.files, self.sample_rate = files, sample_rate
-        self.shortest, self.longest, self.skip_broken = shortest, longest, skip_broken
 
-    def __len__(self) -> int:
-        """Number of files."""
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
-        """The waveform (T,) and target of one file, or None if it is broken and may be skipped.
-
-        Raises:
-            MissingError: if the file is not there.
-            InputError: naming the file that cannot be used.
-        """
-        path, target = self.files[index]
-        wave = read_or_skip(
-            lambda: read_wave(path, self.sample_rate, shortest=self.shortest), skip_broken=self.skip_broken
-        )
-        return None if wave is None else (wave[: self.longest], target)
+@functools.lru_cache
+def _resampler(rate: int, to: int) -> Resample:
+    """Torchaudio's resampler with a filter of at most about 2**23 weights, kept because they take long to compute."""
+    largest = max(1, math.isqrt(2**23 * to // rate))
+    ratio = Fraction(rate, to).limit_denominator(largest)
+    return Resample(ratio.numerator, ratio.denominator)

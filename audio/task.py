@@ -1,211 +1,318 @@
-"""Audio classification and tagging as a LightningModule."""
+"""Audio classification and tagging: waveforms in, log-mel maps between, one answer per recording out."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MultilabelAUROC, MultilabelAveragePrecision
-from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.classification import MulticlassAccuracy
 
-from core.backbones.build import input_channels
+from audio.augment import mix_waveforms, noise_and_roll, spec_augment
+from audio.data import AudioDataModule, AudioSpec, Waves
+from audio.feature_map import LogMel, cut_windows, pad_waves
+from audio.metrics import tagging_metrics
+from core.data import DataModule, DataSpec
 from core.errors import InputError
 from core.training.classification import ClassificationTask
+from core.training.task import Backbone, EvaluationSplit
 
-__all__ = ["AudioClassifier", "MeanArea", "MeanAveragePrecision", "SensitivityIndex"]
+__all__ = ["AudioClassifier"]
 
-
-_WINDOWS = 64  # that go through the net at once in predict
-
-
-class MeanAveragePrecision(MultilabelAveragePrecision):
-    """Mean average precision over the classes that the split holds; torchmetrics counts the others as 0."""
-
-    def __init__(self, num_labels: int) -> None:
-        super().__init__(num_labels, average="none")
-
-    def compute(self) -> Tensor:  # type: ignore[override]
-        """A scalar in [0, 1]; 0 if no class occurs."""
-        return _mean(torch.as_tensor(super().compute()), dim_zero_cat(self.target).any(dim=0), none=0.0)
-
-
-class MeanArea(MultilabelAUROC):
-    """Mean area under the ROC curve over the classes that some recordings of the split have and some have not."""
-
-    def __init__(self, num_labels: int) -> None:
-        super().__init__(num_labels, average="none")
-
-    def compute(self) -> Tensor:  # type: ignore[override]
-        """A scalar in [0, 1], 0.5 for guessing and if there is no such class."""
-        target = dim_zero_cat(self.target)
-        return _mean(torch.as_tensor(super().compute()), target.any(dim=0) & ~target.all(dim=0), none=0.5)
-
-
-class SensitivityIndex(MeanArea):
-    """d' = sqrt(2) * inverse normal of :class:`MeanArea`; an area of 1 counts as 1 - 1e-7, which is 7.35."""
-
-    def compute(self) -> Tensor:  # type: ignore[override]
-        """A scalar: 0 for guessing, above 2 for a good tagger of AudioSet."""
-        area = super().compute().double().clamp(1e-7, 1 - 1e-7)
-        return (2**0.5 * torch.special.ndtri(area)).float()
-
-
-def _mean(values_K: Tensor, counted_K: Tensor, *, none: float) -> Tensor:
-    return values_K[counted_K].mean() if counted_K.any() else values_K.new_full((), none)
+_WINDOWS = 64
+"""Windows of long recordings that go through the net at once; an hour has thousands of them."""
 
 
 class AudioClassifier(ClassificationTask):
-    """:class:`core.training.ClassificationTask` for log-mel maps with one channel.
+    """Classifies recordings, or tags them with several labels, by their log-mel maps.
 
-    Batches are (x, y) as :class:`audio.AudioDataModule` makes them: x (B, 1, F, T), y (B,) int64, or (B, num_classes)
-    of probabilities in training and of 0 and 1 for several labels. Logged are ``val_acc`` (not for several labels),
-    ``val_mAP``, ``val_auc`` and ``val_dprime``, means over classes, each class against the rest, and the same for test.
+    ``task(waves)`` takes waveforms (B, T) float in [-1, 1] at ``spec.sample_rate``, with their lengths (B,) as a second
+    argument where they differ, or a list of waveforms (T_i,), and gives logits (B, num_classes). In eval mode a
+    recording that is longer than one map is cut into overlapping windows, and its logits are those of the mean
+    probability over the windows.
+
+    Logs ``val_acc`` (not for several labels), ``val_mAP``, ``val_auc`` and ``val_dprime``, which are means over the
+    classes, each class against the rest, and the same for test. The augmentation is published for Speech Commands.
 
     Args:
-        backbone: name of a LarKit or timm model, or a module; a named one is built for one channel.
-        num_classes: number of classes.
+        backbone: name of a LarKit or timm model, built for one channel, or a module.
+        num_classes: number of classes; taken from the data where they are known.
+        spec: what the data are; the command passes it.
         criterion: 'bce', binary cross entropy for each class as published, or 'ce', cross entropy over the classes.
-        multi_label: a recording may have any number of labels; needs 'bce'.
         label_smoothing: share of the target spread over all classes.
+        mixup: probability of a training waveform to be mixed with another.
+        frequency_mask: training masks a band of fewer mels than this; 0 for no mask.
+        time_mask: training masks a stretch of fewer frames than this; 0 for no mask.
+        noise: largest strength of the noise that training adds to a map.
+        roll: largest number of frames by which training rolls a map in time.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         kwargs: the other arguments of :class:`core.training.Task`.
 
     Raises:
-        InputError: if the arguments do not fit together; waveforms are mixed by the data (``--data.mixup``), not maps.
+        InputError: if the arguments do not fit together, or contradict the data.
     """
 
+    spec_class = AudioSpec
+    data_class = AudioDataModule
     pipeline_tag: ClassVar[str | None] = "audio-classification"
+
+    spec: AudioSpec
+    feature_map: LogMel
 
     def __init__(
         self,
-        backbone: str | nn.Module,
-        num_classes: int,
+        backbone: Backbone,
+        num_classes: int | None = None,
         *,
+        spec: DataSpec | Mapping[str, Any] | None = None,
         criterion: Literal["bce", "ce"] = "bce",
-        multi_label: bool = False,
         label_smoothing: float = 0.0,
+        mixup: float = 0.6,
+        frequency_mask: int = 48,
+        time_mask: int = 48,
+        noise: float = 0.1,
+        roll: int = 10,
         backbone_args: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if criterion not in ("bce", "ce") or (multi_label and criterion == "ce"):
-            raise InputError(
-                f"criterion={criterion!r}, multi_label={multi_label}; 'bce' or 'ce', several labels need 'bce'"
-            )
         if kwargs.get("mixup_alpha") or kwargs.get("cutmix_alpha"):
-            raise InputError("audio mixes waveforms, not maps: set --data.mixup instead of mixup_alpha or cutmix_alpha")
-        if isinstance(backbone, str):
-            backbone_args = {"in_chans": 1, **(backbone_args or {})}
-        super().__init__(backbone, num_classes, label_smoothing=label_smoothing, backbone_args=backbone_args, **kwargs)
-        self.criterion, self.multi_label = criterion, multi_label
-        channels = input_channels(self.backbone, without=1)
-        if channels != 1:
-            raise InputError(f"the model takes {channels} channels; log-mel maps have 1: build it with in_chans=1")
-        self.use_metrics(_one_against_rest(num_classes))
-        self.val_top1, self.test_top1 = (MulticlassAccuracy(num_classes, average="micro") for _ in range(2))
+            raise InputError(
+                "audio mixes waveforms, not maps: set --model.mixup instead of mixup_alpha or cutmix_alpha"
+            )
+        in_range = 0 <= mixup <= 1 and min(frequency_mask, time_mask, roll) >= 0 and 0 <= noise < math.inf
+        if not in_range:
+            raise InputError(
+                f"mixup={mixup}, frequency_mask={frequency_mask}, time_mask={time_mask}, noise={noise}, roll={roll}; "
+                "mixup is a probability, the others are 0 or more"
+            )
+
+        super().__init__(
+            backbone,
+            num_classes,
+            spec=spec,
+            label_smoothing=label_smoothing,
+            backbone_args=backbone_args,
+            **kwargs,
+        )
+        self.criterion = criterion
+        self.mix_probability = mixup
+        self.frequency_mask = frequency_mask
+        self.time_mask = time_mask
+        self.noise = noise
+        self.roll = roll
+
+        self._check_criterion(self.spec)
+        self.use_metrics(tagging_metrics(self.num_classes))
+        self.top1 = nn.ModuleDict(
+            {split: MulticlassAccuracy(self.num_classes, average="micro") for split in ("val", "test")}
+        )
 
     @classmethod
     def chosen_by(cls, args: Mapping[str, Any]) -> tuple[str, str]:
-        """Several labels have no accuracy: then it is ``val_mAP``."""
-        return ("val_mAP", "max") if args.get("multi_label") else super().chosen_by(args)
+        """``val_acc``, or ``val_mAP`` for several labels, which have no accuracy."""
+        several = cls.to_spec(args.get("spec")).multi_label
+        return ("val_mAP", "max") if several else super().chosen_by(args)
 
-    def loss(self, logits: Tensor, y: Tensor, *, smoothing: float = 0.0) -> Tensor:
-        """The criterion, a mean over the batch and for 'bce' over the classes too; y as for the class."""
+    # What the data say
+
+    @classmethod
+    def map_channels(cls, spec: AudioSpec) -> int:
+        """A log-mel map has one channel."""
+        return 1
+
+    def build_feature_map(self, spec: AudioSpec) -> LogMel:
+        """The log-mel map with the settings and statistics of the data."""
+        return spec.feature_map()
+
+    def read_spec(self, data: DataModule) -> DataSpec:
+        """The specification of the data, in which known statistics are not measured again."""
+        if isinstance(data, AudioDataModule) and self.spec.mean is not None and self.spec.std is not None:
+            data.know_statistics(self.spec.mean, self.spec.std)
+        return super().read_spec(data)
+
+    def use_spec(self, theirs: AudioSpec) -> None:  # type: ignore[override]
+        """Take statistics and overlap from the data, and refuse data for other maps.
+
+        Raises:
+            InputError: if the classes, the settings of the map or its statistics differ.
+        """
+        super().use_spec(theirs)
+        for name in ("sample_rate", "num_mels", "frame_length", "frame_shift", "target_length", "multi_label"):
+            self._refuse_other(name, theirs)
+        self.store_spec(replace(self.spec, overlap=theirs.overlap))
+
+        if theirs.mean is None or theirs.std is None:
+            return
+        if self.spec.mean is None:
+            self.store_spec(replace(self.spec, mean=theirs.mean, std=theirs.std))
+            self.feature_map.set_statistics(theirs.mean, theirs.std)
+        self._refuse_other("mean", theirs)
+        self._refuse_other("std", theirs)
+
+    def _refuse_other(self, name: str, theirs: AudioSpec) -> None:
+        own = getattr(self.spec, name)
+        other = getattr(theirs, name)
+        if own != other:
+            raise InputError(
+                f"the model was trained with {name}={own}, and the data have {name}={other}; leave --data.{name} out, "
+                f"or type --data.{name} {own}"
+            )
+
+    def adopt_spec(self, theirs: DataSpec) -> None:
+        """Take over a whole specification."""
+        self._check_criterion(self.to_spec(theirs))
+        super().adopt_spec(theirs)
+
+    def _check_criterion(self, spec: AudioSpec) -> None:
+        if spec.multi_label and self.criterion == "ce":
+            raise InputError("a recording may have several labels (multi_label), which needs criterion='bce', not 'ce'")
+
+    # The flow
+
+    def forward(self, waves: Tensor | Sequence[Tensor], lengths_B: Tensor | None = None) -> Tensor:
+        """Logits (B, num_classes) of waveforms (B, T), or of a list of them; see the class."""
+        fits = isinstance(waves, Tensor) and waves.shape[1] <= self.feature_map.samples()
+        if self.training or fits:
+            logits: Tensor = self.read(self.to_maps((waves, lengths_B)))
+            return logits
+
+        if lengths_B is not None:
+            waves = [wave[:length] for wave, length in zip(waves, lengths_B.tolist(), strict=True)]
+        return self._read_windows(waves)
+
+    def _read_windows(self, waves: Tensor | Sequence[Tensor]) -> Tensor:
+        """Logits (B, num_classes) of recordings of any lengths."""
+        windows: list[Tensor] = []
+        counts: list[int] = []
+        for wave in waves:
+            cut = cut_windows(wave, self.feature_map.samples(), self.spec.overlap)
+            windows += cut
+            counts.append(len(cut))
+
+        parts = [windows[first : first + _WINDOWS] for first in range(0, len(windows), _WINDOWS)]
+        logits_NK = torch.cat([self.read(self.to_maps(pad_waves(part))) for part in parts])
+        return torch.stack([self._mean_logits(own_NK) for own_NK in logits_NK.split(counts)])
+
+    def _mean_logits(self, logits_NK: Tensor) -> Tensor:
+        """The logits (K,) whose probabilities are the mean of those of N windows.
+
+        They are computed from the logarithms of the probabilities, which keeps those near 0 and 1 apart.
+        """
+        if len(logits_NK) == 1:
+            return logits_NK[0]
+
+        logits_NK = logits_NK.float()
         if self.criterion == "ce":
-            return F.cross_entropy(logits, y, label_smoothing=smoothing)
-        target = self._several(y).to(logits)
-        return F.binary_cross_entropy_with_logits(logits, target * (1 - smoothing) + smoothing / self.num_classes)
+            return logits_NK.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(logits_NK))
 
-    def _several(self, y: Tensor) -> Tensor:
-        """(B,) labels as (B, num_classes) of 0 and 1; others as they are."""
-        return F.one_hot(y, self.num_classes) if y.ndim == 1 else y
+        log_yes_K = F.logsigmoid(logits_NK).logsumexp(dim=0)
+        log_no_K = F.logsigmoid(-logits_NK).logsumexp(dim=0)
+        return log_yes_K - log_no_K
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """(B, num_classes) in [0, 1]: of each class by itself for 'bce', adding up to 1 for 'ce'."""
-        return logits.float().sigmoid() if self.criterion == "bce" else logits.float().softmax(dim=1)
+    def augment_batch(self, raw: Any, target: Tensor) -> tuple[Waves, Tensor]:
+        """Mix waveforms; targets become (B, num_classes) float."""
+        wave_BT, lengths_B = raw if isinstance(raw, tuple) else (raw, torch.full((len(raw),), raw.shape[1]))
+        target_BK = target if target.is_floating_point() else self._several(target).float()
+        mixed_BT, target_BK = mix_waveforms(
+            wave_BT.float(), lengths_B, target_BK, probability=self.mix_probability
+        )
+        return Waves(mixed_BT, lengths_B), target_BK
 
-    def update_metrics(self, scores: MetricCollection, logits: Tensor, y: Tensor) -> None:
-        """Add one batch to the metrics of a split."""
-        scores.update(self.probabilities(logits), self._several(y).long())
-        if not self.multi_label:
-            top1 = self.val_top1 if scores is self.val_scores else self.test_top1
-            top1.update(logits, y)
-            self.confusion.update(logits, y)
+    def augment_map(self, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask maps with the value of padded cells, add noise, and roll them in time."""
+        x = maps.float()  # where a narrower type could not count the frames
+        x = spec_augment(
+            x,
+            frequency_mask=self.frequency_mask,
+            time_mask=self.time_mask,
+            value=self.feature_map.padding,
+        )
+        x = noise_and_roll(x, noise=self.noise, roll=self.roll)
+        return x.to(maps.dtype), target
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Add one batch to the validation metrics; gives its logits."""
-        logits = super().validation_step(batch, batch_idx)
-        if not self.multi_label:
-            self.log("val_acc", self.val_top1, prog_bar=True, batch_size=len(logits))
-        return logits
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Add one batch to the test metrics; gives its logits."""
-        logits = super().test_step(batch, batch_idx)
-        if not self.multi_label:
-            self.log("test_acc", self.test_top1, batch_size=len(logits))
-        return logits
-
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Names, winning class and its probability, the mean over the windows of a recording.
-
-        With several labels there is also a column of all classes above 0.5.
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The criterion on smoothed targets: a mean over the batch, and for 'bce' over the classes too.
 
         Args:
-            batch: the windows (N, 1, F, T) of some recordings, and (their names, windows of each (R,)).
-            batch_idx: not used.
+            output: logits (B, num_classes).
+            target: labels (B,) int64, or (B, num_classes) float in [0, 1].
         """
-        x, (names, counts) = batch
-        every = torch.cat([self.probabilities(self(part)) for part in x.split(_WINDOWS)])  # an hour has thousands
-        windows = every.split(counts.tolist())
-        means = torch.stack([part.mean(dim=0) for part in windows])
-        probability, label = means.max(dim=1)
-        rows: dict[str, Any] = {
-            "file": list(names),
-            "class": [self.class_names[i] for i in label.tolist()],
-            "probability": [round(p, 6) for p in probability.tolist()],
-        }
-        if self.multi_label:
-            rows["labels"] = [
-                ";".join(n for n, p in zip(self.class_names, r, strict=True) if p > 0.5) for r in means.tolist()
-            ]
-        return rows
+        return self._criterion(output, target, self.label_smoothing)
 
-    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Keep some examples of the batch: the first window of a recording."""
-        x, (names, counts) = batch
-        first = counts.cumsum(0) - counts
-        super().on_predict_batch_end(outputs, (x[first.to(x.device)], names), batch_idx)
+    def evaluation_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The criterion without smoothing."""
+        return self._criterion(output, target, 0.0)
 
-    def _keep_examples(self, logits: Tensor, batch: Any, batches: list[int | float]) -> None:
-        if not self.multi_label:
-            super()._keep_examples(logits, batch, batches)
-            return
-        x, y = batch
-        probability, label = self.probabilities(logits).max(dim=1)
-        wrong = (y.gather(1, label[:, None])[:, 0] < 0.5).tolist()
-        titles = [f"{self.class_names[c]} {p:.2f}" for c, p in zip(label.tolist(), probability.tolist(), strict=True)]
-        self.examples.keep(x, titles, wrong, batches)
+    def _criterion(self, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+        if self.criterion == "ce":
+            return F.cross_entropy(logits, target, label_smoothing=smoothing)
+        target_BK = self._several(target).to(logits)
+        target_BK = target_BK * (1 - smoothing) + smoothing / self.num_classes
+        return F.binary_cross_entropy_with_logits(logits, target_BK)
 
-    def _draw(self) -> None:
-        if self.multi_label:
-            self._draw_examples()  # one recording may belong to several rows of a confusion matrix
-        else:
-            super()._draw()
+    def _several(self, target: Tensor) -> Tensor:
+        """Labels (B,) as (B, num_classes) of 0 and 1; such targets as they are."""
+        return F.one_hot(target, self.num_classes) if target.ndim == 1 else target
 
-    def to_pictures(self, x: Tensor) -> Tensor:
-        """Maps (N, 1, F, T) from their lowest to their highest value as [0, 1], low frequencies at the bottom."""
-        low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
+    def probabilities(self, output: Tensor) -> Tensor:
+        """(B, num_classes) in [0, 1]: of each class by itself for 'bce', adding up to 1 for 'ce'."""
+        return output.float().sigmoid() if self.criterion == "bce" else output.float().softmax(dim=1)
+
+    # Metrics, pictures and predictions
+
+    def update_metrics(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Tensor) -> None:
+        """Add one batch to the metrics of a split."""
+        super().update_metrics(split, raw, output, target)
+        if not self.spec.multi_label:
+            cast(MulticlassAccuracy, self.top1[split]).update(output, target)
+
+    def update_scores(self, scores: MetricCollection, output: Tensor, target: Tensor) -> None:
+        """Add one batch to the tagging metrics and the confusion matrix."""
+        scores.update(self.probabilities(output), self._several(target).long())
+        if not self.spec.multi_label:
+            self.confusion.update(output, target)
+
+    def log_metrics(self, split: EvaluationSplit) -> None:
+        """Log the loss and the metrics of a split."""
+        super().log_metrics(split)
+        if not self.spec.multi_label:
+            accuracy = cast(MulticlassAccuracy, self.top1[split])
+            self.log(f"{split}_acc", accuracy, prog_bar=split == "val", batch_size=1)
+
+    def report(self, split: EvaluationSplit) -> None:
+        """Draw the examples, and the confusion matrix unless a recording may belong to several of its rows."""
+        super().report("predict" if self.spec.multi_label else split)
+
+    def is_wrong(self, label: Tensor, target: Tensor) -> Tensor:
+        """Whether each predicted label (B,) is not the recording's, or with several labels none of them."""
+        if not self.spec.multi_label:
+            return super().is_wrong(label, target)
+        return target.gather(1, label[:, None])[:, 0] < 0.5
+
+    def truths(self, target: Tensor) -> list[str]:
+        """The names of the true classes; none where there may be several."""
+        return [] if self.spec.multi_label else super().truths(target)
+
+    def show(self, raw: Any) -> Tensor:
+        """Maps (N, 1, F, T) from their lowest to their highest value as [0, 1], low frequencies at the bottom.
+
+        Of a long recording the first window is shown.
+        """
+        waves = pad_waves([wave[: self.feature_map.samples()] for wave in raw]) if isinstance(raw, list) else raw
+        x = self.feature_map(*waves) if isinstance(waves, tuple) else self.feature_map(waves)
+        low = x.amin(dim=(1, 2, 3), keepdim=True)
+        high = x.amax(dim=(1, 2, 3), keepdim=True)
         return ((x - low) / (high - low).clamp(min=1e-6)).flip(2)
 
-
-def _one_against_rest(num_classes: int) -> MetricCollection:
-    return MetricCollection(
-        {
-            "mAP": MeanAveragePrecision(num_classes),
-            "auc": MeanArea(num_classes),
-            "dprime": SensitivityIndex(num_classes),
-        },
-        compute_groups=False,  # two of them compute from the same states in place
-    )
+    def rows(self, output: Tensor, names: Any) -> dict[str, list[Any]]:
+        """The file, the most probable class, its probability, and with several labels all classes above 0.5."""
+        columns = super().rows(output, names)
+        if self.spec.multi_label:
+            chosen = (self.probabilities(output) > 0.5).tolist()
+            columns["labels"] = [
+                ";".join(name for name, above in zip(self.class_names, row, strict=True) if above) for row in chosen
+            ]
+        return columns

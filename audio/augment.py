@@ -1,0 +1,91 @@
+"""What training changes: waveforms are mixed before the map, and maps are masked, noised and rolled after it.
+
+    waveform ─ minus its mean ─ mix ─► LogMel ─► map ─ mask ─ add noise ─ roll
+
+The published code masks before the normalization, with log-mel 0. Here the map is normalized already, and a masked cell
+gets the value to which log-mel 0 was normalized: the result is the same.
+"""
+
+import torch
+from torch import Tensor
+from torchaudio.functional import mask_along_axis_iid
+
+__all__ = ["centered", "mix_waveforms", "noise_and_roll", "spec_augment"]
+
+
+def centered(wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    """Subtract its own mean from each waveform; what lies beyond its length becomes 0."""
+    inside_BT = torch.arange(wave_BT.shape[1], device=wave_BT.device) < lengths_B.to(wave_BT.device)[:, None]
+    mean_B1 = (wave_BT * inside_BT).sum(dim=1, keepdim=True) / inside_BT.sum(dim=1, keepdim=True)
+    return (wave_BT - mean_B1) * inside_BT
+
+
+def mix_waveforms(
+    wave_BT: Tensor, lengths_B: Tensor, y_BK: Tensor, *, probability: float, alpha: float = 10.0
+) -> tuple[Tensor, Tensor]:
+    """Mix waveforms with others of the batch: w = l w1 + (1 - l) w2, with l drawn from Beta(alpha, alpha).
+
+    The target of a mixture is the same mixture of the targets. A partner is cut or padded to the length of the waveform
+    it is mixed into. The published code draws partners from the whole training set; a shuffled batch is a sample of it.
+
+    Args:
+        wave_BT: (B, T) float, 0 beyond each length.
+        lengths_B: (B,) int64, samples of each waveform.
+        y_BK: (B, K) float targets.
+        probability: of each waveform to be mixed.
+        alpha: parameter of the Beta distribution.
+
+    Returns:
+        Waveforms (B, T) of the same lengths, each with mean 0, and targets (B, K).
+    """
+    batch = len(wave_BT)
+    device = wave_BT.device
+    wave_BT = centered(wave_BT, lengths_B)
+
+    share_B1 = torch.distributions.Beta(alpha, alpha).sample((batch, 1)).to(wave_BT)
+    chosen_B1 = torch.rand(batch, 1, device=device) < probability
+    share_B1 = torch.where(chosen_B1, share_B1, torch.ones_like(share_B1))
+    partner_B = torch.randperm(batch, device=device)
+
+    mixed_BT = share_B1 * wave_BT + (1 - share_B1) * wave_BT[partner_B]
+    target_BK = share_B1 * y_BK + (1 - share_B1) * y_BK[partner_B]
+    return centered(mixed_BT, lengths_B), target_BK
+
+
+def spec_augment(x_BCFT: Tensor, *, frequency_mask: int, time_mask: int, value: Tensor | float) -> Tensor:
+    """Mask one band of mels and one stretch of frames of each map.
+
+    Args:
+        x_BCFT: (B, 1, F, T).
+        frequency_mask: the width of the band is drawn uniformly from the whole numbers below this; 0 for no band.
+        time_mask: the same for the stretch of frames.
+        value: what masked cells become.
+    """
+    for axis, limit in ((2, frequency_mask), (3, time_mask)):
+        if limit > 0:
+            x_BCFT = mask_along_axis_iid(x_BCFT, min(limit, x_BCFT.shape[axis]), value, axis)
+    return x_BCFT
+
+
+def noise_and_roll(x_BCFT: Tensor, *, noise: float, roll: int) -> Tensor:
+    """Add uniform noise to each normalized map, then roll it in time.
+
+    Args:
+        x_BCFT: (B, 1, F, T).
+        noise: a map gets noise from U(0, 1) times one number from U(0, noise); the published value is 0.1.
+        roll: a map is rolled by a whole number of frames from [-roll, roll - 1]; the published value is 10.
+    """
+    batch = len(x_BCFT)
+    frames = x_BCFT.shape[3]
+    device = x_BCFT.device
+
+    if noise > 0:
+        noise_BCFT = torch.rand_like(x_BCFT)
+        strength_B111 = torch.rand(batch, 1, 1, 1, device=device) * noise
+        x_BCFT = x_BCFT + noise_BCFT * strength_B111
+
+    if roll > 0:
+        steps_B1 = torch.randint(-roll, roll, (batch, 1), device=device)
+        source_BT = (torch.arange(frames, device=device) - steps_B1) % frames
+        x_BCFT = x_BCFT.gather(3, source_BT[:, None, None].expand_as(x_BCFT))
+    return x_BCFT

@@ -1,0 +1,174 @@
+"""The built-in audio data: words spoken by a speech synthesizer, which need no download."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+
+from audio.feature_map import pad_waves
+from audio.files import resample_wave
+from audio.sets import WORDS, SpeechCommands
+from core.errors import InputError, listed
+from core.io.atomic import atomic_folder
+
+__all__ = ["SpokenWords", "speak_words"]
+
+_RATE = 16_000
+_VALIDATION_VOICES = 17
+_TEST_VOICES = 17  # all others train
+
+
+class SpokenWords(SpeechCommands):
+    """The 35 words of Speech Commands as eSpeak NG speaks them in 104 voices: synthesized speech, not recordings.
+
+    They are spoken at the first use, which takes some seconds, and written in the layout of Speech Commands, 120 MB.
+    As there, a clip lasts one second at 16 kHz, and the word begins anywhere in it, over faint noise. Each clip has a
+    rate and a pitch of its own. All of this is drawn from a fixed seed, so that the files are always the same. The
+    split is by voice: 70 voices train, 17 validate and 17 test, so that evaluation hears voices that training did not.
+
+    Args:
+        root: the folder that they are written to.
+        words: other words to speak, in the order of their labels; by default the 35.
+        kwargs: arguments of :class:`AudioDataModule`.
+    """
+
+    def __init__(self, root: str = "data/spoken_words", *, words: Sequence[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(root, **kwargs)
+        self.chosen = words
+        self.words = _checked(words)
+
+    def check_data(self) -> None:
+        """Speak the words unless they are there.
+
+        Raises:
+            InputError: if the synthesizer is not installed, or the folder holds other words.
+        """
+        if not self.root.exists():
+            speak_words(self.root, self.words)
+
+        absent = [word for word in self.chosen or () if not (self.root / word).is_dir()]
+        if absent:
+            raise InputError(
+                f"{self.root} was made without {listed(absent)}; give these words another --data.root, or "
+                "delete the folder"
+            )
+
+
+def _checked(words: Sequence[str] | None) -> list[str]:
+    """The words, by default all, if each can be the name of a folder."""
+    chosen = list(WORDS if words is None else words)
+    if len(chosen) < 2 or len(set(chosen)) < len(chosen) or not all(map(str.isalpha, chosen)):
+        raise InputError(f"words={chosen}; give two or more different ones, of letters alone")
+    return chosen
+
+
+def speak_words(root: Path, words: Sequence[str] | None = None) -> None:
+    """Write ``root/<word>/<voice>.wav`` for all words and voices, and the lists of validation and test files.
+
+    The folder appears when it is complete.
+
+    Args:
+        root: a folder that does not exist yet.
+        words: what is spoken; by default the 35 words of Speech Commands.
+
+    Raises:
+        InputError: if a word cannot be spoken, or the synthesizer is not installed or ends with an error.
+    """
+    words = _checked(words)
+    voices = _voices()
+
+    order = [_stem(voices[i]) for i in np.random.default_rng(0).permutation(len(voices))]
+    test = order[-_TEST_VOICES:]
+    validation = order[-_TEST_VOICES - _VALIDATION_VOICES : -_TEST_VOICES]
+
+    with atomic_folder(root) as folder:
+        for word in words:
+            (folder / word).mkdir()
+
+        generator = np.random.default_rng(2)
+        for utterance, wave in _spoken(voices, words):
+            file = folder / utterance.word / f"{_stem(utterance.voice)}.wav"
+            soundfile.write(file, _one_second(wave, generator), _RATE, subtype="PCM_16")
+
+        for name, part in (("validation_list.txt", validation), ("testing_list.txt", test)):
+            lines = [f"{word}/{stem}.wav" for word in words for stem in sorted(part)]
+            (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _stem(voice: str) -> str:
+    """The name of a voice in the names of files."""
+    return voice.replace(" ", "_")
+
+
+def _one_second(wave: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """(16000,) float32: the word at a random place over noise of -40 to -60 dB."""
+    clip = generator.standard_normal(_RATE).astype(np.float32) * 10 ** generator.uniform(-3, -2)
+    start = generator.integers(0, max(1, _RATE - len(wave)))
+    clip[start : start + len(wave)] += wave[: _RATE - start]
+    return clip.clip(-1, 1)
+
+
+def _voices() -> list[str]:
+    """All variants of the English voice, which come with the package espeakng-loader (GPL-3)."""
+    if find_spec("espeakng_loader") is None:
+        raise InputError(
+            "the built-in words are spoken by eSpeak NG; type in LarKit's folder: pip install -e '.[speech]'"
+        )
+    import espeakng_loader
+
+    folder = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not names:
+        raise InputError(f"eSpeak NG has no voices in {folder}; install espeakng-loader again")
+    return names
+
+
+class _Utterance(NamedTuple):
+    """What the synthesizer is asked to say; the program in synthesizer.py reads it in this order."""
+
+    voice: str
+    word: str
+    words_per_minute: int
+    pitch: int  # 0 to 100
+
+
+def _spoken(voices: list[str], words: list[str]) -> Iterator[tuple[_Utterance, np.ndarray]]:
+    """Every word in every voice, at a rate and pitch of its own, as (T,) float32 in [-1, 1] at 16 kHz."""
+    generator = np.random.default_rng(1)
+    utterances = [
+        _Utterance(voice, word, int(generator.integers(150, 231)), int(generator.integers(25, 76)))
+        for voice in voices
+        for word in words
+    ]
+    rate, waves = _synthesize(utterances)
+
+    # All words of a voice are resampled together.
+    for first in range(0, len(utterances), len(words)):
+        chosen = slice(first, first + len(words))
+        floats = [torch.from_numpy(wave.astype(np.float32) / 2**15) for wave in waves[chosen]]
+        waves_BT, lengths_B = pad_waves(floats)
+        resampled_BT = resample_wave(waves_BT, rate, _RATE).clamp(-1, 1).numpy()
+        for utterance, wave, length in zip(utterances[chosen], resampled_BT, lengths_B.tolist(), strict=True):
+            yield utterance, wave[: -(-length * _RATE // rate)]
+
+
+def _synthesize(utterances: list[_Utterance]) -> tuple[int, list[np.ndarray]]:
+    """The sample rate and the int16 waves (T,) of all utterances, from a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "words.npz")
+        program = [sys.executable, "-P", str(Path(__file__).with_name("synthesizer.py")), str(file)]
+        ended = subprocess.run(program, input=json.dumps(utterances), capture_output=True, text=True)
+        if ended.returncode:
+            said = ended.stderr.strip().splitlines() or [f"ended with status {ended.returncode}"]
+            raise InputError(f"eSpeak NG {said[-1]}; install espeakng-loader again")
+
+        with np.load(file, allow_pickle=False) as arrays:
+            return int(arrays["rate"]), np.split(arrays["samples"], arrays["ends"][:-1])
