@@ -17,7 +17,6 @@ from core.backbones.build import input_channels
 from core.data.spec import DataSpec, numbered_classes
 from core.errors import InputError
 from core.training.plots import Examples, confusion_figure, draw_figure
-from core.training.run_folder import run_folder
 from core.training.task import Backbone, EvaluationSplit, Task
 
 __all__ = ["Confusion", "ConfusionCounts", "ClassificationTask"]
@@ -70,15 +69,8 @@ class ClassificationTask(Task):
                 "expected a share in [0, 1), and 0 or more"
             )
 
-        knows_data = spec is not None
-        spec = self.with_classes(self.to_spec(spec), num_classes)
-        if isinstance(backbone, str):
-            backbone_args = {"in_chans": self.map_channels(spec), **(backbone_args or {})}
-            backbone_args["num_classes"] = len(spec.classes)
-
         super().__init__(backbone, spec=spec, backbone_args=backbone_args, **kwargs)
 
-        self.knows_data = knows_data
         self.label_smoothing = label_smoothing
         self.mixup: Mixup | None = None
         if mixup_alpha > 0 or cutmix_alpha > 0:
@@ -100,13 +92,13 @@ class ClassificationTask(Task):
         """Number of classes."""
         return len(self.spec.classes)
 
-    @staticmethod
-    def with_classes(spec: DataSpec, num_classes: int | None) -> Any:
-        """The specification with classes: its own, which ``num_classes`` must not contradict, or numbered ones.
+    def complete_spec(self, spec: Any) -> Any:
+        """The specification with classes: those of the data, which ``num_classes`` must not contradict, or numbers.
 
         Raises:
             InputError: if the number contradicts the data, or nothing says how many classes there are.
         """
+        num_classes = self.hparams.get("num_classes")
         if not spec.classes:
             if num_classes is None:
                 raise InputError("nothing says how many classes there are; give num_classes, or spec=data.spec()")
@@ -120,6 +112,10 @@ class ClassificationTask(Task):
         if len(spec.classes) < 2:
             raise InputError(f"num_classes={len(spec.classes)}; a classifier needs at least 2 classes")
         return spec
+
+    def complete_backbone_args(self, backbone_args: dict[str, Any]) -> dict[str, Any]:
+        """The channels of the maps, unless the user has given another number, and the number of classes."""
+        return {"in_chans": self.map_channels(self.spec), **backbone_args, "num_classes": self.num_classes}
 
     # A modality says
 
@@ -144,7 +140,8 @@ class ClassificationTask(Task):
         self.feature_map = self.build_feature_map(self.spec)
         if getattr(backbone, "num_classes", self.num_classes) != self.num_classes:
             cast(Any, backbone).reset_classifier(self.num_classes)
-        self.check_channels()
+        if self.knows_data:
+            self.check_channels()
 
     def check_channels(self) -> None:
         """Refuse a backbone for maps with another number of channels.
@@ -259,10 +256,7 @@ class ClassificationTask(Task):
 
     def report(self, split: EvaluationSplit) -> None:
         """Draw the examples and the confusion matrix."""
-        draws = run_folder(self.trainer) is not None and not self.trainer.sanity_checking
-        sheet = self.examples.take()
-        if sheet is not None and draws:
-            draw_figure(self.trainer, "examples", sheet)
+        self.examples.draw(self.trainer)
         if split != "predict":
             self.confusion.draw(self.trainer, self.class_names)
 

@@ -1,13 +1,15 @@
 """Classification of pixels that cameras take: images, and the frames of videos."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.data.random_erasing import RandomErasing
-from torch import Tensor
+from torch import Tensor, nn
 
+from core.backbones.build import input_channels
 from core.data.images import PixelSpec
 from core.data.spec import DataSpec
 from core.errors import InputError
@@ -32,6 +34,7 @@ class PixelClassification(ClassificationTask):
     """
 
     spec_class: ClassVar[type[DataSpec]] = PixelSpec
+    spec: PixelSpec
 
     def __init__(
         self,
@@ -51,6 +54,18 @@ class PixelClassification(ClassificationTask):
         """One channel for each letter of the mode."""
         return len(spec.mode)
 
+    def build(self, backbone: nn.Module) -> None:
+        """Build for gray images if the data are not known yet and the backbone takes one channel."""
+        if not self.knows_data and input_channels(backbone) == 1 and len(self.spec.mode) == 3:
+            gray = replace(
+                self.spec,
+                mode="L",
+                mean=(sum(self.spec.mean) / 3,),
+                std=(sum(self.spec.std) / 3,),
+            )
+            self.store_spec(gray)
+        super().build(backbone)
+
     def augment_map(self, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Erase rectangles, then mix: the order of timm and of the papers' recipes."""
         if self.erasing > 0:
@@ -66,7 +81,6 @@ class PixelClassification(ClassificationTask):
                 the published one in evaluation.
         """
         assert isinstance(theirs, PixelSpec)
-        assert isinstance(self.spec, PixelSpec)
         if self.knows_data and theirs.mode != self.spec.mode:
             raise InputError(
                 f"the model was built for pixels of mode {self.spec.mode!r}, the data have {theirs.mode!r}; set "

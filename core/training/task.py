@@ -138,10 +138,11 @@ class Task(LightningModule, TaskHubMixin):
         self._planned: tuple[float, ...] | None = None
 
         self.knows_data = spec is not None
-        self.store_spec(self.to_spec(spec))
+        self.store_spec(self.complete_spec(self.to_spec(spec)))
 
         if isinstance(backbone, str):
-            backbone = build_backbone(backbone, pretrained=pretrained and weights is None, **(backbone_args or {}))
+            backbone_args = self.complete_backbone_args(backbone_args or {})
+            backbone = build_backbone(backbone, pretrained=pretrained and weights is None, **backbone_args)
         elif backbone_args or pretrained:
             raise InputError("backbone_args and pretrained go with the name of a model; a module is already built")
         self.build(backbone)
@@ -171,6 +172,14 @@ class Task(LightningModule, TaskHubMixin):
         if isinstance(spec, DataSpec):
             return spec
         return cls.spec_class.from_dict(spec or {})
+
+    def complete_spec(self, spec: Any) -> Any:
+        """The specification with what the task's own arguments say, for instance the number of classes."""
+        return spec
+
+    def complete_backbone_args(self, backbone_args: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a backbone built by name, with those that follow from the specification."""
+        return backbone_args
 
     def store_spec(self, spec: DataSpec) -> None:
         """Keep the specification, also among the hyperparameters, which every checkpoint holds."""

@@ -1,0 +1,186 @@
+"""Pictures of a run: where they go, confusion matrices, and sheets of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from lightning import Trainer
+from PIL import Image
+from torch import Tensor
+
+from core.figures import new_figure
+from core.io.atomic import atomic_write
+from core.training.run_folder import run_folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Examples", "confusion_figure", "draw_figure", "image_sheet"]
+
+DPI = 120
+
+
+def draw_figure(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> Path | None:
+    """Draw a picture, write it to ``<name>.png`` in the run folder, and send it to every logger that takes images.
+
+    Args:
+        trainer: gives the run folder and the loggers; without a run folder nothing is drawn.
+        name: of the picture.
+        draw: makes the figure; called in the first process only.
+
+    Returns:
+        The file, if there is one.
+    """
+    folder = run_folder(trainer)
+    if folder is None or not trainer.is_global_zero:
+        return None
+
+    pixels = rendered(draw())
+    path = folder / f"{name}.png"
+    with atomic_write(path) as unfinished:
+        Image.fromarray(pixels).save(unfinished, format="png", compress_level=1)  # a third of the default's time
+
+    for logger in trainer.loggers:
+        add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
+        if callable(add_image):
+            add_image(name, pixels, trainer.global_step, dataformats="HWC")
+    return path
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    """A figure as pixels (H, W, 3) uint8."""
+    figure.set_dpi(DPI)
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+
+
+def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
+    """A confusion matrix, colored by the share of each true class.
+
+    Args:
+        counts: (K, K) integers; the row is the true class, the column the predicted one.
+        classes: K names. They are shown for up to 40 classes, the counts for up to 20.
+    """
+    size = len(classes)
+    share = counts.float() / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    accuracy = counts.diagonal().sum().item() / max(counts.sum().item(), 1)
+
+    inches = min(4 + 0.3 * size, 14)
+    figure = new_figure(inches, inches)
+    axes = figure.subplots()
+    image = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(image, ax=axes, shrink=0.75, label="share of the true class")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{int(counts.sum())} samples, accuracy {accuracy:.3f}")
+
+    if size <= 40:
+        axes.set_xticks(range(size), classes, rotation=45 if max(map(len, classes)) > 2 else 0)
+        axes.set_yticks(range(size), classes)
+    if size <= 20:
+        for row, column in torch.nonzero(counts).tolist():
+            color = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=color, fontsize=8)
+
+    return figure
+
+
+def image_sheet(
+    images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None = None, columns: int = 8, width: float = 1.5
+) -> Figure:
+    """A sheet of small images with a line of text above each.
+
+    Args:
+        images: (N, C, H, W) with C 1 or 3, in [0, 1].
+        titles: N texts.
+        wrong: N flags; a marked title is red.
+        columns: images in a row.
+        width: of an image, in inches.
+    """
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    height = min(max(width * images.shape[2] / images.shape[3], 0.5), 6.0)  # inches
+    title = 0.25  # inches
+
+    # One axes in inches for all images: an axes for each would take three times as long to draw.
+    figure = new_figure(width * columns, (height + title) * rows, automatic=False)
+    axes = figure.add_axes((0, 0, 1, 1))
+    for i, (image, text) in enumerate(zip(images, titles, strict=True)):
+        row, column = divmod(i, columns)
+        left = column * width
+        top = row * (height + title) + title
+        pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
+        extent = (left + 0.04, left + width - 0.04, top + height - 0.04, top + 0.02)
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=extent)
+        color = "crimson" if wrong and wrong[i] else "black"
+        axes.text(left + width / 2, top - 0.05, text, ha="center", va="baseline", fontsize=8, color=color)
+
+    axes.axis("off")
+    axes.set(xlim=(0, width * columns), ylim=((height + title) * rows, 0), aspect="auto")
+    return figure
+
+
+class Examples:
+    """Keeps a share of each batch, so that a sheet shows samples from the whole split.
+
+    Args:
+        size: samples on a sheet.
+        columns: samples in a row.
+        width: of a sample on the sheet, in inches.
+    """
+
+    def __init__(self, size: int = 32, columns: int = 8, width: float = 1.5) -> None:
+        self.size = size
+        self.columns = columns
+        self.width = width
+        self.batches_seen = 0
+        self.kept: list[tuple[Tensor, str, bool]] = []
+
+    def keep(
+        self,
+        show: Callable[[list[int]], Tensor | None],
+        titles: Sequence[str],
+        wrong: Sequence[bool],
+        batches: int,
+    ) -> None:
+        """Choose from one batch, with a seed that depends on nothing else.
+
+        Args:
+            show: gives pictures (n, C, H, W) of 1 or 3 channels in [0, 1] of the samples at n positions of the batch,
+                or None if they cannot be shown.
+            titles: B lines of text.
+            wrong: B flags; titles of marked samples are red.
+            batches: number of batches of the split.
+        """
+        self.batches_seen += 1
+        wanted = -(-self.size * self.batches_seen // max(1, batches))
+        wanted = max(0, min(wanted, self.size) - len(self.kept))
+
+        generator = torch.Generator().manual_seed(len(self.kept))
+        chosen = torch.randperm(len(titles), generator=generator)[:wanted].tolist()
+        pictures = show(chosen) if chosen else None
+        if pictures is not None:
+            copies = pictures.detach().to("cpu", torch.float32, copy=True)  # a slice would keep the whole batch
+            self.kept += [(copy, titles[i], wrong[i]) for copy, i in zip(copies, chosen, strict=True)]
+
+    def clear(self) -> None:
+        """Forget what was kept."""
+        self.kept = []
+        self.batches_seen = 0
+
+    def draw(self, trainer: Trainer, name: str = "examples") -> None:
+        """Draw the sheet, except in Lightning's sanity check, and forget what was kept.
+
+        Args:
+            trainer: gives the run folder and the loggers.
+            name: of the picture.
+        """
+        kept = self.kept
+        self.clear()
+        if not kept or trainer.sanity_checking or run_folder(trainer) is None:
+            return
+
+        pictures, titles, wrong = zip(*kept, strict=True)
+        draw_figure(trainer, name, lambda: image_sheet(torch.stack(pictures), titles, wrong, self.columns, self.width))
