@@ -1,4 +1,4 @@
-"""The ``lightning`` command: fit, validate, test, predict and export from YAML files, and the papers' analyses.
+"""The ``lightning`` command: train, evaluate, predict and export from YAML files, and the papers' analyses.
 
 Installed as ``lightning`` and ``larkit``; ``python -m core.cli`` is the same.
 """
@@ -11,14 +11,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points, version
-from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from core.errors import InputError, MissingError
-from core.stopping import how_stopped, let_go, machine_message, notes, say, terminable
+from core.errors import InputError
+from core.stopping import machine_message, notes, say, stop_signal, terminable
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
@@ -27,43 +23,47 @@ __all__ = ["main"]
 
 HELP = """\
 usage: lightning VERB -c FILE [-c FILE ...] [--key value ...]
+       lightning VERB --ckpt_path RUN_OR_FILE [--key value ...]
        lightning ANALYSIS MODEL [MODEL ...] [--key value ...]
 
-Train and use large-kernel ConvNets. A second -c changes single values of the first; --key value changes both.
+Train and use large-kernel ConvNets on images, sound, point clouds, videos and time series.
 
+  configs   list the configurations that are installed; -c finds them by name from any folder
+            lightning configs
   fit       train, validate after each epoch, keep the best and the last checkpoint
             lightning fit -c vision/configs/cls.yaml
-            lightning fit -c vision/configs/cls.yaml --ckpt_path last --trainer.max_epochs 20     (go on with a run)
+            lightning fit -c vision/configs/folder.yaml --data.root photos/                (your own images)
+            lightning fit -c vision/configs/cls.yaml --ckpt_path last --trainer.max_epochs 20        (resume)
   validate  measure a checkpoint on the validation split
-            lightning validate -c vision/configs/cls.yaml --ckpt_path best
+            lightning validate --ckpt_path best
   test      measure a checkpoint on the test split
-            lightning test -c vision/configs/cls.yaml --ckpt_path best
-  predict   write a CSV with the class of every file, or with what comes next in a series
-            lightning predict -c vision/configs/cls.yaml --ckpt_path best --data.predict_path photos/
-  export    write ONNX or torch.export in inference form, and compare its outputs with the model's
-            lightning export -c vision/configs/cls.yaml --ckpt_path best --format onnx
-  stats     measure mean and standard deviation of the training data, for data that need it before fit
-            lightning stats -c audio/configs/cls.yaml
-            (of a series: its dominant period)
+            lightning test --ckpt_path best
+  predict   write predictions.csv: the class of every file, or the next values of a series
+            lightning predict --ckpt_path best --data.predict_path photos/
+  export    write an ONNX or torch.export file in inference form, and compare its outputs with the model's
+            lightning export --ckpt_path best --format onnx
+  stats     measure statistics of the training data: mean and standard deviation, or the period of a series
+            lightning stats -c audio/configs/folder.yaml --data.root sounds/
 
-Analyses take names of timm or LarKit models, NAME=FILE for weights of your own, or checkpoints that fit wrote; they
-print a table and write a picture and a JSON file.
+A second -c changes single values of the first; --key value changes both. --ckpt_path takes a checkpoint, the folder of
+a run, or 'best' or 'last' of the newest run in lightning_logs/. Without -c, the configuration of that run is used.
 
-  erf         effective receptive field on your images
+Analyses compare models and write a table, a picture and a JSON file. A model is a timm or LarKit name, NAME=FILE for
+your own weights, or a checkpoint of fit.
+
+  erf         effective receptive field, measured on your images
               lightning erf resnet50 unireplknet_t --images photos/
-  shape-bias  shape against texture on cue-conflict images
+  shape-bias  share of decisions by shape rather than texture, on cue-conflict images
               lightning shape-bias resnet50 unireplknet_t --images cue-conflict/
-  cost        parameters, multiplications, memory and speed in training and inference form
+  cost        parameters, multiplications, memory and speed, in training and inference form
               lightning cost resnet50 unireplknet_t replknet_31b --size 224
 
-  lightning push CHECKPOINT OWNER/NAME                    share what fit wrote on the Hugging Face Hub
-  lightning push CHECKPOINT --folder FOLDER               write the same files into a folder
-
---ckpt_path takes a file, or 'best' or 'last' for the newest run of the task in lightning_logs/.
+  lightning push CHECKPOINT OWNER/NAME                    share a checkpoint on the Hugging Face Hub
+  lightning push CHECKPOINT --folder FOLDER               write the same files to a folder
 
   lightning VERB --help                                   options of a verb
-  lightning fit --model.help vision.ImageClassifier       options of a class
-  lightning fit -c FILE --print_config                    the whole configuration
+  lightning fit --model.help ImageClassifier              options of a task; --data.help for a data module
+  lightning fit -c FILE --print_config                    the complete configuration
   lightning --version
 """
 
@@ -78,8 +78,8 @@ def main(args: "ArgsType" = None) -> None:
         args: the command line after the program's name; by default that of the process.
 
     Raises:
-        SystemExit: with one line on the error stream, if what the user gave cannot be used or the machine fails; with
-            status 130 after Ctrl-C and 143 after SIGTERM.
+        SystemExit: with one line on the error stream if the input cannot be used or the machine fails; with status 130
+            after Ctrl-C and 143 after SIGTERM.
     """
     words = sys.argv[1:] if args is None else list(args) if isinstance(args, tuple) else args
     if isinstance(words, list):
@@ -89,7 +89,8 @@ def main(args: "ArgsType" = None) -> None:
         if words[0] == "--version":
             print(f"larkit {version('larkit')}")
             return
-    from core.torch_files import restricted_pickles  # torch takes a second, which --help need not wait for
+
+    from core.io.untrusted import restricted_pickles  # torch takes a second to import; --help need not wait for it
 
     try:
         with terminable(), restricted_pickles():
@@ -99,52 +100,60 @@ def main(args: "ArgsType" = None) -> None:
 
 
 def _end(error: BaseException) -> None:
-    """Leave with what the user should know; what is a defect of this program keeps its traceback."""
+    """End with what the user should know; a defect of this program keeps its traceback."""
     if os.environ.get("LARKIT_TRACEBACK"):
         raise error
-    stopped = how_stopped(error) if isinstance(error, KeyboardInterrupt | SystemExit) else None
+
+    stopped = stop_signal(error) if isinstance(error, KeyboardInterrupt | SystemExit) else None
     if stopped is not None:
-        let_go(error)
-        say(f"\nlightning: stopped by {stopped[1]}. {notes(error)}".rstrip())
-        raise SystemExit(stopped[0]) from None
+        status, name = stopped
+        say(f"\nlightning: stopped by {name}. {notes(error)}".rstrip())
+        raise SystemExit(status) from None
+
     message = (_message(error) or machine_message(error)) if isinstance(error, Exception) else None
     if message is None:
         raise error
-    let_go(error)
-    raise SystemExit(f"lightning: error: {message}{'. ' * bool(notes(error))}{notes(error)}") from None
+    hint = notes(error)
+    raise SystemExit(f"lightning: error: {message}. {hint}" if hint else f"lightning: error: {message}") from None
 
 
 def _run(words: Any) -> None:
-    _quieten()
-    verb = words[0] if isinstance(words, list) else None  # Lightning also takes a dictionary, which says it within
-    if verb in ANALYSES:
+    _filter_warnings()
+    verb = words[0] if isinstance(words, list) else None  # Lightning also takes a dictionary, which names it inside
+    if verb == "configs":
+        from core.config_files import list_configs
+
+        print(list_configs())
+    elif verb in ANALYSES:
         from core.analysis.verbs import run_analysis
 
         run_analysis(words)
     elif verb == "push":
-        from core.training.push import run_push
+        from core.training.hub import run_push
 
         run_push(words)
     else:
-        _train(words)
+        _run_lightning(words)
 
 
-def _train(words: Any) -> None:
+def _run_lightning(words: Any) -> None:
     """Run one of the verbs that Lightning's command line parses."""
     from jsonargparse import ArgumentError, set_parsing_settings
 
-    from core.training.cli import LarKitCLI  # lightning takes seconds, which --help need not wait for
+    if isinstance(words, list):
+        _check_verb(words[0])
+
+    from core.training.lightning_cli import LarKitCLI  # Lightning takes seconds to import; --help need not wait for it
 
     if "import_path_denylist" in inspect.signature(set_parsing_settings).parameters:  # jsonargparse 4.53
         set_parsing_settings(import_path_denylist=[])  # what runs commands may not be named as a class
 
     for modality in entry_points(group="larkit.modalities"):
-        modality.load()  # a class imported here can be named without its module in a YAML file
+        modality.load()  # so that a YAML file can name its classes without their modules
+
     if not isinstance(words, list):
         LarKitCLI.run_verb(words)
         return
-    _check_verb(words[0])
-    _check_files(words)
     try:
         with _as_command_line(words):
             LarKitCLI.run_verb(None)
@@ -154,8 +163,10 @@ def _train(words: Any) -> None:
 
 @contextmanager
 def _as_command_line(words: list[str]) -> Iterator[None]:
-    """Put the words into ``sys.argv``: Lightning starts further processes by this command line."""
-    command, sys.argv = sys.argv, [sys.argv[0] if words == sys.argv[1:] else __file__, *words]
+    """Put the words into ``sys.argv``, since Lightning starts further processes by this command line."""
+    command = sys.argv
+    program = command[0] if words == command[1:] else __file__
+    sys.argv = [program, *words]
     try:
         yield
     finally:
@@ -164,20 +175,8 @@ def _as_command_line(words: list[str]) -> Iterator[None]:
 
 def _check_verb(verb: str) -> None:
     if verb not in VERBS:
-        known = ", ".join((*VERBS, "push", *ANALYSES))
+        known = ", ".join((*VERBS, "configs", "push", *ANALYSES))
         raise InputError(f"unknown verb {verb!r}; expected one of {known}. Type: lightning --help")
-
-
-def _check_files(words: list[str]) -> None:
-    for flag, file in pairwise(words):
-        if flag in ("-c", "--config") and not Path(file).is_file():
-            near = ", ".join(sorted(str(path) for path in Path().glob("*/configs/**/*.yaml")))
-            raise MissingError(f"there is no configuration {file}; here are {near or 'none: see the README'}")
-        if flag in ("-c", "--config"):
-            try:
-                yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise InputError(f"{file} is not YAML: {error}") from error
 
 
 def _message(error: BaseException | None) -> str | None:
@@ -189,8 +188,11 @@ def _message(error: BaseException | None) -> str | None:
         if type(error).__name__ == "MisconfigurationException":  # Lightning's word for a setting it cannot use
             return str(error)
         error = error.__cause__
-    text, name = str(error), f"{type(error).__name__}: "
-    return None if error is None else text.rsplit(name, 1)[-1].strip() if "Traceback" in text else text
+    if error is None:
+        return None
+
+    text = str(error)
+    return text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip() if "Traceback" in text else text
 
 
 def _shortened(text: str) -> str:
@@ -201,8 +203,8 @@ def _shortened(text: str) -> str:
     return " ".join([head.splitlines()[0], *kept]) if kept else text
 
 
-def _quieten() -> None:
-    """Leave out warnings that are expected here and that the user cannot act on."""
+def _filter_warnings() -> None:
+    """Hide warnings that are expected here and that the user cannot act on."""
     # theirs: Lightning advises more workers than a small data set needs
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # expected: evaluation needs none of the callbacks that training had

@@ -1,4 +1,4 @@
-"""What the command does when it is stopped from outside or the machine fails it: exit status, and what to type next."""
+"""What the command does when it is stopped from outside or the machine fails it: exit status, and one line to read."""
 
 import errno
 import os
@@ -8,75 +8,51 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
-__all__ = ["Terminated", "how_stopped", "let_go", "machine_message", "notes", "say", "terminable", "undisturbed"]
+__all__ = ["Terminated", "machine_message", "notes", "say", "stop_signal", "terminable"]
 
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your share of the disk is full", errno.EFBIG: "too large"}
-_HANDING_OVER = ("torch/utils/data/dataloader.py", "multiprocessing/*.py")
-_LOST = (ConnectionError, FileNotFoundError, EOFError)
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your share of the disk is full",
+    errno.EFBIG: "the file is too large",
+}
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came; handled everywhere as Ctrl-C is, so that files are closed and data-loading processes end."""
+    """SIGTERM came; handled everywhere like Ctrl-C, so that files are closed and data-loading processes end."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
     """Let SIGTERM end what runs inside at once, with :class:`Terminated`.
 
-    Left alone are threads, which get no signals, and SLURM's jobs, where Lightning saves and requeues.
+    Threads, which get no signals, and jobs of SLURM, where Lightning saves and requeues, are left alone.
     """
     if threading.current_thread() is not threading.main_thread() or "SLURM_JOB_ID" in os.environ:
         yield
         return
+
     owner = os.getpid()
 
     def stop(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a forked process that loads data
             os._exit(128 + number)
-        signal.signal(number, signal.SIG_IGN)  # once is enough: a second one would break off the tidying up
+        signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the closing of files
         raise Terminated
 
-    def report(*error: Any) -> None:
-        if os.getpid() == owner or not isinstance(error[1], _LOST):  # the command that a loading process serves is gone
-            hook(*error)
-
-    before = {signal.SIGINT: signal.getsignal(signal.SIGINT), signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
-    hook, sys.excepthook = sys.excepthook, report
+    before_interrupt = signal.getsignal(signal.SIGINT)
+    before_terminate = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        sys.excepthook = hook
-        for number, handler in before.items():  # Lightning switches Ctrl-C off while it ends a run
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before_interrupt)  # Lightning switches it off while it ends a run
+        signal.signal(signal.SIGTERM, before_terminate)
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until what runs inside is done; for what must not be left half done, and is short."""
-    if threading.current_thread() is not threading.main_thread():  # signals come to the main one alone
-        yield
-        return
-    came: list[tuple[int, FrameType | None]] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    own = {number: handler for number, handler in before.items() if callable(handler)}
-    for name in own:
-        signal.signal(name, lambda number, frame: came.append((number, frame)))
-    try:
-        yield
-    finally:
-        for name, handler in own.items():
-            signal.signal(name, handler)
-        for number, frame in came[:1]:
-            own[signal.Signals(number)](number, frame)
-
-
-def how_stopped(error: BaseException) -> tuple[int, str] | None:
-    """Status and name of the signal that ended the command, as a shell has them; None if it was none.
+def stop_signal(error: BaseException) -> tuple[int, str] | None:
+    """Exit status and name of the signal that ended the command, as a shell has them; None if there was none.
 
     Lightning turns Ctrl-C into an exit with status 1, and SIGTERM of a SLURM job into one with status 0.
     """
@@ -89,69 +65,57 @@ def how_stopped(error: BaseException) -> tuple[int, str] | None:
 
 
 def machine_message(error: BaseException) -> str | None:
-    """What to tell the user about a full disk, a folder that may not be written, or a process that died; else None."""
+    """What to tell the user about a full disk, a missing permission, or a process that died; None for other errors."""
     for cause in _chain(error):
         if isinstance(cause, OSError) and cause.errno in _FULL:
             return (
-                f"{_where(cause)} could not be written: {_FULL[cause.errno]} ({cause.strerror}). Files that were there "
-                "before are as they were. Make room"
+                f"{_file_of(cause)} could not be written: {_FULL[cause.errno]} ({cause.strerror}). Existing files are "
+                "unchanged. Make room"
             )
         if isinstance(cause, OSError) and cause.errno in _FORBIDDEN:
             return (
-                f"{_where(cause)} may not be written or read: {cause.strerror}. Change its permissions, or choose "
-                "another folder: runs go below --trainer.default_root_dir FOLDER, what an analysis or export writes "
-                "to --output FOLDER"
+                f"{_file_of(cause)} may not be written or read: {cause.strerror}. Change its permissions, or choose "
+                "another folder: --trainer.default_root_dir FOLDER for runs, --output FOLDER for exports and analyses"
             )
-        if str(cause).startswith("DataLoader worker") or _cut_off(cause):
+        if str(cause).startswith("DataLoader worker") or _lost_worker(cause):
             return (
                 f"a process that loads data died: {str(cause).partition('. ')[0]}. If it was killed, memory was short: "
-                "give fewer with --data.num_workers (0 loads in the training process and shows its error), or a "
+                "use fewer with --data.num_workers (0 loads in the training process and shows its error), or a "
                 "smaller --data.batch_size"
             )
     return None
 
 
 def notes(error: BaseException) -> str:
-    """What code on the way of the error has added for the user, such as how a run goes on."""
-    return " ".join(dict.fromkeys(note for cause in _chain(error) for note in getattr(cause, "__notes__", [])))
+    """What was added to the error for the user on its way, such as how to resume the run."""
+    found = [note for cause in _chain(error) for note in getattr(cause, "__notes__", [])]
+    return " ".join(dict.fromkeys(found))
 
 
-def let_go(error: BaseException) -> None:
-    """Drop what the calls held that failed, without the complaints of what was only half made.
-
-    A data-loading process that dies while others are started leaves an iterator whose end fails, which Python prints.
-    """
-    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        for cause in _chain(error):
-            traceback.clear_frames(cause.__traceback__)
-    finally:
-        sys.unraisablehook = before
+def say(text: str) -> None:
+    """Print a line on the error stream, if there still is one."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
-def _cut_off(error: BaseException) -> bool:
-    """Whether a batch was being handed over by a data-loading process when that one died."""
-    if not isinstance(error, _LOST):
+def _lost_worker(error: BaseException) -> bool:
+    """Whether a data-loading process died while it handed over a batch: its connection broke in torch's loader."""
+    if not isinstance(error, ConnectionError | FileNotFoundError | EOFError):
         return False
-    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return all(any(Path(file).match(part) for file in files) for part in _HANDING_OVER)
+    files = [frame.f_code.co_filename.replace("\\", "/") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    in_loader = any(file.endswith("torch/utils/data/dataloader.py") for file in files)
+    return in_loader and any("/multiprocessing/" in file for file in files)
 
 
-def _where(error: OSError) -> str:
+def _file_of(error: OSError) -> str:
     return str(error.filename2 or error.filename or "a file")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what caused it, and what was being handled when it came."""
+    """The error, what caused it, and what was being handled when it was raised."""
     seen: list[BaseException] = []
-    found: BaseException | None = error
-    while found is not None and found not in seen:
-        seen.append(found)
-        found = found.__cause__ or found.__context__
-    return iter(seen)
-
-
-def say(text: str) -> None:
-    """A line on the error stream, as far as there is still one."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        yield current
+        current = current.__cause__ or current.__context__

@@ -1,4 +1,4 @@
-"""Where a run writes: ``lightning_logs/<task>/version_<n>``, with config, logs, pictures and checkpoints together."""
+"""The folder of a run, ``lightning_logs/<task>/version_<n>``: configuration, logs, pictures, checkpoints."""
 
 import os
 import platform
@@ -15,80 +15,137 @@ from torch.distributed import TCPStore
 from core.errors import InputError, MissingError
 
 __all__ = [
-    "how_to_go_on",
-    "newest_checkpoint",
+    "checkpoint_of_run",
+    "find_checkpoint",
+    "new_run",
     "only_writer",
+    "resume_hint",
     "run_folder",
-    "run_version",
 ]
 
-_SHARED = "LARKIT_RUN"  # tells the processes that Lightning starts for a run which folder the first one chose
+_CHOSEN_RUN = "LARKIT_RUN"  # tells the processes that Lightning starts for a run which folder the first one chose
 
 
-def newest_checkpoint(runs: Path, name: str) -> Path:
-    """The ``best`` or ``last`` checkpoint of the run that has written a checkpoint last.
+def run_folder(trainer: Trainer) -> Path | None:
+    """Folder of the trainer's run, or None without a logger that writes files.
 
-    Folders without any are of evaluations, or of runs that have not come so far.
+    ``Trainer.log_dir`` gives the same but communicates with all processes, so that one of them alone must not ask.
+    """
+    for logger in trainer.loggers:
+        folder = getattr(logger, "log_dir", None)
+        if folder:
+            return Path(folder)
+    return None
+
+
+# Which checkpoint is meant
+
+
+def find_checkpoint(given: str, runs: Path, *, resume: bool = False) -> Path:
+    """The checkpoint that ``--ckpt_path`` names.
+
+    Args:
+        given: a file, a run folder, or 'best' or 'last' for the newest run.
+        runs: folder of the runs among which the newest is looked for, at any depth.
+        resume: of a run folder, prefer the last checkpoint to the best one.
 
     Raises:
-        MissingError: if there is none, or not of this name in that run; an older run's is not meant.
+        MissingError: if there is none.
     """
-    written = {file: file.stat().st_mtime for file in runs.glob("*/checkpoints/*.ckpt")}
+    if given in ("best", "last"):
+        return _newest_checkpoint(runs, given)
+
+    path = Path(given)
+    if path.is_dir():
+        return checkpoint_of_run(path, resume=resume)
+    if not path.is_file():
+        raise MissingError(f"there is no checkpoint {given}; give a file, the folder of a run, 'best' or 'last'")
+    return path
+
+
+def checkpoint_of_run(folder: Path, *, resume: bool = False) -> Path:
+    """The best checkpoint of a run folder, else its last; with ``resume`` in the other order.
+
+    Raises:
+        MissingError: if there is neither.
+    """
+    names = ("last", "best") if resume else ("best", "last")
+    files = [folder / "checkpoints" / f"{name}.ckpt" for name in names]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise MissingError(f"{folder} has no checkpoints/best.ckpt or last.ckpt; give the folder of a run, or a file")
+    return found
+
+
+def _newest_checkpoint(runs: Path, name: str) -> Path:
+    """The checkpoint of this name in the run that has written a checkpoint last; evaluations write none."""
+    written = {file: file.stat().st_mtime for file in runs.glob("**/checkpoints/*.ckpt")}
     if not written:
         raise MissingError(
             f"no {name}.ckpt below {runs}; train first (lightning fit -c ...), or give the path of a checkpoint"
         )
+
     newest = max(written, key=lambda file: written[file]).parent
     if newest / f"{name}.ckpt" not in written:
-        there = ", ".join(sorted(file.name for file in written if file.parent == newest))
-        raise MissingError(f"the newest run, {newest.parent}, has no {name}.ckpt but {there}; give the path of a file")
+        names = ", ".join(sorted(file.name for file in written if file.parent == newest))
+        raise MissingError(f"the newest run, {newest.parent}, has no {name}.ckpt but {names}; give the path of a file")
     return newest / f"{name}.ckpt"
 
 
-def run_version(runs: Path, resumed: Path | None = None) -> str:
-    """Name of the run's folder in ``runs``: that of the run it continues, else a new one, made, with the next number.
+# The folder of a new run
+
+
+def new_run(runs: Path, resumed: Path | None = None) -> str:
+    """Name of the run's folder in ``runs``: that of the run it resumes, else a new folder with the next number.
 
     Args:
         runs: folder of all runs of a task.
-        resumed: checkpoint that the run continues, if any.
+        resumed: checkpoint of the run to resume, if any.
     """
     if resumed is not None and resumed.resolve().parent.parent.parent == runs.resolve():
         return resumed.resolve().parent.parent.name
-    if SLURMEnvironment.detect():  # all tasks of a step agree on this name, and a requeued job finds its folder again
+
+    if SLURMEnvironment.detect():
+        # All processes of a step agree on this name, and a requeued job finds its folder again.
         return f"job_{os.environ.get('SLURM_JOB_ID')}_step_{os.environ.get('SLURM_STEP_ID', 0)}"
-    if "LOCAL_RANK" not in os.environ or _SHARED not in os.environ:
-        elastic = "TORCHELASTIC_RUN_ID" in os.environ
-        os.environ[_SHARED] = _agreed_folder(runs) if elastic else _new_folder(runs).name
-    return os.environ[_SHARED]
+
+    started_by_lightning = "LOCAL_RANK" in os.environ and _CHOSEN_RUN in os.environ
+    if not started_by_lightning:
+        by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        os.environ[_CHOSEN_RUN] = _shared_folder(runs) if by_torchrun else _new_folder(runs).name
+    return os.environ[_CHOSEN_RUN]
 
 
-def _agreed_folder(runs: Path) -> str:
-    """The same for processes that ``torchrun`` starts: the first one chooses, and tells the others by its store."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # else the first process has to serve it
-    store = TCPStore(host, port, is_master=not shared and os.environ["RANK"] == "0", wait_for_workers=False)
+def _shared_folder(runs: Path) -> str:
+    """One folder for all processes that ``torchrun`` started: the first one chooses, and publishes the name."""
+    has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_first = os.environ["RANK"] == "0"
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=is_first and not has_store,
+        wait_for_workers=False,
+    )
     key = f"larkit/run/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    if os.environ["RANK"] == "0":
+    if is_first:
         store.set(key, _new_folder(runs).name)
     return str(store.get(key).decode())
 
 
 def _new_folder(runs: Path) -> Path:
-    """Make the folder with the next free number; making it is what keeps a run that starts at the same moment out.
-
-    Raises:
-        InputError: if there can be no folder of this name.
-    """
+    """Make the folder with the next free number; of two runs that start at once, each makes one."""
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        place = next((p for p in (*reversed(runs.parents), runs) if os.path.lexists(p) and not p.is_dir()), runs)
+        in_the_way = next((p for p in (*reversed(runs.parents), runs) if os.path.lexists(p) and not p.is_dir()), runs)
         raise InputError(
-            f"{place} is no folder, and runs go below {runs}; move it away, or choose another place with "
-            "--trainer.default_root_dir FOLDER"
+            f"{in_the_way} is not a folder, and runs are written below {runs}; move it away, or choose another place "
+            "with --trainer.default_root_dir FOLDER"
         ) from error
+
     while True:
-        taken = [int(path.name[8:]) for path in runs.glob("version_*") if path.name[8:].isdigit()]
+        numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
+        taken = [int(number) for number in numbers if number.isdigit()]
         folder = runs / f"version_{max(taken, default=-1) + 1}"
         try:
             folder.mkdir()
@@ -99,10 +156,10 @@ def _new_folder(runs: Path) -> Path:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in the same run folder; the system forgets it when this process ends.
+    """Keep other processes from training in the same run folder; the lock ends with this process.
 
     Raises:
-        InputError: if one does.
+        InputError: if another process trains there.
     """
     if sys.platform == "win32":
         yield
@@ -117,7 +174,7 @@ def only_writer(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise InputError(
                 f"{folder} is in use: process {file.read().strip() or 'unknown'} trains in it. Wait for its end or "
-                "stop it; a run of its own starts without --ckpt_path"
+                "stop it; without --ckpt_path a new run starts in a folder of its own"
             ) from error
         except OSError:  # a file system without locks
             pass
@@ -127,29 +184,22 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-def how_to_go_on(last: Path | None, words: Sequence[str], since: float = 0.0) -> str:
-    """A sentence for a run that has ended early: what it saved, and the command that continues it.
+def resume_hint(last: Path | None, words: Sequence[str], since: float = 0.0) -> str:
+    """What a run that has ended early saved, and the command that resumes it.
 
     Args:
         last: where the run keeps its last checkpoint, if there is such a place.
         words: of the command, without its name.
-        since: when it began, in seconds since the epoch; what was saved before is not of this command, unless it went
-            on from a checkpoint.
+        since: when the command started, in seconds since the epoch; an older checkpoint is not this run's, unless the
+            command resumed from one.
     """
+    words = list(words)
     resumed = any(word.partition("=")[0] == "--ckpt_path" for word in words)
-    words = [word for word in words if not word.startswith("--ckpt_path=")]
     if last is None or not last.is_file() or (last.stat().st_mtime < since and not resumed):
-        return "No epoch was complete, so nothing has been saved; to start again, repeat the command."
+        return "No epoch was complete, so nothing was saved; to start again, repeat the command."
+
+    words = [word for word in words if not word.startswith("--ckpt_path=")]
     if "--ckpt_path" in words[:-1]:
         place = words.index("--ckpt_path")
         del words[place : place + 2]
-    return f"Saved is {last}. To go on from it, type: {shlex.join(['lightning', *words, '--ckpt_path', str(last)])}"
-
-
-def run_folder(trainer: Trainer) -> Path | None:
-    """Folder of the trainer's run, or None without a logger that writes files.
-
-    ``Trainer.log_dir`` says the same but talks to all processes, so that one of them alone must not ask.
-    """
-    folders = [getattr(logger, "log_dir", None) for logger in trainer.loggers]
-    return next((Path(folder) for folder in folders if folder), None)
+    return f"Saved {last}. To resume, run: {shlex.join(['lightning', *words, '--ckpt_path', str(last)])}"

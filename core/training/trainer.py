@@ -1,30 +1,33 @@
 """Lightning's trainer with two more verbs: export and stats."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 
-from core.checkpoints import load_weights
-from core.export import Format, export_model
-from core.training.data import DataModule
+from core.data.module import DataModule
+from core.errors import InputError
+from core.export import Format, Source, export_model
+from core.io.checkpoint import TaskCheckpoint
 from core.training.task import Task
 
 __all__ = ["ExportingTrainer"]
 
 
 class ExportingTrainer(Trainer):
-    """``lightning.Trainer`` that also exports and measures, so that the command has these verbs."""
+    """``lightning.Trainer`` that also exports models and measures data, so that the command has these verbs."""
 
-    def stats(self, model: Task, datamodule: DataModule) -> dict[str, float]:
-        """Measures the mean and standard deviation of the training data, and stores them beside the data.
+    def stats(self, model: Task | None, datamodule: DataModule) -> dict[str, float]:
+        """Measures statistics of the training data and prints them.
 
         Args:
-            model: not used; the command builds what a configuration names.
+            model: not used.
             datamodule: what is measured.
 
         Returns:
-            The numbers stored, by name.
+            The statistics by name.
         """
         return datamodule.measure()
 
@@ -36,31 +39,75 @@ class ExportingTrainer(Trainer):
         output: str | None = None,
         ckpt_path: str | None = None,
         fixed_size: bool = False,
+        source: Source | None = None,
     ) -> Path:
         """Exports a trained model in inference form and compares its outputs with the model's.
 
         Args:
             model: the task.
-            datamodule: gives the validation samples that the comparison runs on.
+            datamodule: gives the validation samples for the comparison.
             format: 'onnx', or 'torch_export' for a .pt2 file.
             output: folder for the file, which is named after the backbone; by default exports/ with the task's name.
-            ckpt_path: checkpoint with the weights, or 'best' or 'last' of the newest run.
-            fixed_size: the file takes maps of the data's height and width alone, as compilers for some devices need it.
+            ckpt_path: checkpoint with the weights, a run folder, or 'best' or 'last' of the newest run.
+            fixed_size: the file takes height and width of the data only, as compilers for some devices need it.
+            source: where the file begins: 'raw' samples, or the 'map' of the feature map; by default raw samples if
+                the exporter can follow the way from there.
 
         Returns:
             The file written.
 
         Raises:
-            InputError: if this task has nothing to export.
+            InputError: if this task has nothing to export, or not from this source.
         """
         if ckpt_path is not None:
-            load_weights(model, ckpt_path)
-        datamodule.trainer = self  # which does not fit: data to evaluate on are enough
-        datamodule.prepare_data()
-        datamodule.setup("validate")
-        batch = next(iter(datamodule.val_dataloader()))
-        parts = model.eval().to_export(datamodule.on_after_batch_transfer(batch, 0))
-        with torch.no_grad():
-            folder = Path(output or Path("exports", type(model).__name__))
-            fixed_size = fixed_size or parts.fixed_size
-            return export_model(parts.module, parts.images, folder / parts.name, format=format, fixed_size=fixed_size)
+            model.load_state_dict(TaskCheckpoint.read(ckpt_path).state_dict)
+        model.eval()
+
+        raw = _validation_samples(self, model, datamodule)
+        folder = Path(output or Path("exports", type(model).__name__))
+        if source is not None:
+            return _export_from(source, model, raw, folder, format, fixed_size=fixed_size)
+
+        try:
+            return _export_from("raw", model, raw, folder, format, fixed_size=fixed_size)
+        except InputError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            rank_zero_info(
+                f"The way from raw samples cannot be exported ({reason[0][:200]}); the file begins with the map"
+            )
+        return _export_from("map", model, raw, folder, format, fixed_size=fixed_size)
+
+
+def _validation_samples(trainer: Trainer, model: Task, datamodule: DataModule, count: int = 4) -> tuple[Any, ...]:
+    """The first raw samples of the validation split, as ``task(*raw)`` takes them."""
+    datamodule.trainer = trainer
+    datamodule.prepare_data()
+    datamodule.setup("validate")
+    batch = next(iter(datamodule.val_dataloader()))
+
+    raw, _ = model.unpack(batch)
+    arguments = raw if isinstance(raw, tuple) else (raw,)
+    return tuple(argument[:count] for argument in arguments)
+
+
+@torch.no_grad()
+def _export_from(
+    source: Source, model: Task, raw: tuple[Any, ...], folder: Path, format: Format, *, fixed_size: bool
+) -> Path:
+    parts = model.to_export(raw, source)
+    print("exporting from raw samples to the answer" if source == "raw" else "exporting from the map to the answer")
+    return export_model(
+        parts.module,
+        parts.inputs,
+        folder / parts.name,
+        format=format,
+        fixed_size=fixed_size or parts.fixed_size,
+        metadata={
+            "task": type(model).__name__,
+            "from": source,
+            "classes": model.class_names,
+            "spec": model.spec.to_dict(),
+        },
+    )

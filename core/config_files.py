@@ -1,0 +1,108 @@
+"""The configuration files that are installed, found by name from any folder."""
+
+import difflib
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from core.errors import InputError, MissingError
+
+__all__ = ["find_config", "installed_configs", "list_configs"]
+
+
+@cache
+def installed_configs() -> dict[str, Path]:
+    """The files of all installed modalities and of ``core``, by the name that a user types.
+
+    Names are those of the repository, as in 'vision/configs/recipes/in1k_t.yaml'.
+    """
+    packages = sorted(entry.value for entry in entry_points(group="larkit.modalities"))
+    found = {}
+    for package in [*packages, "core"]:
+        for folder in _folders(package):
+            for file in sorted((folder / "configs").glob("**/*.yaml")):
+                found[f"{package}/{file.relative_to(folder).as_posix()}"] = file
+    return found
+
+
+def find_config(given: str) -> tuple[Path, bool]:
+    """The configuration that a user means.
+
+    Args:
+        given: a path; or, if there is no such file, the name of an installed configuration or the end of its name, as
+            'configs/folder.yaml' or 'folder.yaml', where only one ends so.
+
+    Returns:
+        The file, and whether it is an installed one that does not lie at the path given.
+
+    Raises:
+        MissingError: if there is none, or several; the message names the nearest.
+        InputError: if the file is not YAML.
+    """
+    path = Path(given)
+    if path.is_file():
+        _check_yaml(path)
+        return path, False
+
+    installed = installed_configs()
+    name = path.as_posix()
+    if name in installed:
+        return installed[name], True
+
+    endings = [known for known in installed if known.endswith(f"/{name}")]
+    if len(endings) == 1:
+        return installed[endings[0]], True
+
+    near = (endings or _nearest(path))[:4]
+    advice = f"did you mean {' or '.join(near)}? " if near else ""
+    raise MissingError(f"there is no configuration {given}; {advice}lightning configs lists those that are installed")
+
+
+def list_configs() -> str:
+    """The names of the installed configurations with the first line of their comments, grouped by folder."""
+    lines = []
+    folder = ""
+    for name, file in installed_configs().items():
+        here, _, base = name.rpartition("/")
+        if here != folder:
+            folder = here
+            lines += ["", f"{folder}/"]
+        lines.append(f"  {base:<36}  {_first_comment(file)}")
+    return "\n".join(lines[1:])
+
+
+def _folders(package: str) -> Iterator[Path]:
+    """Where a package lies, without importing it."""
+    spec = find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        yield Path(folder)
+
+
+def _nearest(path: Path) -> list[str]:
+    """Names of files like the one that is not there: in its folder, and installed."""
+    beside = [file.as_posix() for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    names = list(dict.fromkeys([*beside, *installed_configs()]))
+    by_path = difflib.get_close_matches(path.as_posix(), names, n=4, cutoff=0.75)
+
+    bases = {name.rpartition("/")[2] for name in names}
+    near = difflib.get_close_matches(path.name, bases, n=2, cutoff=0.75)
+    by_base = [name for base in near for name in names if name.rpartition("/")[2] == base]
+    return list(dict.fromkeys([*by_path, *by_base]))
+
+
+def _first_comment(file: Path) -> str:
+    """The first sentence of the comment at the top of a file."""
+    with file.open(encoding="utf-8") as lines:
+        first = next(lines, "").strip()
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _check_yaml(path: Path) -> None:
+    try:
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from error

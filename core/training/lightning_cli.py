@@ -1,0 +1,513 @@
+"""Lightning's command line with LarKit's run folders, data specifications, and checkpoints that are enough."""
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, Namespace
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
+
+from core.config_files import find_config
+from core.data.labeled import SampleDataModule
+from core.data.module import DataModule
+from core.errors import InputError
+from core.export import Source
+from core.io.checkpoint import AtomicCheckpointIO, TaskCheckpoint
+from core.training.callbacks import (
+    LearningCurves,
+    ModelTable,
+    PredictionWriter,
+    ProgressLine,
+    RunCheckpoint,
+    RunRecord,
+    SigtermCallback,
+    run_summary,
+)
+
+from core.training.run_folder import find_checkpoint, new_run, only_writer, resume_hint, run_folder
+from core.training.task import Task
+from core.training.trainer import ExportingTrainer
+
+__all__ = ["LarKitCLI"]
+
+_SHORT = ("--pred_len", "--seq_len")
+"""Options of the data module that may be typed without ``data.``."""
+
+_NEEDS_WEIGHTS = ("validate", "test", "predict", "export")
+
+
+class LarKitCLI(LightningCLI):
+    """Subclass mode for task and data, run folders, best and last checkpoints, and the verbs export and stats."""
+
+    _checkpoint: TaskCheckpoint | None = None  # given with --ckpt_path
+    _made_folder: Path | None = None  # the run folder, if this command makes it
+    _last: RunCheckpoint | None = None  # what keeps the last checkpoint
+
+    @classmethod
+    def run_verb(cls, args: ArgsType) -> "LarKitCLI":
+        """Parse ``args``, build everything, run the verb."""
+        return cls(
+            Task,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_class=ExportingTrainer,
+            trainer_defaults={"callbacks": [LearningCurves(), PredictionWriter()], "log_every_n_steps": 10},
+            seed_everything_default=0,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False, **{verb: {"exit_on_error": False} for verb in cls.subcommands()}},
+            args=args,
+        )
+
+    # The options
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's verbs, export and stats, with the parameters that are no options."""
+        return {
+            **LightningCLI.subcommands(),
+            "export": {"model", "datamodule", "source"},
+            "stats": {"model", "datamodule"},
+        }
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose configuration files merge ``backbone_args`` by key."""
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "-c", "--config", action=_LayeredConfig, help="configuration file in YAML; a later one changes single values"
+        )
+        return parser
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Options of the verb first, then model and data, the trainer's last: most runs need none of those."""
+        parser = self.init_parser(**kwargs)
+        skip: set[str | int] = set(self.subcommands()[subcommand])
+        if subcommand == "export":
+            help_text = "begin with 'raw' samples or with the 'map'; by default raw, if the exporter can follow it"
+            parser.add_argument("--from", type=Source | None, default=None, help=help_text)
+        self._subcommand_method_arguments[subcommand] = parser.add_method_arguments(klass, subcommand, skip=skip)
+        self._add_arguments(parser)
+        return parser
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add model and data, then the trainer; the data module tells the task what its data are."""
+        parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True)
+        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
+        parser.link_arguments("data", "model.init_args.spec", compute_fn=self._spec_of, apply_on="instantiate")
+
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "best",
+                "checkpoint.save_on_train_epoch_end": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
+
+    def _spec_of(self, data: LightningDataModule) -> dict[str, Any] | None:
+        """What the task is told of its data: what its checkpoint knows, else what the data module says."""
+        if self._checkpoint is not None:
+            return self._checkpoint.spec
+        if not isinstance(data, DataModule):
+            return None
+
+        verb = self.config.subcommand
+        predicts_files = verb == "predict" and isinstance(data, SampleDataModule) and data.predict_path is not None
+        if predicts_files or verb == "stats":
+            return data.settings().to_dict()
+        return data.spec().to_dict()
+
+    # The words of the command line
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the words, or a dictionary or namespace of settings."""
+        if isinstance(args, Mapping | Namespace):
+            self.config = parser.parse_object(args)
+            return
+        words = _with_full_names(sys.argv[1:] if args is None else args)
+        self.config = parser.parse_args(_with_configuration(words))
+
+    @property
+    def settings(self) -> Namespace:
+        """The configuration of the verb."""
+        settings: Namespace = self.config[self.config.subcommand]
+        return settings
+
+    # The checkpoint
+
+    def _parse_ckpt_path(self) -> None:
+        """Find and read the checkpoint; it decides about the model, and a run is only resumed as it was."""
+        verb = self.config.subcommand
+        if verb == "stats":
+            return
+        if not self.settings.get("ckpt_path"):
+            if verb in _NEEDS_WEIGHTS and not self._loads_weights():
+                command = shlex.join(["lightning", *sys.argv[1:]])
+                raise InputError(f"{verb} would use random weights. Type: {command} --ckpt_path best")
+            return
+
+        path = find_checkpoint(self.settings.ckpt_path, self._runs(), resume=verb == "fit")
+        self.settings.ckpt_path = str(path)
+        checkpoint = TaskCheckpoint.read(path)
+        self._check_class(checkpoint)
+        self._check_average(checkpoint)
+
+        differing = self._differing(checkpoint.hyperparameters)
+        if differing and verb == "fit":
+            raise InputError(
+                f"--ckpt_path resumes a run as it was, but {'; '.join(differing)}. Leave that out, or start a new run "
+                f"from its weights: --model.weights {path}"
+            )
+        if differing:
+            rank_zero_info(f"The checkpoint decides about the model: {'; '.join(differing)}")
+
+        self._checkpoint = checkpoint
+        self._use_hyperparameters(checkpoint.hyperparameters)
+
+    def _loads_weights(self) -> bool:
+        args = self.settings.model.get("init_args", Namespace())
+        return bool(args.get("weights") or args.get("pretrained"))
+
+    def _check_class(self, checkpoint: TaskCheckpoint) -> None:
+        """Build only the class that the configuration names: a file must not choose what code runs."""
+        given = self.settings.model.class_path
+        stored = checkpoint.class_path or given
+        modality, _, _ = given.partition(".")
+        if not stored.startswith(f"{modality}.") or stored.rpartition(".")[2] != given.rpartition(".")[2]:
+            raise InputError(
+                f"{checkpoint.path} holds a {stored}, the configuration a {given}; give the configuration that it was "
+                "trained with, or none"
+            )
+
+        args = self.settings.model.get("init_args", {})
+        for name in _imported(given).runs_files:
+            value = checkpoint.hyperparameters.get(name)
+            if value is not None and value != args.get(name):
+                raise InputError(
+                    f"{checkpoint.path} names the Python file {value!r}, which would be run, and the configuration "
+                    f"{args.get(name)!r}; look into it, and if you trust it add --model.{name} {value}"
+                )
+
+    def _check_average(self, checkpoint: TaskCheckpoint) -> None:
+        callbacks = self.settings.trainer.get("callbacks") or []
+        has_average = any("EMA" in str(callback.get("class_path")) for callback in callbacks)
+        if self.config.subcommand == "fit" and checkpoint.averaged and not has_average:
+            raise InputError("the run was trained with an average of its weights; add --trainer.callbacks+ EMA")
+
+    def _differing(self, stored: Mapping[str, Any]) -> list[str]:
+        """Model settings of this command that are not those of the checkpoint."""
+        given = self.settings.model.as_dict().get("init_args", {})
+        differing = []
+        for name, value in given.items():
+            decided_elsewhere = name in ("pretrained", "weights", "spec")
+            left_to_the_data = name == "num_classes" and value is None
+            if name in stored and stored[name] != value and not decided_elsewhere and not left_to_the_data:
+                differing.append(f"{name} is {value!r} here and {stored[name]!r} in the checkpoint")
+        return differing
+
+    def _use_hyperparameters(self, stored: Mapping[str, Any]) -> None:
+        """Let the model settings of a checkpoint replace those of the command; its weights are loaded later."""
+        args = {name: value for name, value in stored.items() if name != "spec"}
+        model = {"class_path": self.settings.model.class_path, "dict_kwargs": args}
+        self.config = self.parser.parse_object({self.config.subcommand: {"model": model}}, self.config)
+        self.settings.model.init_args.weights = None
+        self.settings.model.init_args.pretrained = False
+
+    def _runs(self) -> Path:
+        """Folder of all runs of this task."""
+        root = self.settings.trainer.get("default_root_dir") or Path.cwd()
+        return Path(root) / "lightning_logs" / self.settings.model.class_path.rpartition(".")[2]
+
+    # The trainer
+
+    def before_instantiate_classes(self) -> None:
+        """Let the task choose the metric of the best checkpoint, unless the user has."""
+        if self.settings.checkpoint.monitor is None:
+            task = _imported(self.settings.model.class_path)
+            monitor, mode = task.chosen_by(self.settings.model.get("init_args", {}))
+            self.settings.checkpoint.monitor = monitor
+            self.settings.checkpoint.mode = mode
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Give the run its own folder with a CSV and a TensorBoard log."""
+        from core.training.loggers import run_loggers  # TensorBoard takes a second to import
+
+        has_other_logger = self.settings.trainer.get("logger") not in (None, True)
+        if has_other_logger or self.settings.trainer.get("barebones") or self.subcommand in ("export", "stats"):
+            return super().instantiate_trainer(**kwargs)
+
+        resumed = self._checkpoint.path if self._checkpoint is not None and self.subcommand == "fit" else None
+        version = new_run(self._runs(), resumed)
+        folder = self._runs() / version
+        kwargs["logger"] = run_loggers(self._runs(), version)
+        self._made_folder = folder if not folder.exists() or not any(folder.iterdir()) else None
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except BaseException:
+            self._remove_made_folder()
+            raise
+        if run_folder(trainer) is None:  # a fast_dev_run writes nothing
+            self._remove_made_folder()
+        return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        bare = bool(config.get("barebones"))  # Lightning's word for a run that only measures its speed
+        if bare:
+            config = config | {"log_every_n_steps": 0}  # Lightning would refuse this command's default
+            callbacks = [c for c in callbacks if not isinstance(c, LearningCurves)]
+
+        if self.subcommand != "fit" or bare or config.get("enable_checkpointing") is False:
+            callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
+        else:
+            # ModelCheckpoint's own save_last would wait for the next best one
+            self._last = RunCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+            callbacks = [*callbacks, self._last]
+
+        if not bare and not config.get("fast_dev_run"):
+            parser = self._parser(self.subcommand)
+            callbacks = [*callbacks, RunRecord(parser.dump(self.settings, skip_none=False))]
+        if not bare:
+            config, callbacks = _with_display(config, callbacks)
+        callbacks = [*callbacks, SigtermCallback()]
+
+        try:
+            trainer = super()._instantiate_trainer(config, callbacks)
+        except ValueError as error:
+            if bare:  # another option contradicts it; Lightning names the option
+                raise InputError(str(error)) from error
+            raise
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin or the strategy has its own
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
+    # The run
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "export":
+            kwargs["source"] = self.settings["from"]
+        return kwargs
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb; if it ends early, say how to resume, or remove a run folder that has nothing in it yet."""
+        folder = run_folder(self.trainer) if subcommand == "fit" else None
+        started = time.time()
+        try:
+            with only_writer(folder) if folder is not None and _is_first_process() else nullcontext():
+                super()._run_subcommand(subcommand)
+        except BaseException as error:
+            last = self._last_file(folder)
+            saved = last is not None and last.is_file() and last.stat().st_mtime >= started
+            saved = saved or (folder is not None and (folder / "checkpoints").exists())
+            refused = isinstance(error, InputError)
+            if refused and not saved:
+                self._remove_made_folder()
+            if subcommand == "fit" and _is_first_process() and (saved or not refused):
+                error.add_note(resume_hint(last, sys.argv[1:], started))
+            raise
+
+    def after_fit(self) -> None:
+        """Print what the run gave and what to do next."""
+        trial = getattr(self.trainer, "fast_dev_run", False) or self.trainer.barebones
+        if self.trainer.is_global_zero and not trial:
+            print(run_summary(self.trainer))
+
+    def _last_file(self, folder: Path | None) -> Path | None:
+        """Where the last checkpoint is or would be; without the logger of this command not in the run folder."""
+        place = self._last.dirpath if self._last is not None else None
+        if place is not None:
+            return Path(place) / "last.ckpt"
+        return folder / "checkpoints" / "last.ckpt" if folder is not None else None
+
+    def _remove_made_folder(self) -> None:
+        """Delete the run folder, if this command has made it."""
+        if self._made_folder and _is_first_process():
+            shutil.rmtree(self._made_folder, ignore_errors=True)
+
+
+class _LayeredConfig(ActionConfigFile):
+    """``-c``: a later file changes single values, also inside ``backbone_args``, unless it names another backbone."""
+
+    @staticmethod
+    def apply_config(parser: LightningArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
+        """Read a file on top of what was given before it."""
+        before = _model_args(cfg)
+        ActionConfigFile.apply_config(parser, cfg, dest, value)
+        after = _model_args(cfg)
+
+        lower = before.get("backbone_args")
+        upper = after.get("backbone_args")
+        same_backbone = before.get("backbone") == after.get("backbone")
+        if same_backbone and isinstance(lower, dict) and isinstance(upper, dict):
+            cfg["model.init_args.backbone_args"] = {**lower, **upper}
+
+
+def _model_args(config: Namespace) -> dict[str, Any]:
+    args = config.get("model.init_args")
+    return dict(args.as_dict()) if isinstance(args, Namespace) else {}
+
+
+def _with_display(config: dict[str, Any], callbacks: list[Callback]) -> tuple[dict[str, Any], list[Callback]]:
+    """Show this command's model table and progress line, unless the user has chosen others or none."""
+    own = config.get("callbacks") or []
+    chosen = own if isinstance(own, list) else [own]
+
+    if config.get("enable_model_summary") is not False and not any(isinstance(c, ModelSummary) for c in chosen):
+        config = config | {"enable_model_summary": False}
+        callbacks = [*callbacks, ModelTable()]
+    if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in chosen):
+        callbacks = [*callbacks, ProgressLine()]
+    return config, callbacks
+
+
+# The words of the command line
+
+
+def _with_full_names(words: list[str]) -> list[str]:
+    """The words with ``--data.pred_len`` for ``--pred_len``, and each configuration as the file that is meant."""
+    full: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in _SHORT:
+            word = f"--data.{name[2:]}{equals}{value}"
+        elif name == "--config" and equals:
+            word = f"--config={_found(value)}"
+        elif full and full[-1] in ("-c", "--config"):
+            word = _found(word)
+        full.append(word)
+    return full
+
+
+def _found(given: str) -> str:
+    file, is_elsewhere = find_config(given)
+    if is_elsewhere:
+        rank_zero_info(f"Using the installed configuration {file}")
+    return str(file)
+
+
+def _with_configuration(words: list[str]) -> list[str]:
+    """The words with the configuration of the checkpoint's run, where a checkpoint is given and no configuration.
+
+    Raises:
+        InputError: if there is nothing to take a configuration from.
+    """
+    given = {word.partition("=")[0] for word in words}
+    if given & {"-c", "--config", "--model", "--data", "-h", "--help", "--model.help", "--data.help"}:
+        return words
+
+    verb = words[0]
+    if "--ckpt_path" not in given:
+        raise InputError(
+            f"{verb} needs a configuration: -c FILE, or --model CLASS and --data CLASS. lightning configs lists those "
+            "that are installed"
+        )
+
+    runs = Path(_value(words, "--trainer.default_root_dir") or Path.cwd()) / "lightning_logs"
+    path = find_checkpoint(_value(words, "--ckpt_path") or "", runs, resume=verb == "fit")
+    if verb == "fit":
+        raise InputError(
+            f"fit needs the whole configuration of the run. Type: lightning fit -c {path.parent.parent / 'config.yaml'} "
+            f"--ckpt_path {path}"
+        )
+
+    config = yaml.safe_dump(_trusted_configuration(TaskCheckpoint.read(path), given))
+    rank_zero_info(f"Using the configuration in {path}")
+    return [verb, "--config", config, *words[1:]]
+
+
+def _value(words: list[str], option: str) -> str | None:
+    """The last value of an option."""
+    found = None
+    for i, word in enumerate(words):
+        if word == option and i + 1 < len(words):
+            found = words[i + 1]
+        elif word.startswith(f"{option}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def _trusted_configuration(checkpoint: TaskCheckpoint, given: set[str]) -> dict[str, Any]:
+    """The part of a checkpoint's configuration that may come from anybody.
+
+    A file must not choose what code runs. So only the task, the data module and the precision are taken; both classes
+    must be exported by an installed modality, no argument may name a class, and Python files must be packaged ones.
+
+    Args:
+        checkpoint: of any origin.
+        given: options of the command; ``--model.config FILE`` is the user's own word for a Python file.
+
+    Raises:
+        InputError: naming what is refused, and how to give it explicitly.
+    """
+    from core.training.hub import modality_class
+
+    config = checkpoint.config
+    if config is None:
+        raise InputError(f"{checkpoint.path} holds no configuration; give the one it was trained with: -c FILE")
+
+    trusted: dict[str, Any] = {}
+    base: type
+    for section, base in (("model", Task), ("data", DataModule)):
+        content = config.get(section)
+        class_path = content.get("class_path") if isinstance(content, dict) else None
+        if not isinstance(class_path, str):
+            raise InputError(
+                f"the configuration in {checkpoint.path} names no class for {section}; give the configuration it was "
+                "trained with: -c FILE"
+            )
+
+        args = content.get("init_args") or {}
+        kind: Any = modality_class(class_path, base)
+        if _names_a_class(args):
+            raise InputError(
+                f"the configuration in {checkpoint.path} names a class among the arguments of {class_path}, and a file "
+                "must not choose what code runs; look into it, and if you trust it save it and give it with -c FILE"
+            )
+        for name in kind.runs_files:
+            value = args.get(name)
+            if value is not None and f"--{section}.{name}" not in given and not kind.trusts_file(name, value):
+                raise InputError(
+                    f"{checkpoint.path} names the Python file {value!r}, which would be run; look into it, and if you "
+                    f"trust it add --{section}.{name} {value}"
+                )
+        trusted[section] = {"class_path": class_path, "init_args": args}
+
+    trainer = config.get("trainer")
+    precision = trainer.get("precision") if isinstance(trainer, dict) else None
+    if isinstance(precision, str | int):
+        trusted["trainer"] = {"precision": precision}
+    return trusted
+
+
+def _names_a_class(value: Any) -> bool:
+    """Whether settings hold a ``class_path`` at any depth."""
+    if isinstance(value, dict):
+        return "class_path" in value or any(_names_a_class(inner) for inner in value.values())
+    return isinstance(value, list) and any(_names_a_class(inner) for inner in value)
+
+
+# Helpers
+
+
+def _is_first_process() -> bool:
+    """Whether this is the first of several processes of a run, also before they know of each other."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _imported(class_path: str) -> Any:
+    module, name = class_path.rsplit(".", 1)
+    return getattr(import_module(module), name)
