@@ -4,7 +4,7 @@ Importing it registers the backbones with timm, so that ``timm.create_model("uni
 """
 
 from core.backbones import RepLKNet, UniRepLKNet
-from core.checkpoints import load_weights
+from core.io.weights import load_weights
 from core.enlarge import enlarge_kernels
 from core.reparam import reparameterize
 

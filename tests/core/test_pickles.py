@@ -10,7 +10,7 @@ import pytest
 from cli.small_sets import python2_pickle
 
 from core.errors import InputError, MissingError
-from core.pickles import read_arrays
+from core.io.untrusted import read_arrays
 
 POINTS = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
 

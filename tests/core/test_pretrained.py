@@ -13,11 +13,8 @@ from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import Tensor
 from torch.testing import assert_close
-from training.hub_cache import COMMIT
 
 import core
-
-pytest_plugins = ["training.hub_cache"]
 
 STEM = "downsample_layers.0.0.weight"
 
@@ -98,7 +95,7 @@ def test_timm_names_the_official_file(repository: Path, monkeypatch: pytest.Monk
     official = repository.parents[1]
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(official.parent))
     official.rename(official.with_name("models--DingXiaoH--UniRepLKNet"))
-    snapshot = official.with_name("models--DingXiaoH--UniRepLKNet") / "snapshots" / COMMIT
+    snapshot = official.with_name("models--DingXiaoH--UniRepLKNet") / "snapshots" / repository.name
     model = timm.create_model("unireplknet_a")
     fill(model)
     torch.save({"model": model.state_dict()}, snapshot / "unireplknet_a_in1k_224_acc77.03.pth")
@@ -108,6 +105,6 @@ def test_timm_names_the_official_file(repository: Path, monkeypatch: pytest.Monk
 
 def test_message_of_a_new_classifier_through_timm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(_state(), tmp_path / "weights.pth")
-    with caplog.at_level(logging.WARNING, "core.checkpoints"):
+    with caplog.at_level(logging.WARNING, "core.io.weights"):
         _pretrained(tmp_path / "weights.pth", num_classes=5)
     assert "has 1000 classes, the model 5" in caplog.text

@@ -15,8 +15,6 @@ from timm.models import push_to_hf_hub, save_for_hf
 import core
 from core.errors import InputError
 
-pytest_plugins = ["training.hub_cache"]
-
 MODELS: dict[str, Callable[[], Any]] = {
     "as registered": tiny,
     "one channel, five classes": lambda: tiny(in_chans=1, num_classes=5),

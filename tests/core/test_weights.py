@@ -66,7 +66,7 @@ def test_detector_file_into_plain_and_feature_models(tmp_path: Path, caplog: pyt
     check_same(core.load_weights(fresh(num_classes=0, feature_norms=True), path), state)
     plain = fresh(num_classes=4)
     head = plain.head.weight.clone()
-    with caplog.at_level(logging.WARNING, "core.checkpoints"):
+    with caplog.at_level(logging.WARNING, "core.io.weights"):
         core.load_weights(plain, path)
     check_same(plain, _without(state, "norm"))
     assert_close(plain.head.weight, head)
@@ -101,7 +101,7 @@ def test_into_a_features_only_model_of_the_first_stages(tmp_path: Path) -> None:
 def test_feature_norms_that_the_file_lacks_stay_initial(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(saved(), tmp_path / "weights.pth")
     model = fresh(feature_norms=True)
-    with caplog.at_level(logging.WARNING, "core.checkpoints"):
+    with caplog.at_level(logging.WARNING, "core.io.weights"):
         core.load_weights(model, tmp_path / "weights.pth")
     check_same(model, saved())
     assert model.get_submodule("norm2").weight.eq(1).all()
@@ -142,7 +142,7 @@ def test_other_classes_keep_the_new_head(classes: int, tmp_path: Path, caplog: p
     torch.save(saved(), tmp_path / "weights.pth")
     model = fresh(num_classes=classes)
     head = {n: t.clone() for n, t in model.state_dict().items() if n.startswith("head.")}
-    with caplog.at_level(logging.WARNING, "core.checkpoints"):
+    with caplog.at_level(logging.WARNING, "core.io.weights"):
         core.load_weights(model, tmp_path / "weights.pth")
     check_same(model, _without(saved(), "head.") | head)
     assert f"has 1000 classes, the model {classes}: a new classifier is trained" in caplog.text
@@ -150,7 +150,7 @@ def test_other_classes_keep_the_new_head(classes: int, tmp_path: Path, caplog: p
 
 def test_everything_that_fits_is_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(saved(), tmp_path / "weights.pth")
-    with caplog.at_level(logging.INFO, "core.checkpoints"):
+    with caplog.at_level(logging.INFO, "core.io.weights"):
         core.load_weights(fresh(), tmp_path / "weights.pth")
         core.load_weights(fresh(num_classes=0), tmp_path / "weights.pth")
     assert not caplog.records

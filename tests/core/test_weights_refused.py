@@ -10,7 +10,7 @@ import torch
 from tiny_weights import STEM, check_same, fresh, saved
 
 import core
-from core.checkpoints import read_state_dict
+from core.io.weights import read_state_dict
 from core.errors import InputError
 
 
