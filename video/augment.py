@@ -135,8 +135,8 @@ def erase(frames: Tensor, probability: float, mean: Tensor, std: Tensor) -> Tens
     Args:
         frames: clips (B, T, C, H, W), pixels in [0, 1], float.
         probability: that a clip is changed; its rectangle covers 0.02 to 1/3 of the frame, as in timm.
-        mean: of the pixels, (C, 1, 1).
-        std: of the pixels, (C, 1, 1).
+        mean: of each channel, (C,).
+        std: standard deviation of each channel, (C,).
 
     Returns:
         (B, T, C, H, W), a copy unless ``probability`` is 0.
@@ -144,6 +144,8 @@ def erase(frames: Tensor, probability: float, mean: Tensor, std: Tensor) -> Tens
     if probability == 0:
         return frames
 
+    mean = mean.view(-1, 1, 1)
+    std = std.view(-1, 1, 1)
     normalized = (frames - mean) / std
     erasing = RandomErasing(probability, mode="pixel", device=str(frames.device))
 

@@ -1,4 +1,4 @@
-"""Video data: the clips that are read from videos, their augmentation, and what a model must know of them."""
+"""What all video data modules share: videos become clips of raw frames, augmented in training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,66 +44,6 @@ class VideoSpec(PixelSpec):
     short_side: int | None = 320
 
 
-class Clips(Dataset[tuple[Tensor, Any] | None]):
-    """Reads clips of videos, each with the target of its video.
-
-    Args:
-        samples: (video, target) pairs.
-        choose: gives for a number of frames the indices of one clip (T,), or of several views (V, T).
-        transform: turns frames (T, C, H, W) or (V, T, C, H, W) uint8 into clips (N, ..., T, C, size, size) uint8.
-        short_side: frames of files whose shorter side has more pixels are scaled down to this; None keeps their size.
-        skip_broken: give None for a video that cannot be used, with a warning, instead of stopping.
-    """
-
-    def __init__(
-        self,
-        samples: Samples,
-        choose: Callable[[int], FrameIndices],
-        transform: Callable[[Tensor], Tensor],
-        *,
-        short_side: int | None = None,
-        skip_broken: bool = False,
-    ) -> None:
-        self.samples = samples
-        self.choose = choose
-        self.transform = transform
-        self.short_side = short_side
-        self.skip_broken = skip_broken
-
-    def __len__(self) -> int:
-        """Number of videos."""
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
-        """The clip of a video and its target; None for a broken video that is skipped.
-
-        Returns:
-            (T, C, size, size) uint8, or (N, T, C, size, size) for several clips, and the target.
-
-        Raises:
-            MissingError: if the file is not there.
-            InputError: if the video cannot be used.
-        """
-        source, target = self.samples[index]
-        clips = read_or_skip(partial(self._read, source), skip_broken=self.skip_broken)
-        return None if clips is None else (clips, target)
-
-    def _read(self, source: Source) -> Tensor:
-        with open_video(source, short_side=self.short_side) as video:
-            indices = self.choose(len(video))
-
-            # Views overlap: each frame is decoded once.
-            wanted, places = np.unique(indices, return_inverse=True)
-            decoded = np.ascontiguousarray(video.read(wanted))
-
-        frames = torch.from_numpy(decoded).permute(0, 3, 1, 2)
-        clips = self.transform(frames[torch.from_numpy(places.reshape(indices.shape))])
-
-        # Crops and views of a video are one axis: (crops, V, T, C, H, W) to (N, T, C, H, W).
-        clips = clips.flatten(0, -5)
-        return clips[0] if len(clips) == 1 else clips
-
-
 class VideoDataModule(SampleDataModule):
     """Base of the video data modules: which frames become clips, their size, and their augmentation.
 
@@ -117,7 +57,7 @@ class VideoDataModule(SampleDataModule):
         sampling: 'dense' for a window of num_frames * sampling_rate frames, 'uniform' for frames of the whole video.
         size: side of the frames of a clip, in pixels.
         mean: of each channel, for pixels in [0, 1].
-        std: of each channel.
+        std: standard deviation of each channel, for pixels in [0, 1].
         scale: range of the share of a training frame's area that its crop covers.
         hflip: probability of a horizontal flip in training.
         auto_augment: RandAugment policy of training in timm's notation, or null.
@@ -213,7 +153,7 @@ class VideoDataModule(SampleDataModule):
         """The video itself, or all videos below a folder."""
         return list(video_files(path))
 
-    def dataset(self, samples: Samples, split: Split) -> Clips:
+    def dataset(self, samples: Samples, split: Split) -> "Clips":
         """Random clips to train on, the clip in the middle to validate, all views for test and prediction."""
         choose: Callable[[int], FrameIndices]
         transform: Callable[[Tensor], Tensor]
@@ -234,3 +174,63 @@ class VideoDataModule(SampleDataModule):
             short_side=self.short_side,
             skip_broken=self.skip_broken,
         )
+
+
+class Clips(Dataset[tuple[Tensor, Any] | None]):
+    """Reads clips of videos, each with the target of its video.
+
+    Args:
+        samples: (video, target) pairs.
+        choose: gives for a number of frames the indices of one clip (T,), or of several views (V, T).
+        transform: turns frames (T, C, H, W) or (V, T, C, H, W) uint8 into clips (N, ..., T, C, size, size) uint8.
+        short_side: frames of files whose shorter side has more pixels are scaled down to this; None keeps their size.
+        skip_broken: give None for a video that cannot be used, with a warning, instead of stopping.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        choose: Callable[[int], FrameIndices],
+        transform: Callable[[Tensor], Tensor],
+        *,
+        short_side: int | None = None,
+        skip_broken: bool = False,
+    ) -> None:
+        self.samples = samples
+        self.choose = choose
+        self.transform = transform
+        self.short_side = short_side
+        self.skip_broken = skip_broken
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
+        """The clip of a video and its target; None for a broken video that is skipped.
+
+        Returns:
+            (T, C, size, size) uint8, or (N, T, C, size, size) for several clips, and the target.
+
+        Raises:
+            MissingError: if the file is not there.
+            InputError: if the video cannot be used.
+        """
+        source, target = self.samples[index]
+        clips = read_or_skip(partial(self._read, source), skip_broken=self.skip_broken)
+        return None if clips is None else (clips, target)
+
+    def _read(self, source: Source) -> Tensor:
+        with open_video(source, short_side=self.short_side) as video:
+            indices = self.choose(len(video))
+
+            # Views overlap: each frame is decoded once.
+            wanted, places = np.unique(indices, return_inverse=True)
+            decoded = np.ascontiguousarray(video.read(wanted))
+
+        frames = torch.from_numpy(decoded).permute(0, 3, 1, 2)
+        clips = self.transform(frames[torch.from_numpy(places.reshape(indices.shape))])
+
+        # Crops and views of a video are one axis: (crops, V, T, C, H, W) to (N, T, C, H, W).
+        clips = clips.flatten(0, -5)
+        return clips[0] if len(clips) == 1 else clips

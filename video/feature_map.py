@@ -35,7 +35,7 @@ class ClipMap(FeatureMap):
 
     Args:
         mean: of each channel, for pixels in [0, 1].
-        std: of each channel.
+        std: standard deviation of each channel, for pixels in [0, 1].
         layout: 'grid' or 'strip'.
         rows: rows of the rectangle that the frames fill; by default as near to a square as possible.
     """
@@ -54,8 +54,8 @@ class ClipMap(FeatureMap):
         super().__init__()
         self.layout: Layout = layout
         self.rows = rows
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("mean", torch.tensor(list(mean)))
+        self.register_buffer("std", torch.tensor(list(std)))
 
     def forward(self, frames: Tensor) -> Tensor:
         """Clips to maps.
@@ -66,7 +66,9 @@ class ClipMap(FeatureMap):
         Returns:
             (B, C, rows * H, columns * W) float32, normalized.
         """
-        normalized = (to_unit_range(frames) - self.mean) / self.std
+        mean = self.mean.view(-1, 1, 1)
+        std = self.std.view(-1, 1, 1)
+        normalized = (to_unit_range(frames) - mean) / std
         return clip_to_map(normalized, self.layout, self.rows)
 
 

@@ -8,8 +8,10 @@ from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.nn import functional as F
 
+from core.data.module import DataModule
 from core.data.spec import DataSpec
 from core.errors import InputError
+from core.training.classification import ClassificationTask
 from core.training.pixels import PixelClassification
 from core.training.task import Backbone
 from video.augment import erase
@@ -42,7 +44,7 @@ class VideoClassifier(PixelClassification):
     """
 
     spec_class: ClassVar[type[DataSpec]] = VideoSpec
-    data_class: ClassVar[type[VideoDataModule]] = VideoDataModule
+    data_class: ClassVar[type[DataModule]] = VideoDataModule
     pipeline_tag: ClassVar[str | None] = "video-classification"
 
     feature_map: ClipMap
@@ -59,17 +61,13 @@ class VideoClassifier(PixelClassification):
         erasing: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        if layout not in ("grid", "strip") or (rows is not None and rows < 1) or not 0 <= erasing <= 1:
-            raise InputError(
-                f"layout={layout!r}, rows={rows}, erasing={erasing}; expected 'grid' or 'strip', at least 1 or null, "
-                "and a probability"
-            )
+        if layout not in ("grid", "strip") or (rows is not None and rows < 1):
+            raise InputError(f"layout={layout!r}, rows={rows}; expected 'grid' or 'strip', and at least 1 or null")
 
         # The feature map is built from these while the base class is set up.
         self.layout: Layout = layout
         self.rows = rows
-        self.erasing = erasing
-        super().__init__(backbone, num_classes, spec=spec, **kwargs)
+        super().__init__(backbone, num_classes, spec=spec, erasing=erasing, **kwargs)
 
     def build_feature_map(self, spec: VideoSpec) -> ClipMap:
         """What normalizes the frames and lays them out as one image."""
@@ -82,8 +80,8 @@ class VideoClassifier(PixelClassification):
             InputError: if they contradict each other, or the frames fill no rectangle.
         """
         super().use_spec(theirs)
-        if isinstance(theirs, VideoSpec):
-            rectangle(theirs.num_frames, self.rows)
+        assert isinstance(theirs, VideoSpec)
+        rectangle(theirs.num_frames, self.rows)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Clips to logits.
@@ -120,7 +118,7 @@ class VideoClassifier(PixelClassification):
             clips = erase(to_unit_range(clips), self.erasing, self.feature_map.mean, self.feature_map.std)
 
         # Clips are mixed before they become maps, so that cutmix exchanges the same rectangle in all frames.
-        return super().augment_map(to_unit_range(clips), target)
+        return ClassificationTask.augment_map(self, to_unit_range(clips), target)
 
     def augment_map(self, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Nothing: clips are augmented before they become maps."""

@@ -1,17 +1,19 @@
-"""Fixtures of several modules of these tests, which take them by ``pytest_plugins``."""
+"""Fixtures of the tests of video."""
 
 import os
 from pathlib import Path
 
 import pytest
 from small_clips import video_runs, write_colors, write_video_config
-from training.small_runs import command
 
 
 @pytest.fixture(scope="session")
 def trained_videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run that is only read and has learned its colors: ``folder``, ``config``, ``videos``, and ``out`` above."""
-    base, environment = tmp_path_factory.mktemp("trained_videos"), os.environ.copy()
+    from training.small_runs import command  # imports the whole command, which few tests need
+
+    base = tmp_path_factory.mktemp("trained_videos")
+    environment = os.environ.copy()
     root = write_colors(base / "videos", train=6, val=3, test=2)
     config = write_video_config(base / "videos.yaml", root)
     command("fit", config, base / "out", "--trainer.max_epochs", "12", "--seed_everything", "0")

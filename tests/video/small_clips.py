@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 COLORS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 """Class and color of its videos."""
 SMALL: dict[str, Any] = {"num_frames": 4, "sampling_rate": 2, "size": 32, "num_workers": 0, "repeats": 1}
-PLAIN: dict[str, Any] = {"scale": [1.0, 1.0], "hflip": 0.0, "auto_augment": None, "erasing": 0.0}
+PLAIN: dict[str, Any] = {"scale": [1.0, 1.0], "hflip": 0.0, "auto_augment": None}
 """Data settings under which a square training clip stays as it is."""
 
 
@@ -96,9 +96,9 @@ def write_video_config(path: Path, root: Path | None, *, kind: str = "VideoFolde
     """A configuration of a tiny net on clips of four small frames, with the data settings given."""
     init = SMALL | PLAIN | {"batch_size": 6, "test_views": 1, "test_crops": 1} | data
     init |= {"root": str(root)} if root else {}
-    backbone = {"backbone": "test_unireplknet", "backbone_args": {"layer_scale_init_value": 0.5}}
+    model = {"backbone": "test_unireplknet", "backbone_args": {"layer_scale_init_value": 0.5}, "lr": 0.02}
     content = {
-        "model": {"class_path": "VideoClassifier", "init_args": {**backbone, "num_classes": 3, "lr": 0.02}},
+        "model": {"class_path": "VideoClassifier", "init_args": model},
         "data": {"class_path": kind, "init_args": init},
         "trainer": {"max_epochs": 2, "accelerator": "cpu", "log_every_n_steps": 1},
     }

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from core.errors import InputError
-from video.feature_map import Layout, clip_to_map, map_to_clip, rectangle
+from video.feature_map import ClipMap, Layout, clip_to_map, map_to_clip, rectangle
 
 SIDES = st.integers(1, 6)
 
@@ -97,6 +97,28 @@ def test_frames_that_fill_no_rectangle(frames: int, rows: int | None, message: s
         rectangle(frames, rows)
     with pytest.raises(InputError, match=message):
         clip_to_map(torch.zeros(1, frames, 3, 2, 2), rows=rows)
+
+
+@pytest.mark.parametrize("layout", ["grid", "strip"])
+def test_clip_map_normalizes_bytes_and_floats_alike(layout: Layout) -> None:
+    frames = torch.randint(0, 256, (2, 6, 3, 4, 5), dtype=torch.uint8)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 1.0)
+    feature_map = ClipMap(mean, std, layout=layout, rows=3)
+    maps = feature_map(frames)
+    assert maps.dtype == torch.float32
+    assert_close(maps, feature_map(frames / 255))
+    clips = map_to_clip(maps, 6, layout, rows=3)
+    for c in range(3):
+        assert_close(clips[:, :, c], (frames[:, :, c] / 255 - mean[c]) / std[c])
+
+
+def test_statistics_travel_with_the_weights_and_stay_exact() -> None:
+    feature_map = ClipMap((0.1, 0.2, 0.3), (0.5, 0.25, 1.0))
+    other = ClipMap()
+    other.load_state_dict(feature_map.state_dict())
+    frames = torch.rand(1, 4, 3, 2, 2)
+    assert torch.equal(other(frames), feature_map(frames))
+    assert torch.equal(feature_map.to(torch.bfloat16)(frames), other(frames))
 
 
 def test_other_shapes_and_layouts() -> None:

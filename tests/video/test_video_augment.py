@@ -88,19 +88,34 @@ def test_three_crops_cover_the_longer_side() -> None:
             assert torch.equal(crop, x.narrow(axis, start, 20))
 
 
+MEAN, STD = torch.tensor([0.5, 0.25, 0.75]), torch.tensor([0.25, 0.5, 0.125])
+
+
 def test_erasing_is_one_rectangle_of_noise_in_all_frames() -> None:
-    x = torch.full((6, 4, 3, 20, 30), 7.0)
-    erased = erase(x.clone(), 1.0) != 7
+    x = torch.full((6, 4, 3, 20, 30), 0.5)
+    erased = erase(x, 1.0, MEAN, STD) != 0.5
     for clip in erased:
         assert torch.equal(clip, clip[:1, :1].expand_as(clip))
         rows, columns = clip[0, 0].any(1).nonzero()[:, 0], clip[0, 0].any(0).nonzero()[:, 0]
         area = len(rows) * len(columns)
         assert clip[0, 0].sum() == area == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
         assert 0.01 * 600 < area < 0.4 * 600
-    noise = erase(x.clone(), 1.0)[0]
-    inside = noise[noise != 7]
-    assert inside.unique().numel() == inside.numel()
-    assert_close(erase(x.clone(), 0.0), x)
+    noise = erase(x, 1.0, MEAN, STD)[0]
+    inside = noise[noise != 0.5]
+    assert inside.unique().numel() > 0.99 * inside.numel()  # each pixel has its own
+    assert erase(x, 0.0, MEAN, STD) is x
+    assert torch.equal(x, torch.full_like(x, 0.5))
+
+
+def test_noise_of_erasing_is_normal_after_normalization() -> None:
+    x = torch.full((40, 8, 3, 32, 32), 0.5)
+    normalized = (erase(x, 1.0, MEAN, STD) - MEAN.view(-1, 1, 1)) / STD.view(-1, 1, 1)
+    kept = ((0.5 - MEAN) / STD).view(-1, 1, 1)
+    for channel in range(3):
+        noise = normalized[:, :, channel][(normalized[:, :, channel] - kept[channel]).abs() > 1e-5]
+        assert noise.numel() > 10_000
+        assert float(noise.mean()) == pytest.approx(0, abs=0.03)
+        assert float(noise.std()) == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize("options", [{"size": 0}, {"repeats": 0}, {"hflip": 2.0}])

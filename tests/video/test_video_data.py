@@ -1,8 +1,8 @@
 """Lists, class folders and folders of frames; batches of clips; each wrong line and each video that cannot be read."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from small_clips import PLAIN, SMALL, number_of, numbered, write_colors, write_list, write_sound, write_video
-from torch.testing import assert_close
 
 from core.errors import InputError, MissingError
-from video import FrameList, VideoFolder, VideoList
+from video import FrameList, VideoDataModule, VideoFolder, VideoList, VideoSpec
+from video.decoding import VideoFile
 from video.files import FrameFolder, video_files
 
 BOTH: dict[str, Any] = {**SMALL, **PLAIN, "batch_size": 2, "test_views": 1, "test_crops": 1}
@@ -43,17 +43,17 @@ def _numbers(clip: torch.Tensor) -> list[int]:
 def test_lists_with_a_space_in_a_path(lists: Path) -> None:
     data = _set_up(VideoList(str(lists), **BOTH))
     assert data.classes == ["0", "1", "2"]
-    assert [(source.name, label) for source, label in data.train_set.files] == [
+    assert [(source.name, label) for source, label in data.train_set.samples] == [
         ("a b.mp4", 0),
         ("c.mp4", 2),
         ("d.mp4", 1),
     ]
-    assert data.test_set.files == data.val_set.files
-    clips, label = data.val_set[0]
-    assert clips.shape == (1, 4, 3, 32, 32)
+    assert data.test_set.samples == data.val_set.samples
+    clip, label = data.val_set[0]
+    assert clip.shape == (4, 3, 32, 32)
     assert label == 2
-    assert _numbers(clips[0]) == [2, 4, 7, 9]  # a window of 8 of 12 frames: linspace(2, 10, 4) without its end
-    assert _numbers(data.val_set[1][0][0]) == [0, 2, 2, 2]  # one of two frames, then the last
+    assert _numbers(clip) == [2, 4, 7, 9]  # a window of 8 of 12 frames: linspace(2, 10, 4) without its end
+    assert _numbers(data.val_set[1][0]) == [0, 2, 2, 2]  # one of two frames, then the last
 
 
 def test_test_list_data_root_and_names(lists: Path) -> None:
@@ -63,10 +63,10 @@ def test_test_list_data_root_and_names(lists: Path) -> None:
     (lists / "names.txt").write_text("run\njump\nsit\nsleep\n", encoding="utf-8")
     data = _set_up(VideoList(str(lists / "videos"), class_names=str(lists / "names.txt"), **BOTH))
     assert data.classes == ["run", "jump", "sit", "sleep"]
-    assert [label for _, label in data.test_set.files] == [1]
+    assert [label for _, label in data.test_set.samples] == [1]
     elsewhere = VideoList(str(lists), data_root="/elsewhere", num_classes=7, **BOTH)
     assert len(_set_up(elsewhere).classes) == 7
-    assert elsewhere.val_set.files[0][0] == Path("/elsewhere/videos/c.mp4")  # type: ignore[union-attr]
+    assert elsewhere.val_set.samples[0][0] == Path("/elsewhere/videos/c.mp4")  # type: ignore[union-attr]
 
 
 def test_training_repeats_one_decoded_clip(lists: Path) -> None:
@@ -74,21 +74,37 @@ def test_training_repeats_one_decoded_clip(lists: Path) -> None:
     clips, _ = data.train_set[0]
     assert clips.shape == (3, 4, 3, 32, 32)
     assert _numbers(clips[0]) == _numbers(clips[1]) == _numbers(clips[2])
-    data.trainer = SimpleNamespace(training=True, lightning_module=None, global_rank=0, world_size=1)
     x, y = next(iter(data.train_dataloader()))
-    x, y = data.on_after_batch_transfer((x, y), 0)
-    assert x.shape == (6, 4, 3, 32, 32)
-    assert y.tolist() == [y[0]] * 3 + [y[3]] * 3
+    assert x.shape == (2, 3, 4, 3, 32, 32)
+    assert y.shape == (2,)
 
 
-def test_batches_are_normalized(lists: Path) -> None:
+def test_batches_are_raw_frames(lists: Path) -> None:
     data = _set_up(VideoList(str(lists), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0), **BOTH))
-    raw, y = next(iter(data.val_dataloader()))
-    assert raw.dtype == torch.uint8
-    x, same = data.on_after_batch_transfer((raw, y), 0)
-    assert same is y
-    for c, (mean, std) in enumerate(((0.1, 0.5), (0.2, 0.25), (0.3, 1.0))):
-        assert_close(x[:, :, c], (raw[:, 0, :, c] / 255 - mean) / std)
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+        frames, _ = next(iter(loader))
+        assert frames.dtype == torch.uint8
+        assert frames.shape == (2, 4, 3, 32, 32)
+
+
+def test_spec_holds_what_a_model_must_know(lists: Path) -> None:
+    options = BOTH | {"test_views": 2, "sampling": "uniform", "mean": (0.1, 0.2, 0.3), "short_side": 64}
+    data = VideoList(str(lists), num_classes=4, **options)
+    assert data.settings() == VideoSpec(
+        num_frames=4,
+        sampling_rate=2,
+        sampling="uniform",
+        size=32,
+        mean=(0.1, 0.2, 0.3),
+        test_views=2,
+        test_crops=1,
+        short_side=64,
+    )
+    assert data.spec() == replace(data.settings(), classes=("0", "1", "2", "3"))
+    assert VideoSpec.from_dict(data.spec().to_dict()) == data.spec()
+    again = VideoDataModule.from_spec(data.spec(), batch_size=3, num_workers=0)
+    assert again.settings() == data.settings()
+    assert again.batch_size == 3
 
 
 def test_views_and_crops_of_a_test_video(lists: Path) -> None:
@@ -96,7 +112,7 @@ def test_views_and_crops_of_a_test_video(lists: Path) -> None:
     clips, _ = data.test_set[0]
     assert clips.shape == (6, 4, 3, 32, 32)
     assert [_numbers(clip) for clip in clips] == [[0, 2, 4, 6], [4, 6, 8, 10]] * 3
-    x, _ = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
+    x, _ = next(iter(data.test_dataloader()))
     assert x.shape == (2, 6, 4, 3, 32, 32)
 
 
@@ -110,7 +126,7 @@ def test_published_views_are_five_clips_of_three_crops(lists: Path) -> None:
 def test_list_that_a_spreadsheet_wrote(lists: Path) -> None:
     """It begins with a byte order mark."""
     (lists / "val.csv").write_text("videos/c.mp4 2\n", encoding="utf-8-sig")
-    (source, label), *more = _set_up(VideoList(str(lists), **BOTH)).val_set.files
+    (source, label), *more = _set_up(VideoList(str(lists), **BOTH)).val_set.samples
     assert (source, label, more) == (lists / "videos" / "c.mp4", 2, [])
 
 
@@ -146,34 +162,70 @@ def test_missing_and_empty_lists(lists: Path) -> None:
     with pytest.raises(MissingError, match=r"type --data\.root FOLDER, with FOLDER/train\.csv"):
         VideoList(**BOTH).prepare_data()
     with pytest.raises(MissingError, match=r"there is no .*names\.txt; give a file"):
-        VideoList(str(lists.parent / "lists"), class_names="names.txt", **BOTH)._names(3)
+        VideoList(str(lists.parent / "lists"), class_names="names.txt", **BOTH)._read_class_names(3)
     with pytest.raises(InputError, match="both say how many classes there are"):
         VideoList(str(lists), num_classes=2, class_names="names.txt", **BOTH)
 
 
-def test_video_that_cannot_be_decoded_is_replaced_in_training_alone(lists: Path) -> None:
+def test_broken_video_stops_with_its_name(lists: Path) -> None:
     (lists / "videos" / "c.mp4").write_bytes(b"damaged")
     data = _set_up(VideoList(str(lists), **BOTH))
-    with pytest.warns(UserWarning, match=r"replaced by another clip: .*c\.mp4 cannot be decoded as a video"):
-        assert {data.train_set[1][1] for _ in range(20)} == {0, 1}
-    for part in (data.val_set, data.test_set, data.predict_set):
-        with pytest.raises(InputError, match=r"c\.mp4 cannot be decoded as a video: .*; replace it"):
-            part[0]
+    for part, number in ((data.train_set, 1), (data.val_set, 0), (data.test_set, 0), (data.predict_set, 0)):
+        with pytest.raises(
+            InputError, match=r"c\.mp4 cannot be decoded .*; replace it, or type --data.skip_broken true"
+        ):
+            part[number]
 
 
-def test_missing_video_is_never_replaced(lists: Path) -> None:
+def test_broken_video_is_left_out_on_request(lists: Path) -> None:
+    (lists / "videos" / "c.mp4").write_bytes(b"damaged")
+    data = _set_up(VideoList(str(lists), skip_broken=True, **BOTH | {"batch_size": 3}))
+    for loader, labels in (
+        (data.train_dataloader(), [0, 1]),
+        (data.val_dataloader(), [1]),
+        (data.test_dataloader(), [1]),
+        (data.predict_dataloader(), [str(lists / "videos" / "d.mp4")]),
+    ):
+        with pytest.warns(UserWarning, match=r"skipped: .*c\.mp4 cannot be decoded as a video"):
+            ((frames, targets),) = loader
+        assert len(frames) == len(labels)
+        assert sorted(targets if isinstance(targets, tuple | list) else targets.tolist()) == labels
+
+
+def test_missing_video_is_never_left_out(lists: Path) -> None:
     (lists / "videos" / "c.mp4").unlink()
     with pytest.raises(MissingError, match=r"there is no video .*c\.mp4; correct the list"):
-        _set_up(VideoList(str(lists), **BOTH)).train_set[1]
+        _set_up(VideoList(str(lists), skip_broken=True, **BOTH)).train_set[1]
 
 
 def test_nothing_can_be_decoded(lists: Path) -> None:
     for file in (lists / "videos").iterdir():
         write_sound(file)
+    data = _set_up(VideoList(str(lists), skip_broken=True, **BOTH))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(InputError, match="10 clips in a row cannot be decoded; check the files named"):
-            _set_up(VideoList(str(lists), **BOTH)).train_set[0]
+        with pytest.raises(InputError, match="no video can be used; check the files named in the warnings"):
+            list(data.train_dataloader())
+
+
+def test_arrays_are_read_like_files(lists: Path) -> None:
+    file = lists / "videos" / "a b.mp4"
+    with VideoFile(file) as video:
+        array = video.read(np.arange(20))
+    data = VideoDataModule(**BOTH | {"test_views": 3})
+    data.use_sources([file, array])
+    (from_file, name), (from_array, number) = data.predict_set[0], data.predict_set[1]  # type: ignore[index]
+    assert (name, number) == (str(file), "array 1")
+    assert from_file.shape == (3, 4, 3, 32, 32)
+    assert torch.equal(from_file, from_array)
+    for wrong, message in (
+        (array[0], r"array 0 has the shape \(48, 64, 3\) and the type uint8; expected frames \(T, H, W, 3\) of uint8"),
+        (array / 255, "the type float64; expected frames"),
+        (array[:1], "array 0 has 1 frames; a clip needs at least two"),
+    ):
+        data.use_sources(wrong)
+        with pytest.raises(InputError, match=message):
+            data.predict_set[0]  # type: ignore[index]
 
 
 @pytest.fixture
@@ -190,17 +242,17 @@ def frames(tmp_path: Path) -> Path:
 
 def test_folders_of_frames(frames: Path) -> None:
     data = _set_up(FrameList(str(frames), sampling="uniform", **BOTH))
-    assert [_numbers(data.val_set[i][0][0]) for i in range(2)] == [[0, 2, 3, 5], [1, 3, 5, 7]]
-    assert [label for _, label in data.val_set.files] == [0, 1]
-    assert data.predict_set.files[0][1] == str(frames / "one")
+    assert [_numbers(data.val_set[i][0]) for i in range(2)] == [[0, 2, 3, 5], [1, 3, 5, 7]]
+    assert [label for _, label in data.val_set.samples] == [0, 1]
+    assert data.predict_set.samples[0][1] == str(frames / "one")
 
 
 def test_prediction_of_folders_of_frames(frames: Path) -> None:
     for path, names in ((frames, ["one", "two"]), (frames / "two", ["two"])):
         data = FrameList(sampling="uniform", predict_path=str(path), **BOTH)
         data.setup("predict")
-        assert [name for _, name in data.predict_set.files] == [str(frames / name) for name in names]
-        assert len(data.predict_set.files[-1][0]) == 9
+        assert [name for _, name in data.predict_set.samples] == [str(frames / name) for name in names]
+        assert len(data.predict_set.samples[-1][0]) == 9
     with pytest.raises(
         MissingError, match=r"has no folder with a frame frame_1\.png; give one, or set --data\.template"
     ):
@@ -228,7 +280,7 @@ def test_class_folders(tmp_path: Path) -> None:
     data = _set_up(VideoFolder(str(write_colors(tmp_path, train=3, val=1)), **BOTH))
     assert data.classes == ["blue", "green", "red"]
     assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (9, 3, 3)
-    (clip,), label = data.val_set[2]
+    clip, label = data.val_set[2]
     assert label == 2
     assert clip.float().mean(dim=(0, 2, 3)).argmax() == 0
     with pytest.raises(MissingError, match=r"expected .*<class>/\*\.mp4"):
@@ -245,7 +297,15 @@ def test_videos_below_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"test_views": 0}, {"erasing": 1.5}, {"short_side": 16}, {"num_frames": 0}, {"sampling": "some"}]
+    "options",
+    [
+        {"test_views": 0},
+        {"short_side": 16},
+        {"num_frames": 0},
+        {"sampling": "some"},
+        {"mean": (0.5,)},
+        {"std": (1, 0, 1)},
+    ],
 )
 def test_settings_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=rf"{next(iter(options))}="):

@@ -11,8 +11,8 @@ from PIL import Image
 import video.demo
 from core.errors import InputError
 from video import CameraMoves
-from video.demo import MOVES, PHOTOS, render_moves
 from video.decoding import VideoFile
+from video.demo import MOVES, PHOTOS, render_moves
 
 FEW = {"train": ("skimage.data/coins.png",), "val": ("skimage.data/grass.png",), "test": ("skimage.data/gravel.png",)}
 COUNTS = {"train": 2, "val": 1, "test": 1}
@@ -130,7 +130,7 @@ def test_data_are_rendered_when_they_are_needed_and_only_once(few: None, tmp_pat
     data.setup("fit")
     assert data.classes == list(MOVES)
     assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == [16, 8, 8]
-    (clip,), _ = data.val_set[0]
+    clip, _ = data.val_set[0]
     assert clip.shape == (16, 3, 32, 32)
 
 
