@@ -1,65 +1,432 @@
-"""What all series have in common: windows of history and horizon, splits in time, prediction after the last row."""
+"""Data modules of series: windows of history and horizon, splits in time, and what follows the last row.
 
-from collections.abc import Callable, Sequence
+Shapes: L steps of history, T steps of the horizon, C channels, M calendar features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from core.errors import InputError, MissingError
-from core.training.data import DataModule
-from timeseries.dates import step_name
+from core.data.module import DataModule
+from core.data.spec import DataSpec
+from core.errors import InputError, MissingError, listed
 from timeseries.feature_map import dominant_period
-from timeseries.files import Fill, Series, read_series
+from timeseries.files import Fill, Series, read_series, step_name
 
-__all__ = ["SeriesDataModule", "Windows", "split_rows"]
+__all__ = ["SeriesDataModule", "SeriesSpec", "WindowDataModule", "Windows", "numbered_channels", "split_rows"]
 
 Split = tuple[float, float, float]
 
 
-class Windows(Dataset[tuple[Tensor, Tensor]]):
-    """All windows of a series that lie in one split, a step apart, each (history (L, C), horizon (H, C)).
+@dataclass(frozen=True)
+class SeriesSpec(DataSpec):
+    """What a forecaster must know of its series.
 
-    Args:
-        values_TC: the rows of the split, with ``seq_len`` rows of history before the first horizon.
+    Attributes:
+        channels: C names, in the order of the columns.
         seq_len: L.
-        pred_len: H.
+        pred_len: T.
+        period: steps of a season, such as 24 hours.
+        mean: C means over the training rows, in the units of the file; empty until they are measured.
+        std: C standard deviations over the training rows, in the units of the file.
+        date: name of the date column of a file.
+        fill: how missing values of a file are filled.
     """
 
-    def __init__(self, values_TC: Tensor, seq_len: int, pred_len: int) -> None:
-        self.values, self.seq_len, self.pred_len = values_TC, seq_len, pred_len
+    channels: tuple[str, ...] = ()
+    seq_len: int = 96
+    pred_len: int = 96
+    period: int = 24
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    date: str = "date"
+    fill: Fill | None = None
+
+
+def numbered_channels(count: int) -> tuple[str, ...]:
+    """Channel names for a model whose data are not known: 'channel_0', 'channel_1', ..."""
+    return tuple(f"channel_{i}" for i in range(count))
+
+
+class Windows(Dataset[tuple[Any, Tensor]]):
+    """All windows of consecutive rows, one step apart: (history (L, C), horizon (T, C)), both float32.
+
+    With calendar features a sample is ((history, its features (L, M), features ahead (label_len + T, M)), horizon). The
+    features ahead begin ``label_len`` steps before the horizon, where Corrformer's decoder begins.
+
+    Args:
+        values_TC: rows of any numeric type; the array may lie on disk.
+        seq_len: L.
+        pred_len: T.
+        marks_TM: calendar features of each row.
+        label_len: last steps of the history that the features ahead cover too.
+    """
+
+    def __init__(
+        self,
+        values_TC: np.ndarray,
+        seq_len: int,
+        pred_len: int,
+        *,
+        marks_TM: Tensor | None = None,
+        label_len: int = 0,
+    ) -> None:
+        self.values = values_TC
+        self.seq_len = seq_len
+        self.pred_len = pred_len
+        self.marks = marks_TM
+        self.label_len = label_len
 
     def __len__(self) -> int:
         """Number of windows."""
         return max(0, len(self.values) - self.seq_len - self.pred_len + 1)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
         """The window that begins at a row."""
         middle = index + self.seq_len
-        return self.values[index:middle], self.values[middle : middle + self.pred_len]
+        end = middle + self.pred_len
+        rows = torch.from_numpy(np.array(self.values[index:end], dtype=np.float32))
+        history = rows[: self.seq_len]
+        horizon = rows[self.seq_len :]
+        if self.marks is None:
+            return history, horizon
+        return (history, self.marks[index:middle], self.marks[middle - self.label_len : end]), horizon
 
 
-class _Ahead(Dataset[tuple[Tensor, Any]]):
-    """The last rows of a series, and the moments that come after them."""
+def collate_windows(samples: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Stack windows to a batch; the names of the steps ahead, which prediction has as targets, stay a list."""
+    raw = [inputs for inputs, _ in samples]
+    targets = [target for _, target in samples]
+    stacked: Any
+    if isinstance(raw[0], tuple):
+        stacked = tuple(torch.stack(parts) for parts in zip(*raw, strict=True))
+    else:
+        stacked = torch.stack(raw)
+    return stacked, torch.stack(targets) if isinstance(targets[0], Tensor) else targets
 
-    def __init__(self, series: Series, seq_len: int, pred_len: int) -> None:
-        self.history = series.values[-seq_len:]
-        self.dates = [str(time) for time in series.ahead(pred_len)]
 
-    def __len__(self) -> int:
-        return 1
+class WindowDataModule(DataModule):
+    """Base of the data modules of series: windows over the training, validation and test rows.
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        return self.history, self.dates
+    Batches are (history (B, L, C), horizon (B, T, C)) float32 in the units of the data. A data set says in
+    :meth:`windows` which rows belong to which split, and in :meth:`continuations` what ``predict`` continues.
+
+    Args:
+        seq_len: steps of history.
+        pred_len: steps to forecast.
+        period: steps of a season, such as 24 hours: a row of the map, and what the seasonal baseline repeats.
+        batch_size: windows for each process and step.
+        num_workers: processes that load data, for each training process; 0 loads in the training process.
+        drop_last: leave out the incomplete last training batch.
+
+    Raises:
+        InputError: if a length is below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        seq_len: int = 96,
+        pred_len: int = 96,
+        period: int = 24,
+        batch_size: int = 64,
+        num_workers: int = 2,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, drop_last=drop_last)
+        if min(seq_len, pred_len, period) < 1:
+            raise InputError(f"seq_len={seq_len}, pred_len={pred_len}, period={period}; all must be at least 1")
+        self.seq_len = seq_len
+        self.pred_len = pred_len
+        self.period = period
+        self.channels: list[str] = []
+        self.collate = collate_windows
+        self._windows: tuple[Windows, Windows, Windows] | None = None
+
+    def windows(self) -> tuple[Windows, Windows, Windows]:
+        """The windows of the training, validation and test rows.
+
+        Raises:
+            MissingError: if the data are not there.
+            InputError: if they cannot be used.
+        """
+        raise NotImplementedError
+
+    def continuations(self) -> list[tuple[Any, list[dict[str, Any]]]]:
+        """What ``predict`` continues: inputs of the model, and the names of the T steps that follow.
+
+        A step is named by the first columns of its row in ``predictions.csv``, as in ``{"date": "2024-01-01"}``.
+        """
+        raise NotImplementedError
+
+    def read_windows(self) -> tuple[Windows, Windows, Windows]:
+        """The windows of all splits, read at the first call and kept."""
+        if self._windows is None:
+            self._windows = self.windows()
+        return self._windows
+
+    def training_rows(self) -> np.ndarray:
+        """The training rows (T, C) in the units of the data, for the baselines."""
+        return self.read_windows()[0].values
+
+    def check_data(self) -> None:
+        """Read the data, so that faults show before training starts."""
+        self.read_windows()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Fill the splits, unless ``predict`` continues other files."""
+        if not self.predicts_files:
+            self.train_set, self.val_set, self.test_set = self.read_windows()
+        self.predict_set = self.continuations()  # type: ignore[assignment]
+
+
+class _Source(NamedTuple):
+    """The last rows of a series to continue, the names of the steps that follow, and of the channels if known."""
+
+    name: str
+    history: Tensor
+    steps: list[dict[str, Any]]
+    channels: list[str]
+
+
+class SeriesDataModule(WindowDataModule):
+    """Base of the data modules of one table; a data set says in :meth:`read` where the table comes from.
+
+    Validation and test windows take their history from the rows before their split, so that every row of a split is
+    forecast. ``predict`` continues the table, or other files, after the last row.
+
+    Args:
+        split: shares of the rows for training, validation and test, or their numbers; in the order of time.
+        fill: how missing values are filled: 'previous' or 'linear'; None refuses them.
+        predict_path: a CSV file, or a folder of them, to continue in ``predict``; by default the table itself.
+        date: name of the date column of a file.
+        kwargs: arguments of :class:`WindowDataModule`.
+
+    Attributes:
+        columns: columns of a file to read, in this order; None for all but the date.
+    """
+
+    columns: Sequence[str] | None = None
+
+    def __init__(
+        self,
+        *,
+        split: Split = (0.7, 0.1, 0.2),
+        fill: Fill | None = None,
+        predict_path: str | None = None,
+        date: str = "date",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.split = split
+        self.fill = fill
+        self.predict_path = Path(predict_path) if predict_path else None
+        self.date = date
+        self._series: Series | None = None
+        self._sources: list[_Source] | None = None
+
+    @classmethod
+    def from_spec(cls, spec: SeriesSpec, *, batch_size: int, num_workers: int) -> Self:
+        """A data module that reads files as a model with this spec needs them, for prediction."""
+        data = cls(
+            seq_len=spec.seq_len,
+            pred_len=spec.pred_len,
+            period=spec.period,
+            date=spec.date,
+            fill=spec.fill,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
+        if spec.channels != numbered_channels(len(spec.channels)):
+            data.columns = spec.channels
+        return data
+
+    def read(self) -> Series:
+        """The whole series.
+
+        Raises:
+            MissingError: if it is not there.
+            InputError: if it cannot be used.
+        """
+        raise NotImplementedError
+
+    # What a model must know of the data
+
+    def settings(self) -> SeriesSpec:
+        """The options of this data module; the names of the channels only if they are given."""
+        return SeriesSpec(
+            channels=tuple(self.columns or ()),
+            seq_len=self.seq_len,
+            pred_len=self.pred_len,
+            period=self.period,
+            date=self.date,
+            fill=self.fill,
+        )
+
+    def spec(self) -> SeriesSpec:
+        """The settings with the names of the channels, and mean and standard deviation of the training rows.
+
+        The standard deviation is divided by the number of rows, as the field's benchmarks have it.
+        """
+        train = torch.from_numpy(self.training_rows()).double()
+        return replace(
+            self.settings(),
+            channels=tuple(self.read_series().channels),
+            mean=tuple(train.mean(dim=0).float().tolist()),
+            std=tuple(train.std(dim=0, correction=0).float().tolist()),
+        )
+
+    def statistics(self) -> dict[str, Any]:
+        """The scale of the training rows and their dominant period, for the verb ``stats``."""
+        spec = self.spec()
+        train = torch.from_numpy(self.training_rows())
+        period = dominant_period(train, min(len(train) // 2, self.seq_len))
+        return {
+            "channels": list(spec.channels),
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "dominant period": f"{period} steps of {step_name(self.read_series().step)}; set --data.period {period}",
+        }
+
+    # The splits
+
+    def read_series(self) -> Series:
+        """The series, read at the first call and kept."""
+        if self._series is None:
+            self._series = self.read()
+        return self._series
+
+    def windows(self) -> tuple[Windows, Windows, Windows]:
+        """The windows of the rows of each split, with the history that the first window of each needs."""
+        series = self.read_series()
+        train, val, test = self._split(series)
+        values = series.values.numpy()
+        history = self.seq_len
+        training = values[:train]
+        constant = [series.channels[i] for i in np.flatnonzero(training.max(axis=0) == training.min(axis=0))]
+        if constant:
+            raise InputError(f"the training rows of {', '.join(constant)} never change; leave out constant channels")
+        return (
+            Windows(training, self.seq_len, self.pred_len),
+            Windows(values[train - history : train + val], self.seq_len, self.pred_len),
+            Windows(values[train + val - history : train + val + test], self.seq_len, self.pred_len),
+        )
+
+    def _split(self, series: Series) -> tuple[int, int, int]:
+        counts = split_rows(len(series), self.split)
+        needed = (self.seq_len + self.pred_len, self.pred_len, self.pred_len)
+        for name, rows, least in zip(("training", "validation", "test"), counts, needed, strict=True):
+            if rows < least:
+                raise InputError(
+                    f"the {name} split has {rows} of the {len(series)} rows, too few for one window of "
+                    f"seq_len={self.seq_len} and pred_len={self.pred_len}, which needs {least}; choose smaller ones or "
+                    "another split"
+                )
+        return counts
+
+    # Prediction
+
+    @property
+    def predicts_files(self) -> bool:
+        """Whether ``predict`` reads ``predict_path``."""
+        return self.predict_path is not None and self.trainer is not None and bool(self.trainer.predicting)
+
+    def check_data(self) -> None:
+        """Read the file to continue, or the whole series, so that faults show before training starts.
+
+        Raises:
+            MissingError: if it is not there.
+            InputError: if it cannot be used.
+        """
+        if self.predicts_files:
+            self.continuations()
+        else:
+            super().check_data()
+
+    def use_sources(self, given: Any) -> None:
+        """Continue files, folders of files, or arrays of at least ``seq_len`` rows, in place of ``predict_path``.
+
+        Args:
+            given: a path, an array (rows, C) in the units of the files, or a list of these.
+
+        Raises:
+            MissingError: if there is no such file.
+            InputError: if something cannot be read or is too short.
+        """
+        self._sources = []
+        for item in given if isinstance(given, list | tuple) else [given]:
+            if isinstance(item, str | Path):
+                self._sources += self._read_sources(Path(item))
+            else:
+                self._sources.append(self._array_source(item, f"array {len(self._sources)}"))
+        self.predict_set = self.continuations()  # type: ignore[assignment]
+
+    def continuations(self) -> list[tuple[Any, list[dict[str, Any]]]]:
+        """The last rows of each source; where there are several, the first column of their rows names the source."""
+        if self._sources is None and self.predicts_files:
+            assert self.predict_path is not None
+            self._sources = self._read_sources(self.predict_path)
+
+        sources = self._sources
+        if sources is None:
+            sources = [self._series_source(self.read_series(), "the series")]
+        self.channels = sources[0].channels
+        for source in sources[1:]:
+            if source.channels != self.channels:
+                raise InputError(
+                    f"{source.name} has the channels {listed(source.channels)}, {sources[0].name} has "
+                    f"{listed(self.channels)}; name the columns to read with --data.channels"
+                )
+
+        if len(sources) == 1:
+            return [(sources[0].history, sources[0].steps)]
+        return [(source.history, [{"file": source.name, **step} for step in source.steps]) for source in sources]
+
+    def _read_sources(self, path: Path) -> list[_Source]:
+        """Read a CSV file, or all CSV files of a folder."""
+        files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+        if not files:
+            raise MissingError(f"there is no CSV file in {path}")
+        return [
+            self._series_source(
+                read_series(file, date=self.date, channels=self.columns, fill=self.fill),
+                str(file),
+            )
+            for file in files
+        ]
+
+    def _series_source(self, series: Series, name: str) -> _Source:
+        self._check_rows(len(series), name)
+        steps = [{"date": str(time)} for time in series.ahead(self.pred_len)]
+        return _Source(name, series.values[-self.seq_len :], steps, series.channels)
+
+    def _array_source(self, array: Any, name: str) -> _Source:
+        try:
+            values = torch.as_tensor(array, dtype=torch.float32).cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"cannot continue {type(array).__name__}: {error}; give a file or an array") from error
+        if values.ndim != 2 or not values.isfinite().all():
+            raise InputError(f"{name} is {tuple(values.shape)}; expected (rows, channels), all finite")
+        self._check_rows(len(values), name)
+        steps = [{"step": i + 1} for i in range(self.pred_len)]
+        return _Source(name, values[-self.seq_len :], steps, [])
+
+    def _check_rows(self, rows: int, name: str) -> None:
+        if rows < self.seq_len:
+            raise InputError(f"{name} has {rows} rows; seq_len={self.seq_len} rows are needed")
 
 
 def split_rows(rows: int, split: Sequence[float]) -> tuple[int, int, int]:
-    """Rows that train, validate and test, one after the other.
+    """Numbers of rows for training, validation and test, one after the other.
 
     Args:
-        rows: T.
+        rows: of the series.
         split: three numbers of rows, which may leave the end unused, or three shares that add up to 1. Of shares,
             training and test are rounded down and validation gets the rest, as in the field's benchmarks.
 
@@ -73,160 +440,11 @@ def split_rows(rows: int, split: Sequence[float]) -> tuple[int, int, int]:
     if len(split) != 3 or min(split) <= 0:
         raise InputError(f"split={tuple(split)}; give three positive numbers: train, validation, test")
     if abs(sum(split) - 1) < 1e-6:
-        train, test = int(rows * split[0] + 1e-9), int(rows * split[2] + 1e-9)
+        train = int(rows * split[0] + 1e-9)
+        test = int(rows * split[2] + 1e-9)
         return train, rows - train - test, test
     if sum(split) > rows or any(part != int(part) for part in split):
         raise InputError(
             f"split={tuple(split)} of {rows} rows; give shares that add up to 1, or whole numbers of rows that fit"
         )
     return int(split[0]), int(split[1]), int(split[2])
-
-
-class SeriesDataModule(DataModule):
-    """Base of the series data modules: subclasses say how the series is read.
-
-    Validation and test windows take their history from the rows before their split, so that every row of a split is
-    forecast. Batches are (history (B, L, C), horizon (B, H, C)) float32 in the units of the file.
-
-    Args:
-        seq_len: L, steps of history.
-        pred_len: H, steps that are forecast.
-        split: shares of the rows that train, validate and test, or their numbers; in the order of time.
-        fill: what takes the place of missing values, 'previous' or 'linear'; None refuses them.
-        predict_path: a CSV file to continue with ``predict``; by default the series itself.
-        date: name of the date column of a file.
-        kwargs: arguments of :class:`core.training.DataModule`.
-
-    Attributes:
-        channels: C names.
-        columns: those of a file that are read, in this order; None for all but the date.
-        mean: (C,) over the training rows.
-        std: (C,) over the training rows, as standardisation in the field has it (divided by their number).
-
-    Raises:
-        InputError: if a length is below 1.
-    """
-
-    def __init__(
-        self,
-        *,
-        seq_len: int = 96,
-        pred_len: int = 96,
-        split: Split = (0.7, 0.1, 0.2),
-        fill: Fill | None = None,
-        predict_path: str | None = None,
-        date: str = "date",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        if min(seq_len, pred_len) < 1:
-            raise InputError(f"seq_len={seq_len}, pred_len={pred_len}; both must be at least 1")
-        self.seq_len, self.pred_len, self.split, self.fill, self.date = seq_len, pred_len, split, fill, date
-        self.predict_path = Path(predict_path) if predict_path else None
-        self.channels: list[str] = []
-        self.columns: Sequence[str] | None = None
-        self.mean, self.std = torch.zeros(0), torch.zeros(0)
-        self._series: Series | None = None
-        self.collate: Callable[[list[Any]], Any] | None = _collate
-
-    def read(self) -> Series:
-        """The whole series; subclasses say how.
-
-        Raises:
-            InputError: if it cannot be used.
-        """
-        raise NotImplementedError
-
-    def check_data(self) -> None:
-        """Read the file, the one to continue or the series, before a run folder is made.
-
-        Raises:
-            MissingError: if it is not there.
-            InputError: if it cannot be used.
-        """
-        if self._other_file():
-            self._read_other()
-        else:
-            self._splits(self._read_once())
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read the series and deal its windows to the splits.
-
-        Raises:
-            InputError: if the series cannot be used or is too short.
-        """
-        if stage == "predict" and self._other_file():
-            series = self._read_other()
-        else:
-            series = self._read_once()
-            self._fill_splits(series)
-        self.channels = series.channels
-        self.predict_set = _Ahead(series, self.seq_len, self.pred_len)
-
-    def training_rows(self) -> Tensor:
-        """(T, C), standardised, for the linear baseline."""
-        return (self._filled_windows().values - self.mean) / self.std
-
-    def _filled_windows(self) -> Windows:
-        windows = self._filled(self.train_set, "train")
-        assert isinstance(windows, Windows)
-        return windows
-
-    def measure(self) -> dict[str, float]:
-        """The dominant period of the training rows, to set ``period`` by; nothing is stored.
-
-        Raises:
-            InputError: if the series cannot be used.
-        """
-        series = self._read_once()
-        train = self._splits(series)[0]
-        period = dominant_period(train, min(len(train) // 2, self.seq_len))
-        print(f"dominant period: {period} steps of {step_name(series.step)}; set --model.period {period}")
-        return {"period": period}
-
-    def _read_once(self) -> Series:
-        self._series = self._series or self.read()
-        return self._series
-
-    def _other_file(self) -> bool:
-        return self.predict_path is not None and (self.trainer is None or bool(self.trainer.predicting))
-
-    def _read_other(self) -> Series:
-        if self.predict_path is None:
-            raise MissingError("no file was given; type --data.predict_path FILE")
-        series = read_series(self.predict_path, date=self.date, channels=self.columns, fill=self.fill)
-        if len(series) < self.seq_len:
-            raise InputError(f"{self.predict_path} has {len(series)} rows; seq_len={self.seq_len} rows are needed")
-        return series
-
-    def _fill_splits(self, series: Series) -> None:
-        parts = self._splits(series)
-        train = parts[0].double()
-        self.mean, self.std = train.mean(dim=0).float(), train.std(dim=0, correction=0).float()
-        constant = [series.channels[i] for i in (train.amax(dim=0) == train.amin(dim=0)).nonzero().flatten().tolist()]
-        if constant:
-            raise InputError(f"the training rows of {', '.join(constant)} never change; leave out constant channels")
-        self.train_set, self.val_set, self.test_set = (Windows(part, self.seq_len, self.pred_len) for part in parts)
-
-    def _splits(self, series: Series) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows of each split, with the history that its first window needs."""
-        counts = split_rows(len(series), self.split)
-        needed = (self.seq_len + self.pred_len, self.pred_len, self.pred_len)
-        for name, rows, least in zip(("training", "validation", "test"), counts, needed, strict=True):
-            if rows < least:
-                raise InputError(
-                    f"the {name} split has {rows} of the {len(series)} rows, too few for one window of "
-                    f"seq_len={self.seq_len} and pred_len={self.pred_len}, which needs {least}; choose smaller ones or "
-                    "another split"
-                )
-        train, val, test = counts
-        borders = [(0, train), (train - self.seq_len, train + val), (train + val - self.seq_len, train + val + test)]
-        first, second, third = (series.values[start:end] for start, end in borders)
-        return first, second, third
-
-
-def _collate(samples: list[tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
-    """Windows as (B, L, C) and (B, H, C); in prediction the moments ahead stay a list."""
-    targets = [target for _, target in samples]
-    ahead = torch.stack(targets) if isinstance(targets[0], Tensor) else targets
-    return torch.stack([history for history, _ in samples]), ahead

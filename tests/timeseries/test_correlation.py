@@ -10,9 +10,16 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from core.errors import InputError
-from timeseries.causal import CausalConv1d, CausalFusion
-from timeseries.correlation import AutoCorrelation, CrossCorrelation, lag_correlation, shift_in_time
-from timeseries.decomposition import SeasonalNorm, SeriesDecomposition
+from timeseries.corrformer import (
+    AutoCorrelation,
+    CausalConv1d,
+    CausalFusion,
+    CrossCorrelation,
+    SeasonalNorm,
+    SeriesDecomposition,
+    lag_correlation,
+    shift_in_time,
+)
 
 DOUBLE = {"rtol": 1e-5, "atol": 1e-6}
 

@@ -12,45 +12,47 @@ from torch.testing import assert_close
 
 import core  # noqa: F401  (registers the backbones)
 from core.errors import InputError
-from timeseries import Forecaster, ForecastTask, fold_by_period
+from timeseries import ForecastTask, SeriesSpec, fold_by_period
 
 LENGTHS = {"seq_len": 48, "pred_len": 12}
 
 
-def _net(in_chans: int = 1, **kwargs: Any) -> Forecaster:
+def _net(in_chans: int = 1, **kwargs: Any) -> ForecastTask:
     backbone = timm.create_model(TINY["backbone"], in_chans=in_chans, num_classes=0, **TINY["backbone_args"])
-    net = Forecaster(backbone, **{"channels": 4, "period": 12, "enlarge": 2, **LENGTHS, **kwargs}).eval()
-    for parameter in (net.head.weight, net.head.bias, net.affine_weight, net.affine_bias):
+    net = ForecastTask(backbone, **{"channels": 4, "period": 12, "enlarge": 2, **LENGTHS, **kwargs}).eval()
+    maps = net.feature_map
+    for parameter in (net.head.projection.weight, net.head.projection.bias, maps.affine_weight, maps.affine_bias):
         if parameter is not None:
             nn.init.normal_(parameter, 0.5, 0.2)
-    net.set_scale(torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 0.5, 2, 3]))
+    maps.set_scale([1.0, 2, 3, 4], [1.0, 0.5, 2, 3])
     return net
 
 
-def _plain(net: Forecaster, x: Tensor) -> Tensor:
+def _plain(net: ForecastTask, x: Tensor) -> Tensor:
     """One window (L, C), one group of channels after the other."""
-    z = (x - net.mean) / net.std
-    level = {"none": torch.zeros(4), "last": z[-1]}.get(net.normalize, z.mean(dim=0))
-    spread = (z.var(dim=0, correction=0) + 1e-5).sqrt() if net.normalize == "revin" else torch.ones(4)
+    maps, head = net.feature_map, net.head
+    z = (x - maps.mean) / maps.std
+    level = {"none": torch.zeros(4), "last": z[-1]}.get(maps.normalize, z.mean(dim=0))
+    spread = (z.var(dim=0, correction=0) + 1e-5).sqrt() if maps.normalize == "revin" else torch.ones(4)
     z = (z - level) / spread
-    affine = net.normalize == "revin"
-    z = z * net.affine_weight + net.affine_bias if affine else z
+    affine = maps.normalize == "revin"
+    z = z * maps.affine_weight + maps.affine_bias if affine else z
     parts = []
-    for first in range(0, 4, net.group):
-        own = z[:, first : first + net.group].T[None]
-        if net.embedding is None:
-            maps = fold_by_period(own, net.period)
-            maps = maps.repeat_interleave(net.enlarge, 2).repeat_interleave(net.enlarge, 3)
+    for first in range(0, 4, maps.group):
+        own = z[:, first : first + maps.group].T[None]
+        if maps.embedding is None:
+            image = fold_by_period(own, maps.period)
+            image = image.repeat_interleave(maps.enlarge, 2).repeat_interleave(maps.enlarge, 3)
         else:
-            maps = net.embedding(own)[0].T.reshape(1, 1, *net.map_size)
-        features = net.encoder.forward_features(maps).flatten()
-        written = net.head(F.layer_norm(features, features.shape, net.norm.weight, net.norm.bias))
-        parts.append(written.view(net.group, net.pred_len, -1))
+            image = maps.embedding(own)[0].T.reshape(1, 1, *maps.map_size)
+        features = net.backbone.forward_features(image).flatten()
+        written = head.projection(F.layer_norm(features, features.shape, head.norm.weight, head.norm.bias))
+        parts.append(written.view(maps.group, net.spec.pred_len, -1))
     y = torch.cat(parts).transpose(0, 1)
     y = y + (net.linear.weight @ z + net.linear.bias[:, None])[..., None] if net.linear is not None else y
-    y = (y - net.affine_bias[:, None]) / (net.affine_weight[:, None] + 1e-10) if affine else y
+    y = (y - maps.affine_bias[:, None]) / (maps.affine_weight[:, None] + 1e-10) if affine else y
     y = y * spread[:, None] + level[:, None]
-    return y * net.std[:, None] + net.mean[:, None]
+    return y * maps.std[:, None] + maps.mean[:, None]
 
 
 @pytest.mark.parametrize("normalize", ["none", "mean", "last", "revin"])
@@ -79,7 +81,7 @@ def test_training_begins_with_the_mean_of_the_history() -> None:
     backbone = timm.create_model(TINY["backbone"], in_chans=1, num_classes=0, **TINY["backbone_args"])
     x = torch.randn(2, 48, 4)
     expected = x.mean(dim=1, keepdim=True).expand(-1, 12, -1)
-    assert_close(Forecaster(backbone, channels=4, **LENGTHS).eval()(x), expected)
+    assert_close(ForecastTask(backbone, channels=4, **LENGTHS).eval()(x), expected)
 
 
 def test_every_parameter_learns() -> None:
@@ -91,20 +93,20 @@ def test_every_parameter_learns() -> None:
 @pytest.mark.parametrize(("kwargs", "share"), [({}, 0.5), ({"dropout": 0.2}, 0.2), ({"dropout": 0.0}, 0.0)])
 def test_training_drops_half_of_what_the_head_reads(kwargs: dict[str, Any], share: float) -> None:
     seen: list[Tensor] = []
-    for net in (_net(**kwargs), ForecastTask(**TINY, channels=4, **LENGTHS, **kwargs).net):
-        net.train().head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        net(torch.randn(64, 48, 4))
-    assert [float((read == 0).float().mean()) for read in seen] == [pytest.approx(share, abs=0.03)] * 2
+    net = ForecastTask(**TINY, channels=4, **LENGTHS, **kwargs)
+    net.train().head.projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    net(torch.randn(64, 48, 4))
+    assert [float((read == 0).float().mean()) for read in seen] == [pytest.approx(share, abs=0.03)]
 
 
 def _task(**kwargs: Any) -> ForecastTask:
     task = ForecastTask(**{**TINY, "channels": 2, "period": 12, "enlarge": 2, **LENGTHS, **kwargs})
-    task.net.set_scale(torch.tensor([5.0, 6.0]), torch.tensor([2.0, 0.5]))
+    task.feature_map.set_scale([5.0, 6.0], [2.0, 0.5])
     return task
 
 
 @pytest.mark.parametrize("criterion", ["mse", "mae", "huber"])
-def test_loss_is_that_of_standardised_channels(criterion: str) -> None:
+def test_loss_is_that_of_standardized_channels(criterion: str) -> None:
     forecast, y = torch.randn(3, 12, 2), torch.randn(3, 12, 2)
     error = ((forecast - y) / torch.tensor([2.0, 0.5])).flatten().tolist()
     single = {
@@ -125,7 +127,7 @@ def test_quantile_loss_and_the_middle_one() -> None:
                 above = float(y[0, t, c] - forecast[0, t, c, q]) / std
                 losses.append(level * above if above > 0 else (level - 1) * above)
     assert float(task.loss(forecast, y)) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    assert torch.equal(task.middle(forecast), forecast[..., 1])
+    assert torch.equal(task.point_forecast(forecast), forecast[..., 1])
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,9 @@ def test_quantile_loss_and_the_middle_one() -> None:
         ({"normalize": "revni"}, "normalize='revni'; expected .* 'none', 'mean', 'last' or 'revin'$"),
         ({"layout": "embd"}, "layout='embd', normalize='none'; expected 'fold' or 'embed'"),
         ({"criterion": "rmse"}, "expected 'mse', 'mae' or 'huber'"),
-        ({"layer_decay": 0.5}, "no decay by layer"),
+        ({"seq_len": 0}, "seq_len=0"),
+        ({"pred_len": 0}, "pred_len=0"),
+        ({"channels": None}, "give channels, or spec=data.spec\\(\\)"),
         ({"backbone_args": {**TINY["backbone_args"], "in_chans": 3}}, "build it with in_chans=1"),
     ],
 )
@@ -146,8 +150,53 @@ def test_arguments_that_do_not_fit_a_task(kwargs: dict[str, Any], text: str) -> 
         _task(**kwargs)
 
 
-def test_histories_and_scales_that_do_not_fit() -> None:
-    with pytest.raises(InputError, match=r"history is \(2, 47, 4\); the net was built for \(B, 48, 4\)"):
+def test_histories_that_do_not_fit() -> None:
+    with pytest.raises(InputError, match=r"history is \(2, 47, 4\); the model was built for \(B, 48, 4\)"):
         _net()(torch.randn(2, 47, 4))
-    with pytest.raises(InputError, match=r"has 4 channels and the data 3; set --model\.channels 3"):
-        _net().set_scale(torch.zeros(3), torch.ones(3))
+
+
+def test_what_describes_the_data_comes_from_the_spec() -> None:
+    spec = SeriesSpec(channels=("a", "b"), seq_len=48, pred_len=12, period=12, mean=(5.0, 6.0), std=(2.0, 0.5))
+    for given in (spec, spec.to_dict()):
+        task = ForecastTask(**TINY, spec=given).eval()
+        assert task.channel_names == ["a", "b"]
+        assert task.feature_map.period == 12
+        assert task.feature_map.mean.tolist() == [5.0, 6.0]
+        assert task.feature_map.std.tolist() == [2.0, 0.5]
+        assert task(torch.randn(3, 48, 2)).shape == (3, 12, 2)
+        assert task.hparams["spec"] == spec.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "text"),
+    [
+        ({"channels": 3}, r"the model has 3 channels and the data 2 \(a, b\); leave --model\.channels out"),
+        ({"seq_len": 40}, r"the model has seq_len=40, the data 48; leave --model\.seq_len out and set --data\.seq_len"),
+        ({"pred_len": 6}, r"the model has pred_len=6, the data 12; leave --model\.pred_len out"),
+        ({"period": 7}, r"the model has period=7, the data 24"),
+    ],
+)
+def test_arguments_that_contradict_the_data(kwargs: dict[str, int], text: str) -> None:
+    spec = SeriesSpec(channels=("a", "b"), seq_len=48, pred_len=12)
+    with pytest.raises(InputError, match=text):
+        ForecastTask(**TINY, spec=spec, **kwargs)
+    with pytest.raises(InputError, match=text.split(";")[0]):
+        ForecastTask(**TINY, **{"channels": 2, "seq_len": 48, "pred_len": 12} | kwargs).use_spec(spec)
+
+
+def test_a_task_that_knows_no_data_takes_names_and_scale_from_them() -> None:
+    task = ForecastTask(**TINY, channels=2, **LENGTHS)
+    assert task.channel_names == ["channel_0", "channel_1"]
+    task.use_spec(SeriesSpec(channels=("a", "b"), **LENGTHS, mean=(1.0, 2.0), std=(3.0, 4.0)))
+    assert task.channel_names == ["a", "b"]
+    assert task.feature_map.std.tolist() == [3.0, 4.0]
+    with pytest.raises(InputError, match="trained on the channels a, b, the data have a, c"):
+        task.use_spec(SeriesSpec(channels=("a", "c"), **LENGTHS, mean=(1.0, 2.0), std=(3.0, 4.0)))
+
+
+def test_the_scale_of_the_series_is_not_rounded_with_the_weights() -> None:
+    task = _task().eval()
+    task.feature_map.set_scale([1013.25, 6.0], [2.0, 0.5])
+    task = task.to(torch.bfloat16)
+    assert task.feature_map.mean[0] == 1013.25
+    assert task(torch.randn(2, 48, 2)).dtype == torch.float32

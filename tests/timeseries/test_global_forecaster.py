@@ -1,6 +1,7 @@
 """Embedding, tree, decoder layer and the whole global forecaster against plain formulas; names and counts."""
 
 import math
+from typing import Any
 
 import pytest
 import timm
@@ -11,9 +12,8 @@ from torch.testing import assert_close
 
 import core  # noqa: F401  (registers the backbones)
 from core.errors import InputError
-from timeseries import GlobalForecaster, map_shape
-from timeseries.corrformer import Corrformer, CorrformerLayer, MultiCorrelation, NodeEmbedding
-from timeseries.decomposition import SeriesDecomposition
+from timeseries import GlobalArchitecture, GlobalForecaster, map_shape
+from timeseries.corrformer import Corrformer, CorrformerLayer, MultiCorrelation, NodeEmbedding, SeriesDecomposition
 
 TREE, STATIONS = (2, 3), 2
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -23,9 +23,20 @@ def _backbone() -> nn.Module:
     return timm.create_model("test_unireplknet", in_chans=1, num_classes=0, layer_scale_init_value=0.5)
 
 
-def _small(**kwargs: object) -> GlobalForecaster:
-    args = {"tree": TREE, "stations": STATIONS, "seq_len": 12, "label_len": 4, "pred_len": 5} | kwargs
-    net = GlobalForecaster(_backbone(), d_model=32, n_heads=4, d_ff=16, moving_avg=5, **args)
+def _sizes(**kwargs: Any) -> GlobalArchitecture:
+    sizes = {"tree": TREE, "stations": STATIONS, "d_model": 8, "n_heads": 2, "d_ff": 16, "moving_avg": 3}
+    return GlobalArchitecture(**sizes | kwargs)
+
+
+def _small(*, seq_len: int = 12, grad_checkpointing: bool = False, **sizes: Any) -> GlobalForecaster:
+    net = GlobalForecaster(
+        _backbone(),
+        _sizes(**{"d_model": 32, "n_heads": 4, "moving_avg": 5} | sizes),
+        seq_len=seq_len,
+        label_len=4,
+        pred_len=5,
+        grad_checkpointing=grad_checkpointing,
+    )
     for name, parameter in net.named_parameters():
         if "affine" in name:
             nn.init.normal_(parameter, 1.0, 0.3)
@@ -39,7 +50,7 @@ def _inputs(batch: int = 2, stations: int = 12) -> tuple[Tensor, Tensor, Tensor]
 
 
 def test_embedding_is_a_sum_of_three() -> None:
-    embedding = NodeEmbedding(2, 6).eval()
+    embedding = NodeEmbedding(_sizes(d_model=6)).eval()
     x, marks, places = torch.randn(2, 3, 5, 2), torch.randn(2, 5, 4), torch.randn(3, 6)
     weight = embedding.value_embedding["tokenConv"].weight
     calendar = embedding.temporal_embedding["embed"].weight
@@ -56,7 +67,7 @@ def test_embedding_is_a_sum_of_three() -> None:
 @pytest.mark.parametrize("tree", [(2, 3), (4,), (2, 1, 3)])
 def test_tree_of_correlations(tree: tuple[int, ...]) -> None:
     leaves = math.prod(tree)
-    layer = MultiCorrelation(8, 2, tree, 6).eval()
+    layer = MultiCorrelation(_sizes(tree=tree), 6).eval()
     x, memory = torch.randn(2 * leaves, 6, 8), torch.randn(2 * leaves, 4, 8)
     expected = layer.auto_correlation(x, memory)
     for level in range(len(tree)):
@@ -69,7 +80,7 @@ def test_tree_of_correlations(tree: tuple[int, ...]) -> None:
 
 
 def test_the_leaves_part_is_dropped_twice() -> None:
-    layer = MultiCorrelation(8, 2, (2, 3), 20, dropout=0.5)
+    layer = MultiCorrelation(_sizes(dropout=0.5), 20)
     nn.init.zeros_(layer.cross_correlation.out_projection.weight)
     nn.init.zeros_(layer.cross_correlation.out_projection.bias)
     x, memory = torch.randn(60, 20, 8), torch.randn(60, 4, 8)
@@ -80,7 +91,7 @@ def test_the_leaves_part_is_dropped_twice() -> None:
 
 
 def test_samples_do_not_mix_in_the_decoder() -> None:
-    decoder = Corrformer(2, STATIONS, 8, 2, TREE, 6, d_ff=16, moving_avg=3).eval()
+    decoder = Corrformer(_sizes(d_layers=2), 6).eval()
     tokens, memory, trend = torch.randn(12, 6, 8), torch.randn(12, 4, 8), torch.randn(12, 6, STATIONS)
     both = decoder(tokens, memory, trend)
     for sample in (slice(0, 6), slice(6, 12)):
@@ -100,7 +111,7 @@ def _layer(layer: CorrformerLayer, s: Tensor, memory: Tensor, moving_avg: int) -
 
 
 def test_decoder_layer() -> None:
-    layer = CorrformerLayer(STATIONS, 8, 2, TREE, 6, d_ff=16, moving_avg=3).eval()
+    layer = CorrformerLayer(_sizes(), 6).eval()
     s, memory = torch.randn(6, 6, 8), torch.randn(6, 4, 8)
     for found, expected in zip(layer(s, memory), _layer(layer, s, memory, 3), strict=True):
         assert_close(found, expected, **CLOSE)
@@ -132,7 +143,7 @@ def test_whole_forecaster(memory: str) -> None:
     assert_close(net(x, marks, ahead), y, rtol=1e-3, atol=1e-3)
 
 
-def test_stations_are_standardised_and_laid_out_by_node() -> None:
+def test_stations_are_standardized_and_laid_out_by_node() -> None:
     net, places = _small(), torch.randn(12, 3) * 50 + 7
     net.set_stations(places)
     plain = (places - places.mean(dim=0)) / places.std(dim=0, correction=0)
@@ -227,10 +238,11 @@ def test_checkpointing_changes_nothing_and_every_parameter_learns(memory: str) -
         ({"d_model": 48}, "last map has 32 channels, d_model is 48"),
     ],
 )
-def test_arguments_that_do_not_fit(kwargs: dict[str, object], text: str) -> None:
-    args = {"tree": TREE, "stations": STATIONS, "seq_len": 12, "label_len": 4, "pred_len": 5, "d_model": 32} | kwargs
+def test_arguments_that_do_not_fit(kwargs: dict[str, Any], text: str) -> None:
+    lengths = {"seq_len": 12, "label_len": 4, "pred_len": 5}
+    lengths |= {name: kwargs.pop(name) for name in ("label_len",) if name in kwargs}
     with pytest.raises(InputError, match=text):
-        GlobalForecaster(_backbone(), n_heads=4, **args)
+        GlobalForecaster(_backbone(), _sizes(**{"d_model": 32, "n_heads": 4} | kwargs), **lengths)
 
 
 def test_data_that_do_not_fit_the_tree() -> None:

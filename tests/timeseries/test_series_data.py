@@ -14,10 +14,16 @@ from torch.testing import assert_close
 
 from core.errors import InputError, MissingError
 from timeseries import CSVSeries, NewYorkWeather, dominant_period, fold_by_period, time_marks
-from timeseries.baselines import fit_linear, last_value, linear_forecast, seasonal_value
 from timeseries.data import split_rows
-from timeseries.metrics import ForecastErrors, quantile_loss
-from timeseries.pictures import Example, forecast_figure
+from timeseries.metrics import (
+    ForecastErrors,
+    fit_linear,
+    last_value,
+    linear_forecast,
+    quantile_loss,
+    seasonal_value,
+)
+from timeseries.plots import Example, forecast_figure
 
 
 @settings(max_examples=40)
@@ -70,8 +76,8 @@ def test_windows_of_the_splits_by_hand(tmp_path: Path) -> None:
     data = CSVSeries(str(path), seq_len=6, pred_len=3, split=(30, 10, 12), batch_size=4, num_workers=0)
     data.setup("fit")
     table = torch.tensor(values, dtype=torch.float32)
-    assert_close(data.mean, table[:30].mean(dim=0))
-    assert_close(data.std, table[:30].std(dim=0, correction=0))
+    assert_close(torch.tensor(data.spec().mean), table[:30].mean(dim=0))
+    assert_close(torch.tensor(data.spec().std), table[:30].std(dim=0, correction=0))
     firsts = {"train": range(6, 28), "val": range(30, 38), "test": range(40, 50)}  # rows of the first forecast step
     for split, rows in firsts.items():
         windows = getattr(data, f"{split}_set")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from core.errors import InputError
-from timeseries.dates import regular_step, step_name
+from timeseries.files import regular_step, step_name
 from timeseries.files import read_series
 
 
