@@ -174,6 +174,9 @@ class ClassFolders:
         """
         if self._is_flat():
             classes, files = self._flat_files()
+            rank_zero_info(
+                f"{self.root} has no folder {self.train_split}: its folders are the classes {listed(classes)}"
+            )
             train, val = self._hold_out(classes, files)
             return Splits(classes, train, val, val)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -110,7 +111,7 @@ class SampleDataModule(DataModule):
         if self.predicts_files and self.predict_path is not None:
             self.find(self.predict_path)
         else:
-            self.check_data()
+            self.read_splits()
 
     def setup(self, stage: str | None = None) -> None:
         """List the samples of all splits; for ``predict`` with a path only the files that it names."""
@@ -200,6 +201,12 @@ class FolderDataModule(SampleDataModule):
         """
         self.folders.check()
 
+    def prepare_data(self) -> None:
+        """Check the files to predict on, or the data; to fit, there must be some to train on."""
+        super().prepare_data()
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.folders.check_training()
+
     def setup(self, stage: str | None = None) -> None:
         """List the files of all splits; to fit, there must be some to train on."""
         if stage in ("fit", None):
@@ -214,5 +221,7 @@ class FolderDataModule(SampleDataModule):
 def _to_array(item: Any) -> np.ndarray:
     array = item.detach().cpu().numpy() if isinstance(item, Tensor) else np.asarray(item)
     if array.dtype.kind not in "biuf":
-        raise InputError(f"cannot predict on {type(item).__name__}; give a path, a folder, an array, or a list of these")
+        raise InputError(
+            f"cannot predict on {type(item).__name__}; give a path, a folder, an array, or a list of these"
+        )
     return array

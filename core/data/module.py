@@ -61,7 +61,7 @@ class DataModule(LightningDataModule):
 
     def settings(self) -> DataSpec:
         """The options of this data module that a model must agree with, without a look at the data."""
-        return DataSpec()
+        return DataSpec(classes=tuple(self.classes))
 
     def spec(self) -> DataSpec:
         """The settings with what the data say: class names, statistics. Read once, and kept.
@@ -77,15 +77,9 @@ class DataModule(LightningDataModule):
         """Whether ``predict`` reads files that the user named, so that no other data need to be there."""
         return False
 
-    def measure(self) -> dict[str, float]:
-        """Measure the statistics of the training data, for the verb ``stats``.
-
-        Raises:
-            InputError: if this kind of data is normalized by given numbers.
-        """
-        raise InputError(
-            f"{type(self).__name__} measures no statistics; it is normalized by --data.mean and --data.std"
-        )
+    def statistics(self) -> dict[str, Any]:
+        """What the verb ``stats`` prints: the specification, and whatever else a modality measures."""
+        return self.spec().to_dict()
 
     # Lightning's hooks
 

@@ -10,7 +10,7 @@ __all__ = ["EpochSampler"]
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffles by (seed, epoch) alone, for one process or many, so that a resumed run sees the order it would have seen.
+    """Shuffles by (seed, epoch) alone, for one process or many: a resumed run sees the order it would have seen.
 
     ``generator`` is re-seeded with each epoch too. A loader that draws its workers' seeds from it repeats their random
     augmentation.

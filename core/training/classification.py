@@ -19,7 +19,7 @@ from core.errors import InputError
 from core.training.plots import Examples, confusion_figure, draw_figure
 from core.training.task import Backbone, EvaluationSplit, Task
 
-__all__ = ["Confusion", "ConfusionCounts", "ClassificationTask"]
+__all__ = ["ClassificationTask", "Confusion", "ConfusionCounts"]
 
 MAX_CONFUSION_CLASSES = 2000
 """The confusion matrix of the 21,841 classes of ImageNet-22K would take 4 GB in each process."""
@@ -121,7 +121,7 @@ class ClassificationTask(Task):
 
     @classmethod
     def map_channels(cls, spec: Any) -> int:
-        """Channels of the maps that the feature map makes; a backbone that is built by name gets them as ``in_chans``."""
+        """Channels of the maps, which a backbone that is built by name gets as ``in_chans``."""
         return 3
 
     def build_feature_map(self, spec: Any) -> nn.Module:
@@ -153,8 +153,8 @@ class ClassificationTask(Task):
         channels = input_channels(self.backbone, without=wanted)
         if channels != wanted:
             raise InputError(
-                f"the backbone takes {channels} channels and the maps have {wanted}; leave --model.backbone_args.in_chans "
-                f"out, or build the module with in_chans={wanted}"
+                f"the backbone takes {channels} channels and the maps have {wanted}; leave "
+                f"--model.backbone_args.in_chans out, or build the module with in_chans={wanted}"
             )
 
     def adopt_spec(self, theirs: DataSpec) -> None:

@@ -73,14 +73,13 @@ class PixelClassification(ClassificationTask):
             maps = erase(maps)
         return super().augment_map(maps, target)
 
-    def use_spec(self, theirs: DataSpec) -> None:
+    def use_spec(self, theirs: Any) -> None:
         """Compare classes, channels, and the normalization that pretrained weights know.
 
         Raises:
             InputError: if classes or channels differ. Another normalization is a warning, and so is another size than
                 the published one in evaluation.
         """
-        assert isinstance(theirs, PixelSpec)
         if self.knows_data and theirs.mode != self.spec.mode:
             raise InputError(
                 f"the model was built for pixels of mode {self.spec.mode!r}, the data have {theirs.mode!r}; set "

@@ -5,6 +5,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -121,7 +122,7 @@ class Task(LightningModule, TaskHubMixin):
         check_recipe(opt, lr, min_lr, weight_decay, layer_decay, warmup_epochs)
         if decay_rate is not None and (not 0 < decay_rate <= 1 or decay_start < 1):
             raise InputError(
-                f"decay_rate={decay_rate}, decay_start={decay_start}; expected a factor in (0, 1], and an epoch from 1 on"
+                f"decay_rate={decay_rate}, decay_start={decay_start}; expected a factor in (0, 1], and an epoch from 1"
             )
 
         self.opt = opt
@@ -188,7 +189,7 @@ class Task(LightningModule, TaskHubMixin):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of their labels; numbers until the data are known."""
+        """Names of the classes in the order of their labels; numbers while the data are not known."""
         return list(self.spec.classes)
 
     def setup(self, stage: str) -> None:
@@ -198,22 +199,31 @@ class Task(LightningModule, TaskHubMixin):
             InputError: if the data contradict the model.
         """
         data = attached_data_module(self.trainer)
-        if data is not None:
-            self.use_spec(data.settings() if data.predicts_files else data.spec())
-            self.use_data(data, stage)
+        if data is None:
+            return
 
-    def use_spec(self, theirs: DataSpec) -> None:
+        theirs = data.settings() if data.predicts_files else data.spec()
+        if isinstance(theirs, self.spec_class):
+            self.use_spec(theirs)
+        else:  # a data module of the user's own, which may name its classes and nothing else
+            self.use_classes(theirs.classes)
+        self.use_data(data, stage)
+
+    def use_spec(self, theirs: Any) -> None:
         """Take from the data what the task does not know yet, and refuse data that contradict what it knows.
+
+        Args:
+            theirs: of ``spec_class``.
 
         Raises:
             InputError: if the data have other classes.
         """
-        self.check_classes(theirs.classes)
+        self.use_classes(theirs.classes)
         if not self.knows_data:
-            self.adopt_spec(theirs)
+            self.adopt_spec(replace(theirs, classes=self.spec.classes))
 
-    def check_classes(self, theirs: tuple[str, ...]) -> None:
-        """Refuse data with other classes than the model's.
+    def use_classes(self, theirs: tuple[str, ...]) -> None:
+        """Take the class names of the data, if only their number was known, and refuse other classes.
 
         Raises:
             InputError: naming the classes that differ.
@@ -226,13 +236,21 @@ class Task(LightningModule, TaskHubMixin):
                 f"the model has {len(own)} classes and the data {len(theirs)} ({listed(theirs)}); leave "
                 f"--model.num_classes out, or set it to {len(theirs)}"
             )
-        unnamed = numbered_classes(len(own))
-        if self.knows_data and unnamed not in (own, theirs):
-            differing = [f"{a} there, {b} here" for a, b in zip(own, theirs, strict=True) if a != b]
-            raise InputError(
-                f"the model was trained on other classes than the data have: {listed(differing)}; give data with its "
-                "classes, or start a new run from its weights with --model.weights CHECKPOINT"
-            )
+
+        _refuse_other_names(trained=own, given=theirs)
+        if own == numbered_classes(len(own)):
+            self.store_spec(replace(self.spec, classes=theirs))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to continue a run on data with other classes.
+
+        Raises:
+            InputError: naming the classes that differ.
+        """
+        stored = checkpoint.get("hyper_parameters", {}).get("spec") or {}
+        trained = tuple(stored.get("classes", ()))
+        if len(trained) == len(self.spec.classes):
+            _refuse_other_names(trained=trained, given=self.spec.classes)
 
     def adopt_spec(self, theirs: DataSpec) -> None:
         """Take over a whole specification; a modality rebuilds what depends on it."""
@@ -529,6 +547,19 @@ class Task(LightningModule, TaskHubMixin):
         if data is None:
             raise InputError("lr_batch needs a core.data.DataModule to know the batch size; scale lr yourself")
         return data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches / self.lr_batch
+
+
+def _refuse_other_names(*, trained: tuple[str, ...], given: tuple[str, ...]) -> None:
+    """Refuse as many classes under other names, unless one side knows only their number."""
+    unnamed = numbered_classes(len(trained))
+    if trained == given or unnamed in (trained, given):
+        return
+
+    differing = [f"{there} there, {here} here" for there, here in zip(trained, given, strict=True) if there != here]
+    raise InputError(
+        f"the model was trained on other classes than the data have: {listed(differing)}; give data with its classes, "
+        "or start a new run from its weights with --model.weights CHECKPOINT"
+    )
 
 
 def _arguments(raw: Any) -> tuple[Any, ...]:

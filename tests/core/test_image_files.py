@@ -1,4 +1,4 @@
-"""Images of every colour mode: decoded to 8 bits without losing what they show, or refused."""
+"""Images of every color mode: decoded to 8 bits without losing what they show, or refused."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from core.data.images import Mode, read_image
 from core.errors import InputError
-from core.images import Mode, read_image
 
 RAMP = np.linspace(0, 65535, 48 * 64).reshape(48, 64)
 

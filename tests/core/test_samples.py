@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from core.data.module import DataModule, padding_in_batch
+from core.data.samples import EmptyBatch, collate_found, named, read_or_skip
 from core.errors import InputError, MissingError, listed
-from core.samples import NothingFound, collate_found, named, read_or_skip
-from core.training.data import DataModule, padding_in_batch
 
 
 def _broken() -> int:
@@ -50,7 +50,7 @@ def test_batch_of_what_was_found() -> None:
     collate = pickle.loads(pickle.dumps(partial(collate_found, kind="cloud")))  # a loading process gets it so
     x, y = collate([(torch.ones(2), 4), None, (torch.zeros(2), 5)])
     assert (x.tolist(), y.tolist()) == ([[1, 1], [0, 0]], [4, 5])
-    assert collate([None, None]) == NothingFound("cloud")
+    assert collate([None, None]) == EmptyBatch("cloud")
 
 
 class _Some(torch.utils.data.Dataset[int | None]):

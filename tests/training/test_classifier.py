@@ -11,10 +11,8 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 from training.small_runs import CLASSES, PLAIN, add_callbacks, command, metric, runs, saved, write_config, write_photos
 
-from core.training import DataModule
+from core.data import DataModule
 from vision import ImageClassifier, ImageFolder
-
-pytest_plugins = ["training.shared_fixtures"]
 
 TINY = "test_unireplknet"
 
@@ -41,8 +39,8 @@ def test_accuracy_and_loss_equal_a_count_by_hand(trained: dict[str, Path], tmp_p
 
 def test_checkpoint_restores_outputs_and_class_names(trained: dict[str, Path]) -> None:
     content = saved(trained["folder"], "best")  # opened with weights_only=True
-    assert content["class_names"] == CLASSES
-    assert content["hyper_parameters"]["num_classes"] == 3
+    assert content["hyper_parameters"]["spec"]["classes"] == CLASSES
+    assert "num_classes" not in content["hyper_parameters"] or content["hyper_parameters"]["num_classes"] is None
     first, second = (
         ImageClassifier.load_from_checkpoint(
             trained["folder"] / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True

@@ -18,12 +18,11 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from training.small_runs import add_callbacks, command, write_config
 
+from core.data import DataModule
 from core.errors import InputError
-from core.training import DataModule
 from core.training.optim import parameter_groups, warmup_cosine
 from vision import ImageClassifier
 
-pytest_plugins = ["training.shared_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 QUIET: dict[str, Any] = {

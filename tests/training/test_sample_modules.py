@@ -1,10 +1,11 @@
-"""The two halves of a data module of labelled samples: what a modality gives, and what a data set gives."""
+"""The two halves of a data module of labeled samples: what a modality gives, and what a data set gives."""
 
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
@@ -12,10 +13,10 @@ import audio
 import pointcloud
 import video
 import vision
-from core.errors import MissingError
-from core.files import Splits, find_files, hold_out
-from core.samples import Samples
-from core.training import FolderDataModule, SampleDataModule
+from core.data import FolderDataModule, SampleDataModule
+from core.data.folders import find_files
+from core.data.samples import Samples, Splits, hold_out
+from core.errors import InputError, MissingError
 
 FOLDERS = [audio.AudioFolder, pointcloud.PointFolder, video.VideoFolder, vision.ImageFolder]
 
@@ -118,6 +119,51 @@ def test_evaluation_needs_no_training_folder(tmp_path: Path) -> None:
     data.trainer.state.fn = TrainerFn.FITTING
     with pytest.raises(MissingError, match=rf"^there is no folder {tmp_path}/train; expected "):
         data.prepare_data()
+
+
+def _flat(root: Path, **counts: int) -> Path:
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            (root / name / f"{i:02d}.txt").touch()
+    return root
+
+
+def test_class_folders_without_splits_train_and_a_share_is_held_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data: Any = _NotesFolder(str(_flat(tmp_path / "leaves", oak=20, beech=10, _notes=4)))
+    with caplog.at_level("INFO"):
+        assert data.spec().classes == ("beech", "oak")
+    assert "its classes are beech, oak" in caplog.text
+    assert "3 of its 30 files are held out for validation, the same share of each class" in caplog.text
+    data.setup("fit")
+    assert [label for _, label in data.val_set.samples] == [0, 1, 1]
+    assert not {path for path, _ in data.val_set.samples} & {path for path, _ in data.train_set.samples}
+    assert len(data.train_set.samples) == 27
+    again: Any = _NotesFolder(str(tmp_path / "leaves"))
+    assert again.read_splits().val == data.read_splits().val
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("Train", "--data.train_split Train"), ("valid", "--data.val_split valid")]
+)
+def test_a_folder_that_looks_like_a_split_is_no_class(name: str, option: str, tmp_path: Path) -> None:
+    root = _flat(tmp_path, oak=3, **{name: 3})
+    with pytest.raises(InputError, match=rf"its folder {name} looks like a split and not like a class: type {option}"):
+        _NotesFolder(str(root)).spec()
+
+
+def test_sources_are_files_folders_arrays_and_lists_of_them(tmp_path: Path) -> None:
+    _flat(tmp_path, oak=2)
+    data = _TwoNotes()
+    files = [tmp_path / "oak" / "00.txt", tmp_path / "oak" / "01.txt"]
+    assert data.sources(str(tmp_path)) == files
+    assert data.sources([files[1], files[0]]) == [files[1], files[0]]
+    (first, array), second = data.sources([torch.ones(3), files[0]])
+    assert (first, array.tolist(), second) == ("array 0", [1, 1, 1], files[0])
+    with pytest.raises(InputError, match="cannot predict on dict; give a path"):
+        data.sources({"a": 1})
 
 
 @pytest.mark.parametrize("kind", FOLDERS, ids=lambda kind: kind.__name__)

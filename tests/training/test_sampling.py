@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from core.data.module import DataModule, padding_in_batch
+from core.data.sampler import EpochSampler
 from core.errors import InputError
-from core.training.data import DataModule, padding_in_batch
-from core.training.epochs import EpochSampler
 
 SIZES, PROCESSES, BATCHES = st.integers(1, 60), st.integers(1, 8), st.integers(1, 20)
 

@@ -15,12 +15,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from training.small_runs import CLASSES
 
 from core.backbones.build import build_backbone
+from core.data import DataModule
 from core.errors import InputError, MissingError
-from core.training import DataModule
-from core.training.confusion import MOST_CLASSES
-from vision import ImageClassifier, ImageFolder
-
-pytest_plugins = ["training.shared_fixtures"]
+from core.training.classification import MAX_CONFUSION_CLASSES
+from vision import ImageClassifier, ImageFolder, ImageSpec
 
 TINY = "test_unireplknet"
 OPTIONS: dict[str, Any] = {
@@ -51,8 +49,8 @@ def test_unknown_model_suggests_near_names() -> None:
 
 
 def test_argument_that_the_backbone_does_not_take() -> None:
-    with pytest.raises(InputError, match=r"test_unireplknet does not take these backbone_args.*colour"):
-        ImageClassifier(TINY, 3, backbone_args={"colour": 1})
+    with pytest.raises(InputError, match=r"test_unireplknet does not take these backbone_args.*color"):
+        ImageClassifier(TINY, 3, backbone_args={"color": 1})
 
 
 @pytest.mark.parametrize(
@@ -77,7 +75,7 @@ def test_arguments_out_of_range(argument: dict[str, Any], message: str) -> None:
 
 
 def test_one_class_is_refused() -> None:
-    with pytest.raises(InputError, match=r"num_classes=1,.*at least 2"):
+    with pytest.raises(InputError, match=r"num_classes=1; .*at least 2"):
         ImageClassifier(TINY, 1)
 
 
@@ -137,7 +135,7 @@ def test_norm_eval_keeps_the_statistics_through_a_run(norm_eval: bool) -> None:
 
 def test_data_with_other_classes(photos: Path) -> None:
     data = ImageFolder(str(photos), size=32, batch_size=6, num_workers=0)
-    with pytest.raises(InputError, match=r"has 5 classes and the data 3 \(brick, leaf, sea\); .*num_classes 3$"):
+    with pytest.raises(InputError, match=r"has 5 classes and the data 3 \(brick, leaf, sea\); .* set it to 3$"):
         Trainer(**OPTIONS).fit(ImageClassifier(TINY, 5), datamodule=data)
 
 
@@ -155,13 +153,15 @@ def test_mixup_leaves_out_the_sample_without_a_partner(
     samples: int, batch_size: int, drop_last: bool, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An odd batch loses one sample; a batch of one is not trained on at all."""
-    seen, forward = list[int](), ImageClassifier.forward
+    seen: list[int] = []
+    read = ImageClassifier.read
 
-    def noted(self: ImageClassifier, x: Tensor) -> Tensor:
-        seen.append(len(x)) if self.training else None
-        return forward(self, x)
+    def noted(self: ImageClassifier, maps: Tensor) -> Tensor:
+        if self.training:
+            seen.append(len(maps))
+        return read(self, maps)
 
-    monkeypatch.setattr(ImageClassifier, "forward", noted)
+    monkeypatch.setattr(ImageClassifier, "read", noted)
     data = _Labels([i % 3 for i in range(samples)], CLASSES, batch_size=batch_size, drop_last=drop_last)
     Trainer(**OPTIONS).fit(_own(cutmix_alpha=0.5), datamodule=data)
     assert seen == sizes
@@ -205,14 +205,14 @@ def test_smoothing_and_mixing_out_of_range(argument: dict[str, float], text: str
 
 
 def test_top_five_appears_from_ten_classes_on() -> None:
-    assert set(ImageClassifier(TINY, 9).val_scores) == {"val_acc"}
-    assert set(ImageClassifier(TINY, 10).val_scores) == {"val_acc", "val_acc5"}
-    assert set(ImageClassifier(TINY, 10).test_scores) == {"test_acc", "test_acc5"}
+    assert set(ImageClassifier(TINY, 9).scores["val"]) == {"val_acc"}
+    assert set(ImageClassifier(TINY, 10).scores["val"]) == {"val_acc", "val_acc5"}
+    assert set(ImageClassifier(TINY, 10).scores["test"]) == {"test_acc", "test_acc5"}
 
 
 def test_lr_batch_needs_to_know_the_batch() -> None:
     loader = torch.utils.data.DataLoader(_Labels([0, 1], CLASSES).train_set, batch_size=2)
-    with pytest.raises(InputError, match=r"lr_batch needs a core\.training\.DataModule"):
+    with pytest.raises(InputError, match=r"lr_batch needs a core\.data\.DataModule"):
         Trainer(**OPTIONS).fit(_own(lr_batch=8), loader)
 
 
@@ -249,17 +249,24 @@ def test_checkpoint_holds_all_weights(tmp_path: Path) -> None:
 
 
 def test_other_class_names_are_refused_with_a_checkpoint() -> None:
-    task = _own()
-    task.class_names = ["cat", "cow", "eel"]
+    task = ImageClassifier(TINY, spec=ImageSpec(classes=("cat", "cow", "eel")))
     with pytest.raises(InputError, match=r"dog there, cow here; give data with its classes"):
-        task.on_load_checkpoint({"class_names": ["cat", "dog", "eel"]})
-    task.class_names = ["0", "1", "2"]  # nothing is known of the data
-    task.on_load_checkpoint({"class_names": ["cat", "cow", "eel"]})
+        task.on_load_checkpoint({"hyper_parameters": {"spec": {"classes": ["cat", "dog", "eel"]}}})
+    task.on_load_checkpoint({"hyper_parameters": {"spec": {"classes": ["0", "1", "2"]}}})  # only their number is known
     assert task.class_names == ["cat", "cow", "eel"]
+
+
+def test_class_names_are_taken_from_the_data_and_then_stay() -> None:
+    task = _own()
+    assert task.class_names == ["0", "1", "2"]
+    Trainer(**OPTIONS).fit(task, datamodule=_Labels([0, 1, 2, 0], CLASSES, batch_size=2))
+    assert task.class_names == CLASSES
+    with pytest.raises(InputError, match=r"brick there, a here, .*; give data with its classes"):
+        Trainer(**OPTIONS).fit(task, datamodule=_Labels([0, 1, 2, 0], ["a", "leaf", "c"], batch_size=2))
 
 
 def test_of_very_many_classes_no_pairs_are_counted() -> None:
     labels = [0, 1, 2, 3]
-    task = ImageClassifier(TINY, MOST_CLASSES + 1)
+    task = ImageClassifier(TINY, MAX_CONFUSION_CLASSES + 1)
     assert not list(task.confusion.children())
-    Trainer(**OPTIONS).fit(task, _Labels(labels, [str(i) for i in range(MOST_CLASSES + 1)], batch_size=2))
+    Trainer(**OPTIONS).fit(task, _Labels(labels, [str(i) for i in range(MAX_CONFUSION_CLASSES + 1)], batch_size=2))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
-from core.training.data import DataModule
-from core.training.epochs import EpochSampler
+from core.data.module import DataModule
+from core.data.sampler import EpochSampler
 
 WEIGHTS = st.lists(st.floats(0, 100), min_size=2, max_size=40).filter(lambda weights: sum(weights) > 1e-3)
 

@@ -13,7 +13,8 @@ from training.small_runs import CLASSES, picture, write_photos
 
 from core.errors import InputError, MissingError
 from vision import Digits, ImageFolder
-from vision.digits import handwritten_digits
+from vision.demo import handwritten_digits
+from vision.feature_map import PixelMap
 
 
 def _folder(root: Path | None, **options: Any) -> ImageFolder:
@@ -27,7 +28,7 @@ def _set_up(data: Any, stage: str = "fit") -> Any:
 
 
 def _files(dataset: Any) -> set[str]:
-    return {str(path) for path, _ in dataset.files}
+    return {str(path) for path, _ in dataset.samples}
 
 
 def test_splits_are_the_folders(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_splits_are_the_folders(tmp_path: Path) -> None:
 def test_classes_are_numbered_by_name_and_labels_follow_the_folder(tmp_path: Path) -> None:
     data = _set_up(_folder(write_photos(tmp_path, ["n02", "n10", "n01"], train=2, val=1)))
     assert data.classes == ["n01", "n02", "n10"]
-    for path, label in [*data.train_set.files, *data.val_set.files]:
+    for path, label in [*data.train_set.samples, *data.val_set.samples]:
         assert path.parent.name == data.classes[label]
 
 
@@ -95,7 +96,7 @@ def test_without_a_validation_folder_a_share_of_each_class_is_held_out(
     train, val = _files(first.train_set), _files(first.val_set)
     assert not train & val
     assert len(train | val) == 30
-    assert Counter(label for _, label in first.val_set.files) == dict.fromkeys(range(3), held_out)
+    assert Counter(label for _, label in first.val_set.samples) == dict.fromkeys(range(3), held_out)
     assert _files(second.val_set) == val
     alone = _folder(root, val_share=share)
     alone.setup("validate")
@@ -108,7 +109,7 @@ def test_held_out_share_leaves_something_to_train_on(tmp_path: Path) -> None:
     for share, images in ((0.99, 10), (0.9, 2)):
         root = write_photos(tmp_path / str(images), train=images)
         data = _set_up(_folder(root, val_share=share))
-        assert Counter(label for _, label in data.train_set.files) == dict.fromkeys(range(3), 1)
+        assert Counter(label for _, label in data.train_set.samples) == dict.fromkeys(range(3), 1)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5])
@@ -152,7 +153,7 @@ def test_class_in_validation_that_training_lacks(tmp_path: Path) -> None:
 def test_validation_may_lack_a_class_and_labels_stay(tmp_path: Path) -> None:
     root = write_photos(write_photos(tmp_path, train=1), ["leaf", "sea"], val=1)
     data = _set_up(_folder(root))
-    assert [label for _, label in data.val_set.files] == [1, 2]
+    assert [label for _, label in data.val_set.samples] == [1, 2]
     assert data.classes == CLASSES
 
 
@@ -161,7 +162,7 @@ def test_upper_case_suffixes_and_folders_within_a_class(tmp_path: Path) -> None:
     (root / "train" / "sea" / "deep").mkdir()
     picture(2, 5).save(root / "train" / "sea" / "deep" / "A.JPEG")
     data = _set_up(_folder(root))
-    assert (root / "train" / "sea" / "deep" / "A.JPEG", 2) in data.train_set.files
+    assert (root / "train" / "sea" / "deep" / "A.JPEG", 2) in data.train_set.samples
     assert len(data.train_set) == 4
 
 
@@ -174,10 +175,10 @@ def test_any_image_mode_becomes_three_channels(mode: str, tmp_path: Path) -> Non
     x, label = _set_up(_folder(root)).val_set[0]
     assert x.shape == (3, 32, 32)
     assert label == 0
-    assert x.std() > 0
+    assert x.float().std() > 0
 
 
-def test_grey_mode_has_one_channel(tmp_path: Path) -> None:
+def test_gray_mode_has_one_channel(tmp_path: Path) -> None:
     data = _set_up(_folder(write_photos(tmp_path, train=1, val=1), mode="L", mean=[0.5], std=[0.2]))
     assert data.val_set[0][0].shape == data.train_set[0][0].shape == (1, 32, 32)
 
@@ -222,13 +223,13 @@ def digits() -> Digits:
 
 
 def _pixels(dataset: Any) -> list[np.ndarray]:
-    return [array for (_, array), _ in dataset.files]
+    return [array for (_, array), _ in dataset.samples]
 
 
 def test_digits_are_split_for_good_in_balance(digits: Any) -> None:
     again = _set_up(Digits(num_workers=0))
     for name, count in {"train_set": 350, "val_set": 50, "test_set": 100}.items():
-        files = getattr(digits, name).files
+        files = getattr(digits, name).samples
         assert Counter(label for _, label in files) == dict.fromkeys(range(10), count)
         assert np.array_equal(_pixels(getattr(digits, name)), _pixels(getattr(again, name)))
     assert np.array_equal(_pixels(digits.predict_set), _pixels(digits.test_set))
@@ -244,8 +245,9 @@ def test_digits_of_the_splits_are_disjoint(digits: Any) -> None:
     assert len(set.union(*splits)) == 5000
 
 
-def test_digits_are_normalised_and_named(digits: Any) -> None:
-    x: Tensor = torch.stack([digits.val_set[i][0] for i in range(100)])
+def test_digits_are_normalized_and_named(digits: Any) -> None:
+    spec = digits.spec()
+    x: Tensor = PixelMap(spec.mean, spec.std)(torch.stack([digits.val_set[i][0] for i in range(100)]))
     assert x.mean().abs() < 0.2
     assert 0.7 < x.std() < 1.3
     assert digits.predict_set[0][1].startswith("digits/")
@@ -269,10 +271,7 @@ def test_all_who_ask_share_the_digits() -> None:
         ({"size": 0}, "size=0"),
         ({"std": (0.2, 0.0, 0.2)}, r"std=\(0.2, 0.0, 0.2\)"),
         ({"hflip": 2.0}, "hflip=2.0"),
-        ({"erasing": -0.1}, "erasing=-0.1"),
         ({"scale": (1.0, 0.1)}, r"scale=\(1.0, 0.1\)"),
-        ({"mode": "XYZ"}, "mode='XYZ', crop='auto'; expected 'RGB' or 'L'"),
-        ({"crop": "centre"}, "mode='RGB', crop='centre'; .* 'auto', 'center' or 'squash'"),
     ],
 )
 def test_options_out_of_range(option: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""A warning where data are normalised otherwise than the pretrained weights were trained with."""
+"""A warning where data are normalized otherwise than the pretrained weights were trained with."""
 
 import warnings
 from pathlib import Path
@@ -9,7 +9,8 @@ import timm
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from vision import ImageClassifier
+from core.data import DataModule
+from vision import ImageClassifier, ImageSpec
 
 IMAGENET, HALVES = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -20,10 +21,21 @@ def _task(weights: Path | None) -> ImageClassifier:
     return task
 
 
+class _Pixels(DataModule):
+    """Nothing but what it says of its pixels."""
+
+    def __init__(self, spec: ImageSpec) -> None:
+        super().__init__()
+        self.given = spec
+
+    def settings(self) -> ImageSpec:
+        return self.given
+
+
 def _setup(
     task: ImageClassifier, mean: tuple[float, ...], std: tuple[float, ...], size: int = 320, verb: str = "fit"
 ) -> list[str]:
-    data = SimpleNamespace(mean=mean, std=std, mode="RGB", classes=(), size=size)
+    data = _Pixels(ImageSpec(mean=mean, std=std, size=size))
     task._trainer = SimpleNamespace(datamodule=data, state=SimpleNamespace(fn=TrainerFn(verb)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -40,7 +52,7 @@ def weights(tmp_path: Path) -> Path:
 def test_weights_of_the_largest_net_want_pixels_around_a_half(weights: Path) -> None:
     told = _setup(_task(weights), *IMAGENET)
     assert len(told) == 2
-    assert "mean (0.5, 0.5, 0.5), the data are normalised by (0.485, 0.456, 0.406)" in told[0]
+    assert "mean (0.5, 0.5, 0.5), the data are normalized by (0.485, 0.456, 0.406)" in told[0]
     assert "set --data.std '[0.5, 0.5, 0.5]'" in told[1]
     assert _setup(_task(weights), *HALVES) == []
 
@@ -57,11 +69,12 @@ def test_another_size_than_the_published_one_is_said_in_evaluation(weights: Path
 
 
 def test_weights_of_ones_own_run_know_the_pixels_of_that_run(weights: Path, tmp_path: Path) -> None:
-    own = {"state_dict": torch.load(weights), "mean": list(HALVES[0]), "std": [0.25] * 3}
+    spec = ImageSpec(mean=HALVES[0], std=(0.25,) * 3).to_dict()
+    own = {"state_dict": torch.load(weights), "hyper_parameters": {"spec": spec}}
     torch.save(own, tmp_path / "run.ckpt")
     assert _setup(_task(tmp_path / "run.ckpt"), HALVES[0], (0.25,) * 3, size=64, verb="test") == []
     (told,) = _setup(_task(tmp_path / "run.ckpt"), *HALVES)
-    assert "std (0.25, 0.25, 0.25), the data are normalised by (0.5, 0.5, 0.5)" in told
+    assert "std (0.25, 0.25, 0.25), the data are normalized by (0.5, 0.5, 0.5)" in told
 
 
 def test_a_checkpoint_that_came_from_elsewhere_is_not_looked_for_again(weights: Path) -> None:
