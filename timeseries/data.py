@@ -19,7 +19,15 @@ from core.errors import InputError, MissingError, listed
 from timeseries.feature_map import dominant_period
 from timeseries.files import Fill, Series, read_series, step_name
 
-__all__ = ["SeriesDataModule", "SeriesSpec", "WindowDataModule", "Windows", "numbered_channels", "split_rows"]
+__all__ = [
+    "MarkedHistory",
+    "SeriesDataModule",
+    "SeriesSpec",
+    "WindowDataModule",
+    "Windows",
+    "numbered_channels",
+    "split_rows",
+]
 
 Split = tuple[float, float, float]
 
@@ -54,11 +62,25 @@ def numbered_channels(count: int) -> tuple[str, ...]:
     return tuple(f"channel_{i}" for i in range(count))
 
 
+class MarkedHistory(NamedTuple):
+    """A history with calendar features: the inputs of the global forecaster, of one sample or of a batch.
+
+    Attributes:
+        history: (..., L, C).
+        marks: (..., L, M), the features of its steps.
+        marks_ahead: (..., label_len + T, M), the features of its last steps and of the steps to come.
+    """
+
+    history: Tensor
+    marks: Tensor
+    marks_ahead: Tensor
+
+
 class Windows(Dataset[tuple[Any, Tensor]]):
     """All windows of consecutive rows, one step apart: (history (L, C), horizon (T, C)), both float32.
 
-    With calendar features a sample is ((history, its features (L, M), features ahead (label_len + T, M)), horizon). The
-    features ahead begin ``label_len`` steps before the horizon, where Corrformer's decoder begins.
+    With calendar features, the history of a sample is a :class:`MarkedHistory`. Its features ahead begin ``label_len``
+    steps before the horizon, where Corrformer's decoder begins.
 
     Args:
         values_TC: rows of any numeric type; the array may lie on disk.
@@ -96,19 +118,22 @@ class Windows(Dataset[tuple[Any, Tensor]]):
         horizon = rows[self.seq_len :]
         if self.marks is None:
             return history, horizon
-        return (history, self.marks[index:middle], self.marks[middle - self.label_len : end]), horizon
+        marks = self.marks[index:middle]
+        marks_ahead = self.marks[middle - self.label_len : end]
+        return MarkedHistory(history, marks, marks_ahead), horizon
 
 
 def collate_windows(samples: list[tuple[Any, Any]]) -> tuple[Any, Any]:
     """Stack windows to a batch; the names of the steps ahead, which prediction has as targets, stay a list."""
-    raw = [inputs for inputs, _ in samples]
-    targets = [target for _, target in samples]
-    stacked: Any
-    if isinstance(raw[0], tuple):
-        stacked = tuple(torch.stack(parts) for parts in zip(*raw, strict=True))
+    inputs = [raw for raw, _ in samples]
+    raw: Any
+    if isinstance(inputs[0], MarkedHistory):
+        raw = MarkedHistory(*(torch.stack(parts) for parts in zip(*inputs, strict=True)))
     else:
-        stacked = torch.stack(raw)
-    return stacked, torch.stack(targets) if isinstance(targets[0], Tensor) else targets
+        raw = torch.stack(inputs)
+
+    targets = [target for _, target in samples]
+    return raw, torch.stack(targets) if isinstance(targets[0], Tensor) else targets
 
 
 class WindowDataModule(DataModule):

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from core.errors import InputError, MissingError
-from timeseries.data import SeriesDataModule, SeriesSpec, WindowDataModule, Windows
+from timeseries.data import MarkedHistory, SeriesDataModule, SeriesSpec, WindowDataModule, Windows
 from timeseries.feature_map import time_marks
 from timeseries.files import Series, read_series
 
@@ -77,8 +77,8 @@ class GlobalWeather(WindowDataModule):
     timestamps, and ``stations_sorted.npy`` (N, K) with coordinates. The order of the stations is that of the tree's
     leaves. The arrays of Corrformer's authors have N = 3850 and K = 3 (Code Ocean capsule 0341365).
 
-    Batches are ((history (B, L, N), its calendar features (B, L, 4), features ahead (B, label_len + T, 4)), horizon
-    (B, T, N)), values as they are stored. ``predict`` continues the test split.
+    Batches are (:class:`timeseries.data.MarkedHistory`, horizon (B, T, N)), values as they are stored. ``predict``
+    continues the test split.
 
     Args:
         root: the folder.
@@ -171,7 +171,7 @@ class GlobalWeather(WindowDataModule):
         history = torch.from_numpy(np.array(values[-self.seq_len :], dtype=np.float32))
         marks = time_marks(times[-self.seq_len :])
         marks_ahead = torch.cat([marks[self.seq_len - self.label_len :], time_marks(ahead)])
-        return [((history, marks, marks_ahead), [{"date": str(time)} for time in ahead])]
+        return [(MarkedHistory(history, marks, marks_ahead), [{"date": str(time)} for time in ahead])]
 
     def use_sources(self, given: Any) -> None:
         """Continue the test split of another folder in the published layout."""

@@ -109,6 +109,20 @@ class SeriesTask(Task):
                 "the same columns in the same order, or name them with --data.channels"
             )
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to continue a run on data with other channels.
+
+        Raises:
+            InputError: naming the channels.
+        """
+        super().on_load_checkpoint(checkpoint)
+        trained = checkpoint.get("hyper_parameters", {}).get("spec") or {}
+        if trained and tuple(trained["channels"]) != self.spec.channels:
+            raise InputError(
+                f"the model was trained on the channels {listed(trained['channels'])}, the data have "
+                f"{listed(self.spec.channels)}; give data with the same columns in the same order"
+            )
+
     def use_data(self, data: DataModule, stage: str) -> None:
         """Fit the baselines on the training rows; to predict, compare the channels of the file to continue."""
         if not isinstance(data, WindowDataModule):

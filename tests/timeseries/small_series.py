@@ -32,10 +32,9 @@ def write_series(path: Path, values: np.ndarray, *, freq: str = "h", start: str 
 
 
 def write_series_config(path: Path, series: Path, *, model: dict[str, Any] | None = None, **data: Any) -> Path:
-    """A configuration for a file of two channels: a tiny net, 48 steps of history, 12 ahead."""
-    lengths = {"seq_len": 48, "pred_len": 12}
-    net = {**TINY, "channels": 2, "enlarge": 2, "lr": 0.005, **lengths, **(model or {})}
-    init = {"path": str(series), "batch_size": 32, "num_workers": 0, **lengths, **data}
+    """A configuration for any CSV file: a tiny net, 48 steps of history, 12 ahead."""
+    net = {**TINY, "enlarge": 2, "lr": 0.005, **(model or {})}
+    init = {"path": str(series), "seq_len": 48, "pred_len": 12, "batch_size": 32, "num_workers": 0, **data}
     content = {
         "model": {"class_path": "ForecastTask", "init_args": net},
         "data": {"class_path": "CSVSeries", "init_args": init},

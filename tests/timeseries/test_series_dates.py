@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from core.errors import InputError
-from timeseries.files import regular_step, step_name
-from timeseries.files import read_series
+from timeseries.files import read_series, regular_step, step_name
 
 
 def _rows(path: Path, dates: list[str]) -> Path:

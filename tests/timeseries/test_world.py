@@ -5,40 +5,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
+from lightning import Trainer
 from small_series import series_runs
 from torch.testing import assert_close
 from training.small_runs import command, metric, table
 
 from core.errors import InputError, MissingError
 from timeseries import GlobalForecastTask, GlobalWeather, MadeUpWorld, time_marks
-from timeseries.made_up_world import make_world
+from timeseries.demo import make_world
+from timeseries.metrics import Baselines
 
 LENGTHS = {"seq_len": 12, "label_len": 4, "pred_len": 5}
 NET: dict[str, Any] = {
     "backbone": "test_unireplknet",
     "backbone_args": {"layer_scale_init_value": 0.5},
-    **{"tree": [2, 2], "stations": 2, "d_model": 32, "n_heads": 4, "d_ff": 16, "opt": "adam", "lr": 0.003},
-    **LENGTHS,
+    "architecture": {"tree": [2, 2], "stations": 2, "d_model": 32, "n_heads": 4, "d_ff": 16},
+    "opt": "adam",
+    "lr": 0.003,
 }
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world of eight stations that is only read."""
-    root = tmp_path_factory.mktemp("world") / "w"
-    make_world(root, regions=2, nodes=2, stations=2, hours=220)
-    return root
-
-
-def _config(path: Path, root: Path, kind: str = "GlobalWeather", **model: Any) -> Path:
+def _config(path: Path, root: Path, **data: Any) -> Path:
     content = {
-        "model": {"class_path": "GlobalForecastTask", "init_args": NET | model},
+        "model": {"class_path": "GlobalForecastTask", "init_args": NET},
         "data": {
-            "class_path": kind,
-            "init_args": {"root": str(root), "batch_size": 8, "num_workers": 0, **LENGTHS},
+            "class_path": "GlobalWeather",
+            "init_args": {"root": str(root), "batch_size": 8, "num_workers": 0, **LENGTHS, **data},
         },
         "trainer": {"max_epochs": 1, "accelerator": "cpu", "log_every_n_steps": 1, "limit_train_batches": 8},
     }
@@ -50,7 +46,7 @@ def test_windows_and_marks_by_hand(world: Path) -> None:
     data = GlobalWeather(str(world), **LENGTHS, num_workers=0)
     data.setup("fit")
     stored = np.load(world / "temp_global_hourly_val.npy")[..., 0]
-    marks = time_marks(data._read("val")[1])
+    marks = time_marks(data.read_split("val")[1])
     assert [len(s) for s in (data.train_set, data.val_set, data.test_set)] == [154 - 16, 22 - 16, 44 - 16]  # type: ignore[arg-type]
     for i in range(6):
         (x, past, ahead), y = data.val_set[i]  # type: ignore[index]
@@ -59,8 +55,10 @@ def test_windows_and_marks_by_hand(world: Path) -> None:
         assert_close(past, marks[i : i + 12])
         assert_close(ahead, marks[i + 8 : i + 17])
     train = np.load(world / "temp_global_hourly_train.npy")[..., 0]
-    assert_close(data.mean, torch.tensor(train.mean(axis=0)), rtol=1e-4, atol=1e-4)
-    assert_close(data.std, torch.tensor(train.std(axis=0)), rtol=1e-4, atol=1e-4)
+    assert np.array_equal(data.training_rows(), train)
+    baselines = Baselines(data.training_rows(), 12, 5, 24)
+    assert_close(baselines.mean, torch.tensor(train.mean(axis=0)), rtol=1e-4, atol=1e-4)
+    assert_close(baselines.std, torch.tensor(train.std(axis=0)), rtol=1e-4, atol=1e-4)
     assert sum(len(y) for _, y in data.val_dataloader()) == 6
 
 
@@ -71,9 +69,8 @@ def test_arrays_of_two_axes_and_times_as_text(world: Path, tmp_path: Path) -> No
         np.save(values, np.load(values)[..., 0].astype(np.float64))
         times = tmp_path / "w" / f"data_time_{split}.npy"
         np.save(times, np.load(times).astype("datetime64[s]").astype(str))
-    old, new = GlobalWeather(str(world), variable="wind"), GlobalWeather(str(tmp_path / "w"), variable="wind")
+    old, new = (GlobalWeather(str(root), variable="wind", **LENGTHS) for root in (world, tmp_path / "w"))
     for data in (old, new):
-        data.seq_len, data.label_len, data.pred_len = 12, 4, 5
         data.setup("fit")
     for a, b in zip(old.val_set[3][0], new.val_set[3][0], strict=True):  # type: ignore[index]
         assert_close(a, b)
@@ -137,12 +134,12 @@ def _with_nan(values: np.ndarray) -> np.ndarray:
     [
         ("temp_global_hourly_val.npy", None, r"there is no .*temp_global_hourly_val\.npy"),
         ("temp_global_hourly_val.npy", _with_nan, r"temp_global_hourly_val\.npy holds NaN"),
-        ("temp_global_hourly_test.npy", lambda v: v[:, :7], r"is \(44, 7\), with 44 moments and 8 stations"),
-        ("temp_global_hourly_test.npy", lambda v: v[:9], r"is \(9, 8\), with 44 moments"),
+        ("temp_global_hourly_test.npy", lambda v: v[:, :7], r"is \(44, 7\), with 44 timestamps and 8 stations"),
+        ("temp_global_hourly_test.npy", lambda v: v[:9], r"is \(9, 8\), with 44 timestamps"),
         ("stations_sorted.npy", lambda v: v[:, 0], r"stations_sorted\.npy is \(8,\)"),
         ("data_time_train.npy", lambda v: v[::-1], "does not rise"),
-        ("data_time_train.npy", lambda v: v.astype(object), "no array of plain numbers or moments"),
-        ("data_time_train.npy", lambda v: np.array(["soon"] * len(v)), "holds no moments"),
+        ("data_time_train.npy", lambda v: v.astype(object), "no array of plain numbers or timestamps"),
+        ("data_time_train.npy", lambda v: np.array(["soon"] * len(v)), "holds no timestamps"),
     ],
 )
 def test_arrays_that_cannot_be_used(name: str, change: Any, text: str, world: Path, tmp_path: Path) -> None:
@@ -172,7 +169,6 @@ def test_global_task_from_training_to_prediction(world: Path, tmp_path: Path) ->
     model = GlobalForecastTask.load_from_checkpoint(fit / "checkpoints" / "best.ckpt", map_location="cpu").eval()
     data = GlobalWeather(str(world), **LENGTHS)
     data.setup("test")
-    model.net.set_stations(data.stations)
     squared, absolute, seasonal = [], [], []
     for i in range(28):
         (x, past, ahead), y = data.test_set[i]  # type: ignore[index]
@@ -189,30 +185,63 @@ def test_global_task_from_training_to_prediction(world: Path, tmp_path: Path) ->
     assert [row["date"] for row in rows] == [f"2019-01-10 {hour:02d}:00:00" for hour in range(4, 9)]
     for name in ("forecasts.png", "errors.png"):
         assert (tested / name).is_file()
-    weights = {name.removeprefix("net."): value for name, value in model.net.state_dict().items()}
+    weights = model.net.state_dict()
     torch.save(weights, tmp_path / "whole.pth")
     again = GlobalForecastTask(**{**model.hparams, "weights": str(tmp_path / "whole.pth")})
     assert all(torch.equal(value, weights[name]) for name, value in again.net.state_dict().items())
 
 
 @pytest.mark.parametrize(
-    ("model", "text"),
+    ("words", "text"),
     [
-        ({"tree": [2, 3]}, "the data have 8 stations; the tree has 6 leaves of 2 stations, 12 in all"),
-        ({"label_len": 3}, "the model has label_len=3, the data 4"),
-        ({"pred_len": 4}, "seq_len=12 and pred_len=4, the data 12 and 5"),
-        ({"value_scale": 0.0}, "value_scale=0.0"),
+        (["--model.architecture.tree", "[2, 3]"], "the data have 8 stations; the tree has 6 leaves of 2 stations, 12"),
+        (["--data.value_scale", "0"], r"value_scale=0\.0"),
+        (["--model.architecture.memory", "pool"], "memory"),
     ],
 )
-def test_models_that_do_not_fit_the_data(model: dict[str, Any], text: str, world: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=rf"^lightning: error: .*{text}"):
-        command("fit", _config(tmp_path / "c.yaml", world, **model), tmp_path)
+def test_models_that_do_not_fit_the_data(words: list[str], text: str, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=rf"(?s)^lightning: error: .*{text}"):
+        command("fit", _config(tmp_path / "c.yaml", world), tmp_path, *words)
     assert not series_runs(tmp_path, "GlobalForecastTask")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "text"),
+    [
+        ({"label_len": 3}, r"the model has label_len=4, the data 3; .* set --data\.label_len"),
+        ({"pred_len": 4}, "the model has pred_len=5, the data 4"),
+    ],
+)
+def test_data_with_other_lengths_than_the_model(lengths: dict[str, int], text: str, world: Path) -> None:
+    task = GlobalForecastTask(**NET, spec=GlobalWeather(str(world), **LENGTHS).spec())
+    with pytest.raises(InputError, match=text):
+        task.use_spec(GlobalWeather(str(world), **LENGTHS | lengths).spec())
+
+
+def test_the_task_alone_continues_a_folder(world: Path, tmp_path: Path) -> None:
+    """The places of the stations travel with the checkpoint."""
+    spec = GlobalWeather(str(world), **LENGTHS).spec()
+    task = GlobalForecastTask(**NET, spec=spec).eval()
+    rows = task.predict(str(world))
+    assert [row["date"] for row in rows] == [f"2019-01-10 {hour:02d}:00:00" for hour in range(4, 9)]
+    values, times = GlobalWeather(str(world), **LENGTHS).read_split("test")
+    marks = time_marks(pd.date_range(times[-12], periods=17, freq="h"))
+    x = torch.tensor(np.array(values[-12:], dtype=np.float32))
+    with torch.no_grad():
+        expected = task(x[None], marks[None, :12], marks[None, 8:])[0]
+    found = torch.tensor([[row[f"station_{i}"] for i in range(8)] for row in rows])
+    assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    task.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    task.trainer.strategy.connect(task)
+    task.trainer.save_checkpoint(tmp_path / "task.ckpt", weights_only=True)
+    again = GlobalForecastTask.load_from_checkpoint(tmp_path / "task.ckpt", map_location="cpu").eval()
+    assert torch.equal(again.net.places, task.net.places)
+    assert again.spec == spec
 
 
 def test_export_of_several_inputs_is_refused(world: Path, tmp_path: Path) -> None:
     config = _config(tmp_path / "c.yaml", world)
-    task = GlobalForecastTask(**NET)
+    task = GlobalForecastTask(**NET, spec=GlobalWeather(str(world), **LENGTHS).spec())
     torch.save(task.net.encoder.state_dict(), tmp_path / "b.pth")
     with pytest.raises(SystemExit, match="takes several inputs"):
         command("export", config, tmp_path, "--model.weights", str(tmp_path / "b.pth"))
@@ -225,7 +254,7 @@ def test_the_built_in_world_is_made_at_the_first_use(tmp_path: Path, monkeypatch
         calls.append(root)
         make_world(root, regions=2, nodes=2, stations=2, hours=220)
 
-    monkeypatch.setattr("timeseries.made_up_world.make_world", make)
+    monkeypatch.setattr("timeseries.demo.make_world", make)
     for _ in range(2):
         MadeUpWorld(str(tmp_path / "w"), **LENGTHS).prepare_data()
     assert calls == [tmp_path / "w"]
