@@ -56,10 +56,6 @@ class VideoList(VideoDataModule):
         self.num_classes = num_classes
         self.class_names = Path(class_names) if class_names else None
 
-    def check_data(self) -> None:
-        """Read all lists; raises what :meth:`splits` raises."""
-        self.splits()
-
     def splits(self) -> Splits:
         """Read the lists.
 

@@ -66,12 +66,12 @@ class VideoClassifier(PixelClassification):
 
         # The feature map is built from these while the base class is set up.
         self.layout: Layout = layout
-        self.rows = rows
+        self.layout_rows = rows
         super().__init__(backbone, num_classes, spec=spec, erasing=erasing, **kwargs)
 
     def build_feature_map(self, spec: VideoSpec) -> ClipMap:
         """What normalizes the frames and lays them out as one image."""
-        return ClipMap(spec.mean, spec.std, layout=self.layout, rows=self.rows)
+        return ClipMap(spec.mean, spec.std, layout=self.layout, rows=self.layout_rows)
 
     def use_spec(self, theirs: DataSpec) -> None:
         """Compare the model with the data, and check that the frames of a clip fill a rectangle.
@@ -81,7 +81,7 @@ class VideoClassifier(PixelClassification):
         """
         super().use_spec(theirs)
         assert isinstance(theirs, VideoSpec)
-        rectangle(theirs.num_frames, self.rows)
+        rectangle(theirs.num_frames, self.layout_rows)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Clips to logits.
