@@ -8,8 +8,8 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
+from vision.openmmlab.config_files import read_config
 from vision.openmmlab.data import OpenMMLabData
-from vision.openmmlab.models import read_config
 
 CONFIGS = Path(__file__).parents[2] / "vision" / "openmmlab" / "configs"
 SIDE = 64
@@ -78,7 +78,7 @@ META = {"classes": ("red", "green", "blue"), "palette": [(255, 0, 0), (0, 255, 0
 
 
 def write_scenes(root: Path, count: int = 4, size: tuple[int, int] = (SIDE, SIDE)) -> Path:
-    """``images/``, ``labels/`` (0 to 2; 255 is ignored) and ``coco.json``: a coloured rectangle or two on grey."""
+    """``images/``, ``labels/`` (0 to 2; 255 is ignored) and ``coco.json``: a colored rectangle or two on gray."""
     width, height = size
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True, exist_ok=True)

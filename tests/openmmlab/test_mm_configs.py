@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import core
 from core.errors import InputError, MissingError
-from vision.openmmlab.models import build_dataset, build_model, read_config
+from vision.openmmlab.config_files import build_dataset, build_model, read_config
 
 FILES = sorted(CONFIGS.glob("*.py"))
 MILLIONS = {

@@ -6,20 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 from lightning import Trainer
-from mm_files import META, SIDE, config_of, data_of, edit_truth, tiny, write_config, write_scenes
+from mm_files import META, SIDE, config_of, data_of, edit_truth, tiny, write_config
 from PIL import Image
 from pycocotools.coco import COCO
 
-import vision.openmmlab.scenes
+import vision.openmmlab.demo
 from core.errors import InputError, MissingError
 from vision.openmmlab.detector import Detector
-from vision.openmmlab.scenes import PHOTOS, DigitScenes, draw_scenes
+from vision.openmmlab.demo import PHOTOS, DigitScenes, draw_scenes
 from vision.openmmlab.segmenter import Segmenter
-
-
-@pytest.fixture(name="scenes")
-def _scenes(tmp_path: Path) -> Path:
-    return write_scenes(tmp_path / "scenes")
 
 
 def _wrapped(dataset: Any, kind: str) -> dict[str, Any]:
@@ -51,7 +46,7 @@ def test_wrapped_data_sets(name: str, kind: str, scenes: Path) -> None:
     assert data.classes == META["classes"]
     assert next(iter(data.train_dataloader()))["inputs"][0].shape == (3, SIDE, SIDE)
     if name == "mask_rcnn":
-        assert data.category_ids == [1, 2, 3]
+        assert data.spec().category_ids == (1, 2, 3)
         edit_truth(scenes, lambda c: c["annotations"][0].update(bbox=[50, 6, 20, 16]))
         message = "is not inside its image"
     else:
@@ -69,7 +64,9 @@ def test_prediction_with_a_wrapped_test_set(kind: str, scenes: Path) -> None:
     data = data_of(path, predict_path=str(scenes / "images"))
     data.setup("predict")
     assert data.classes == META["classes"]
-    assert next(iter(data.predict_dataloader()))["inputs"][1].shape == (3, SIDE, SIDE)
+    batch, names = next(iter(data.predict_dataloader()))
+    assert batch["inputs"][1].shape == (3, SIDE, SIDE)
+    assert names[1] == str(scenes / "images" / "1.png")
     steps = config.test_dataloader.dataset
     inner = steps["datasets"][-1] if kind == "ConcatDataset" else steps["dataset"]
     inner["pipeline"] = [inner["pipeline"][i] for i in (0, 2, 1, 3)]
@@ -122,7 +119,7 @@ def test_unlisted_value_in_a_label_map(scenes: Path) -> None:
     with pytest.raises(
         InputError, match=r"label map of .*0\.png holds 9; the model has classes 0 to 2, and 255 is ignored"
     ):
-        task.check_batch(next(iter(data.val_dataloader())))
+        task.check_truth(next(iter(data.val_dataloader()))["data_samples"])
 
 
 def test_more_classes_in_the_data_than_in_the_model(scenes: Path) -> None:
@@ -133,7 +130,7 @@ def test_more_classes_in_the_data_than_in_the_model(scenes: Path) -> None:
     batches = list(data.val_dataloader())
     wrong = [batch for batch in batches if any(s.gt_instances.labels.max() > 0 for s in batch["data_samples"])]
     with pytest.raises(InputError, match=r"has a box of class [12] and the model classes 0 to 0; set the class count"):
-        task.check_batch(wrong[0])
+        task.check_truth(wrong[0]["data_samples"])
 
 
 @pytest.mark.parametrize(
@@ -161,7 +158,8 @@ def test_annotations_that_would_be_scaled_are_refused(load: str, resize: dict[st
     data_of(path).setup("validate")
     data = data_of(path, predict_path=str(scenes / "images"))
     data.setup("predict")
-    assert next(iter(data.predict_dataloader()))["inputs"][0].shape == (3, SIDE, SIDE)  # without annotations
+    batch, _ = next(iter(data.predict_dataloader()))
+    assert batch["inputs"][0].shape == (3, SIDE, SIDE)  # without annotations
 
 
 def test_drawn_scenes_are_consistent(tmp_path: Path) -> None:
@@ -189,7 +187,7 @@ def test_scenes_of_a_split_lie_on_its_own_photos(tmp_path: Path, monkeypatch: py
     names = [name for photos in PHOTOS.values() for name in photos]
     assert len(set(names)) == len(names) == 6
     shades = {name: 20 * (i + 1) for i, name in enumerate(names)}
-    monkeypatch.setattr(vision.openmmlab.scenes, "_photo", lambda name: np.full((96, 96, 3), shades[name], np.uint8))
+    monkeypatch.setattr(vision.openmmlab.demo, "_photo", lambda name: np.full((96, 96, 3), shades[name], np.uint8))
     draw_scenes(tmp_path / "digits", {"train": 6, "val": 2, "test": 4})
     for split, photos in PHOTOS.items():
         files = (tmp_path / "digits" / "images" / split).iterdir()

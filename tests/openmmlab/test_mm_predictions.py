@@ -6,21 +6,16 @@ from typing import Any
 
 import pytest
 from lightning import Trainer
-from mm_files import META, SIDE, config_of, data_of, edit_truth, write_scenes
+from mm_files import META, SIDE, config_of, data_of, edit_truth
 from PIL import Image
 from pycocotools.coco import COCO
 
 from core.training import PredictionWriter
-from vision.openmmlab.data import prediction_names
+from vision.openmmlab.data import output_names
 from vision.openmmlab.detector import Detector
 from vision.openmmlab.segmenter import Segmenter
 
 KINDS = pytest.mark.parametrize(("name", "kind"), [("mask_rcnn", Detector), ("upernet_unireplknet_t", Segmenter)])
-
-
-@pytest.fixture(name="scenes")
-def _scenes(tmp_path: Path) -> Path:
-    return write_scenes(tmp_path / "scenes")
 
 
 def test_predictions_of_a_detector_are_coco_results(scenes: Path, tmp_path: Path) -> None:
@@ -102,4 +97,4 @@ def test_images_of_one_name_keep_their_own_predictions(name: str, kind: Any, sce
     ],
 )
 def test_names_of_predictions(files: list[str], names: list[str]) -> None:
-    assert list(prediction_names(files).values()) == names
+    assert list(output_names(files).values()) == names

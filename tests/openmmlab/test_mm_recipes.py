@@ -12,7 +12,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, DefaultScope
 
-from vision.openmmlab.models import build_dataset, build_model, read_config
+from vision.openmmlab.config_files import build_dataset, build_model, read_config
 
 WIDE = (100, 75)
 """Width and height of a file."""

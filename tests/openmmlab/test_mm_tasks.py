@@ -29,11 +29,6 @@ ROOT = Path(__file__).parents[2]
 KINDS = pytest.mark.parametrize(("name", "kind"), [("mask_rcnn", Detector), ("upernet_unireplknet_t", Segmenter)])
 
 
-@pytest.fixture(name="scenes")
-def _scenes(tmp_path: Path) -> Path:
-    return write_scenes(tmp_path / "scenes")
-
-
 @KINDS
 def test_runner_and_lightning_have_one_model(name: str, kind: Any, scenes: Path, tmp_path: Path) -> None:
     """Weights that one way saves fit the other strictly; on the same batch losses and predictions are equal."""
@@ -95,8 +90,8 @@ def test_metrics_are_those_of_the_mm_evaluators(name: str, kind: Any, scenes: Pa
     data.setup("validate")
     (batch,) = data.val_dataloader()
     answers = _answers(task, batch)
-    task.update_metric(task.val_score, answers)
-    ours = {key: float(value) for key, value in task.named_values(task.val_score.compute()).items()}
+    task.update_metrics("val", batch, answers, answers)
+    ours = {key: float(value) for key, value in task.compute_scores("val").items()}
     with DefaultScope.overwrite_default_scope(task.scope):
         metric: Any = METRICS.build(config.val_evaluator)
     metric.dataset_meta = META
@@ -132,8 +127,8 @@ def test_what_is_found_in_a_crowd_is_not_wrong(scenes: Path) -> None:
         found.scores = torch.linspace(0.6, 0.9, len(found.labels))
         sample.pred_instances = found
     assert [len(sample.pred_instances) for sample in samples] == [1, 3]
-    task.update_metric(task.val_score, samples)
-    found = task.named_values(task.val_score.compute())
+    task.update_metrics("val", {}, samples, samples)
+    found = task.compute_scores("val")
     assert float(found["bbox_map"]) == float(found["segm_map"]) == pytest.approx(1)
 
 
@@ -169,7 +164,7 @@ def test_fit_learns_and_leaves_pictures_and_names(name: str, kind: Any, scenes: 
     assert (run / "learning_curves.png").is_file()
     best = str(run / "checkpoints" / "best.ckpt")
     stored = torch.load(best, weights_only=True)
-    assert stored["class_names"] == list(META["classes"])
+    assert stored["hyper_parameters"]["spec"]["classes"] == list(META["classes"])
     main(["predict", *words, "--ckpt_path", best, "--data.predict_path", str(scenes / "images")])
     predicted = run.with_name("version_1")
     rows = table(predicted / "predictions.csv")
@@ -215,7 +210,7 @@ def test_segmentation_of_images_of_different_sizes(tmp_path: Path) -> None:
         for i, labels in enumerate(together):
             (alone,) = task({name: values[i : i + 1] for name, values in batch.items()})
             assert_close(labels, alone.pred_sem_seg.data, rtol=0, atol=0)
-        assert task.to_export(batch).images.shape == (1, 3, SIDE, SIDE)
+        assert task.to_export((batch,), "map").inputs[0].shape == (1, 3, SIDE, SIDE)
 
 
 def _compare_onnx(file: Path, task: Segmenter) -> None:
@@ -292,8 +287,8 @@ def test_a_cascade_of_heads_is_trained_and_exported(scenes: Path, tmp_path: Path
     )
     batch = next(iter(data.val_dataloader()))
     with torch.no_grad():
-        exported = task.eval().to_export(batch)
-        labels = exported.module(exported.images).argmax(dim=1)
+        exported = task.eval().to_export((batch,), "map")
+        labels = exported.module(*exported.inputs).argmax(dim=1)
         assert_close(labels, task(batch)[0].pred_sem_seg.data)
 
 

@@ -1,4 +1,4 @@
-"""Under Lightning the optimizer, schedule, hooks and weights of a config are not used, and a run says so."""
+"""Lightning does not use a config's optimizer, schedule, hooks and weights, and a run says so."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,8 @@ import torch
 from lightning import Trainer
 from mm_files import data_of, tiny, write_config, write_scenes
 
-from vision.openmmlab.models import read_config
+from vision.openmmlab.config_files import read_config, unused_settings
 from vision.openmmlab.segmenter import Segmenter
-from vision.openmmlab.unused import unused_settings
 
 CASCADE = "cascade_mask_rcnn_unireplknet_b_in22k_3x_coco.py"
 FCOS = "fcos_replknet_31b_in1k_2x_coco.py"

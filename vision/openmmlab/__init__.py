@@ -1,10 +1,10 @@
 """LarKit's backbones in MMDetection and MMSegmentation: ``custom_imports = dict(imports=['vision.openmmlab'])``.
 
-Importing this package registers the backbones, the optimizer's constructor and a hook, and stands in for mmcv's
-compiled operators where they are missing. It has to come before ``mmdet.models`` or ``mmseg.models``. A config's
-``custom_imports`` does that for the training scripts alone: others, and ``mmdet.apis``, import the models before they
-read a config. Run such a script as ``python -m vision.openmmlab TOOL.py ARGS...``, and in one's own code write
-``import vision.openmmlab`` before ``import mmdet.apis``.
+Importing this package registers the backbones, the layer decay and a hook, and replaces mmcv's compiled operators where
+they are missing. It must be imported before ``mmdet.models`` or ``mmseg.models``. In the training scripts a config's
+``custom_imports`` does that. Other scripts, and ``mmdet.apis``, import the models before they read a config: run such a
+script as ``python -m vision.openmmlab TOOL.py ARGS...``, and in your own code write ``import vision.openmmlab`` before
+``import mmdet.apis``.
 """
 
 import logging
@@ -17,6 +17,7 @@ if _missing := [name for name in ("mmengine", "mmcv") if find_spec(name) is None
         f"OpenMMLab's packages are not installed ({', '.join(_missing)}); type in LarKit's folder: "
         "pip install -e '.[openmmlab]'"
     )
+
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # mmengine imports it; it warns
 
 from vision.openmmlab.operators import install_operators  # noqa: E402
@@ -24,7 +25,6 @@ from vision.openmmlab.operators import install_operators  # noqa: E402
 install_operators()  # before anything imports mmcv.ops
 
 from vision.openmmlab.backbones import MMRepLKNet, MMUniRepLKNet  # noqa: E402
-from vision.openmmlab.hooks import AllowTF32  # noqa: E402
-from vision.openmmlab.optim import LarKLayerDecay  # noqa: E402
+from vision.openmmlab.runner import AllowTF32, LarKLayerDecay  # noqa: E402
 
 __all__ = ["AllowTF32", "LarKLayerDecay", "MMRepLKNet", "MMUniRepLKNet", "install_operators"]

@@ -2,38 +2,80 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import DefaultScope
+from mmengine.dataset import pseudo_collate
 from torch.utils.data import Dataset
 
+from core.data.images import image_files
+from core.data.labeled import SampleDataModule, Split
+from core.data.samples import Samples, source_name
+from core.data.spec import DataSpec
 from core.errors import InputError
-from core.images import image_files
-from core.training.data import DataModule
-from vision.openmmlab.models import build_dataset, innermost, read_config
+from vision.openmmlab.config_files import (
+    build_dataset,
+    build_test_pipeline,
+    build_unread_dataset,
+    check_order,
+    innermost,
+    packaged_config,
+    read_config,
+)
 
-__all__ = ["OpenMMLabData", "prediction_names"]
+__all__ = ["DetectionSpec", "OpenMMLabData", "SegmentationSpec", "output_names", "to_bgr"]
+
+_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+"""The splits of a config that each of Lightning's stages reads."""
 
 
-class OpenMMLabData(DataModule):
-    """``train_dataloader.dataset``, ``val_dataloader.dataset`` and ``test_dataloader.dataset`` of a config.
+@dataclass(frozen=True)
+class SegmentationSpec(DataSpec):
+    """What a segmentor must know of its data.
 
-    Batches are MMEngine's: ``inputs``, a list of images (3, H, W) uint8, and ``data_samples``, a list of data samples.
+    Attributes:
+        palette: color of each class, (red, green, blue) in 0 to 255; empty if the data name none.
+    """
+
+    palette: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class DetectionSpec(DataSpec):
+    """What a detector must know of its data.
+
+    Attributes:
+        palette: color of each class, (red, green, blue) in 0 to 255; empty if the data name none.
+        category_ids: id of each class in the annotation file, which may have gaps; empty if it is not known.
+    """
+
+    palette: tuple[tuple[int, int, int], ...] = ()
+    category_ids: tuple[int, ...] = ()
+
+
+class OpenMMLabData(SampleDataModule):
+    """The train, val and test data sets of an OpenMMLab config.
+
+    Batches to train and evaluate are MMEngine's: ``inputs``, a list of images (3, H, W) uint8, and ``data_samples``, a
+    list of data samples. Batches to predict are pairs of such a batch and a list of names.
 
     Args:
         config: path of an OpenMMLab config, or the name of one in ``vision/openmmlab/configs``.
         options: values of the config to replace, by dotted name.
         predict_path: an image or a folder of images for ``predict``; by default the test images.
-        batch_size: images a process and step, which replaces the config's.
-        kwargs: the other arguments of :class:`core.training.DataModule`.
+        batch_size: images for each process and step; the config's own is not used.
+        num_workers: processes that load data, for each training process; 0 loads in the training process.
+        drop_last: leave out the incomplete last training batch.
 
     Raises:
-        MissingError: if the config or its files are not there.
+        MissingError: if the config or its files are missing.
         InputError: if annotations are broken.
     """
+
+    runs_files: ClassVar[tuple[str, ...]] = ("config",)
 
     def __init__(
         self,
@@ -42,52 +84,150 @@ class OpenMMLabData(DataModule):
         options: dict[str, Any] | None = None,
         predict_path: str | None = None,
         batch_size: int = 2,
-        **kwargs: Any,
+        num_workers: int = 2,
+        drop_last: bool = True,
     ) -> None:
-        super().__init__(batch_size=batch_size, **kwargs)
-        self.config, self.options = config, options
-        self.predict_path = Path(predict_path) if predict_path else None
+        super().__init__(
+            predict_path=predict_path,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            drop_last=drop_last,
+        )
+        self.config = config
+        self.options = options
         self.collate = pseudo_collate
-        self.palette: list[Any] = []
-        self.category_ids: list[int] = []
-        self.prediction_names: dict[str, str] = {}
+        self._config: Config | None = None
+        self._spec: DataSpec | None = None
+
+    @classmethod
+    def trusts_file(cls, name: str, value: Any) -> bool:
+        """Whether the Python file that an argument names may be run when a checkpoint names it."""
+        return name == "config" and packaged_config(str(value)) is not None
+
+    def read_config(self) -> Config:
+        """The config with the options, read at the first call and kept."""
+        if self._config is None:
+            self._config = read_config(self.config, self.options)
+        return self._config
+
+    def settings(self) -> DataSpec:
+        """Class names and colors as far as the config knows them, without a look at the data."""
+        return self._spec_of(build_unread_dataset(self.read_config(), "test"), reads_files=False)
+
+    def spec(self) -> DataSpec:
+        """Class names and colors, and for a detector the ids in the annotation file."""
+        if self._spec is None:
+            self.check_data()
+            # the validation file, since that of the training split may take a minute to read
+            self._spec = self._spec_of(build_unread_dataset(self.read_config(), "val"))
+        return self._spec
+
+    def _spec_of(self, dataset: Any, *, reads_files: bool = True) -> DataSpec:
+        from vision.openmmlab.annotations import category_ids  # it imports mmdet
+
+        classes = tuple(dataset.metainfo.get("classes") or ())
+        palette = _colors(dataset.metainfo.get("palette"))
+        if self.read_config().default_scope == "mmseg":
+            return SegmentationSpec(classes=classes, palette=palette)
+
+        ids = category_ids(innermost(dataset)[0]) if reads_files else ()
+        return DetectionSpec(classes=classes, palette=palette, category_ids=ids)
 
     def check_data(self) -> None:
-        """Read the config, and look whether the images to predict on are there, before a run folder is made."""
-        read_config(self.config, self.options)
-        if self.predict_path and self.trainer and self.trainer.predicting:
-            image_files(self.predict_path)
+        """Read the config before a run folder is made."""
+        self.read_config()
+
+    def prepare_data(self) -> None:
+        """Look at the images to predict on, or at the config; the annotations are read in ``setup``."""
+        if self.predicts_files and self.predict_path is not None:
+            self.find(self.predict_path)
+        else:
+            self.check_data()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the annotations of the splits that ``stage`` needs, by default those of ``fit``."""
-        config = read_config(self.config, self.options)
-        stage = stage or "fit"
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
-        for split in wanted:
-            if stage == "predict" and self.predict_path:
-                files = image_files(self.predict_path)
-                self.predict_set = _Images(files, config)
-                self.prediction_names = prediction_names([str(file) for file in files])
-                self._take_classes(innermost(config.test_dataloader.dataset)[0].get("metainfo", {}))
-                continue
+        if stage == "predict" and self.predict_path is not None:
+            self.classes = self.settings().classes
+            self.predict_set = self._prediction_set(self.find(self.predict_path))
+            return
+
+        config = self.read_config()
+        for split in _SPLITS[stage or "fit"]:
             dataset = build_dataset(config, split)
-            _check_order(config, split)
-            self._take_classes(dataset.metainfo)
-            self.category_ids = list(getattr(innermost(dataset)[0], "cat_ids", None) or self.category_ids)
-            name = "predict" if stage == "predict" else split
-            setattr(self, f"{name}_set", dataset)
+            if split != "train":
+                check_order(config, split)
+
+            self._spec = self._spec_of(dataset)
+            self.classes = self._spec.classes
             if stage == "predict":
-                self.prediction_names = prediction_names(
-                    [dataset.get_data_info(i)["img_path"] for i in range(len(dataset))]
-                )
+                files = [dataset.get_data_info(i)["img_path"] for i in range(len(dataset))]
+                self.predict_set = _NamedImages(dataset, files)
+            else:
+                setattr(self, f"{split}_set", dataset)
 
-    def _take_classes(self, metainfo: Any) -> None:
-        self.classes = tuple(metainfo.get("classes") or self.classes)
-        self.palette = list(metainfo.get("palette") or self.palette)
+    def find(self, path: Path) -> list[Path]:
+        """The image itself, or all images below a folder, sorted."""
+        return image_files(path)
+
+    def dataset(self, samples: Samples, split: Split) -> Dataset[Any]:
+        """Images to predict on, from files or arrays; the other splits are those of the config."""
+        sources = [source for source, _ in samples]
+        names = [source_name(source) for source in sources]
+        return _NamedImages(_TestImages(sources, self.read_config()), names)
 
 
-def prediction_names(files: Sequence[str]) -> dict[str, str]:
-    """What is written for each image is called like the image, with its folders below the one common to all.
+class _TestImages(Dataset[dict[str, Any]]):
+    """Images that pass through the test pipeline of a config, without annotations.
+
+    Args:
+        sources: paths, or names with arrays (H, W, 3) uint8 RGB.
+        config: whose pipeline is used.
+    """
+
+    def __init__(self, sources: Sequence[Any], config: Config) -> None:
+        self.sources = sources
+        self.from_file = build_test_pipeline(config)
+        has_arrays = any(not isinstance(source, Path) for source in sources)
+        self.from_array = build_test_pipeline(config, from_arrays=True) if has_arrays else None
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        source = self.sources[index]
+        sample: dict[str, Any]
+        if self.from_array is not None and not isinstance(source, Path):
+            sample = self.from_array({"img": to_bgr(source[1]), "img_id": index})
+        else:
+            sample = self.from_file({"img_path": str(source), "img_id": index})
+        return sample
+
+
+class _NamedImages(Dataset[tuple[dict[str, Any], str]]):
+    """Samples with the names of their images; a data sample's ``output_name`` is that of the files written for it.
+
+    Args:
+        samples: a data set in MMEngine's form.
+        names: of its images.
+    """
+
+    def __init__(self, samples: Any, names: Sequence[str]) -> None:
+        self.samples = samples
+        self.names = names
+        self.outputs = output_names(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], str]:
+        sample = self.samples[index]
+        name = self.names[index]
+        sample["data_samples"].set_metainfo({"output_name": self.outputs[name]})
+        return sample, name
+
+
+def output_names(files: Sequence[str]) -> dict[str, str]:
+    """Names for what is written about images: like the images, with their folders below the one common to all.
 
     The suffix is left out unless two images differ in nothing else.
     """
@@ -99,42 +239,28 @@ def prediction_names(files: Sequence[str]) -> dict[str, str]:
     return {file: str(name) for file, name in chosen.items()}
 
 
-def _check_order(config: Config, split: str) -> None:
-    """Predictions are in pixels of the original image, and so the truth has to be."""
-    if split == "train":
-        return
-    for part in innermost(config[f"{split}_dataloader"].dataset):
-        kinds = [_kind(step) for step in part.get("pipeline", [])]
-        last = max((i for i, kind in enumerate(kinds) if "Resize" in kind), default=-1)
-        if any(_loads_truth(kind) for kind in kinds[: last + 1]):
+def to_bgr(pixels_HW3: np.ndarray) -> np.ndarray:
+    """RGB pixels as OpenMMLab's pipelines take them: (H, W, 3) uint8, blue first.
+
+    Args:
+        pixels_HW3: (H, W, 3) RGB, uint8, or float in [0, 1], which is rounded to the 8 bits that files have.
+
+    Raises:
+        InputError: if shape or range are others.
+    """
+    pixels = pixels_HW3
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise InputError(f"an image has shape {pixels.shape}; expected (height, width, 3), red first")
+
+    if pixels.dtype != np.uint8:
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (np.issubdtype(pixels.dtype, np.floating) and low >= 0 and high <= 1):
             raise InputError(
-                f"the {split} pipeline of {config.filename} loads annotations before {kinds[last]}, which would scale "
-                "them; put LoadAnnotations after it"
+                f"an image has {pixels.dtype} pixels from {low:g} to {high:g}; expected uint8, or float in [0, 1]"
             )
+        pixels = (255 * pixels.astype(np.float32)).round().astype(np.uint8)
+    return np.ascontiguousarray(pixels[..., ::-1])
 
 
-def _kind(step: Any) -> str:
-    """A step's name without the package that may stand before it: 'mmdet.Resize'."""
-    return str(step.type).rpartition(".")[2]
-
-
-def _loads_truth(kind: str) -> bool:
-    return kind.startswith("Load") and kind.endswith("Annotations")
-
-
-class _Images(Dataset[dict[str, Any]]):
-    """Image files through the test pipeline of a config, without annotations."""
-
-    def __init__(self, files: list[Path], config: Config) -> None:
-        self.files = files
-        pipeline = innermost(config.test_dataloader.dataset)[0].pipeline
-        steps = [step for step in pipeline if not _loads_truth(_kind(step))]
-        with DefaultScope.overwrite_default_scope(config.default_scope):
-            self.pipeline = Compose(steps)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample: dict[str, Any] = self.pipeline({"img_path": str(self.files[index]), "img_id": index})
-        return sample
+def _colors(palette: Any) -> tuple[tuple[int, int, int], ...]:
+    return tuple((int(red), int(green), int(blue)) for red, green, blue in palette or ())

@@ -8,60 +8,73 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
 from torchmetrics.detection import MeanAveragePrecision
 
 from core.errors import InputError
+from core.export import Exported
+from core.io.atomic import atomic_write
 from core.training.run_folder import run_folder
-from core.training.task import Exported
-from core.writing import whole_file
-from vision.openmmlab.drawing import colours, draw_objects
+from core.training.task import EvaluationSplit
+from vision.openmmlab.data import DetectionSpec
+from vision.openmmlab.overlays import class_colors, draw_objects
 from vision.openmmlab.task import Batch, OpenMMLabTask
 
 __all__ = ["Detector"]
 
 
 class Detector(OpenMMLabTask):
-    """Boxes, and masks where the model has them: ``val_bbox_map``, ``val_bbox_map_50``, ``val_segm_map``, ..."""
+    """Boxes, and masks where the model has them: logs ``val_bbox_map``, ``val_bbox_map_50``, ``val_segm_map``, ...
+
+    ``task(pixels)`` takes images (B, 3, H, W) RGB, uint8 or float in [0, 1], and returns a data sample for each, with
+    ``bboxes``, ``scores``, ``labels`` and ``masks`` in ``pred_instances``.
+
+    Args:
+        config: path of an MMDetection config, or the name of one in ``vision/openmmlab/configs``.
+        kwargs: the other arguments of :class:`vision.openmmlab.task.OpenMMLabTask`.
+    """
 
     monitor: ClassVar[str] = "val_bbox_map"
+    spec_class = DetectionSpec
     scope = "mmdet"
     shown_score: ClassVar[float] = 0.3
     """Objects with a lower score are not drawn; ``predictions.json`` has them all."""
 
+    spec: DetectionSpec
+
     def __init__(self, config: str, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        self.results: list[dict[str, Any]] = []
-        self.category_ids: list[int] = []
-        self.num_classes = _class_count(self.model)
         self.has_masks = bool(getattr(self.model, "with_mask", False))
+        self.results: list[dict[str, Any]] = []
+
         kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if self.has_masks else ("bbox",)
         self.val_score = MeanAveragePrecision(iou_type=kinds, backend="pycocotools")
         self.test_score = MeanAveragePrecision(iou_type=kinds, backend="pycocotools")
 
-    def setup(self, stage: str) -> None:
-        """Take the classes' ids in the annotation file too."""
-        super().setup(stage)
-        data = getattr(self.trainer, "datamodule", None)
-        self.category_ids = list(getattr(data, "category_ids", ())) or self.category_ids
+    def count_classes(self, model: nn.Module) -> int:
+        """The number of classes of the head that predicts boxes.
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep those ids too."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["category_ids"] = list(self.category_ids)
+        Raises:
+            InputError: if there is no such head.
+        """
+        holder = getattr(model, "roi_head", None)
+        head: Any = getattr(model if holder is None else holder, "bbox_head", None)
+        if isinstance(head, nn.ModuleList):
+            head = head[0]
+        if not hasattr(head, "num_classes"):
+            raise InputError(
+                f"{type(model).__name__} has no head for boxes (bbox_head, or one in roi_head), and Detector takes "
+                "models that predict boxes; train this one with MMDetection's tools/train.py"
+            )
+        count: int = head.num_classes
+        return count
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them."""
-        super().on_load_checkpoint(checkpoint)
-        self.category_ids = checkpoint.get("category_ids", self.category_ids)
-
-    def check_batch(self, batch: Batch) -> None:
+    def check_truth(self, samples: list[Any]) -> None:
         """Refuse a box of a class that the model does not have.
 
         Raises:
             InputError: naming the image.
         """
-        for sample in batch["data_samples"]:
+        for sample in samples:
             labels = sample.gt_instances.labels
             if len(labels) and int(labels.max()) >= self.num_classes:
                 raise InputError(
@@ -69,13 +82,34 @@ class Detector(OpenMMLabTask):
                     f"{self.num_classes - 1}; set the class count of its heads with --model.options"
                 )
 
-    def update_metric(self, score: Metric | MetricCollection, predictions: list[Any]) -> None:
-        """Add boxes, scores, labels and masks, in pixels of the original image."""
-        found = [self._instances(sample.pred_instances) for sample in predictions]
-        score.update(found, [self._truth(sample) for sample in predictions])
+    # Evaluation
 
-    def _instances(self, instances: Any) -> dict[str, Tensor]:
-        values = {"boxes": instances.bboxes, "labels": instances.labels}
+    def score(self, split: EvaluationSplit) -> MeanAveragePrecision:
+        """The metric of a split."""
+        return self.val_score if split == "val" else self.test_score
+
+    def update_metrics(self, split: EvaluationSplit, raw: Batch, output: list[Any], target: list[Any]) -> None:
+        """Add boxes, scores, labels and masks, in pixels of the original image."""
+        self.check_truth(target)
+        predictions = [self._values(sample.pred_instances) for sample in output]
+        truths = [self._truth(sample) for sample in output]
+        self.score(split).update(predictions, truths)
+
+    def compute_scores(self, split: EvaluationSplit) -> dict[str, Tensor]:
+        """Mean average precision over IoU 0.5 to 0.95, at 0.5 and at 0.75, of boxes and masks."""
+        values = self.score(split).compute()
+        self.score(split).reset()
+
+        scores = {}
+        for kind in ("bbox", "segm") if self.has_masks else ("bbox",):
+            prefix = f"{kind}_" if self.has_masks else ""  # torchmetrics leaves it out where there is one kind
+            for name in ("map", "map_50", "map_75"):
+                scores[f"{kind}_{name}"] = values[f"{prefix}{name}"]
+        return scores
+
+    def _values(self, instances: Any) -> dict[str, Tensor]:
+        """Objects as torchmetrics takes them; scores only where there are some."""
+        values = {"boxes": _plain(instances.bboxes), "labels": instances.labels}
         if "scores" in instances:
             values["scores"] = instances.scores
         if self.has_masks:
@@ -84,91 +118,107 @@ class Detector(OpenMMLabTask):
         return values
 
     def _truth(self, sample: Any) -> dict[str, Tensor]:
-        """Boxes of an image; those to be ignored are marked as crowds."""
-        parts = [self._instances(sample.gt_instances), self._instances(sample.ignored_instances)]
-        truth = {name: torch.cat([_plain(part[name]) for part in parts]) for name in parts[0]}
-        counts = [len(part["labels"]) for part in parts]
-        truth["iscrowd"] = torch.tensor([0] * counts[0] + [1] * counts[1], device=self.device)
+        """The objects of an image; those to be ignored are marked as crowds."""
+        objects = self._values(sample.gt_instances)
+        ignored = self._values(sample.ignored_instances)
+        truth = {name: torch.cat([objects[name], ignored[name]]) for name in objects}
+        crowd = [0] * len(objects["labels"]) + [1] * len(ignored["labels"])
+        truth["iscrowd"] = torch.tensor(crowd, device=self.device)
         return truth
 
-    def to_export(self, batch: Batch) -> Exported:
-        """Nothing yet.
+    # Prediction
+
+    def rows(self, output: list[Any], names: Any) -> dict[str, list[Any]]:
+        """For each image its file and the objects found, best score first.
+
+        Returns:
+            Columns ``file``, ``classes`` (names), ``scores`` (in [0, 1]), ``boxes`` (x1, y1, x2, y2 in pixels) and, of a
+            model with masks, ``masks`` (an array (N, H, W) bool).
+        """
+        columns: dict[str, list[Any]] = {"file": list(names), "classes": [], "scores": [], "boxes": []}
+        if self.has_masks:
+            columns["masks"] = []
+
+        for sample in output:
+            found = sample.pred_instances.cpu()
+            columns["classes"].append([self.class_names[label] for label in found.labels.tolist()])
+            columns["scores"].append(found.scores.tolist())
+            columns["boxes"].append(found.bboxes.tolist())
+            if self.has_masks:
+                columns["masks"].append(found.masks.numpy())
+        return columns
+
+    def write_prediction(self, sample: Any, folder: Path) -> dict[str, Any]:
+        """Keep the objects in COCO's result format, for ``predictions.json``."""
+        found = sample.pred_instances.cpu()
+        for i, label in enumerate(found.labels.tolist()):
+            x1, y1, x2, y2 = found.bboxes[i].tolist()
+            result = {
+                "image_id": sample.img_id,
+                "file_name": sample.img_path,
+                "score": float(found.scores[i]),
+                "category_id": self.category_id(label),
+                "category": self.class_names[label],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+            }
+            if self.has_masks:
+                encoded = coco_mask.encode(np.asfortranarray(found.masks[i].numpy()))
+                result["segmentation"] = {**encoded, "counts": encoded["counts"].decode("ascii")}
+            self.results.append(result)
+        return {"objects": len(found)}
+
+    def report(self, split: EvaluationSplit) -> None:
+        """Log the scores and draw the examples; of predictions, write the objects as ``predictions.json``."""
+        super().report(split)
+        if split != "predict":
+            return
+
+        folder = run_folder(self.trainer) or Path(self.trainer.default_root_dir)
+        rank = f".{self.global_rank}" if self.trainer.world_size > 1 else ""
+        with atomic_write(folder / f"predictions{rank}.json") as unfinished:
+            unfinished.write_text(json.dumps(self.results), encoding="utf-8")
+        self.results = []
+
+    def category_id(self, label: int) -> int:
+        """A class's id in the annotation file, which may have gaps; counted from 1 where the file is not known."""
+        ids = self.spec.category_ids
+        return ids[label] if label < len(ids) else label + 1
+
+    # Pictures
+
+    def draw(self, sample: Any) -> Tensor:
+        """The image with the objects that have a score of at least :attr:`shown_score`."""
+        found = sample.pred_instances
+        found = found[found.scores >= self.shown_score]
+        scores = [f" {score:.2f}" for score in found.scores.tolist()]
+        return self._draw(sample, found, scores)
+
+    def draw_truth(self, sample: Any) -> Tensor:
+        """The image with the objects of the annotation file."""
+        return self._draw(sample, sample.gt_instances, [""] * len(sample.gt_instances))
+
+    def _draw(self, sample: Any, objects: Any, scores: list[str]) -> Tensor:
+        values = self._values(objects)
+        labels = values["labels"].tolist()
+        colors = class_colors(self.num_classes, self.spec.palette)
+        return draw_objects(
+            sample.img_path,
+            values["boxes"],
+            [f"{self.class_names[label]}{score}" for label, score in zip(labels, scores, strict=True)],
+            [colors[label] for label in labels],
+            values.get("masks"),
+        )
+
+    def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
+        """Not supported.
 
         Raises:
             InputError: always.
         """
         raise InputError("detectors are not exported; their backbone is: core.export.export_model, or use mmdeploy")
 
-    def write_prediction(self, sample: Any, folder: Path) -> dict[str, Any]:
-        """Keep the objects in COCO's result format; ``predictions.json`` is written at the end."""
-        found = sample.pred_instances.cpu()
-        x1, y1, x2, y2 = (column.tolist() for column in found.bboxes.T)
-        for i, (score, label) in enumerate(zip(found.scores.tolist(), found.labels.tolist(), strict=True)):
-            result = {"image_id": sample.img_id, "file_name": sample.img_path, "score": score}
-            result |= {"category_id": self.category_id(label), "category": self.class_name(label)}
-            result |= {"bbox": [x1[i], y1[i], x2[i] - x1[i], y2[i] - y1[i]]}
-            if self.has_masks:
-                packed = coco_mask.encode(np.asfortranarray(found.masks[i].numpy()))
-                result["segmentation"] = packed | {"counts": packed["counts"].decode("ascii")}
-            self.results.append(result)
-        return {"objects": len(found)}
 
-    def draw(self, sample: Any) -> Tensor:
-        """Objects with a score of at least :attr:`shown_score`."""
-        found = sample.pred_instances
-        found = found[found.scores >= self.shown_score]
-        scores = [f" {score:.2f}" for score in found.scores.tolist()]
-        return self._draw(sample.img_path, found, scores)
-
-    def draw_truth(self, sample: Any) -> Tensor:
-        """Objects of the annotation file."""
-        return self._draw(sample.img_path, sample.gt_instances, [""] * len(sample.gt_instances))
-
-    def _draw(self, path: str, objects: Any, texts: list[str]) -> Tensor:
-        known = self._instances(objects)
-        labels = known["labels"].tolist()
-        chosen = colours(self.num_classes, self.palette)
-        texts = [f"{self.class_name(label)}{text}" for label, text in zip(labels, texts, strict=True)]
-        boxes = _plain(known["boxes"])
-        return draw_objects(path, boxes, texts, [chosen[label] for label in labels], known.get("masks"))
-
-    def class_name(self, label: int) -> str:
-        """Name of a class, or its number where the data have not been seen."""
-        return self.class_names[label] if self.class_names else str(label)
-
-    def category_id(self, label: int) -> int:
-        """A class's id in the annotation file, which may have gaps; counted from 1 where no file has been seen."""
-        return self.category_ids[label] if label < len(self.category_ids) else label + 1
-
-    def on_predict_end(self) -> None:
-        """Write the objects of all images as ``predictions.json``."""
-        folder = run_folder(self.trainer) or Path(self.trainer.default_root_dir)
-        place = f".{self.global_rank}" if self.trainer.world_size > 1 else ""
-        with whole_file(folder / f"predictions{place}.json") as unfinished:
-            unfinished.write_text(json.dumps(self.results), encoding="utf-8")
-        self.results = []
-
-    def named_values(self, computed: Any) -> dict[str, Tensor]:
-        """Mean average precision over IoU 0.5 to 0.95, at 0.5 and at 0.75, of boxes and masks."""
-        prefixes = {"bbox": "bbox_", "segm": "segm_"} if self.has_masks else {"bbox": ""}
-        names = ("map", "map_50", "map_75")
-        return {f"{kind}_{n}": computed[f"{prefix}{n}"] for kind, prefix in prefixes.items() for n in names}
-
-
-def _class_count(model: nn.Module) -> int:
-    head: Any = getattr(model, "roi_head", None)
-    head = getattr(model if head is None else head, "bbox_head", None)
-    head = head[0] if isinstance(head, nn.ModuleList) else head
-    if not hasattr(head, "num_classes"):
-        raise InputError(
-            f"{type(model).__name__} has no head for boxes (bbox_head, or one in roi_head), and Detector takes models "
-            "that predict boxes; train this one with MMDetection's tools/train.py"
-        )
-    count: int = head.num_classes
-    return count
-
-
-def _plain(values: Any) -> Tensor:
-    """A tensor, out of MMDetection's box type if it is in one."""
-    tensor: Tensor = getattr(values, "tensor", values)
+def _plain(boxes: Any) -> Tensor:
+    """Boxes as a tensor; MMDetection holds the true ones in a type of its own."""
+    tensor: Tensor = getattr(boxes, "tensor", boxes)
     return tensor

@@ -1,4 +1,4 @@
-"""Pipelines that several configs share, as lists of plain dicts in MMEngine's form."""
+"""Image pipelines that several segmentation configs share, as lists of plain dicts in MMEngine's form."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 __all__ = ["segmentation_test", "segmentation_train", "segmentation_views"]
 
 Step = dict[str, Any]
-_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+_VIEW_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 def segmentation_train(scale: tuple[int, int], crop: tuple[int, int], labels: Step) -> list[Step]:
-    """Resize to half to double ``scale``, crop with at most three quarters of one class, flip, distort colours.
+    """Resize to half to double ``scale``, crop with at most three quarters of one class, flip, distort colors.
 
     Args:
         scale: (long, short) side in pixels that ratio 1 fits into.
@@ -36,18 +37,30 @@ def segmentation_test(scale: tuple[int, int], labels: Step, multiple: int = 1) -
         labels: the step that loads the label map.
         multiple: then stretch each side to the next multiple of this.
     """
-    resize = {"type": "Resize", "scale": scale, "keep_ratio": True}
-    return [{"type": "LoadImageFromFile"}, resize, *_stretch(multiple), labels, {"type": "PackSegInputs"}]
+    return [
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "scale": scale, "keep_ratio": True},
+        *_stretch_to(multiple),
+        labels,
+        {"type": "PackSegInputs"},
+    ]
 
 
 def segmentation_views(
-    scale: tuple[int, int], labels: Step, multiple: int = 1, ratios: Sequence[float] = _RATIOS
+    scale: tuple[int, int], labels: Step, multiple: int = 1, ratios: Sequence[float] = _VIEW_RATIOS
 ) -> list[Step]:
-    """Six sizes and their mirror images, for the papers' multi-scale figures (``--tta``)."""
+    """Six sizes and their mirror images, for the papers' multi-scale figures (``--tta``).
+
+    Args:
+        scale: (long, short) side in pixels that ratio 1 fits into.
+        labels: the step that loads the label map.
+        multiple: then stretch each side to the next multiple of this.
+        ratios: factors on ``scale``, one for each size.
+    """
     sizes = [tuple(int(side * ratio) for side in scale) for ratio in ratios]
     views = [
         [{"type": "Resize", "scale": size, "keep_ratio": True} for size in sizes],
-        *([step] for step in _stretch(multiple)),
+        *([step] for step in _stretch_to(multiple)),
         [{"type": "RandomFlip", "prob": prob, "direction": "horizontal"} for prob in (0.0, 1.0)],
         [labels],
         [{"type": "PackSegInputs"}],
@@ -55,5 +68,5 @@ def segmentation_views(
     return [{"type": "LoadImageFromFile"}, {"type": "TestTimeAug", "transforms": views}]
 
 
-def _stretch(multiple: int) -> list[Step]:
+def _stretch_to(multiple: int) -> list[Step]:
     return [{"type": "ResizeToMultiple", "size_divisor": multiple}] if multiple > 1 else []

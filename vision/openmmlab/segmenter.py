@@ -1,59 +1,83 @@
 """MMSegmentation's segmentors as LightningModules."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from PIL import Image
+import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from core.errors import InputError
-from core.training.confusion import PairCounts
-from core.training.task import Exported
-from core.writing import whole_file
-from vision.openmmlab.drawing import colours, draw_label_map
-from vision.openmmlab.task import Batch, OpenMMLabTask
+from core.export import Exported
+from core.training.classification import ConfusionCounts
+from core.training.task import EvaluationSplit
+from vision.openmmlab.data import SegmentationSpec
+from vision.openmmlab.overlays import class_colors, draw_label_map
+from vision.openmmlab.task import Batch, OpenMMLabTask, write_png
 
 __all__ = ["MeanIoU", "Segmenter"]
 
 
-class MeanIoU(PairCounts, MulticlassJaccardIndex):
+class MeanIoU(ConfusionCounts, MulticlassJaccardIndex):
     """torchmetrics' intersection over union from our counts."""
 
 
 class Segmenter(OpenMMLabTask):
-    """A class for every pixel: ``val_miou``, the mean over classes of intersection over union, and ``val_acc``."""
+    """A class for every pixel: logs ``val_miou``, the mean over classes of intersection over union, and ``val_acc``.
+
+    ``task(pixels)`` takes images (B, 3, H, W) RGB, uint8 or float in [0, 1], and returns a data sample for each, with
+    the label map (1, H, W) in ``pred_sem_seg.data``.
+
+    Args:
+        config: path of an MMSegmentation config, or the name of one in ``vision/openmmlab/configs``.
+        kwargs: the other arguments of :class:`vision.openmmlab.task.OpenMMLabTask`.
+    """
 
     monitor: ClassVar[str] = "val_miou"
+    spec_class = SegmentationSpec
     scope = "mmseg"
+
+    spec: SegmentationSpec
 
     def __init__(self, config: str, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        head: Any = self.model.get_submodule("decode_head")
-        head = head[-1] if isinstance(head, nn.ModuleList) else head  # of a cascade the last one predicts
-        self.num_classes, self.ignore_index = head.num_classes, head.ignore_index
-        options: dict[str, Any] = {"num_classes": self.num_classes, "ignore_index": self.ignore_index}
-        scores = MetricCollection({"miou": MeanIoU(**options), "acc": MulticlassAccuracy(average="micro", **options)})
-        self.val_score, self.test_score = scores, scores.clone()
+        self.ignore_index: int = _last_head(self.model).ignore_index
+        scores = MetricCollection(
+            {
+                "miou": MeanIoU(num_classes=self.num_classes, ignore_index=self.ignore_index),
+                "acc": MulticlassAccuracy(self.num_classes, average="micro", ignore_index=self.ignore_index),
+            }
+        )
+        self.val_score = scores
+        self.test_score = scores.clone()
 
-    def forward(self, batch: Batch) -> list[Any]:
-        """As of any task; MMSegmentation takes images of one size, others go through one at a time."""
-        images, samples = batch["inputs"], batch["data_samples"]
-        sizes = {(x.shape, sample.metainfo.get("ori_shape")) for x, sample in zip(images, samples, strict=True)}
+    def count_classes(self, model: nn.Module) -> int:
+        """The number of classes of the head that predicts."""
+        count: int = _last_head(model).num_classes
+        return count
+
+    def predict_samples(self, batch: Batch) -> list[Any]:
+        """Label maps of a batch; MMSegmentation takes images of one size, others pass one at a time."""
+        images = batch["inputs"]
+        samples = batch["data_samples"]
+        sizes = {(image.shape, sample.metainfo.get("ori_shape")) for image, sample in zip(images, samples, strict=True)}
         if len(sizes) == 1:
-            return super().forward(batch)
-        ones = [{"inputs": [x], "data_samples": [sample]} for x, sample in zip(images, samples, strict=True)]
-        return [sample for one in ones for sample in super(Segmenter, self).forward(one)]
+            return super().predict_samples(batch)
 
-    def check_batch(self, batch: Batch) -> None:
+        predictions = []
+        for image, sample in zip(images, samples, strict=True):
+            predictions += super().predict_samples({"inputs": [image], "data_samples": [sample]})
+        return predictions
+
+    def check_truth(self, samples: list[Any]) -> None:
         """Refuse a pixel of a class that the model does not have.
 
         Raises:
             InputError: naming the image.
         """
-        for sample in batch["data_samples"]:
+        for sample in samples:
             labels = sample.gt_sem_seg.data
             wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_index)]
             if len(wrong):
@@ -63,42 +87,80 @@ class Segmenter(OpenMMLabTask):
                     "count of the heads with --model.options"
                 )
 
-    def update_metric(self, score: Metric | MetricCollection, predictions: list[Any]) -> None:
-        """Add label maps (1, H, W)."""
-        for sample in predictions:
-            score.update(sample.pred_sem_seg.data, sample.gt_sem_seg.data)
+    def score(self, split: EvaluationSplit) -> MetricCollection:
+        """The metrics of a split."""
+        return self.val_score if split == "val" else self.test_score
 
-    def to_export(self, batch: Batch) -> Exported:
-        """Normalised images (B, 3, H, W) to logits (B, num_classes, H, W); UPerNet's pooling wants a fixed size."""
-        data = self._prepared({name: values[:1] for name, values in batch.items()})  # the next may have another size
-        return Exported(
-            Path(self.hparams["config"]).stem, _Logits(self.model).train(self.training), data["inputs"], fixed_size=True
-        )
+    def update_metrics(self, split: EvaluationSplit, raw: Batch, output: list[Any], target: list[Any]) -> None:
+        """Add label maps (1, H, W)."""
+        self.check_truth(target)
+        for sample in output:
+            self.score(split).update(sample.pred_sem_seg.data, sample.gt_sem_seg.data)
+
+    def compute_scores(self, split: EvaluationSplit) -> dict[str, Tensor]:
+        """Mean intersection over union, and the share of pixels that are right."""
+        values: dict[str, Tensor] = dict(self.score(split).compute())
+        self.score(split).reset()
+        return values
+
+    def rows(self, output: list[Any], names: Any) -> dict[str, list[Any]]:
+        """For each image its file, the classes found, their shares of the pixels and the label map.
+
+        Returns:
+            Columns ``file``, ``classes`` (names, largest share first), ``shares`` (in [0, 1]) and ``labels`` (an array
+            (H, W) of class numbers).
+        """
+        columns: dict[str, list[Any]] = {"file": list(names), "classes": [], "shares": [], "labels": []}
+        for sample in output:
+            labels_HW = sample.pred_sem_seg.data[0].cpu()
+            counts = torch.bincount(labels_HW.flatten(), minlength=self.num_classes)
+            found = [label for label in counts.argsort(descending=True, stable=True).tolist() if counts[label]]
+
+            columns["classes"].append([self.class_names[label] for label in found])
+            columns["shares"].append([int(counts[label]) / labels_HW.numel() for label in found])
+            columns["labels"].append(labels_HW.numpy())
+        return columns
 
     def write_prediction(self, sample: Any, folder: Path) -> dict[str, Any]:
-        """Write the label map, a PNG with the class numbers as they are."""
-        path = folder / "labels" / f"{self.prediction_name(sample)}.png"
+        """Write the label map as a PNG whose pixels are the class numbers."""
+        path = folder / "labels" / f"{sample.output_name}.png"
         labels = sample.pred_sem_seg.data[0].cpu().numpy()
-        image = Image.fromarray(labels.astype(np.uint8 if self.num_classes <= 256 else np.uint16))
-        with whole_file(path) as unfinished:
-            image.save(unfinished, format="png")
+        write_png(labels.astype(np.uint8 if self.num_classes <= 256 else np.uint16), path)
         return {"labels": str(path)}
 
     def draw(self, sample: Any) -> Tensor:
-        """The predicted label map."""
-        return draw_label_map(sample.img_path, sample.pred_sem_seg.data[0], colours(self.num_classes, self.palette))
+        """The image with the predicted label map."""
+        return self._draw(sample, sample.pred_sem_seg)
 
     def draw_truth(self, sample: Any) -> Tensor:
-        """The true label map."""
-        return draw_label_map(sample.img_path, sample.gt_sem_seg.data[0], colours(self.num_classes, self.palette))
+        """The image with the true label map."""
+        return self._draw(sample, sample.gt_sem_seg)
 
-    def named_values(self, computed: Any) -> dict[str, Tensor]:
-        """The collection's values as they are."""
-        return dict(computed)
+    def _draw(self, sample: Any, labels: Any) -> Tensor:
+        return draw_label_map(sample.img_path, labels.data[0], class_colors(self.num_classes, self.spec.palette))
+
+    def to_export(self, raw: tuple[Batch], source: Literal["raw", "map"]) -> Exported:  # type: ignore[override]
+        """Normalized images (B, 3, H, W) to logits (B, num_classes, H, W), of one fixed size, as UPerNet pools.
+
+        Raises:
+            InputError: for raw samples, which the exporter cannot follow through OpenMMLab's pipelines.
+        """
+        if source == "raw":
+            raise InputError("a segmentor is exported from normalized images on; type --from map")
+
+        (batch,) = raw
+        first = {name: values[:1] for name, values in batch.items()}  # the next image may have another size
+        images = self.prepared(first)["inputs"]
+        return Exported(
+            name=Path(self.config_name).stem,
+            module=_Logits(self.model).train(self.training),
+            inputs=(images,),
+            fixed_size=True,
+        )
 
 
 class _Logits(nn.Module):
-    """A segmentor as a function of normalised images alone."""
+    """A segmentor as a function of normalized images alone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -106,6 +168,12 @@ class _Logits(nn.Module):
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, num_classes, H, W)."""
-        whole: Any = self.model.encode_decode  # mode="tensor" does not know cascades
-        logits: Tensor = whole(x_B3HW, [{"img_shape": x_B3HW.shape[2:]}])
+        encode_decode: Any = self.model.encode_decode  # mode="tensor" does not know cascades
+        logits: Tensor = encode_decode(x_B3HW, [{"img_shape": x_B3HW.shape[2:]}])
         return logits
+
+
+def _last_head(model: nn.Module) -> Any:
+    """The head that predicts, which is the last one of a cascade."""
+    head = model.get_submodule("decode_head")
+    return head[-1] if isinstance(head, nn.ModuleList) else head

@@ -1,26 +1,36 @@
 """What a detector of MMDetection and a segmentor of MMSegmentation have in common as LightningModules."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
 
-from core.checkpoints import load_weights
-from core.errors import InputError
-from core.training.data import padding_in_batch
-from core.training.drawing import draw_figure
-from core.training.pictures import image_sheet
+from core.data.module import DataModule
+from core.data.spec import DataSpec, numbered_classes
+from core.errors import InputError, listed
+from core.io.atomic import atomic_write
+from core.io.weights import load_weights
+from core.training.plots import Examples
 from core.training.run_folder import run_folder
-from core.training.task import Task
-from core.writing import whole_file
-from vision.openmmlab.drawing import Sheet
-from vision.openmmlab.models import build_model, read_config
-from vision.openmmlab.unused import unused_settings
+from core.training.task import EvaluationSplit, Task
+from vision.openmmlab.config_files import (
+    build_model,
+    build_test_pipeline,
+    packaged_config,
+    read_config,
+    unused_settings,
+)
+from vision.openmmlab.data import OpenMMLabData, to_bgr
+from vision.openmmlab.overlays import side_by_side
 
 __all__ = ["Batch", "OpenMMLabTask"]
 
@@ -31,32 +41,39 @@ Batch = dict[str, list[Any]]
 class OpenMMLabTask(Task):
     """A model of OpenMMLab in Lightning's loops: its own loss and predictions, LarKit's optimizer and schedule.
 
-    Of the config the model and the data sets are used; a warning names what else it sets, and the options for that.
+    ``task(pixels)`` takes images and returns OpenMMLab's data samples with the predictions, in pixels of these images.
+    The images pass through the test pipeline of the config first, as the images of ``lightning predict`` do.
+
+    Only the model and the data sets of the config are used. A warning names what else it sets, and the options that
+    replace it.
 
     Args:
         config: path of an OpenMMLab config, or the name of one in ``vision/openmmlab/configs``.
         options: values of the config to replace, by dotted name.
+        spec: class names and colors of the data; the command passes it.
         pretrained: load what ``init_cfg`` of the config's backbone names.
         weights: file or Hub name with weights of the whole model or of its backbone, for :func:`core.load_weights`.
         kwargs: the other arguments of :class:`core.training.Task`.
 
     Raises:
-        MissingError: if the config is not there.
-        InputError: if it cannot be built, or is for the other package.
+        MissingError: if there is no such config.
+        InputError: if the config cannot be built, or is for the other package.
     """
 
     monitor_mode: ClassVar[Literal["min", "max"]] = "max"
     runs_files: ClassVar[tuple[str, ...]] = ("config",)
-    val_score: Metric | MetricCollection
-    test_score: Metric | MetricCollection
+    data_class = OpenMMLabData
     scope: ClassVar[str]
-    """The package whose config it takes."""
+    """The package whose configs it takes, 'mmdet' or 'mmseg'."""
+
+    num_classes: int
 
     def __init__(
         self,
         config: str,
         *,
         options: dict[str, Any] | None = None,
+        spec: DataSpec | Mapping[str, Any] | None = None,
         pretrained: bool = False,
         weights: str | None = None,
         **kwargs: Any,
@@ -66,106 +83,206 @@ class OpenMMLabTask(Task):
             raise InputError(
                 f"{config} is for {read.default_scope}; {type(self).__name__} takes configs of {self.scope}"
             )
-        super().__init__(build_model(read, pretrained=pretrained and weights is None), **kwargs)
-        self.unused = unused_settings(read, pretrained=pretrained, weights=weights)
-        self.class_names: list[str] = []
-        self.palette: list[Any] = []
-        self.sheet = Sheet()
-        if weights is not None:
-            load_weights(self.model, weights)
+        model = build_model(read, pretrained=pretrained and weights is None)
 
-    def attach(self, backbone: nn.Module) -> None:
-        """Keep the whole model, which holds the backbone."""
+        super().__init__(model, spec=spec, weights=weights, **kwargs)
+
+        self.config_name = config
+        self.config_options = options
+        self.mm_config = read
+        self.unused = unused_settings(read, pretrained=pretrained, weights=weights)
+        self.examples = Examples(size=8, columns=2, width=4.5)
+
+    def build(self, backbone: nn.Module) -> None:
+        """Keep the whole model, which holds the backbone, and number the classes that the data have not named."""
         self.model = backbone
+        self.num_classes = self.count_classes(backbone)
+        if not self.spec.classes:
+            self.store_spec(replace(self.spec, classes=numbered_classes(self.num_classes)))
+        self.check_class_count(self.spec.classes)
 
     @property
     def backbone(self) -> nn.Module:  # type: ignore[override]
         """The backbone inside the model."""
         return self.model.get_submodule("backbone")
 
-    def forward(self, batch: Batch) -> list[Any]:
-        """Predictions of a batch, one data sample an image, boxes and maps in the size of the original image."""
-        data = self._prepared(batch)
+    @property
+    def feature_map(self) -> nn.Module:  # type: ignore[override]
+        """The model's data preprocessor, which normalizes images and pads them to one size."""
+        return self.model.get_submodule("data_preprocessor")
+
+    def load(self, source: str) -> None:
+        """Load weights of the whole model or of its backbone."""
+        load_weights(self.model, source)
+
+    @classmethod
+    def trusts_file(cls, name: str, value: Any) -> bool:
+        """Whether the Python file that an argument names may be run when a checkpoint names it."""
+        return name == "config" and packaged_config(str(value)) is not None
+
+    # The data
+
+    def check_class_count(self, theirs: tuple[str, ...]) -> None:
+        """Refuse data with more or fewer classes than the heads have.
+
+        Raises:
+            InputError: naming the classes of the data.
+        """
+        if theirs and len(theirs) != self.num_classes:
+            raise InputError(
+                f"the heads of the model have {self.num_classes} classes and the data {len(theirs)} ({listed(theirs)}); "
+                "set the class count of its heads with --model.options, or the classes with --data.options"
+            )
+
+    def use_classes(self, theirs: tuple[str, ...]) -> None:
+        """Take the class names of the data, and refuse data with other classes."""
+        self.check_class_count(theirs)
+        super().use_classes(theirs)
+
+    def use_data(self, data: DataModule, stage: str) -> None:
+        """Before training, name the settings of the config that are not used."""
+        if stage == "fit" and self.unused:
+            rank_zero_warn(self.unused)
+
+    def prediction_data(self, *, batch_size: int, num_workers: int) -> OpenMMLabData:
+        """What reads images for :meth:`predict`: the test pipeline of the task's config."""
+        return OpenMMLabData(
+            self.config_name,
+            options=self.config_options,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
+
+    # The flow
+
+    def unpack(self, batch: Any) -> tuple[Batch, list[Any]]:
+        """MMEngine's batch with its data samples, which hold the truth; a batch to predict comes with names."""
+        if isinstance(batch, dict):
+            return batch, batch["data_samples"]
+        raw, names = batch
+        return raw, list(names)
+
+    def batch_length(self, raw: Batch) -> int:
+        """The number of images in a batch."""
+        return len(raw["inputs"])
+
+    def forward(self, raw: Batch | Tensor) -> list[Any]:  # type: ignore[override]
+        """Predict.
+
+        Args:
+            raw: images (B, 3, H, W) RGB, uint8 or float in [0, 1], which is rounded to the 8 bits that files have; or
+                a batch in MMEngine's form.
+
+        Returns:
+            A data sample for each image, in pixels of the image that came in: ``pred_instances`` with ``bboxes`` (N, 4),
+            ``scores`` (N,), ``labels`` (N,) and ``masks`` (N, H, W) bool of a detector, or ``pred_sem_seg.data``
+            (1, H, W) int64 of a segmentor.
+        """
+        batch = self.to_batch(raw) if isinstance(raw, Tensor) else raw
+        return self.predict_samples(batch)
+
+    def to_batch(self, pixels_B3HW: Tensor) -> Batch:
+        """Pass images through the test pipeline of the config."""
+        pipeline = build_test_pipeline(self.mm_config, from_arrays=True)
+        samples = []
+        for i, image_3HW in enumerate(pixels_B3HW):
+            pixels_HW3 = image_3HW.detach().permute(1, 2, 0).cpu().numpy()
+            samples.append(pipeline({"img": to_bgr(pixels_HW3), "img_id": i}))
+
+        batch: Batch = pseudo_collate(samples)
+        return batch
+
+    def predict_samples(self, batch: Batch) -> list[Any]:
+        """The data samples of a batch with the predictions."""
+        data = self.prepared(batch)
         with DefaultScope.overwrite_default_scope(self.scope):
             predictions: list[Any] = self.model(**data, mode="predict")
         return predictions
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The model's own loss; its parts are logged as ``train_...``."""
-        self.check_batch(batch)
-        with DefaultScope.overwrite_default_scope(self.scope):
-            losses = self.model(**self._prepared(batch), mode="loss")
-        loss, parts = self.model.parse_losses(losses)  # type: ignore[operator]
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(batch["inputs"])}
-        self.log("train_loss", loss, prog_bar=True, sync_dist=True, **options)
-        self.log_dict({f"train_{k}": v for k, v in parts.items() if k != "loss"}, sync_dist=True, **options)
-        self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
-        return loss
-
-    def _prepared(self, batch: Batch) -> dict[str, Any]:
-        """The batch on the model's device, normalised and padded."""
-        preprocessor: Any = self.model.get_submodule("data_preprocessor")
-        preprocessor.to(self.device)  # it keeps a note of its own about its device
+    def prepared(self, batch: Batch) -> dict[str, Any]:
+        """A batch on the model's device, normalized and padded to one size."""
+        preprocessor: Any = self.feature_map
+        preprocessor.to(self.device)  # it keeps a record of its own of its device
         data: dict[str, Any] = preprocessor(batch, self.training)
         return data
 
-    def check_batch(self, batch: Batch) -> None:
+    def training_loss(self, raw: Batch, target: list[Any]) -> Tensor:
+        """The model's own loss; logs its parts as ``train_...``."""
+        self.check_truth(target)
+        with DefaultScope.overwrite_default_scope(self.scope):
+            losses = self.model(**self.prepared(raw), mode="loss")
+
+        loss: Tensor
+        loss, parts = self.model.parse_losses(losses)  # type: ignore[operator]
+        self.log_dict(
+            {f"train_{name}": value for name, value in parts.items() if name != "loss"},
+            on_step=False,
+            on_epoch=True,
+            batch_size=self.batch_length(raw),
+            sync_dist=True,
+        )
+        return loss
+
+    # Evaluation
+
+    def keep_examples(self, split: EvaluationSplit, raw: Batch, output: list[Any], target: list[Any]) -> None:
+        """Keep some images with the truth beside the prediction."""
+        if split == "predict" or self.trainer.sanity_checking:
+            return
+
+        titles = ["truth | prediction"] * len(output)
+        wrong = [False] * len(output)
+        self.examples.keep(partial(self._show, output), titles, wrong, self.batch_count(split))
+
+    def _show(self, output: list[Any], chosen: list[int]) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] of the chosen images, the truth on the left and the prediction on the right."""
+        pictures = [side_by_side(self.draw_truth(output[i]), self.draw(output[i])) for i in chosen]
+        return torch.stack(pictures) / 255
+
+    def report(self, split: EvaluationSplit) -> None:
+        """Log the scores of the whole split, and draw the examples."""
+        if split == "predict":
+            return
+
+        scores = self.compute_scores(split)
+        self.log_dict({f"{split}_{name}": value for name, value in scores.items()}, prog_bar=True)
+        self.examples.draw(self.trainer)
+
+    # Prediction
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, list[Any]]:
+        """One row for each image; writes the overlays and what else is too large for ``predictions.csv``.
+
+        Returns:
+            Columns ``file``, ``overlay`` and those of :meth:`write_prediction`.
+        """
+        raw, names = self.unpack(batch)
+        folder = run_folder(self.trainer) or Path(self.trainer.default_root_dir)
+
+        rows = []
+        for name, sample in zip(names, self(raw), strict=True):
+            overlay = folder / "overlays" / f"{sample.output_name}.png"
+            write_png(self.draw(sample).permute(1, 2, 0).numpy(), overlay)
+            written = self.write_prediction(sample, folder)
+            rows.append({"file": name, "overlay": str(overlay), **written})
+        return {column: [row[column] for row in rows] for column in rows[0]}
+
+    # A task says
+
+    def count_classes(self, model: nn.Module) -> int:
+        """The number of classes of the model's heads."""
+        raise NotImplementedError
+
+    def check_truth(self, samples: list[Any]) -> None:
         """Refuse labels that the model has no class for.
 
         Raises:
             InputError: naming the image.
         """
+        raise NotImplementedError
 
-    def setup(self, stage: str) -> None:
-        """Take the class names and colours from the data; before training, name what of the config is not used."""
-        if stage == "fit" and self.unused:
-            rank_zero_warn(self.unused)
-        data = getattr(self.trainer, "datamodule", None)
-        self.class_names = list(getattr(data, "classes", ())) or self.class_names
-        self.palette = list(getattr(data, "palette", ())) or self.palette
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add the predictions of one batch to the validation metric."""
-        self._evaluate(batch, batch_idx, self.trainer.val_dataloaders, self.val_score)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add the predictions of one batch to the test metric."""
-        self._evaluate(batch, batch_idx, self.trainer.test_dataloaders, self.test_score)
-
-    def _evaluate(self, batch: Batch, batch_idx: int, loader: Any, score: Metric | MetricCollection) -> None:
-        self.check_batch(batch)
-        predictions = self(batch)
-        own = len(predictions) - padding_in_batch(loader, batch_idx, len(predictions))
-        self.update_metric(score, predictions[:own])
-        if not self.trainer.sanity_checking:
-            for sample in predictions[: self.sheet.wanted(len(loader))]:
-                self.sheet.keep(self.draw_truth(sample), self.draw(sample))
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]]:
-        """One row an image for ``predictions.csv``, and its overlay in the run folder.
-
-        Returns:
-            Columns ``file``, ``overlay`` and those of :meth:`write_prediction`.
-        """
-        folder = run_folder(self.trainer) or Path(self.trainer.default_root_dir)
-        rows = []
-        for sample in self(batch):
-            overlay = folder / "overlays" / f"{self.prediction_name(sample)}.png"
-            image = Image.fromarray(self.draw(sample).permute(1, 2, 0).numpy())
-            with whole_file(overlay) as unfinished:
-                image.save(unfinished, format="png")
-            rows.append(
-                {"file": str(Path(sample.img_path)), "overlay": str(overlay), **self.write_prediction(sample, folder)}
-            )
-        return {name: [row[name] for row in rows] for name in rows[0]}
-
-    def prediction_name(self, sample: Any) -> str:
-        """What the files of an image are called: the data's name for it, which no other has, else the image's."""
-        names = getattr(getattr(self.trainer, "datamodule", None), "prediction_names", {})
-        return str(names.get(sample.img_path, Path(sample.img_path).stem))
-
-    def write_prediction(self, sample: Any, folder: Path) -> dict[str, Any]:
-        """Keep or write what was predicted for one image; gives further columns of its row."""
+    def compute_scores(self, split: EvaluationSplit) -> dict[str, Tensor]:
+        """The scores of a whole split by name; the metric begins anew."""
         raise NotImplementedError
 
     def draw(self, sample: Any) -> Tensor:
@@ -176,37 +293,12 @@ class OpenMMLabTask(Task):
         """The image of a data sample with what is true, (3, H, W) uint8."""
         raise NotImplementedError
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the class names and colours, which are not known without the training data."""
-        checkpoint["class_names"] = list(self.class_names)
-        checkpoint["palette"] = [list(colour) for colour in self.palette]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the class names and colours."""
-        self.class_names = checkpoint.get("class_names", self.class_names)
-        self.palette = checkpoint.get("palette", self.palette)
-
-    def update_metric(self, score: Metric | MetricCollection, predictions: list[Any]) -> None:
-        """Add predictions, which hold the truth too, to a metric."""
+    def write_prediction(self, sample: Any, folder: Path) -> dict[str, Any]:
+        """Keep or write what was predicted for one image; returns further columns of its row."""
         raise NotImplementedError
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the metric of the whole split."""
-        self._log_score("val", self.val_score)
 
-    def on_test_epoch_end(self) -> None:
-        """Log the metric of the whole split."""
-        self._log_score("test", self.test_score)
-
-    def _log_score(self, split: str, score: Metric | MetricCollection) -> None:
-        values = self.named_values(score.compute())
-        score.reset()
-        pictures = self.sheet.take()
-        if pictures is not None:
-            titles = ["truth | prediction"] * len(pictures)
-            draw_figure(self.trainer, "examples", partial(image_sheet, pictures, titles, columns=2, width=4.5))
-        self.log_dict({f"{split}_{name}": value for name, value in values.items()}, prog_bar=True)
-
-    def named_values(self, computed: Any) -> dict[str, Tensor]:
-        """What is logged of a computed metric, by name."""
-        raise NotImplementedError
+def write_png(pixels: np.ndarray, path: Path) -> None:
+    """Write (H, W, 3) or (H, W) pixels, uint8 or uint16, as a PNG that is there whole or not at all."""
+    with atomic_write(path) as unfinished:
+        Image.fromarray(pixels).save(unfinished, format="png")

@@ -1,9 +1,9 @@
 # The built-in scenes of digits, as COCO annotations.
 _base_ = "./digit_scenes.py"
 default_scope = "mmdet"
-__colours = [[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48]]
-__colours += [[145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60], [250, 190, 212]]
-__meta = dict(classes=[str(digit) for digit in range(10)], palette=__colours[1:])
+__colors = [[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48]]
+__colors += [[145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60], [250, 190, 212]]
+__meta = dict(classes=[str(digit) for digit in range(10)], palette=__colors[1:])
 __labels = dict(type="LoadAnnotations", with_bbox=True, with_mask=True)
 
 train_pipeline = [

@@ -1,0 +1,295 @@
+"""OpenMMLab config files: read them, build their model and data sets, and say what Lightning does not use of them."""
+
+import contextlib
+import copy
+import difflib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.utils import import_modules_from_strings
+from torch import nn
+
+from core.errors import InputError, MissingError
+from core.io.untrusted import restricted_pickles
+
+__all__ = [
+    "build_dataset",
+    "build_model",
+    "build_test_pipeline",
+    "build_unread_dataset",
+    "check_order",
+    "innermost",
+    "packaged_config",
+    "quiet",
+    "read_config",
+    "unused_settings",
+]
+
+_PACKAGED = Path(__file__).parent / "configs"
+
+_BUILD_ERRORS = (TypeError, KeyError, AssertionError, ValueError)
+"""What the registries raise for settings that do not fit."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hide what OpenMMLab and pycocotools print and log while they build; warnings about the config are shown."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*(``build_loss`` would be deprecated|Default ``avg_non_ignore``)")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def packaged_config(config: str | Path) -> Path | None:
+    """Path of the config of this name in ``vision/openmmlab/configs``, or None if there is none.
+
+    A config file is Python code that is run. Those of the package may be run without asking, others may not when their
+    name comes from a checkpoint.
+    """
+    path = _PACKAGED / config
+    inside = path.resolve().is_relative_to(_PACKAGED.resolve())
+    return path if inside and path.is_file() else None
+
+
+def read_config(config: str | Path, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file and replace some of its values.
+
+    Args:
+        config: path of a ``.py`` config, or the name of one in ``vision/openmmlab/configs``.
+        options: values by dotted name, as in MMEngine's ``--cfg-options``: ``{'model.backbone.with_cp': True}``.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if it cannot be read, or is neither for MMDetection nor for MMSegmentation.
+    """
+    path = Path(config) if Path(config).is_file() else packaged_config(config)
+    if path is None:
+        known = [file.name for file in sorted(_PACKAGED.glob("*.py"))]
+        near = difflib.get_close_matches(str(config), known, n=3, cutoff=0.3) or known[:3]
+        raise MissingError(f"there is no config {config}; give a file, or one of ours such as {', '.join(near)}")
+
+    try:
+        read = Config.fromfile(path)
+        read.merge_from_dict(dict(options or {}))
+    except (OSError, SyntaxError, KeyError, TypeError, ImportError, NameError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read with options {dict(options or {})}: {error}") from error
+
+    scope = read.get("default_scope")
+    if scope not in ("mmdet", "mmseg"):
+        raise InputError(f"{path} has default_scope={scope!r}; expected 'mmdet' or 'mmseg'")
+
+    try:
+        with quiet():
+            import_modules_from_strings([f"{scope}.models", f"{scope}.datasets"])
+    except ModuleNotFoundError as error:
+        raise MissingError(
+            f"{path} needs {error.name}; type in LarKit's folder: pip install -e '.[openmmlab]'"
+        ) from error
+    return read
+
+
+def build_model(config: Config, *, pretrained: bool = False) -> nn.Module:
+    """Build the model of a config, with initial weights.
+
+    Args:
+        config: what :func:`read_config` returns.
+        pretrained: load the file that the backbone's ``init_cfg`` names; otherwise ``init_cfg`` is left out.
+
+    Raises:
+        InputError: if the parts do not fit together.
+    """
+    settings = config.model.copy()
+    if not pretrained:
+        settings.backbone = {key: value for key, value in settings.backbone.items() if key != "init_cfg"}
+
+    with DefaultScope.overwrite_default_scope(config.default_scope), quiet(), restricted_pickles():
+        try:
+            model: nn.Module = MODELS.build(settings)
+        except _BUILD_ERRORS as error:
+            raise InputError(f"the model of {config.filename} cannot be built: {error}") from error
+        model.init_weights()  # type: ignore[operator]
+    return model
+
+
+def innermost(dataset: Any) -> list[Any]:
+    """The data sets inside RepeatDataset, ConcatDataset and other wrappers, or their settings; or the set itself."""
+    held = getattr(dataset, "datasets", None) or getattr(dataset, "dataset", None)
+    if held is None:
+        return [dataset]
+
+    parts = held if isinstance(held, list | tuple) else [held]
+    return [inner for part in parts for inner in innermost(part)]
+
+
+def build_dataset(config: Config, split: str) -> Any:
+    """Build the data set of a config for 'train', 'val' or 'test', with its pipeline, and check its files.
+
+    Raises:
+        MissingError: if its files are missing.
+        InputError: if it cannot be built, or has no samples.
+    """
+    from vision.openmmlab.annotations import check_label_maps  # it imports mmdet
+
+    settings = copy.deepcopy(config[f"{split}_dataloader"].dataset)
+    for part in innermost(settings):
+        if part.type in ("CocoDataset", "mmdet.CocoDataset"):
+            part.type = "CheckedCocoDataset"
+
+    dataset = _build(settings, config, split)
+    if config.default_scope == "mmseg":
+        for part in innermost(dataset):
+            check_label_maps(part)
+    if len(dataset) == 0:
+        raise InputError(f"the {split} data of {config.filename} have no samples; check paths, file endings, classes")
+    return dataset
+
+
+def build_unread_dataset(config: Config, split: str) -> Any:
+    """Build the first innermost data set of a split without reading annotations: it knows classes and paths.
+
+    Raises:
+        InputError: if it cannot be built.
+    """
+    settings = copy.deepcopy(innermost(config[f"{split}_dataloader"].dataset)[0])
+    settings.update(lazy_init=True, pipeline=[])
+    return _build(settings, config, split)
+
+
+def _build(settings: Any, config: Config, split: str) -> Any:
+    with DefaultScope.overwrite_default_scope(config.default_scope), quiet():
+        try:
+            return DATASETS.build(settings)
+        except InputError:
+            raise
+        except FileNotFoundError as error:
+            raise MissingError(
+                f"the {split} data of {config.filename} are not there: {error}; set their place with --data.options"
+            ) from error
+        except _BUILD_ERRORS as error:
+            raise InputError(f"the {split} data of {config.filename} cannot be read: {error!r}") from error
+
+
+def build_test_pipeline(config: Config, *, from_arrays: bool = False) -> Compose:
+    """Build what the test set of a config does to an image, without its annotations.
+
+    Args:
+        config: what :func:`read_config` returns.
+        from_arrays: expect the image under 'img', (H, W, 3) uint8 BGR, instead of a file under 'img_path'.
+
+    Raises:
+        InputError: if the pipeline does not begin with LoadImageFromFile where arrays are wanted.
+    """
+    steps = []
+    for step in innermost(config.test_dataloader.dataset)[0].pipeline:
+        kind = _kind(step)
+        if _loads_annotations(kind):
+            continue
+        if from_arrays and kind == "LoadImageFromFile":
+            step = {**step, "type": "LoadImageFromNDArray"}
+        steps.append(step)
+
+    if from_arrays and (not steps or _kind(steps[0]) != "LoadImageFromNDArray"):
+        raise InputError(
+            f"the test pipeline of {config.filename} does not begin with LoadImageFromFile, so that it reads no arrays; "
+            "give image files"
+        )
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        return Compose(steps)
+
+
+def check_order(config: Config, split: str) -> None:
+    """Refuse an evaluation pipeline that loads annotations before it resizes the image.
+
+    Predictions are in pixels of the original image, and so the annotations have to be.
+
+    Raises:
+        InputError: naming the step.
+    """
+    for part in innermost(config[f"{split}_dataloader"].dataset):
+        kinds = [_kind(step) for step in part.get("pipeline", [])]
+        last_resize = max((i for i, kind in enumerate(kinds) if "Resize" in kind), default=-1)
+        if any(_loads_annotations(kind) for kind in kinds[: last_resize + 1]):
+            raise InputError(
+                f"the {split} pipeline of {config.filename} loads annotations before {kinds[last_resize]}, which would "
+                "scale them; put LoadAnnotations after it"
+            )
+
+
+def unused_settings(config: Config, *, pretrained: bool, weights: str | None) -> str | None:
+    """Name what a config sets for ``Runner`` and Lightning does not use, and what to set instead.
+
+    Args:
+        config: what :func:`read_config` returns.
+        pretrained: whether the file named by the backbone's ``init_cfg`` is loaded.
+        weights: a file that is loaded into the model.
+
+    Returns:
+        One sentence, or None if everything is used.
+    """
+    name = Path(config.filename or "the config").name
+    if name.endswith("_a_digit_scenes.py"):
+        return None  # det.yaml and seg.yaml hold what these set
+
+    unused = _unused_optimization(config)
+    hooks = [_kind(hook) for hook in config.get("custom_hooks") or []]
+    if hooks:
+        averages = any("EMA" in hook for hook in hooks)
+        unused[f"custom_hooks ({', '.join(hooks)})"] = ["--trainer.callbacks+ EMA"] if averages else []
+
+    if weights is None:
+        if config.model.get("backbone", {}).get("init_cfg") and not pretrained:
+            unused["init_cfg of the backbone"] = ["--model.pretrained true"]
+        if config.get("load_from"):
+            unused["load_from"] = [f"--model.weights {config.load_from}"]
+
+    if not unused:
+        return None
+    instead = [option for options in unused.values() for option in options]
+    message = f"{name}: Lightning does not use its {', '.join(unused)}"
+    return f"{message}; set {', '.join(instead)}" if instead else message
+
+
+def _unused_optimization(config: Config) -> dict[str, list[str]]:
+    """The config's optimizer and schedule, each with the options of a task that replace it."""
+    unused: dict[str, list[str]] = {}
+
+    wrapper = config.get("optim_wrapper")
+    if wrapper:
+        learning_rate = wrapper.get("optimizer", {}).get("lr")
+        layer_decay = (wrapper.get("paramwise_cfg") or {}).get("decay_rate", 1.0)
+        max_norm = (wrapper.get("clip_grad") or {}).get("max_norm")
+
+        options = []
+        if learning_rate is not None:
+            options.append(f"--model.lr {learning_rate}")
+        if layer_decay < 1:
+            options.append(f"--model.layer_decay {layer_decay}")
+        if max_norm is not None:
+            options.append(f"--trainer.gradient_clip_val {max_norm}")
+        unused["optim_wrapper"] = options
+
+    if config.get("param_scheduler"):
+        unused["param_scheduler"] = ["--model.warmup_epochs EPOCHS"]
+    return unused
+
+
+def _kind(step: Any) -> str:
+    """Type of a pipeline step or hook without the package that may stand before it, as in 'mmdet.Resize'."""
+    return str(step["type"]).rpartition(".")[2]
+
+
+def _loads_annotations(kind: str) -> bool:
+    return kind.startswith("Load") and kind.endswith("Annotations")

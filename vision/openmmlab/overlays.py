@@ -1,0 +1,119 @@
+"""Pictures of boxes, masks and label maps over images, (3, H, W) uint8."""
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from core.data.images import read_image
+
+__all__ = ["class_colors", "draw_label_map", "draw_objects", "side_by_side"]
+
+Color = tuple[int, int, int]
+"""Red, green and blue, in 0 to 255."""
+
+_FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+
+
+def class_colors(count: int, palette: Sequence[Color] = ()) -> list[Color]:
+    """The color of each class: that of the palette, or hues as different as possible if it has too few."""
+    if len(palette) >= count:
+        return list(palette[:count])
+
+    colors = []
+    for i in range(count):
+        red, green, blue = colorsys.hsv_to_rgb(i / count, 0.9, 1.0)
+        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return colors
+
+
+def draw_objects(
+    path: str | Path,
+    boxes_N4: Tensor,
+    texts: Sequence[str],
+    colors: Sequence[Color],
+    masks_NHW: Tensor | None = None,
+    *,
+    min_side: int = 384,
+) -> Tensor:
+    """Draw boxes, each with a line of text, and masks over an image.
+
+    Args:
+        path: of the image.
+        boxes_N4: x1, y1, x2, y2 in pixels of the image.
+        texts: N lines.
+        colors: N colors.
+        masks_NHW: bool, in the size of the image.
+        min_side: a smaller image is enlarged until its shorter side has so many pixels, so that the text hides less.
+    """
+    image, scale = _enlarged(path, min_side)
+    if len(boxes_N4) == 0:
+        return image
+
+    if masks_NHW is not None:
+        masks = F.interpolate(masks_NHW[None].float().cpu(), size=image.shape[1:])[0] > 0.5
+        image = draw_segmentation_masks(image, masks, alpha=0.5, colors=list(colors))
+
+    boxes = boxes_N4.float().cpu() * scale
+    top_left = boxes[:, :2]
+    bottom_right = torch.maximum(top_left, boxes[:, 2:])  # torchvision refuses boxes that are turned over
+    return draw_bounding_boxes(
+        image,
+        torch.cat([top_left, bottom_right], dim=1),
+        list(texts),
+        list(colors),
+        width=3,
+        font=str(_FONT),
+        font_size=max(12, min(image.shape[1:]) // 20),
+        fill_labels=True,
+    )
+
+
+def draw_label_map(path: str | Path, labels_HW: Tensor, colors: Sequence[Color], *, min_side: int = 384) -> Tensor:
+    """Draw a label map over an image; pixels of classes that are black or have no color keep those of the image.
+
+    Args:
+        path: of the image.
+        labels_HW: class numbers, in the size of the image.
+        colors: of the classes.
+        min_side: a smaller image is enlarged until its shorter side has so many pixels.
+    """
+    image, _ = _enlarged(path, min_side)
+    labels = F.interpolate(labels_HW[None, None].float().cpu(), size=image.shape[1:])[0, 0].long()
+
+    drawn = [label for label in labels.unique().tolist() if 0 <= label < len(colors) and any(colors[label])]
+    if not drawn:
+        return image
+    masks = torch.stack([labels == label for label in drawn])
+    return draw_segmentation_masks(image, masks, alpha=0.6, colors=[colors[label] for label in drawn])
+
+
+def _enlarged(path: str | Path, min_side: int) -> tuple[Tensor, float]:
+    """The image (3, H, W) uint8, and the factor by which it was enlarged."""
+    image = read_image(Path(path))
+    scale = max(1.0, min_side / min(image.size))
+    if scale > 1:
+        image = image.resize((round(image.width * scale), round(image.height * scale)))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1), scale
+
+
+def side_by_side(left: Tensor, right: Tensor, *, height: int = 300, width: int = 600) -> Tensor:
+    """Two pictures of one size beside each other, scaled into ``height`` x ``width`` pixels on white."""
+    gap = torch.full((3, left.shape[1], 6), 255, dtype=torch.uint8)
+    pair = torch.cat([left, gap, right], dim=2)
+
+    scale = min(height / pair.shape[1], width / pair.shape[2])
+    size = (round(scale * pair.shape[1]), round(scale * pair.shape[2]))
+    scaled = F.interpolate(pair[None].float(), size=size, mode="area")[0].round().to(torch.uint8)
+
+    canvas = torch.full((3, height, width), 255, dtype=torch.uint8)
+    top = (height - size[0]) // 2
+    left_edge = (width - size[1]) // 2
+    canvas[:, top : top + size[0], left_edge : left_edge + size[1]] = scaled
+    return canvas
