@@ -1,6 +1,7 @@
 """The configuration files that are installed, found by name from any folder."""
 
 import difflib
+import textwrap
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import entry_points
@@ -64,15 +65,12 @@ def find_config(given: str) -> tuple[Path, bool]:
 
 def list_configs() -> str:
     """The names of the installed configurations with the first line of their comments, grouped by folder."""
-    lines = []
-    folder = ""
+    folders: dict[str, list[str]] = {}
     for name, file in installed_configs().items():
-        here, _, base = name.rpartition("/")
-        if here != folder:
-            folder = here
-            lines += ["", f"{folder}/"]
-        lines.append(f"  {base:<36}  {_first_comment(file)}")
-    return "\n".join(lines[1:])
+        folder, _, base = name.rpartition("/")
+        line = textwrap.shorten(_first_comment(file), width=80, placeholder=" ...")
+        folders.setdefault(folder, []).append(f"  {base:<31}  {line}")
+    return "\n\n".join("\n".join([f"{folder}/", *lines]) for folder, lines in folders.items())
 
 
 def _folders(package: str) -> Iterator[Path]:
@@ -95,7 +93,7 @@ def _nearest(path: Path) -> list[str]:
 
 
 def _first_comment(file: Path) -> str:
-    """The first sentence of the comment at the top of a file."""
+    """The first line of the comment at the top of a file."""
     with file.open(encoding="utf-8") as lines:
         first = next(lines, "").strip()
     return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -54,10 +54,10 @@ def exported(task: Any, raw: tuple[Any, ...], source: Source) -> Exported:
     """
     name = str(task.hparams.get("backbone", type(task.backbone).__name__))
     if source == "map":
-        return Exported(name, _FromMap(task), (task.to_maps(raw),))
+        return Exported(name, _FromMap(task).eval(), (task.to_maps(raw),))
 
     inputs = tuple(value / 255 if value.dtype == torch.uint8 else value for value in raw)
-    return Exported(name, _FromRaw(task), inputs)
+    return Exported(name, _FromRaw(task).eval(), inputs)
 
 
 class _FromRaw(nn.Module):

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
@@ -42,11 +42,42 @@ __all__ = [
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """``ModelCheckpoint`` whose state is stored under its file name.
+    """The checkpoint callback of the command, which saves at the end of an epoch, after validation.
 
-    Lightning makes the name of the state from the moments at which a callback saves, and refuses two callbacks that
-    save at the same ones. So the user's own ``ModelCheckpoint`` can stand beside these.
+    Its state is stored under its file name. Lightning makes that name from the moments at which a callback saves, and
+    refuses two callbacks with the same ones, so that the user's own ``ModelCheckpoint`` could not stand beside it.
+
+    Args:
+        filename: name of the file, without a suffix.
+        monitor: metric that chooses the best epoch; None keeps the last epoch. The command takes the task's.
+        mode: whether the smallest ('min') or the largest ('max') value is best.
+        save_top_k: number of best epochs to keep; with more than one, put {epoch} into the file name. -1 keeps all.
+        every_n_epochs: epochs between two checkpoints.
+        save_weights_only: leave out the state of the optimizer; such a run cannot be resumed.
+        dirpath: folder; by default ``checkpoints`` in the run folder.
     """
+
+    def __init__(
+        self,
+        filename: str = "best",
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        save_top_k: int = 1,
+        every_n_epochs: int = 1,
+        save_weights_only: bool = False,
+        dirpath: str | None = None,
+    ) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename=filename,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=save_top_k,
+            every_n_epochs=every_n_epochs,
+            save_weights_only=save_weights_only,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
 
     @property
     def state_key(self) -> str:
@@ -262,12 +293,12 @@ def run_summary(trainer: Trainer) -> str:
     folder = run_folder(trainer)
     if folder is not None:
         files = sorted(path.name for path in folder.iterdir() if path.suffix in (".png", ".csv"))
-        lines += [f"Run folder: {folder}", f"  {', '.join(files)}"]
+        lines += [f"Run folder: {_from_here(folder)}", f"  {', '.join(files)}"]
 
     checkpoint = next((file for file in _checkpoints(trainer) if file.is_file()), None)
     if checkpoint is not None:
         is_in_folder = folder is not None and checkpoint.parent == folder / "checkpoints"
-        given = shlex.quote(str(folder if is_in_folder else checkpoint))
+        given = shlex.quote(_from_here(folder if is_in_folder and folder else checkpoint))
         lines += ["Next:", f"  lightning test --ckpt_path {given}"]
         predict = f"  lightning predict --ckpt_path {given}"
         if isinstance(getattr(trainer, "datamodule", None), SampleDataModule):
@@ -287,7 +318,7 @@ def _best_epoch(trainer: Trainer) -> list[str]:
     points = curves.history[best.monitor]
     choose = max if best.mode == "max" else min
     epoch, value = choose(points, key=lambda point: point[1])
-    lines = [f"Best epoch: {epoch} of 0 to {points[-1][0]}, {best.monitor} {value:.4g}"]
+    lines = [f"Best epoch: {epoch} (of 0 to {points[-1][0]}), {best.monitor} {value:.4g}"]
 
     baselines = {
         name: dict(values)[epoch]
@@ -295,8 +326,13 @@ def _best_epoch(trainer: Trainer) -> list[str]:
         if name.startswith(f"{best.monitor}_") and epoch in dict(values)
     }
     if baselines:
-        lines.append("Baselines:  " + ", ".join(f"{name} {value:.4g}" for name, value in baselines.items()))
+        lines.append("Baselines: " + ", ".join(f"{name} {value:.4g}" for name, value in baselines.items()))
     return lines
+
+
+def _from_here(path: Path) -> str:
+    """A path as a user in the current folder types it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _checkpoints(trainer: Trainer) -> list[Path]:

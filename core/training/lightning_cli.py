@@ -75,10 +75,14 @@ class LarKitCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's verbs, export and stats, with the parameters that are no options."""
+        """Lightning's verbs, export and stats, with the parameters that are no options of the command."""
+        evaluation = {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only", "verbose"}
         return {
-            **LightningCLI.subcommands(),
-            "export": {"model", "datamodule", "source"},
+            "fit": evaluation | {"train_dataloaders", "val_dataloaders"},
+            "validate": evaluation,
+            "test": evaluation,
+            "predict": evaluation | {"return_predictions"},
+            "export": {"model", "datamodule", "ckpt_path", "source"},
             "stats": {"model", "datamodule"},
         }
 
@@ -86,39 +90,46 @@ class LarKitCLI(LightningCLI):
         """A parser whose configuration files merge ``backbone_args`` by key."""
         parser = self.parser_class(**kwargs)
         parser.add_argument(
-            "-c", "--config", action=_LayeredConfig, help="configuration file in YAML; a later one changes single values"
+            "-c", "--config", action=_LayeredConfig, help="YAML file; a later one changes single values"
         )
         return parser
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Options of the verb first, then model and data, the trainer's last: most runs need none of those."""
-        parser = self.init_parser(**kwargs)
+        """Options of the verb first, then data and model, the trainer's last: most runs need few of those."""
+        parser = self.init_parser(usage=f"lightning {subcommand} -c FILE [-c FILE ...] [--key value ...]", **kwargs)
         skip: set[str | int] = set(self.subcommands()[subcommand])
+        options = parser.add_method_arguments(klass, subcommand, skip=skip, as_group=False)
+
+        if subcommand != "stats":
+            text = "checkpoint, folder of a run, or 'best' or 'last' of the newest run"
+            text += (
+                "; the run is resumed" if subcommand == "fit" else "; without -c, the configuration of its run is used"
+            )
+            parser.add_argument("--ckpt_path", type=str | None, default=None, help=text)
+            options.append("ckpt_path")
         if subcommand == "export":
-            help_text = "begin with 'raw' samples or with the 'map'; by default raw, if the exporter can follow it"
-            parser.add_argument("--from", type=Source | None, default=None, help=help_text)
-        self._subcommand_method_arguments[subcommand] = parser.add_method_arguments(klass, subcommand, skip=skip)
+            text = "where the file begins: 'raw' samples, or the 'map'; by default raw, if the exporter can follow it"
+            parser.add_argument("--from", type=Source | None, default=None, help=text)
+
+        self._subcommand_method_arguments[subcommand] = options
         self._add_arguments(parser)
         return parser
 
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add model and data, then the trainer; the data module tells the task what its data are."""
-        parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True)
-        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
-        parser.link_arguments("data", "model.init_args.spec", compute_fn=self._spec_of, apply_on="instantiate")
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed."""
+        text = "seed of all random numbers; true draws one, false sets none"
+        parser.add_argument("--seed_everything", type=bool | int, default=self.seed_everything_default, help=text)
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add data and model, then checkpoints and the trainer; the data module tells the task what its data are."""
+        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
+        parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True)
+        parser.link_arguments("data", "model.init_args.spec", compute_fn=self.spec_of, apply_on="instantiate")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.filename": "best",
-                "checkpoint.save_on_train_epoch_end": True,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
 
-    def _spec_of(self, data: LightningDataModule) -> dict[str, Any] | None:
+    def spec_of(self, data: LightningDataModule) -> dict[str, Any] | None:
         """What the task is told of its data: what its checkpoint knows, else what the data module says."""
         if self._checkpoint is not None:
             return self._checkpoint.spec
@@ -274,7 +285,7 @@ class LarKitCLI(LightningCLI):
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         else:
             # ModelCheckpoint's own save_last would wait for the next best one
-            self._last = RunCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+            self._last = RunCheckpoint(filename="last")
             callbacks = [*callbacks, self._last]
 
         if not bare and not config.get("fast_dev_run"):
