@@ -1,19 +1,18 @@
-"""Point clouds: points become views, views become classes."""
+"""Point clouds: points become views, which an image backbone classifies."""
 
-from pointcloud.data import PointDataModule
-from pointcloud.digit_clouds import DigitClouds
+from pointcloud.data import PointDataModule, PointSpec
+from pointcloud.demo import DigitClouds
 from pointcloud.feature_map import PointViews
-from pointcloud.furniture import Furniture
 from pointcloud.sets import ModelNet40, PointFolder, ScanObjectNN
 from pointcloud.task import PointCloudClassifier
 
 __all__ = [
     "DigitClouds",
-    "Furniture",
     "ModelNet40",
     "PointCloudClassifier",
     "PointDataModule",
     "PointFolder",
+    "PointSpec",
     "PointViews",
     "ScanObjectNN",
 ]

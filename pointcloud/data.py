@@ -1,34 +1,57 @@
-"""What all point-cloud data modules share: batches of clouds, sampled on the device that trains."""
+"""Data of the point-cloud modality: raw points from files and arrays, and what a model must know of them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 
+from core.data.labeled import SampleDataModule, Split
+from core.data.samples import Sample, Samples, collate_found, read_or_skip
+from core.data.spec import DataSpec
 from core.errors import InputError
-from core.samples import Samples, collate_found
-from core.training.samples import SampleDataModule, Split
-from pointcloud.feature_map import sample_points
-from pointcloud.files import Clouds, cloud_files
+from pointcloud.feature_map import choose_points, drop_needless_digits
+from pointcloud.files import check_cloud, cloud_files, read_cloud
 
-__all__ = ["PointDataModule"]
+__all__ = ["Clouds", "PointDataModule", "PointSpec"]
+
+
+@dataclass(frozen=True)
+class PointSpec(DataSpec):
+    """What a model must know of point clouds.
+
+    Attributes:
+        load_points: number of points read from each cloud, or drawn from each mesh.
+        num_points: number of farthest points that the model samples from these.
+        normalize: whether the model centers each cloud and scales it into the unit sphere.
+        y_up: whether the second coordinate is the vertical one, not the third.
+    """
+
+    load_points: int = 8192
+    num_points: int = 4096
+    normalize: bool = True
+    y_up: bool = True
 
 
 class PointDataModule(SampleDataModule):
-    """Base of the point-cloud data modules: how many points, in which frame, and prediction on any files.
+    """Base of the point-cloud data modules: how many points are read, and what their coordinates mean.
 
-    Loading processes read; farthest points are sampled for a whole batch at once, where the model is.
+    Batches are (points (B, load_points, 3) in the unit of the files, labels (B,) int64), for prediction (points,
+    names). Points are float32, or float64 if one of the clouds needs more digits.
 
     Args:
-        load_points: points read of each cloud, or drawn from each mesh.
-        num_points: points that are sampled from these.
-        normalise: centre each cloud and scale it into the unit sphere.
-        y_up: the second coordinate of the files points up, not the third.
-        shots: training clouds of each class, drawn once by a fixed seed; None for all.
-        skip_broken: leave out clouds that cannot be used, with a warning, instead of stopping.
-        kwargs: arguments of :class:`core.training.SampleDataModule`.
+        load_points: number of points read from each cloud, or drawn from each mesh. Of a larger cloud a random choice
+            is read, in evaluation always the same.
+        num_points: number of farthest points that the model samples from these.
+        normalize: center each cloud and scale it into the unit sphere.
+        y_up: the second coordinate is the vertical one, not the third.
+        shots: train on this number of clouds of each class, drawn once with a fixed seed; by default on all.
+        kwargs: arguments of :class:`core.data.SampleDataModule`.
 
     Raises:
         InputError: if a number is out of range.
@@ -39,10 +62,9 @@ class PointDataModule(SampleDataModule):
         *,
         load_points: int = 8192,
         num_points: int = 4096,
-        normalise: bool = True,
+        normalize: bool = True,
         y_up: bool = True,
         shots: int | None = None,
-        skip_broken: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -51,32 +73,108 @@ class PointDataModule(SampleDataModule):
                 f"load_points={load_points}, num_points={num_points}, shots={shots}; num_points are sampled from "
                 "load_points, so there must be 1 to that many; shots is at least 1, or null"
             )
-        self.load_points, self.num_points, self.shots = load_points, num_points, shots
-        self.options: dict[str, Any] = {"normalise": normalise, "y_up": y_up, "skip_broken": skip_broken}
-        self.collate = partial(collate_found, kind="cloud")
+
+        self.load_points = load_points
+        self.num_points = num_points
+        self.normalize = normalize
+        self.y_up = y_up
+        self.shots = shots
+        self.collate = partial(collate_found, kind="cloud", collate=_collate_clouds)
+
+    def settings(self) -> PointSpec:
+        """Numbers of points, and what their coordinates mean."""
+        return PointSpec(
+            load_points=self.load_points,
+            num_points=self.num_points,
+            normalize=self.normalize,
+            y_up=self.y_up,
+        )
+
+    @classmethod
+    def from_spec(cls, spec: PointSpec, *, batch_size: int, num_workers: int) -> Self:
+        """A data module that reads clouds as a model with this spec needs them."""
+        return cls(
+            load_points=spec.load_points,
+            num_points=spec.num_points,
+            normalize=spec.normalize,
+            y_up=spec.y_up,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
 
     def find(self, path: Path) -> list[Path]:
-        """The cloud or mesh itself, or all of them below a folder."""
+        """The cloud or mesh itself, or all clouds and meshes below a folder."""
         return cloud_files(path)
 
-    def dataset(self, samples: Samples, split: Split) -> Clouds:
-        """Clouds, in training ``shots`` of each class."""
-        train = split == "train"
-        return Clouds(self._few(samples) if train else samples, self.load_points, train=train, **self.options)
+    def dataset(self, samples: Samples, split: Split) -> "Clouds":
+        """Clouds with their targets; in training only ``shots`` of each class."""
+        is_training = split == "train"
+        if is_training and self.shots is not None:
+            samples = few_shots(samples, self.shots)
+        return Clouds(samples, self.load_points, train=is_training, skip_broken=self.skip_broken)
 
-    def _few(self, clouds: Samples) -> Samples:
-        """``shots`` of each class in a fixed order; a class that has fewer is repeated."""
-        if self.shots is None:
-            return clouds
-        generator, few = np.random.default_rng(0), list[Any]()
-        for label in sorted({int(target) for _, target in clouds}):
-            members = [cloud for cloud in clouds if int(cloud[1]) == label]
-            order = generator.permutation(len(members))
-            few += [members[order[i % len(members)]] for i in range(self.shots)]
-        return few
 
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Any], dataloader_idx: int) -> tuple[Tensor, Any]:
-        """Clouds (B, load_points, 3) to their farthest points (B, num_points, 3), see :func:`sample_points`."""
-        points_BN3, y = batch
-        training = self.trainer is not None and bool(self.trainer.training)
-        return sample_points(points_BN3, self.num_points, train=training), y
+class Clouds(Dataset[tuple[Tensor, Any] | None]):
+    """Reads the raw points of clouds, each with a target.
+
+    Training clouds get new points at each access: drawn anew from a mesh, or a random choice of a larger cloud, in
+    random order. Evaluation always reads the same points.
+
+    Args:
+        samples: (cloud, target) pairs; a cloud is a file, or a name for messages and an array (N, 3 or more).
+        load_points: number of points to read from each cloud.
+        train: read points at random.
+        skip_broken: leave out clouds that cannot be used, with a warning, instead of stopping.
+    """
+
+    def __init__(self, samples: Samples, load_points: int, *, train: bool = False, skip_broken: bool = False) -> None:
+        self.samples = samples
+        self.load_points = load_points
+        self.train = train
+        self.skip_broken = skip_broken
+
+    def __len__(self) -> int:
+        """Number of clouds."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
+        """Reads the points (load_points, 3) and the target, or None for a broken cloud that is skipped.
+
+        Raises:
+            InputError: naming a cloud that cannot be used.
+        """
+        source, target = self.samples[index]
+        points = read_or_skip(lambda: self._read(source), skip_broken=self.skip_broken)
+        if points is None:
+            return None
+
+        points = drop_needless_digits(points)
+        if self.train:
+            return points[torch.randperm(len(points))[: self.load_points]], target
+        return choose_points(points, self.load_points), target
+
+    def _read(self, source: Path | tuple[str, np.ndarray]) -> Tensor:
+        if isinstance(source, Path):
+            seed = int(torch.randint(2**31, ())) if self.train else 0
+            return torch.from_numpy(read_cloud(source, self.load_points, seed=seed))
+
+        name, array = source
+        return torch.from_numpy(check_cloud(array, name, self.load_points))
+
+
+def few_shots(samples: Samples, shots: int) -> list[Sample]:
+    """Draws ``shots`` samples of each class with a fixed seed; a class that has fewer repeats its samples."""
+    generator = np.random.default_rng(0)
+    few: list[Sample] = []
+    for label in sorted({int(target) for _, target in samples}):
+        members = [sample for sample in samples if int(sample[1]) == label]
+        order = generator.permutation(len(members))
+        few += [members[order[i % len(members)]] for i in range(shots)]
+    return few
+
+
+def _collate_clouds(samples: Sequence[tuple[Tensor, Any]]) -> Any:
+    """Batches clouds; if one is float64, so is the batch."""
+    dtypes = {points.dtype for points, _ in samples}
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    return default_collate([(points.to(dtype), target) for points, target in samples])

@@ -1,28 +1,23 @@
-"""Clouds and meshes on disk: found, read, checked, and named when they are broken."""
+"""Reading clouds and meshes from files; broken files are named in the error."""
 
 import io
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
+from core.data.folders import find_files
 from core.errors import InputError, MissingError
-from core.files import find_files
-from core.samples import Samples, read_or_skip
-from pointcloud.feature_map import unit_sphere
 
-__all__ = ["SUFFIXES", "Clouds", "cloud_files", "read_cloud"]
+__all__ = ["SUFFIXES", "check_cloud", "cloud_files", "read_cloud"]
 
 SUFFIXES = (".npy", ".obj", ".off", ".pcd", ".ply", ".stl", ".txt")
-_OFF = re.compile("^[A-Z0-9]*OFF")
 
 
 def cloud_files(path: Path) -> list[Path]:
-    """The cloud or mesh itself, or all of them below a folder, sorted.
+    """The cloud or mesh itself, or all clouds and meshes below a folder, sorted.
 
     Raises:
         MissingError: if there is none.
@@ -32,53 +27,65 @@ def cloud_files(path: Path) -> list[Path]:
 
 
 def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
-    """The points of a cloud as they are stored, or points of a mesh's surface, uniform by area.
+    """Reads the points of a cloud as they are stored, or draws points on a mesh, uniformly by area.
 
     Args:
-        path: .off, .obj, .ply, .stl (meshes, or vertices alone), .npy, .txt, .pcd (the first three columns).
-        count: points to draw from a mesh.
-        seed: of that draw.
+        path: a mesh or its vertices alone (.off, .obj, .ply, .stl), or points (.npy, .txt, .pcd), of which the first
+            three columns are read.
+        count: number of points to draw from a mesh, and the least number of points of a cloud.
+        seed: of the points drawn from a mesh.
 
     Returns:
-        (N, 3), finite: float64 if the file holds numbers wider than float32, or a mesh, else float32.
+        (N, 3) finite coordinates in the unit of the file: float64 for meshes and for files with numbers wider than
+        float32, else float32.
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if the file is broken or has fewer than ``count`` points, if a point is NaN, infinite or too large
-            for float32, or if all are the same.
+        InputError: if the file is broken or has fewer than ``count`` points, if a coordinate is NaN, infinite or too
+            large for float32, or if all points are the same.
     """
     if not path.is_file():
         raise MissingError(f"there is no cloud {path}; correct the list that names it")
+
     readers = {".npy": _read_npy, ".txt": _read_text, ".pcd": _read_pcd}
     try:
-        read = readers.get(path.suffix.lower())
-        points = read(path) if read else _read_mesh(path, count, seed)
+        reader = readers.get(path.suffix.lower())
+        points = reader(path) if reader else _read_mesh(path, count, seed)
     except InputError:
         raise
-    except ImportError as error:  # trimesh guesses the encoding of what is no text with a package of its own
+    except ImportError as error:  # for bytes that are no text, trimesh wants a package that guesses their encoding
         raise InputError(f"{path} is neither text nor a binary file of its format; replace it") from error
-    except Exception as error:  # what the readers raise for damaged files
+    except Exception as error:  # the readers raise errors of every kind for damaged files
         raise InputError(f"{path} cannot be read as a cloud or mesh: {error}; replace it") from error
-    return checked(points, str(path), count)
+
+    return check_cloud(points, str(path), count)
 
 
-def checked(points: np.ndarray, name: str, count: int) -> np.ndarray:
-    """The first three columns as (N, 3) float32, or float64 where float32 would round them.
+def check_cloud(points: np.ndarray, name: str, count: int) -> np.ndarray:
+    """Returns the first three columns of an array of points if they can be a cloud of at least ``count`` points.
 
-    Coordinates of a map have seven digits before the point, of which float32 keeps no fraction: they are centred first.
+    Args:
+        points: (N, 3 or more) of any dtype.
+        name: of the cloud in messages.
+        count: least number of points.
+
+    Returns:
+        (N, 3) float32, or float64 if the dtype of the array is wider than float32.
 
     Raises:
-        InputError: if they cannot be a cloud of at least ``count`` points.
+        InputError: if they cannot be a cloud.
     """
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
         raise InputError(f"{name} holds {points.dtype} of shape {points.shape}; expected numbers, (points, 3 or more)")
-    narrow = points.dtype.kind == "f" and points.dtype.itemsize <= 4
-    points = points[:, :3].astype(np.float32 if narrow else np.float64)
+
+    fits_float32 = points.dtype.kind == "f" and points.dtype.itemsize <= 4
+    points = points[:, :3].astype(np.float32 if fits_float32 else np.float64)
     if len(points) < count:
         raise InputError(
             f"{name} has {len(points)} points, {count} are needed; type --data.load_points {max(len(points), 1)} with "
             "a --data.num_points that is not larger, or leave the file out"
         )
+
     _check_range(points, name)
     if (points == points[0]).all():
         raise InputError(f"{name} has all its points in one place; replace it")
@@ -95,14 +102,20 @@ def _read_npy(path: Path) -> np.ndarray:
 
 
 def _read_text(path: Path) -> np.ndarray:
+    """Reads lines of numbers, separated by spaces or commas."""
     text = path.read_text(encoding="utf-8")
     if not text.strip():
         raise InputError(f"{path} is empty; replace it")
+
     return np.loadtxt(io.StringIO(text.replace(",", " ")), dtype=np.float64, ndmin=2)
 
 
+# Meshes
+
+
 def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
-    import trimesh  # a second to import, and only meshes need it
+    """Draws points on the faces of a mesh; of a mesh without faces, reads the vertices."""
+    import trimesh  # takes a second to import, and only meshes need it
 
     mesh: Any = trimesh.load(path, process=False)
     if isinstance(mesh, trimesh.Scene):
@@ -111,6 +124,7 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
         mesh = mesh.to_geometry()
     if path.suffix.lower() == ".off":
         _check_off(path)
+
     vertices = np.asarray(mesh.vertices)
     _check_range(vertices, str(path))
     if not len(getattr(mesh, "faces", ())):
@@ -120,119 +134,126 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
                 "needed; give a mesh with faces, or larger clouds"
             )
         return vertices
+
     if not mesh.area > 0:
         raise InputError(f"{path} has {len(mesh.faces)} faces without area; replace it")
-    return np.asarray(trimesh.sample.sample_surface(mesh, count, seed=seed)[0])
+
+    points, _ = trimesh.sample.sample_surface(mesh, count, seed=seed)
+    return np.asarray(points)
 
 
 def _check_off(path: Path) -> None:
-    """Whether the file has the lines that its header counts; the counts may follow OFF on its line, as in ModelNet.
+    """Refuses an .off file with fewer lines than its header announces, which trimesh reads without complaint.
 
-    Letters before OFF announce what stands behind the place of a point: C a colour, N a normal, ST a texture.
+    The first word is OFF, with letters before it for what follows the coordinates of a vertex: C a color, N a normal,
+    ST a texture. The counts of vertices and faces follow on the next line, on the same line, or, in some files of
+    ModelNet, directly after the word.
     """
     lines = [line.partition("#")[0].split() for line in path.read_text(encoding="utf-8").splitlines()]
-    words = [line for line in lines if line]
-    counts = _OFF.sub("", words[0][0]).split() + words[0][1:] or words.pop(1)
-    if len(words) - 1 < int(counts[0]) + int(counts[1]):
-        raise InputError(
-            f"{path} is cut off: {len(words) - 1} lines for {counts[0]} vertices and {counts[1]} faces; replace it"
-        )
+    lines = [words for words in lines if words]
+
+    first_line = [re.sub("^[A-Z0-9]*OFF", "", lines[0][0]), *lines[0][1:]]
+    counts = [word for word in first_line if word]
+    body = lines[1:]
+    if not counts:
+        counts = body.pop(0)
+
+    vertices, faces = counts[:2]
+    if len(body) < int(vertices) + int(faces):
+        raise InputError(f"{path} is cut off: {len(body)} lines for {vertices} vertices and {faces} faces; replace it")
+
+
+# Files of the Point Cloud Library
+
+
+@dataclass(frozen=True)
+class _PCDHeader:
+    """The header of a .pcd file.
+
+    Attributes:
+        fields: names of the fields of a point.
+        counts: numbers in each field.
+        types: of the numbers in each field, in binary files: F float, I integer, U unsigned integer.
+        sizes: bytes of a number in each field, in binary files.
+        points: number of points.
+        encoding: of the points: 'ascii', 'binary' or 'binary_compressed'.
+        length: bytes of the header.
+    """
+
+    fields: list[str]
+    counts: list[int]
+    types: list[str]
+    sizes: list[int]
+    points: int
+    encoding: str
+    length: int
 
 
 def _read_pcd(path: Path) -> np.ndarray:
-    """The fields x, y and z of a file of the Point Cloud Library, as text or as plain binary."""
+    """Reads the fields x, y and z of a .pcd file; points that were not measured, marked by NaN, are left out."""
     content = path.read_bytes()
-    header, start = _pcd_header(path, content)
-    readers, kind = {"ascii": _pcd_ascii, "binary": _pcd_binary}, " ".join(header["DATA"])
-    if kind not in readers:
-        raise InputError(f"{path} is {kind}; convert it to ascii or binary")
-    points = int(header["POINTS"][0])
-    table = readers[kind](memoryview(content)[start:], header, [header["FIELDS"].index(axis) for axis in "xyz"])
-    if len(table) < points:
-        raise InputError(f"{path} is cut off after {len(table)} of {points} points; replace it")
-    return table[np.isfinite(table).all(axis=1)]  # the library marks points that were not measured by NaN
+    header = _parse_pcd_header(path, content)
+    body = content[header.length :]
+
+    if header.encoding == "ascii":
+        points = _pcd_text_points(body, header)
+    elif header.encoding == "binary":
+        points = _pcd_binary_points(body, header)
+    else:
+        raise InputError(f"{path} is {header.encoding}; convert it to ascii or binary")
+
+    if len(points) < header.points:
+        raise InputError(f"{path} is cut off after {len(points)} of {header.points} points; replace it")
+    return points[np.isfinite(points).all(axis=1)]
 
 
-def _pcd_header(path: Path, content: bytes) -> tuple[dict[str, list[str]], int]:
-    """First word and other words of each line, and where the points begin; without COUNT each field is one number."""
-    header: dict[str, list[str]] = {}
+def _parse_pcd_header(path: Path, content: bytes) -> _PCDHeader:
+    """Parses lines of a name and its values, up to the line DATA."""
+    values: dict[str, list[str]] = {}
     start = 0
-    while "DATA" not in header:
+    while "DATA" not in values:
         end = content.find(b"\n", start)
         if end < 0:
             raise InputError(f"{path} has no line DATA in its header; expected a .pcd file. Replace it")
+
         words = content[start:end].decode("ascii", "replace").split()
-        header |= {words[0]: words[1:]} if words else {}
+        if words:
+            values[words[0]] = words[1:]
         start = end + 1
-    needed = ("FIELDS", "POINTS", *(("TYPE", "SIZE") if header["DATA"] == ["binary"] else ()))
-    if lacking := [name for name in needed if not header.get(name)]:
-        raise InputError(f"{path} has no line {' and no line '.join(lacking)} in its header; replace it")
-    if not {"x", "y", "z"} <= set(header["FIELDS"]):
-        raise InputError(f"{path} has the fields {', '.join(header['FIELDS'])}; expected x, y and z among them")
-    return {"COUNT": ["1"] * len(header["FIELDS"]), **header}, start
+
+    needed = ["FIELDS", "POINTS"]
+    if values["DATA"] == ["binary"]:
+        needed += ["TYPE", "SIZE"]
+    missing = [name for name in needed if not values.get(name)]
+    if missing:
+        raise InputError(f"{path} has no line {' and no line '.join(missing)} in its header; replace it")
+
+    fields = values["FIELDS"]
+    if not {"x", "y", "z"} <= set(fields):
+        raise InputError(f"{path} has the fields {', '.join(fields)}; expected x, y and z among them")
+
+    return _PCDHeader(
+        fields=fields,
+        counts=[int(count) for count in values.get("COUNT", ["1"] * len(fields))],
+        types=values.get("TYPE", []),
+        sizes=[int(size) for size in values.get("SIZE", [])],
+        points=int(values["POINTS"][0]),
+        encoding=" ".join(values["DATA"]),
+        length=start,
+    )
 
 
-def _pcd_ascii(body: memoryview, header: dict[str, list[str]], places: list[int]) -> np.ndarray:
-    columns = np.cumsum([0, *map(int, header["COUNT"])])[places]
+def _pcd_text_points(body: bytes, header: _PCDHeader) -> np.ndarray:
+    first_columns = np.cumsum([0, *header.counts])
+    columns = [first_columns[header.fields.index(axis)] for axis in "xyz"]
     return np.loadtxt(io.BytesIO(body), dtype=np.float64, ndmin=2)[:, columns]
 
 
-def _pcd_binary(body: memoryview, header: dict[str, list[str]], places: list[int]) -> np.ndarray:
-    fields = zip(header["TYPE"], header["SIZE"], header["COUNT"], strict=True)
-    dtype = np.dtype([(str(i), f"<{kind.lower()}{size}", (int(n),)) for i, (kind, size, n) in enumerate(fields)])
-    rows = np.frombuffer(body, dtype, min(int(header["POINTS"][0]), len(body) // dtype.itemsize))
-    return np.stack([rows[str(place)][:, 0] for place in places], axis=1)
+def _pcd_binary_points(body: bytes, header: _PCDHeader) -> np.ndarray:
+    # Fields are named by their position, since a file may use a name twice, as '_' for padding.
+    layout = zip(header.types, header.sizes, header.counts, strict=True)
+    dtype = np.dtype([(str(i), f"<{kind.lower()}{size}", (count,)) for i, (kind, size, count) in enumerate(layout)])
 
-
-class Clouds(Dataset[tuple[Tensor, Any] | None]):
-    """Clouds, each with a target. What is stored stays as it is.
-
-    A training cloud has its points in random order. Of a larger cloud than asked, a random choice of points is taken,
-    always the same one in evaluation.
-
-    Args:
-        clouds: (cloud, target) pairs; a cloud is a file, or an array (N, 3 or more) with a name for messages.
-        load_points: points of each.
-        normalise: centre each cloud and scale it into the unit sphere.
-        y_up: the second coordinate points up; it becomes the third, as the published poses want it.
-        train: random order and choice.
-        skip_broken: leave out clouds that cannot be used, with a warning, instead of stopping.
-    """
-
-    def __init__(
-        self,
-        clouds: Samples,
-        load_points: int,
-        *,
-        normalise: bool = True,
-        y_up: bool = True,
-        train: bool = False,
-        skip_broken: bool = False,
-    ) -> None:
-        self.clouds, self.load_points = clouds, load_points
-        self.normalise, self.y_up, self.train, self.skip_broken = normalise, y_up, train, skip_broken
-
-    def __len__(self) -> int:
-        """Number of clouds."""
-        return len(self.clouds)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
-        """The points (load_points, 3) float32 and the target, or None if the cloud is broken and may be skipped.
-
-        Raises:
-            InputError: naming the cloud that cannot be used.
-        """
-        cloud, target = self.clouds[index]
-        points = read_or_skip(lambda: self._read(cloud, index), skip_broken=self.skip_broken)
-        if points is None:
-            return None
-        if self.train or len(points) > self.load_points:
-            generator = None if self.train else torch.Generator().manual_seed(index)
-            points = points[torch.randperm(len(points), generator=generator)[: self.load_points]]
-        points = (unit_sphere(points) if self.normalise else points).float()
-        return torch.stack([-points[:, 2], -points[:, 0], points[:, 1]], dim=1) if self.y_up else points, target
-
-    def _read(self, cloud: Any, seed: int) -> Tensor:
-        if isinstance(cloud, Path):
-            return torch.from_numpy(read_cloud(cloud, self.load_points, seed=seed))
-        return torch.from_numpy(checked(cloud[1], cloud[0], self.load_points))
+    complete = min(header.points, len(body) // dtype.itemsize)
+    rows = np.frombuffer(body, dtype, complete)
+    return np.stack([rows[str(header.fields.index(axis))][:, 0] for axis in "xyz"], axis=1)

@@ -1,4 +1,4 @@
-"""The measure that results on point clouds are published in, beside the accuracy."""
+"""Mean class accuracy, which results on point clouds are published in beside the overall accuracy."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ __all__ = ["MeanClassAccuracy"]
 
 
 class MeanClassAccuracy(MulticlassStatScores):
-    """Mean over the classes of a split of the share of their samples that are classified rightly.
+    """Mean of the accuracies of the classes that occur in a split.
 
-    torchmetrics' macro average takes a class that is not in the split, but was predicted, for one of accuracy 0.
+    The macro average of torchmetrics counts a class that is predicted but does not occur with an accuracy of 0.
 
     Args:
         num_classes: number of classes.
@@ -25,5 +25,5 @@ class MeanClassAccuracy(MulticlassStatScores):
 
     def compute(self) -> Tensor:
         """Scalar in [0, 1]."""
-        right, _, _, _, samples = super().compute().float().unbind(dim=1)
-        return (right / samples)[samples > 0].mean()
+        correct, _, _, _, samples = super().compute().float().unbind(dim=1)
+        return (correct / samples)[samples > 0].mean()

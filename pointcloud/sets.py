@@ -1,20 +1,20 @@
-"""Published data sets of clouds in the layouts that they are found in, and class folders."""
+"""Published data sets of clouds in their usual layouts, and class folders."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from core.data.folders import class_files
+from core.data.labeled import FolderDataModule
+from core.data.samples import Sample, Samples, Splits, Validation, source_name
 from core.errors import InputError, MissingError
-from core.files import Splits, Validation, class_files
-from core.pickles import read_arrays
-from core.samples import Sample, Samples, source_name
-from core.training.samples import FolderDataModule
+from core.io.untrusted import read_arrays
 from pointcloud.data import PointDataModule
 from pointcloud.files import cloud_files
 
-__all__ = ["ModelNet40", "PointFolder", "ScanObjectNN"]
+__all__ = ["ModelNet40", "PointFolder", "ScanObjectNN", "read_h5"]
 
 MODELNET40 = (
     *("airplane", "bathtub", "bed", "bench", "bookshelf", "bottle", "bowl", "car", "chair", "cone", "cup", "curtain"),
@@ -29,67 +29,76 @@ SCANOBJECTNN = (
 
 
 class PointFolder(FolderDataModule, PointDataModule):
-    """Class folders of clouds and meshes, see :class:`core.training.FolderDataModule`: ``root/train/<class>/*.off``.
+    """Class folders of clouds and meshes, ``root/train/<class>/*.off``, see :class:`core.data.FolderDataModule`.
 
-    Understood are .off, .obj, .ply, .stl, .npy, .txt and .pcd, mixed at will.
+    Supported formats: .off, .obj, .ply, .stl, .npy, .txt and .pcd, in any mixture.
     """
 
     pattern = "*.off"
 
 
-class _Published(PointDataModule):
-    """A set that is published as a training and a test split, with the classes ``names``.
+class _PublishedSet(PointDataModule):
+    """A data set that is published with a training and a test split.
 
     Args:
         root: folder of the files.
-        val_split: 'held_out' for a share of each class of the training split; 'test' chooses the checkpoint by the test
-            split, as the published results do.
+        val_split: 'held_out' holds a share of each class out of the training split; 'test' chooses the checkpoint by
+            the test split, as the published results do.
         val_share: share of each class held out.
         kwargs: arguments of :class:`PointDataModule`.
 
     Raises:
-        InputError: if ``val_split`` is unknown or ``val_share`` out of range.
+        InputError: if ``val_share`` is out of range.
     """
 
-    names: Sequence[str]
+    names: ClassVar[Sequence[str]]
+    """Class names in the order of the labels."""
 
     def __init__(
-        self, root: str, *, val_split: Literal["held_out", "test"] = "held_out", val_share: float = 0.1, **kwargs: Any
+        self,
+        root: str,
+        *,
+        val_split: Literal["held_out", "test"] = "held_out",
+        val_share: float = 0.1,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.root, self.validation = Path(root), Validation(val_split, val_share)
+        self.root = Path(root)
+        self.validation = Validation(val_split, val_share)
 
     def splits(self) -> Splits:
-        """Read both splits, and hold some clouds out of the first if none are given to validate.
+        """Read both splits, and choose the validation clouds.
 
         Raises:
             MissingError: if a file is missing.
-            InputError: if one is broken, or has a label out of range.
+            InputError: if a file is broken, or has a label out of range.
         """
-        train, test = (self._read(split) for split in ("train", "test"))
+        train = self._read("train")
+        test = self._read("test")
         for cloud, label in (*train, *test):
             if not 0 <= label < len(self.names):
                 raise InputError(
                     f"{source_name(cloud)} has label {label}; expected 0 to {len(self.names) - 1}. Correct the file"
                 )
+
         return self.validation.splits(self.names, train, test)
 
     def _read(self, split: str) -> Samples:
         raise NotImplementedError
 
 
-class ModelNet40(_Published):
-    """ModelNet40, 40 classes of CAD models, in any of the three layouts that are in use.
+class ModelNet40(_PublishedSet):
+    """ModelNet40, 40 classes of CAD models, in one of the three layouts in use.
 
-    - ``modelnet40_{train,test}_8192pts_fps.dat``: Point-BERT's pickles, 8,192 points each, which the published recipe
-      reads; pickles are opened without running what they ask for.
-    - ``train_files.txt``, ``test_files.txt`` and the ``ply_data_*.h5`` that they name: 2,048 points each.
+    - ``modelnet40_{train,test}_8192pts_fps.dat``: Point-BERT's pickles with 8,192 points of each model, the input of
+      the published recipe. Untrusted pickles never execute code.
+    - ``train_files.txt``, ``test_files.txt`` and the files ``ply_data_*.h5`` that they name: 2,048 points of each.
     - ``<class>/{train,test}/*.off``: the meshes, from which points are drawn uniformly by area.
 
     Args:
         root: folder of the files.
-        kwargs: arguments of :class:`PointDataModule`, and ``val_split`` ('held_out', or 'test' to choose the checkpoint
-            by the test split as published) and ``val_share`` (held out of each class).
+        kwargs: arguments of :class:`PointDataModule`, and ``val_split`` ('held_out', or 'test' to choose the
+            checkpoint by the test split as published) and ``val_share`` (share of each class held out).
     """
 
     names = MODELNET40
@@ -101,44 +110,55 @@ class ModelNet40(_Published):
         """Look for one of the layouts.
 
         Raises:
-            MissingError: if none is there.
+            MissingError: if there is none.
         """
         self._layout()
 
-    def _layout(self) -> str:
-        if (self.root / _pickle("train")).is_file():
+    def _layout(self) -> Literal["pickle", "h5", "off"]:
+        if _pickle_file(self.root, "train").is_file():
             return "pickle"
         if (self.root / "train_files.txt").is_file():
             return "h5"
         if any(self.root.glob("*/train")):
             return "off"
+
         raise MissingError(
-            f"{self.root} has neither {_pickle('train')}, nor train_files.txt, nor <class>/train/*.off; download "
-            "ModelNet40 in one of these layouts (pointcloud/README.md), or give its folder: --data.root FOLDER"
+            f"{self.root} has neither {_pickle_file(self.root, 'train').name}, nor train_files.txt, nor "
+            "<class>/train/*.off; download ModelNet40 in one of these layouts (pointcloud/README.md), or give its "
+            "folder: --data.root FOLDER"
         )
 
     def _read(self, split: str) -> Samples:
         layout = self._layout()
-        if layout == "off":
-
-            def find(folder: Path) -> list[Path]:
-                return cloud_files(folder / split)
-
-            return class_files(self.root, find, pattern=f"{split}/*.off", classes=self.names)[1]
         if layout == "pickle":
-            return _from_pickle(self.root / _pickle(split))
-        listed = self.root / f"{split}_files.txt"
-        if not listed.is_file():
-            raise MissingError(f"there is no {listed}; unpack the whole archive")
-        names = [Path(line).name for line in listed.read_text(encoding="utf-8").split()]  # of a path on another machine
+            return _read_pickle(_pickle_file(self.root, split))
+        if layout == "h5":
+            return self._read_h5_files(split)
+        return self._find_meshes(split)
+
+    def _read_h5_files(self, split: str) -> list[Sample]:
+        file_list = self.root / f"{split}_files.txt"
+        if not file_list.is_file():
+            raise MissingError(f"there is no {file_list}; unpack the whole archive")
+
+        # The list names paths of another machine.
+        names = [Path(line).name for line in file_list.read_text(encoding="utf-8").split()]
         return [cloud for name in names for cloud in read_h5(self.root / name)]
 
+    def _find_meshes(self, split: str) -> Samples:
+        def find(folder: Path) -> list[Path]:
+            return cloud_files(folder / split)
 
-def _pickle(split: str) -> str:
-    return f"modelnet40_{split}_8192pts_fps.dat"
+        _, meshes = class_files(self.root, find, pattern=f"{split}/*.off", classes=self.names)
+        return meshes
 
 
-def _from_pickle(path: Path) -> list[Sample]:
+def _pickle_file(root: Path, split: str) -> Path:
+    return root / f"modelnet40_{split}_8192pts_fps.dat"
+
+
+def _read_pickle(path: Path) -> list[Sample]:
+    """Reads a pair of a list of arrays (points, 3 or more) and a list of labels."""
     content = read_arrays(path)
     try:
         arrays, labels = content
@@ -151,42 +171,47 @@ def _from_pickle(path: Path) -> list[Sample]:
 
 
 def read_h5(path: Path) -> list[Sample]:
-    """Clouds and labels of an h5 file with the data sets ``data`` (N, points, 3) and ``label`` (N,) or (N, 1).
+    """Reads clouds and labels of an h5 file with the data sets ``data`` (N, points, 3) and ``label`` (N,) or (N, 1).
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is broken or has other data sets.
+        InputError: if it is broken, or has other data sets.
     """
-    import h5py  # only published sets need it
+    import h5py  # only the published sets need it
 
     if not path.is_file():
         raise MissingError(f"there is no {path}; unpack the whole archive, or correct the folder")
+
     try:
         with h5py.File(path, "r") as file:
-            data, labels = np.asarray(file["data"]), np.asarray(file["label"]).reshape(-1)
+            data = np.asarray(file["data"])
+            labels = np.asarray(file["label"]).reshape(-1)
     except (OSError, KeyError) as error:
         raise InputError(f"{path} cannot be read: {error}; download it again") from error
+
     if data.dtype.kind not in "fiu" or labels.dtype.kind not in "fiu":
         raise InputError(f"{path} holds data of {data.dtype} and labels of {labels.dtype}; expected numbers")
     if len(data) != len(labels):
         raise InputError(f"{path} has {len(data)} clouds and {len(labels)} labels; download it again")
+
     return [
         ((f"{path.name}/{i}", cloud), int(label)) for i, (cloud, label) in enumerate(zip(data, labels, strict=True))
     ]
 
 
-class ScanObjectNN(_Published):
+class ScanObjectNN(_PublishedSet):
     """ScanObjectNN, 15 classes of scanned objects: ``root/{training,test}_objectdataset<variant>.h5``.
 
-    Clouds keep their size and place, as in the published recipe.
+    Clouds keep their size and position, as in the published recipe.
 
     Args:
         root: the folder ``main_split``, or ``main_split_nobg`` for objects without background.
-        variant: ending of the file names: by default the hardest variant, PB_T50_RS; '' for the objects as scanned.
-        load_points: 2,048 are stored.
-        num_points: points that are sampled from these.
-        normalise: centre and scale each cloud.
-        kwargs: arguments of :class:`PointDataModule`, and ``val_split`` and ``val_share`` as for :class:`ModelNet40`.
+        variant: ending of the file names: by default that of the hardest variant, PB_T50_RS; '' for the objects as
+            they were scanned.
+        load_points: number of points read from each cloud; the files hold 2,048.
+        num_points: number of farthest points that are sampled from these.
+        normalize: center and scale each cloud.
+        kwargs: arguments of :class:`PointDataModule`, and ``val_split`` and ``val_share`` as in :class:`ModelNet40`.
     """
 
     names = SCANOBJECTNN
@@ -198,14 +223,11 @@ class ScanObjectNN(_Published):
         variant: str = "_augmentedrot_scale75",
         load_points: int = 2048,
         num_points: int = 2048,
-        normalise: bool = False,
+        normalize: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(root, load_points=load_points, num_points=num_points, normalise=normalise, **kwargs)
+        super().__init__(root, load_points=load_points, num_points=num_points, normalize=normalize, **kwargs)
         self.variant = variant
-
-    def _file(self, split: str) -> Path:
-        return self.root / f"{'training' if split == 'train' else split}_objectdataset{self.variant}.h5"
 
     def check_data(self) -> None:
         """Look for both files.
@@ -219,3 +241,7 @@ class ScanObjectNN(_Published):
 
     def _read(self, split: str) -> Samples:
         return read_h5(self._file(split))
+
+    def _file(self, split: str) -> Path:
+        name = "training" if split == "train" else split
+        return self.root / f"{name}_objectdataset{self.variant}.h5"

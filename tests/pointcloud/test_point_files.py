@@ -1,15 +1,19 @@
 """Clouds and meshes in their formats, and broken ones with their messages."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from torch import Tensor
 
 from core.errors import InputError, MissingError
-from pointcloud.feature_map import unit_sphere
-from pointcloud.files import Clouds, cloud_files, read_cloud
+from pointcloud import PointViews
+from pointcloud.data import Clouds
+from pointcloud.feature_map import drop_needless_digits, unit_sphere
+from pointcloud.files import cloud_files, read_cloud
 
 POINTS = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
 
@@ -73,7 +77,7 @@ def test_off_files_with_the_counts_behind_the_word(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["COFF", "NOFF", "STOFF", "COFF 8 12 0"])
 def test_off_files_whose_points_have_more_than_a_place(word: str, tmp_path: Path) -> None:
-    """A colour or a normal behind each point, which the word in the first line announces."""
+    """A color or a normal behind each point, which the word in the first line announces."""
     box = trimesh.creation.box((4.0, 1.0, 1.0))
     points = [f"{x} {y} {z} 255 0 0 255" for x, y, z in box.vertices.tolist()]
     faces = [f"3 {a} {b} {c}" for a, b, c in box.faces.tolist()]
@@ -159,19 +163,30 @@ def test_points_that_were_not_measured_are_left_out(tmp_path: Path) -> None:
     assert np.array_equal(read_cloud(tmp_path / "cloud.pcd", 20), POINTS)
 
 
+def _read(source: Any, load_points: int = 20, **options: Any) -> Tensor:
+    """The raw points of one cloud."""
+    sample = Clouds([(source, 3)], load_points, **options)[0]
+    assert sample is not None
+    points, target = sample
+    assert target == 3
+    return points
+
+
+def _prepare(points: Tensor, **options: Any) -> Tensor:
+    return PointViews(obj_size=28, fusion=False, **options).prepare(points[None])[0]
+
+
 def test_clouds_are_turned_scaled_and_stay_as_stored() -> None:
     stored = np.hstack([POINTS, POINTS])
-    before, (points, target) = stored.copy(), Clouds([(("a", stored), 3)], 20)[0]  # type: ignore[misc]
+    before = stored.copy()
+    raw = _read(("a", stored))
+    assert torch.equal(raw, torch.from_numpy(POINTS))
     sphere = unit_sphere(torch.from_numpy(POINTS))
-    assert target == 3
-    assert torch.equal(points, torch.stack([-sphere[:, 2], -sphere[:, 0], sphere[:, 1]], dim=1))
-    raw = Clouds([(("a", stored), 3)], 20, normalise=False, y_up=False)[0]
-    assert raw is not None
-    assert torch.equal(raw[0], torch.from_numpy(POINTS))
-    train = Clouds([(("a", stored), 3)], 20, normalise=False, y_up=False, train=True)[0]
-    assert train is not None
-    assert not torch.equal(train[0], raw[0])
-    assert torch.equal(train[0].sort(dim=0).values, raw[0].sort(dim=0).values)
+    assert torch.equal(_prepare(raw), torch.stack([-sphere[:, 2], -sphere[:, 0], sphere[:, 1]], dim=1))
+    assert torch.equal(_prepare(raw, normalize=False, y_up=False), torch.from_numpy(POINTS))
+    train = _read(("a", stored), train=True)
+    assert not torch.equal(train, raw)
+    assert torch.equal(train.sort(dim=0).values, raw.sort(dim=0).values)
     assert np.array_equal(stored, before)
 
 
@@ -190,35 +205,57 @@ def test_coordinates_of_a_map_keep_the_shape_of_a_cloud(suffix: str, tmp_path: P
             axes = "".join(f"property double {axis}\n" for axis in "xyz")
             rows = "\n".join(" ".join(f"{value:.9f}" for value in point) for point in points)
             (tmp_path / f"{name}.ply").write_text(f"{header}{axes}end_header\n{rows}\n")
-    near, far = (Clouds([(tmp_path / f"{name}{suffix}", 0)], 50)[0] for name in ("near", "far"))
-    assert near is not None
-    assert far is not None
-    assert near[0].dtype == far[0].dtype == torch.float32
-    assert torch.allclose(near[0], far[0], rtol=0, atol=1e-5)
-    assert near[0].norm(dim=1).amax() == pytest.approx(1)
+    raw = [_read(tmp_path / f"{name}{suffix}", 50) for name in ("near", "far")]
+    assert [points.dtype for points in raw] == [torch.float32, torch.float64]
+    near, far = (_prepare(points) for points in raw)
+    assert near.dtype == far.dtype == torch.float32
+    assert torch.allclose(near, far, rtol=0, atol=1e-5)
+    assert near.norm(dim=1).amax() == pytest.approx(1)
+
+
+def test_clouds_beside_others_that_need_more_digits_stay_the_same() -> None:
+    near, far = torch.randn(2, 50, 3).double()
+    far += torch.tensor([500_000.0, 4_500_000.0, 120.0], dtype=torch.float64)
+    alone = drop_needless_digits(near)
+    assert alone.dtype == torch.float32
+    both = drop_needless_digits(torch.stack([near, far]))
+    assert both.dtype == torch.float64
+    assert torch.equal(both[0], alone.double())
+    assert torch.equal(both[1], far)
+    assert torch.equal(_prepare(near), _prepare(alone))
+    views = PointViews(obj_size=28, fusion=False)
+    assert torch.equal(views.prepare(torch.stack([near, far]))[0], _prepare(alone))
 
 
 @pytest.mark.parametrize("dtype", ["f2", "<f4", ">f4", "f8", "i4", "u1"])
 def test_clouds_of_any_numbers_become_single_precision(dtype: str) -> None:
     stored = (40 * np.abs(POINTS)).astype(dtype)
     single = torch.from_numpy(stored.astype(np.float32))
-    plain, sphere = (Clouds([(("a", stored), 0)], 20, normalise=n, y_up=False)[0] for n in (False, True))
-    assert plain is not None
-    assert sphere is not None
-    assert torch.equal(plain[0], single)
-    assert torch.allclose(sphere[0], unit_sphere(single), rtol=0, atol=1e-6)
-    if dtype in ("f2", "<f4", ">f4"):
-        assert torch.equal(sphere[0], unit_sphere(single))
+    raw = _read(("a", stored))
+    assert torch.equal(raw, single)
+    assert torch.equal(_prepare(raw, normalize=False, y_up=False), single)
+    assert torch.equal(_prepare(raw, y_up=False), unit_sphere(single))
+    if dtype in ("f8", "i4", "u1"):
+        assert torch.equal(_prepare(torch.from_numpy(stored), y_up=False), unit_sphere(single))
 
 
 def test_of_a_larger_cloud_evaluation_always_takes_the_same_points() -> None:
-    clouds, train = (Clouds([(("a", POINTS), 0)], 8, normalise=False, y_up=False, train=t) for t in (False, True))
-    first, second = clouds[0], clouds[0]
+    first, second = Clouds([(("a", POINTS), 0), (("b", POINTS), 0)], 8)
     assert first is not None
     assert second is not None
-    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[0], second[0])  # wherever the cloud stands in the list
     assert len(first[0].unique(dim=0)) == 8
-    assert len({tuple(train[0][0].flatten().tolist()) for _ in range(5)}) == 5  # type: ignore[index]
+    views = PointViews(load_points=8, normalize=False, y_up=False, obj_size=28, fusion=False)
+    assert torch.equal(views.prepare(torch.from_numpy(POINTS)[None])[0], first[0])  # and so does the model
+    train = [_read(("a", POINTS), 8, train=True) for _ in range(5)]
+    assert len({tuple(points.flatten().tolist()) for points in train}) == 5
+
+
+def test_training_draws_other_points_of_a_mesh_each_time(tmp_path: Path) -> None:
+    trimesh.creation.box().export(tmp_path / "box.stl")
+    first, second = (_read(tmp_path / "box.stl", train=True) for _ in range(2))
+    assert not torch.equal(first.sort(dim=0).values, second.sort(dim=0).values)
+    assert torch.equal(_read(tmp_path / "box.stl"), _read(tmp_path / "box.stl"))
 
 
 def test_broken_clouds_may_be_skipped(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from core.errors import InputError
-from pointcloud.views import VIEWS, Poses, euler_matrices, pixels, pose_matrices, splat
+from pointcloud.augment import Poses
+from pointcloud.views import VIEWS, euler_matrices, pixels, pose_matrices, splat
 
 
 def _rx(a: float) -> np.ndarray:
@@ -77,8 +78,8 @@ def _plain_splat_pixels(cloud: Tensor, size: int) -> Tensor:
     cell = max(float(high[0] - low[0]), float(high[1] - low[1])) / (size - 3)
     index = torch.floor((cloud[:, :2] - low) / cell).long()
     spread = torch.stack([index + torch.tensor([i, j]) + 1 for i in (-1, 0, 1) for j in (-1, 0, 1)], dim=1)
-    centre = torch.floor((spread.amax((0, 1)) + spread.amin((0, 1))) / 2).long()
-    return spread + size // 2 - centre - 1
+    center = torch.floor((spread.amax((0, 1)) + spread.amin((0, 1))) / 2).long()
+    return spread + size // 2 - center - 1
 
 
 @settings(max_examples=60)

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from core.errors import InputError
-from pointcloud.feature_map import sample_points
-from pointcloud.lazy_sampling import LazySampler
-from pointcloud.sampling import farthest_points, nearest_neighbors, take
+from pointcloud import PointViews
+from pointcloud.sampling import LazySampler, farthest_points, nearest_neighbors, take
 
 
 def _textbook(cloud: Tensor, count: int) -> list[int]:
@@ -74,7 +73,7 @@ def test_sampling_leaves_the_number_of_threads_alone() -> None:
 def test_fewer_points_than_asked(count: int) -> None:
     with pytest.raises(InputError, match=rf"{count} points were asked of clouds with 10; ask for 1 to 10"):
         farthest_points(torch.randn(1, 10, 3), count)
-    with pytest.raises(InputError, match=rf"{count} neighbours were asked in clouds of 10 points; ask for 1 to 10"):
+    with pytest.raises(InputError, match=rf"{count} neighbors were asked in clouds of 10 points; ask for 1 to 10"):
         nearest_neighbors(torch.randn(1, 10, 3), count)
 
 
@@ -102,10 +101,12 @@ def test_neighbors_are_the_nearest(total: int, count: int, seed: int) -> None:
 def test_training_chooses_among_more_farthest_points() -> None:
     clouds = torch.randn(3, 200, 3)
     more = farthest_points(clouds, 75)
-    chosen = sample_points(clouds, 64, train=True)
+    views = PointViews(num_points=64, normalize=False, y_up=False, obj_size=28, fusion=False)
+    chosen = views.sample(clouds)
     places = (take(clouds, more)[:, :, None] == chosen[:, None]).all(dim=3)
     assert torch.equal(places.sum(dim=1), torch.ones(3, 64, dtype=torch.long))
     assert torch.equal(places[0], places[1])  # the same choice for the batch
-    assert not torch.equal(chosen, sample_points(clouds, 64, train=True))
-    assert torch.equal(sample_points(clouds, 64, train=False), take(clouds, farthest_points(clouds, 64)))
-    assert sample_points(clouds[:, :64], 64, train=True).shape == (3, 64, 3)
+    assert not torch.equal(chosen, views.sample(clouds))
+    assert views.sample(clouds[:, :64]).shape == (3, 64, 3)
+    assert torch.equal(views.eval().sample(clouds), take(clouds, farthest_points(clouds, 64)))
+    assert views.sample(clouds[:, :50]).shape == (3, 50, 3)  # a smaller cloud keeps all its points

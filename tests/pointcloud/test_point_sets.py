@@ -11,9 +11,8 @@ import torch
 import trimesh
 
 from core.errors import InputError, MissingError
-from pointcloud import DigitClouds, Furniture, ModelNet40, PointFolder, ScanObjectNN
-from pointcloud.digit_clouds import digit_cloud
-from pointcloud.furniture import SHAPES, write_furniture
+from pointcloud import DigitClouds, ModelNet40, PointFolder, PointSpec, ScanObjectNN
+from pointcloud.demo import digit_cloud
 from pointcloud.sets import MODELNET40, SCANOBJECTNN
 
 SMALL: dict[str, Any] = {"load_points": 30, "num_points": 20, "num_workers": 0, "batch_size": 2}
@@ -30,7 +29,7 @@ def _set_up(data: Any, stage: str = "fit") -> Any:
 
 
 def _labels(part: Any) -> list[int]:
-    return [int(label) for _, label in part.clouds]
+    return [int(label) for _, label in part.samples]
 
 
 def _write_pickles(root: Path, labels: dict[str, list[int]]) -> Path:
@@ -57,8 +56,8 @@ def test_modelnet40_as_pickles(tmp_path: Path) -> None:
     assert (len(data.classes), data.classes[7], data.classes[39]) == (40, "car", "xbox")
     assert sorted(_labels(data.val_set)) == [0, 7, 39]  # a tenth of each class
     assert len(data.train_set) == 27
-    held = {name for (name, _), _ in data.val_set.clouds}
-    assert not held & {name for (name, _), _ in data.train_set.clouds}
+    held = {name for (name, _), _ in data.val_set.samples}
+    assert not held & {name for (name, _), _ in data.train_set.samples}
     assert _labels(data.test_set) == [39, 0]
     points, label = next(iter(data.val_dataloader()))
     assert (points.shape, label.tolist()) == ((2, 30, 3), _labels(data.val_set)[:2])
@@ -77,11 +76,11 @@ def test_modelnet40_as_h5(tmp_path: Path) -> None:
     assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (18, 2, 10)
     (tmp_path / "ply_data_train1.h5").unlink()
     with pytest.raises(MissingError, match=r"there is no .*ply_data_train1\.h5; unpack the whole archive"):
-        data.setup("fit")
+        data.splits()
     (tmp_path / "test_files.txt").unlink()
     _write_h5(tmp_path / "ply_data_train1.h5", [1, 2])
     with pytest.raises(MissingError, match=r"there is no .*test_files\.txt"):
-        data.setup("fit")
+        data.splits()
 
 
 def test_modelnet40_as_meshes(tmp_path: Path) -> None:
@@ -127,10 +126,11 @@ def test_scanobjectnn(tmp_path: Path) -> None:
     assert data.classes == list(SCANOBJECTNN)
     assert (len(data.train_set), sorted(_labels(data.val_set)), _labels(data.test_set)) == (18, [0, 14], [3])
     points, stored = data.test_set[0][0], _clouds(1)[0]
-    assert np.array_equal(points.numpy(), np.stack([-stored[:, 2], -stored[:, 0], stored[:, 1]], axis=1))
+    assert np.array_equal(points.numpy(), stored)
+    assert data.spec() == PointSpec(SCANOBJECTNN, load_points=30, num_points=20, normalize=False, y_up=True)
     (tmp_path / "test_objectdataset_augmentedrot_scale75.h5").write_bytes(b"no h5 at all")
     with pytest.raises(InputError, match=r"cannot be read: .*; download it again"):
-        data.setup("fit")
+        data.splits()
 
 
 def test_h5_with_other_content(tmp_path: Path) -> None:
@@ -150,15 +150,15 @@ def test_few_shots(tmp_path: Path) -> None:
     root = _write_pickles(tmp_path, {"train": [*TRAIN, 5, 5], "test": [0]})
     data = _set_up(ModelNet40(str(root), shots=4, **SMALL))
     assert _labels(data.train_set) == [0] * 4 + [5] * 4 + [7] * 4 + [39] * 4
-    names = [name for (name, _), _ in data.train_set.clouds]
+    names = [name for (name, _), _ in data.train_set.samples]
     assert len(set(names)) == 13  # of class 5 one cloud is held out and the other repeated
-    whole = _set_up(ModelNet40(str(root), **SMALL)).train_set.clouds
+    whole = _set_up(ModelNet40(str(root), **SMALL)).train_set.samples
     for i, label in enumerate((0, 5, 7, 39)):
         members = [name for (name, _), y in whole if y == label]
         assert set(names[4 * i : 4 * i + 4]) <= set(members)
         assert label == 5 or set(names[4 * i : 4 * i + 4]) != set(members[:4])  # drawn, not the first ones
     again = _set_up(ModelNet40(str(root), shots=4, **SMALL))
-    assert names == [name for (name, _), _ in again.train_set.clouds]
+    assert names == [name for (name, _), _ in again.train_set.samples]
     assert len(data.val_set) == 4
 
 
@@ -186,10 +186,8 @@ def test_folder_of_several_formats(tmp_path: Path) -> None:
     data = _set_up(PointFolder(str(tmp_path), **SMALL))
     assert (len(data.train_set), len(data.val_set), data.classes) == (4, 2, ["a", "b"])
     points, y = next(iter(data.train_dataloader()))
-    sampled, _ = data.on_after_batch_transfer((points, y), 0)
-    assert (points.shape, sampled.shape) == ((2, 30, 3), (2, 20, 3))
-    everything = {tuple(p) for p in points[0].tolist()}
-    assert {tuple(p) for p in sampled[0].tolist()} < everything
+    assert (points.shape, points.dtype, y.dtype) == ((2, 30, 3), torch.float32, torch.int64)
+    assert data.spec() == PointSpec(("a", "b"), load_points=30, num_points=20)
     with pytest.raises(MissingError, match=r"there is no folder .*gone/train; expected .*\*\.off"):
         PointFolder(str(tmp_path / "gone"), **SMALL).prepare_data()
 
@@ -200,7 +198,7 @@ def test_digit_clouds_are_balanced_and_always_the_same() -> None:
         (len(part), sorted(set(np.bincount(_labels(part))))) for part in (data.train_set, data.val_set, data.test_set)
     ]
     assert sizes == [(3_500, [350]), (500, [50]), (1_000, [100])]
-    names = [{name for (name, _), _ in part.clouds} for part in (data.train_set, data.val_set, data.test_set)]
+    names = [{name for (name, _), _ in part.samples} for part in (data.train_set, data.val_set, data.test_set)]
     assert len(set.union(*names)) == 5_000
     assert torch.equal(data.val_set[0][0], again.val_set[0][0])
     assert data.val_set[0][0].shape == (512, 3)
@@ -218,47 +216,6 @@ def test_points_of_a_digit_follow_its_ink() -> None:
         assert (y <= points[part, 1]).all()
         assert (points[part, 1] <= y + 1).all()
         assert points[part, 2].mean() == pytest.approx(height, abs=0.15)
-
-
-def test_furniture_is_made_once_and_stands_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_furniture, "__defaults__", ((("train", 2), ("val", 1), ("test", 1)),))
-    data = _set_up(Furniture(str(tmp_path / "furniture"), **SMALL))
-    assert data.classes == sorted(SHAPES)
-    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (16, 8, 8)
-    files = {p: p.read_bytes() for p in (tmp_path / "furniture").rglob("*.off")}
-    Furniture(str(tmp_path / "furniture"), **SMALL).prepare_data()
-    write_furniture(tmp_path / "again")
-    assert [p.read_bytes() for p in sorted((tmp_path / "again").rglob("*.off"))] == [files[p] for p in sorted(files)]
-    for name in ("lamp", "stool", "bin"):
-        mesh = trimesh.load(next((tmp_path / "furniture" / "train" / name).iterdir()))
-        assert mesh.extents[1] == max(mesh.extents)  # y is up
-        assert mesh.bounds[0, 1] == pytest.approx(0, abs=1e-6)
-
-
-PARTS = {
-    **{"bed": (6, 6, 0.7, 1.1), "bin": (1, 1, 0.3, 0.7), "chair": (6, 6, 0.75, 1.25), "lamp": (3, 3, 0.6, 1.9)},
-    **{"shelf": (6, 9, 1.2, 2.0), "sofa": (4, 4, 0.65, 1.0), "stool": (5, 5, 0.45, 0.85), "table": (5, 5, 0.65, 0.9)},
-}
-"""Of each class the least and most parts, and the least and most height; legs, boards, arms are parts of their own."""
-
-
-@pytest.mark.parametrize("name", PARTS)
-def test_each_class_of_furniture_is_built_as_its_name_says(name: str, furniture: Path) -> None:
-    least, most, low, high = PARTS[name]
-    for file in sorted((furniture / "val" / name).iterdir()):
-        mesh = trimesh.load(file, process=False)
-        assert least <= mesh.body_count <= most
-        assert low <= mesh.extents[1] <= high
-        corners = {"bed": 8 * 6, "chair": 8 * 6, "sofa": 8 * 4, "table": 8 * 5}.get(name)  # boxes alone
-        assert corners is None or len(mesh.vertices) == corners
-
-
-@pytest.fixture(scope="module")
-def furniture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pieces of each class, which are only read."""
-    root = tmp_path_factory.mktemp("pieces") / "furniture"
-    write_furniture(root, (("val", 10),))
-    return root
 
 
 def test_published_class_names() -> None:

@@ -1,0 +1,74 @@
+"""The poses in which clouds are seen: random ones in training, fixed lists in evaluation."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.errors import InputError
+from pointcloud.views import pose_matrices
+
+__all__ = ["Poses"]
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Poses of clouds. Angles are multiples of pi, and the defaults are the published ones.
+
+    In training a cloud is turned by an angle theta and tilted by an angle phi, both drawn uniformly from a range; then
+    each axis is scaled and shifted. Evaluation averages over all pairs of the listed angles.
+
+    Attributes:
+        theta: range of the turn in training.
+        phi: range of the tilt in training.
+        scale: range of the factor on each axis in training; (1, 1) for none.
+        shift: largest shift of each axis in training, where the radius of a cloud is 1.
+        val_theta: turns in validation and prediction.
+        val_phi: tilts in validation and prediction.
+        test_theta: turns in testing.
+        test_phi: tilts in testing.
+
+    Raises:
+        InputError: if a range or a list is empty.
+    """
+
+    theta: tuple[float, float] = (0.04, 1.94)
+    phi: tuple[float, float] = (-0.4, -0.2)
+    scale: tuple[float, float] = (2 / 3, 3 / 2)
+    shift: float = 0.2
+    val_theta: Sequence[float] = tuple(0.1 + 1.9 * i / 8 for i in range(8))
+    val_phi: Sequence[float] = (-0.35,)
+    test_theta: Sequence[float] = tuple(0.2 * i for i in range(10))
+    test_phi: Sequence[float] = tuple(-0.4 + 0.2 * i / 3 for i in range(4))
+
+    def __post_init__(self) -> None:
+        ranges = (self.theta, self.phi, self.scale)
+        lists = (self.val_theta, self.val_phi, self.test_theta, self.test_phi)
+        if any(low > high for low, high in ranges) or self.scale[0] <= 0 or self.shift < 0 or not all(map(len, lists)):
+            raise InputError(f"{self}: ranges go from low to high, scales are positive, lists have at least one angle")
+
+    def draw(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Draws random poses for training.
+
+        Returns:
+            (B, 3, 3) matrices, which include the scales of the axes, and (B, 1, 3) shifts.
+        """
+        theta = torch.empty(batch).uniform_(*self.theta) * math.pi
+        phi = torch.empty(batch).uniform_(*self.phi) * math.pi
+        scale = torch.empty(batch, 3, 1).uniform_(*self.scale)
+        shift = torch.empty(batch, 1, 3).uniform_(-self.shift, self.shift)
+        return scale * pose_matrices(theta, phi), shift
+
+    def grid(self, *, test: bool) -> Tensor:
+        """All pairs of the listed angles, by turn and then by tilt: (poses, 3, 3).
+
+        Args:
+            test: take the angles for testing, not those for validation and prediction.
+        """
+        turns = self.test_theta if test else self.val_theta
+        tilts = self.test_phi if test else self.val_phi
+        pairs = torch.cartesian_prod(torch.tensor(list(turns)), torch.tensor(list(tilts)))
+        theta, phi = (pairs * math.pi).T
+        return pose_matrices(theta, phi)

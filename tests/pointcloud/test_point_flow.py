@@ -1,0 +1,147 @@
+"""``task(points)`` answers as ``lightning predict`` does, from the task alone, however it was stored."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from lightning import Trainer
+
+from core.errors import InputError
+from core.training.hub import from_pretrained
+from pointcloud import PointCloudClassifier, PointDataModule, PointFolder, PointSpec
+from pointcloud.files import read_cloud
+
+MakeTask = Callable[..., PointCloudClassifier]
+SPEC = PointSpec(("ball", "disc", "rod"), load_points=60, num_points=40)
+
+
+def _trainer(folder: Path, **kwargs: Any) -> Trainer:
+    return Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"enable_checkpointing": False, **kwargs},
+    )
+
+
+def _write_questions(folder: Path) -> list[Path]:
+    """More points than are read, a mesh, a cloud with the coordinates of a map, and one in single precision."""
+    folder.mkdir()
+    generator = np.random.default_rng(3)
+    cloud = generator.standard_normal((90, 3))
+    np.save(folder / "a_larger.npy", cloud)
+    trimesh.creation.box((4.0, 1.0, 1.0)).export(folder / "b_mesh.off")
+    np.savetxt(folder / "c_map.txt", cloud[:60] + np.array([500_000, 4_500_000, 120]), fmt="%.9f")
+    np.save(folder / "d_single.npy", (25 * cloud[20:80]).astype(np.float32))
+    return sorted(folder.iterdir())
+
+
+def _probabilities(task: PointCloudClassifier, points: np.ndarray) -> torch.Tensor:
+    with torch.no_grad():
+        return task.probabilities(task(torch.from_numpy(points)[None]))[0]
+
+
+def test_task_of_points_equals_prediction_of_files(tmp_path: Path, make_task: MakeTask) -> None:
+    task = make_task(num_classes=None, spec=SPEC)
+    trainer = _trainer(tmp_path)
+    files = _write_questions(tmp_path / "files")
+    data = PointDataModule(load_points=60, num_points=40, predict_path=str(tmp_path / "files"), num_workers=0)
+    (rows,) = trainer.predict(task, datamodule=data)  # type: ignore[misc]
+    assert [Path(name).name for name in rows["file"]] == [file.name for file in files]
+
+    trainer.strategy.connect(task)
+    trainer.save_checkpoint(tmp_path / "task.ckpt")
+    task.eval().save_pretrained(tmp_path / "shared")
+    loaded = {
+        "itself": task,
+        "checkpoint": PointCloudClassifier.load_from_checkpoint(tmp_path / "task.ckpt", map_location="cpu").eval(),
+        "shared": from_pretrained(tmp_path / "shared").eval(),
+    }
+    for name, again in loaded.items():
+        assert again.spec == SPEC, name
+        assert again.class_names == ["ball", "disc", "rod"]
+        for file, label, expected in zip(files, rows["class"], rows["probability"], strict=True):
+            probability = _probabilities(again, read_cloud(file, 60))  # type: ignore[arg-type]
+            assert again.class_names[int(probability.argmax())] == label, (name, file)
+            assert float(probability.max()) == pytest.approx(expected, abs=1e-5), (name, file)
+        answers = again.predict(tmp_path / "files")
+        assert [row["class"] for row in answers] == rows["class"]
+        assert [row["probability"] for row in answers] == pytest.approx(rows["probability"], abs=1e-5)
+
+
+def test_prediction_of_paths_and_arrays(tmp_path: Path, make_task: MakeTask) -> None:
+    task = make_task(num_classes=None, spec=SPEC)
+    files = _write_questions(tmp_path / "files")
+    clouds = [read_cloud(file, 60) for file in files]
+    expected = [row["probability"] for row in task.predict(tmp_path / "files")]
+    for source in (files, [str(file) for file in files], clouds, [torch.from_numpy(cloud) for cloud in clouds]):
+        assert [row["probability"] for row in task.predict(source)] == pytest.approx(expected, abs=1e-5)
+    for source in (files[1], clouds[1]):
+        (row,) = task.predict(source)
+        assert row["probability"] == pytest.approx(expected[1], abs=1e-5)
+        assert row["class"] in SPEC.classes
+    assert task.predict(clouds)[2]["file"] == "array 2"
+    assert task.training  # as it was before
+    with pytest.raises(InputError, match="array 0 has 20 points, 60 are needed"):
+        task.predict(clouds[0][:20])
+
+
+def test_the_data_say_the_classes_and_how_points_are_read(
+    make_task: MakeTask, make_shapes: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_shapes(train=3, val=2)
+    data = PointFolder(str(root), load_points=50, num_points=30, y_up=False, batch_size=4, num_workers=0)
+    spec = data.spec()
+    assert spec == PointSpec(("ball", "disc", "rod"), load_points=50, num_points=30, y_up=False)
+    task = make_task(num_classes=None, spec=spec)
+    assert (task.num_classes, task.feature_map.num_points, task.feature_map.y_up) == (3, 30, False)
+    _trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(task, datamodule=data)
+    assert task.hparams["spec"]["classes"] == ["ball", "disc", "rod"]
+
+    with pytest.raises(InputError, match="the model has 4 classes and the data 3"):
+        make_task(num_classes=4, spec=spec)
+    with pytest.raises(InputError, match="the model has 4 classes and the data 3"):
+        _trainer(tmp_path).validate(make_task(num_classes=4), datamodule=data, verbose=False)
+
+
+def test_a_trained_model_reads_other_files_with_other_options(tmp_path: Path, make_task: MakeTask) -> None:
+    task = make_task(num_classes=None, spec=SPEC)
+    cloud = np.random.default_rng(3).standard_normal((60, 3))
+    np.savetxt(tmp_path / "y_up.txt", cloud)
+    np.savetxt(tmp_path / "z_up.txt", np.stack([-cloud[:, 2], -cloud[:, 0], cloud[:, 1]], axis=1))
+    answers = []
+    for name, y_up in (("y_up.txt", True), ("z_up.txt", False), ("z_up.txt", True)):
+        path = str(tmp_path / name)
+        data = PointDataModule(load_points=60, num_points=40, y_up=y_up, predict_path=path, num_workers=0)
+        (rows,) = _trainer(tmp_path).predict(task, datamodule=data)  # type: ignore[misc]
+        answers.append(rows["probability"][0])
+    assert answers[0] == pytest.approx(answers[1], abs=1e-5)
+    assert answers[0] != pytest.approx(answers[2], abs=1e-5)
+    assert task.class_names == ["ball", "disc", "rod"]
+
+
+def test_batches_hold_raw_points(make_shapes: Callable[..., Path]) -> None:
+    root = make_shapes(train=2, val=1)
+    file = root / "val" / "ball" / "0.npy"
+    np.save(file, 1000 * np.load(file))
+    data = PointFolder(str(root), load_points=64, num_points=30, batch_size=2, num_workers=0)
+    data.setup("fit")
+    points, y = next(iter(data.val_dataloader()))
+    assert (points.shape, y.tolist()) == ((2, 64, 3), [0, 1])
+    assert torch.equal(points[0].double(), torch.from_numpy(np.load(file)).float().double())
+
+
+def test_statistics_of_a_task_stay_exact_in_half_precision(make_task: MakeTask) -> None:
+    task = make_task().eval()
+    cloud = torch.randn(2, 60, 3)
+    with torch.no_grad():
+        whole, half = task(cloud), task.to(torch.bfloat16)(cloud)
+    assert task.feature_map.std.dtype == torch.float32
+    assert half.dtype == torch.bfloat16
+    assert torch.allclose(whole, half.float(), atol=0.1)
