@@ -1,38 +1,164 @@
-"""Share tasks on the Hugging Face Hub, or in folders of the same layout: weights, settings and a model card.
+"""Share tasks on the Hugging Face Hub, or in folders of the same layout: weights, configuration and a model card.
 
-Nothing in such a folder runs as code: weights are safetensors, settings are JSON, and the class is looked up among
-those that the installed modalities offer. Backbones alone are shared by timm's own ``timm.models.push_to_hf_hub``.
+Nothing in such a folder is executed: weights are safetensors, the configuration is JSON, and the class is looked up
+among those that the installed modalities export. Backbones alone are shared by timm's ``timm.models.push_to_hf_hub``.
 """
 
 import json
 import math
 import re
-from collections.abc import Mapping
-from importlib.metadata import version
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from huggingface_hub import HfApi
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, ModelHubMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from core.downloads import hub_file
-from core.errors import InputError, MissingError
-from core.training.card import model_card
-from core.training.rebuild import build_task, class_path_of, hyperparameters_of
-from core.training.run_files import read_run
-from core.training.task import Task
-from core.writing import whole_folder
+from core.data.module import attached_data_module
+from core.errors import InputError, MissingError, listed
+from core.io.atomic import atomic_folder
+from core.io.checkpoint import TaskCheckpoint
+from core.io.downloads import hub_file
 
-__all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
+if TYPE_CHECKING:
+    from core.training.task import Task
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-_REPOSITORY = r"[\w.-]+/[\w.-]+"
+__all__ = [
+    "TaskHubMixin",
+    "build_task",
+    "from_pretrained",
+    "modality_class",
+    "push_to_hub",
+    "run_push",
+    "save_pretrained",
+    "task_class",
+]
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+CARD = "README.md"
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_OTHER_WEIGHTS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
+_FORMS = ("inference_mode", "small_kernel_merged")
+
+_PROGRAM = """\
+from core.training.hub import from_pretrained
+
+task = from_pretrained({source!r})
+for row in task.predict("FILE"):
+    print(row)
+"""
+
+Kind = TypeVar("Kind")
+
+
+# Save, push and load
+
+
+class TaskHubMixin(ModelHubMixin, library_name="larkit"):
+    """The methods of huggingface_hub's mixin for tasks; the functions of this module take checkpoints as well.
+
+    ``config`` is the content of ``config.json``, by default what the task and its trainer know, and
+    ``model_card_kwargs`` are arguments of :meth:`generate_model_card`.
+    """
+
+    def save_pretrained(  # type: ignore[override]  # pushing is another method here
+        self,
+        save_directory: str | Path,
+        *,
+        config: dict[str, Any] | None = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Write the task into a folder, completely or not at all; see the function :func:`save_pretrained`."""
+        folder = Path(save_directory)
+        if folder.resolve() == Path.cwd():
+            raise InputError(f"{folder} is the folder you are in; give a new one below it")
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+            raise InputError(f"{folder} exists and is not empty; give a new folder, or delete it first")
+
+        config = config or _describe(cast("Task", self))
+        card = {"config": config, "source": str(folder)} | (model_card_kwargs or {})
+        with atomic_folder(folder) as unfinished:
+            super().save_pretrained(unfinished, config=config, model_card_kwargs=card)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        state_dict = cast("Task", self).state_dict()
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
+        save_file(tensors, save_directory / WEIGHTS, metadata={"format": "pt"})
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        config: dict[str, Any] | None = None,  # type: ignore[override]
+        model_card_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> str:
+        """Upload the task; see the function :func:`push_to_hub`. Further options are those of huggingface_hub."""
+        if not _REPOSITORY.fullmatch(repo_id):
+            raise InputError(f"{repo_id!r} is no name of a repository; give OWNER/NAME")
+        config = config or _describe(cast("Task", self))
+        card = {"config": config, "source": repo_id} | (model_card_kwargs or {})
+        try:
+            if HfApi(token=options.get("token")).file_exists(repo_id, CARD):
+                options["ignore_patterns"] = CARD
+            return str(super().push_to_hub(repo_id, config=config, model_card_kwargs=card, **options))
+        except InputError:
+            raise
+        except Exception as error:  # the Hub's client and its HTTP library share no base class
+            raise InputError(
+                f"could not push to {repo_id!r}: {error}; check the name and the network, and log in: hf auth login"
+            ) from error
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the configuration gives all arguments
+        cls, source: str | Path, *, revision: str | None = None, token: str | None = None
+    ) -> Self:
+        """Load a task of this class; see the function :func:`from_pretrained`."""
+        task = from_pretrained(source, revision=revision, token=token)
+        if not isinstance(task, cls):
+            raise InputError(f"{source} holds a {type(task).__name__}, not a {cls.__name__}")
+        return task
+
+    def generate_model_card(  # type: ignore[override]
+        self, *, config: dict[str, Any], source: str, license: str = "apache-2.0"
+    ) -> ModelCard:
+        """Describe the task: metrics, a program that loads it, class names, and what it knows of its data.
+
+        Args:
+            config: content of ``config.json``.
+            source: what :func:`from_pretrained` will be given, a repository or a folder.
+            license: the Hub's word for the license of the weights.
+        """
+        task = cast("Task", self)
+        name = source.rstrip("/").rpartition("/")[2]
+        backbone = config["hyperparameters"]["backbone"]
+        results = _card_results(task, config)
+        header = ModelCardData(
+            license=license,
+            library_name="larkit",
+            pipeline_tag=task.pipeline_tag,
+            tags=["larkit", "lightning", "large-kernel", backbone],
+            model_name=name if results else None,
+            eval_results=results or None,
+        )
+        program = _PROGRAM.format(source=source)
+        parts = [
+            f"---\n{header.to_yaml()}\n---\n\n# {name}",
+            f"`{config['class_path']}` with the backbone `{backbone}`, trained with LarKit.",
+            f"```python\n{program}```",
+            *_card_facts(config),
+        ]
+        return ModelCard("\n\n".join(parts) + "\n")
 
 
 def save_pretrained(
-    task: Task | str | Path,
+    task: "Task | str | Path",
     folder: str | Path,
     *,
     metrics: Mapping[str, float] | None = None,
@@ -40,35 +166,30 @@ def save_pretrained(
 ) -> Path:
     """Write a task into a folder: ``model.safetensors``, ``config.json`` and the model card ``README.md``.
 
-    ``config.json`` holds the class and its arguments, the class names and the normalisation, the data module's numbers
-    (of a run of the command; no text, which could be a path of yours), the metrics and the versions of the libraries.
+    ``config.json`` holds the class and its arguments, with what the task knows of its data; the numbers among the data
+    module's settings (no text, which could be a path of yours); the metrics; and the versions of the libraries.
 
     Args:
-        task: a task whose backbone was given by name, in training or inference form; or a checkpoint that
-            ``lightning fit`` wrote, whose metrics are then read from the run's ``metrics.csv``.
-        folder: must be empty or not there.
-        metrics: what was measured, as in ``{"test_acc": 0.98}``; added to what the run or the trainer knows.
-        license: the Hub's word for the licence of the weights.
+        task: a task whose backbone was given by name, in training or inference form; or a checkpoint of
+            ``lightning fit``, or the folder of a run.
+        folder: a folder that does not exist, or is empty.
+        metrics: further measurements, as in ``{"test_acc": 0.98}``, beside those of the run or the trainer.
+        license: the Hub's word for the license of the weights.
 
     Returns:
         The folder.
 
     Raises:
         MissingError: if there is no such checkpoint.
-        InputError: if the folder holds files, or the task cannot be built again from its arguments.
+        InputError: if the folder holds files, or the task cannot be rebuilt from its arguments.
     """
-    folder = Path(folder)
-    if folder.resolve() == Path.cwd():
-        raise InputError(f"{folder} is the folder you are in; give a new one below it")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise InputError(f"{folder} is there and not empty; give a new folder, or delete it first")
-    with whole_folder(folder) as unfinished:
-        _write(task, unfinished, str(folder), metrics, license)
-    return folder
+    task, config = _task_and_config(task, metrics)
+    task.save_pretrained(folder, config=config, model_card_kwargs={"license": license})
+    return Path(folder)
 
 
 def push_to_hub(
-    task: Task | str | Path,
+    task: "Task | str | Path",
     repo_id: str,
     *,
     metrics: Mapping[str, float] | None = None,
@@ -77,14 +198,14 @@ def push_to_hub(
     token: str | None = None,
     commit_message: str = "Add model",
 ) -> str:
-    """Upload a task to the Hugging Face Hub, as :func:`save_pretrained` writes it; a card that is there stays.
+    """Upload a task to the Hugging Face Hub, as :func:`save_pretrained` writes it; a model card that is there stays.
 
     Args:
         task: as for :func:`save_pretrained`.
-        repo_id: ``owner/name``; made if it is not there.
+        repo_id: ``owner/name``; created if it does not exist.
         metrics: as for :func:`save_pretrained`.
         license: as for :func:`save_pretrained`.
-        private: whether a new repository is only for its owner.
+        private: whether a new repository is visible to its owner only.
         token: of the Hub; by default the one that ``hf auth login`` stored.
         commit_message: of the upload.
 
@@ -93,88 +214,212 @@ def push_to_hub(
 
     Raises:
         MissingError: if there is no such checkpoint.
-        InputError: if the task cannot be built again from its arguments, or the Hub refuses.
+        InputError: if the task cannot be rebuilt from its arguments, or the Hub refuses.
     """
-    if not re.fullmatch(_REPOSITORY, repo_id):
-        raise InputError(f"{repo_id!r} is no name of a repository; give OWNER/NAME")
-    with TemporaryDirectory() as temporary:
-        folder = _write(task, Path(temporary), repo_id, metrics, license)
-        api = HfApi(token=token, library_name="larkit", library_version=version("larkit"))
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            if api.file_exists(repo_id, CARD):
-                (folder / CARD).unlink()
-            info = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
-        except Exception as error:  # of the Hub's client and of its HTTP library, which share no base
-            raise InputError(
-                f"could not push to {repo_id!r}: {error}; check the name and the network, and log in: hf auth login"
-            ) from error
-    return str(info)
+    task, config = _task_and_config(task, metrics)
+    return task.push_to_hub(
+        repo_id,
+        config=config,
+        model_card_kwargs={"license": license},
+        private=private,
+        token=token,
+        commit_message=commit_message,
+    )
 
 
-def from_pretrained(source: str | Path, *, revision: str | None = None, token: str | None = None) -> Task:
-    """A task as it was saved, in eval mode, with the same outputs.
+def from_pretrained(source: str | Path, *, revision: str | None = None, token: str | None = None) -> "Task":
+    """Load a task as it was saved, in eval mode, with the same outputs.
 
     Args:
-        source: a folder that :func:`save_pretrained` wrote, or a Hub repository ``owner/name``.
+        source: a Hub repository ``owner/name``, a folder that :func:`save_pretrained` wrote, a checkpoint of
+            ``lightning fit``, or the folder of a run.
         revision: branch, tag or commit of the repository.
         token: of the Hub, for private repositories; by default the one that ``hf auth login`` stored.
-
-    Returns:
-        The task; the network's input is normalised by its ``normalisation``, its classes are ``class_names``.
 
     Raises:
         MissingError: if a file is not there.
         InputError: if the files hold no LarKit task, or the weights do not fit it.
     """
-    config = _read_config(_file(source, CONFIG, revision, token))
-    weights = _file(source, WEIGHTS, revision, token)
-    task = build_task(config, str(source))
+    path = Path(source)
+    if path.is_file() or (path / "checkpoints").is_dir():
+        return build_task(TaskCheckpoint.read(path))
+
+    config = _read_config(_get_file(source, CONFIG, revision, token))
+    weights = _get_file(source, WEIGHTS, revision, token)
+    task = _build(config["class_path"], config["hyperparameters"], str(source))
     try:
-        task.load_state_dict(load_file(weights), assign=True)  # assign keeps the file's dtypes
+        task.load_state_dict(load_file(weights), assign=True)  # assign keeps the dtypes of the file
     except Exception as error:  # safetensors' own error derives from Exception alone
-        raise InputError(f"{WEIGHTS} of {source} does not fit its {CONFIG}: {_start(error)}") from error
-    task.on_load_checkpoint(config.get("data") or {})
+        raise InputError(f"{WEIGHTS} of {source} does not fit its {CONFIG}: {_shorten(error)}") from error
     return task.eval()
 
 
-def _write(
-    task: Task | str | Path, folder: Path, source: str, metrics: Mapping[str, float] | None, license: str
-) -> Path:
-    run = read_run(task)
-    if isinstance(task, str | Path):
-        rebuilt = build_task({"class_path": run.class_path, "hyperparameters": run.hyperparameters}, str(task))
+def build_task(checkpoint: TaskCheckpoint) -> "Task":
+    """Build the task of a checkpoint, which may come from anybody, with its weights, in eval mode.
+
+    Raises:
+        InputError: if no installed modality exports its class, or the checkpoint does not fit its own hyperparameters.
+    """
+    if not checkpoint.class_path:
+        raise InputError(
+            f"{checkpoint.path} does not say what task it holds, as checkpoints of lightning fit do; load it with "
+            "load_from_checkpoint of its class, and give the task instead"
+        )
+    task = _build(checkpoint.class_path, checkpoint.hyperparameters, str(checkpoint.path))
+    try:
+        task.load_state_dict(checkpoint.state_dict)
+    except RuntimeError as error:
+        raise InputError(f"{checkpoint.path} does not fit its own hyperparameters: {_shorten(error)}") from error
+    return task.eval()
+
+
+# Classes, which a file must not choose freely
+
+
+def task_class(class_path: str) -> "type[Task]":
+    """Find a task that an installed modality exports; see :func:`modality_class`."""
+    return cast("type[Task]", modality_class(class_path, TaskHubMixin))
+
+
+def modality_class(class_path: str, base: type[Kind]) -> type[Kind]:
+    """Find a class that an installed modality exports; nothing else is imported because a file names it.
+
+    Args:
+        class_path: such as ``vision.ImageClassifier``.
+        base: what the class must derive from.
+
+    Raises:
+        InputError: if no installed modality exports such a class.
+    """
+    modalities = _modalities()
+    package = next((name for name in modalities if class_path.startswith(f"{name}.")), None)
+    if package is None:
+        raise InputError(
+            f"class_path is {class_path!r}; only classes of {', '.join(modalities)} are built, since a file must not "
+            "choose what code runs"
+        )
+
+    # The class may be exported by the modality, by a package in it, or by the module that defines it.
+    *inner, class_name = class_path.removeprefix(f"{package}.").split(".")
+    for depth in range(len(inner) + 1):
         try:
-            rebuilt.load_state_dict(run.state)
-        except RuntimeError as error:
-            raise InputError(f"{task} does not fit its own hyperparameters: {_start(error)}") from error
-        rebuilt.on_load_checkpoint(run.kept)
-        task = rebuilt
-    else:
-        _check_rebuilds(_config(task, {}, None), task.state_dict())
-    measured = {
-        k: float(v) for k, v in {**run.metrics, **(metrics or {})}.items() if math.isfinite(v)
-    }  # JSON has no NaN
-    config = _config(task, measured, run.data_module)
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in task.state_dict().items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(model_card(task, config, source, license), encoding="utf-8")
-    return folder
+            module = import_module(".".join([package, *inner[:depth]]))
+        except ModuleNotFoundError:
+            break
+        found = getattr(module, class_name, None) if class_name in getattr(module, "__all__", ()) else None
+        if isinstance(found, type) and issubclass(found, base):
+            return found
+    raise InputError(f"class_path is {class_path!r}; {package} exports no such class")
 
 
-def _config(task: Task, metrics: dict[str, float], data_module: dict[str, Any] | None) -> dict[str, Any]:
-    """What ``config.json`` holds, of values that JSON has."""
-    kept: dict[str, Any] = {}
-    task.on_save_checkpoint(kept)
+def _modalities() -> list[str]:
+    """Packages of the installed modalities, by their entry points."""
+    return sorted(entry.value for entry in entry_points(group="larkit.modalities"))
+
+
+def _class_path_of(task: "Task") -> str:
+    """Name a task's class so that :func:`modality_class` finds it.
+
+    Raises:
+        InputError: if no modality exports the class.
+    """
+    name = type(task).__name__
+    module = type(task).__module__
+    for package in _modalities():
+        for class_path in (f"{package}.{name}", f"{module}.{name}"):
+            if not f"{module}.".startswith(f"{package}."):
+                continue
+            try:
+                found = task_class(class_path)
+            except InputError:
+                continue
+            if found is type(task):
+                return class_path
+    raise InputError(
+        f"no modality exports {module}.{name}, so nobody could load it; name its package as an entry point of the "
+        "group larkit.modalities, and export the class there"
+    )
+
+
+def _build(class_path: str, hyperparameters: Mapping[str, Any], source: str) -> "Task":
+    """Build a task with random weights from a file that may come from anybody.
+
+    Raises:
+        InputError: if no installed modality exports the class, or it does not take the arguments.
+    """
+    kind = task_class(class_path)
+    args = {name: value for name, value in hyperparameters.items() if not name.startswith("_")}
+
+    # The file's own weights follow; no argument may load others or run a Python file.
+    if "pretrained" in args:
+        args["pretrained"] = False
+    if "weights" in args:
+        args["weights"] = None
+    refused = _OTHER_WEIGHTS & set(args.get("backbone_args") or {})
+    if refused:
+        raise InputError(f"backbone_args of {source} name other weights ({', '.join(sorted(refused))}); leave them out")
+    for name in kind.runs_files:
+        if args.get(name) is not None and not kind.trusts_file(name, args[name]):
+            raise InputError(
+                f"{source} names the Python file {args[name]!r}, which would be run; look into it, and if you trust it "
+                f"build {kind.__name__}({name}=...) yourself and load the weights with core.load_weights"
+            )
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*frozen backbone has random weights.*")
+            return kind(**args)
+    except InputError as error:
+        raise InputError(f"{class_path} of {source} cannot be built: {error}") from error
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise InputError(f"{class_path} does not take the hyperparameters of {source}: {error}") from error
+
+
+# What is written about a task
+
+
+def _task_and_config(task: "Task | str | Path", metrics: Mapping[str, float] | None) -> tuple["Task", dict[str, Any]]:
+    """The task itself or that of a checkpoint, and what ``config.json`` will hold."""
+    if not isinstance(task, str | Path):
+        return task, _describe(task, metrics)
+    checkpoint = TaskCheckpoint.read(task)
+    data = (checkpoint.config or {}).get("data")
+    data_module = None
+    if isinstance(data, dict):
+        settings = data.get("init_args") or {}
+        data_module = {"class_path": str(data.get("class_path", "")), "init_args": _without_text(settings)}
+    rebuilt = build_task(checkpoint)
+    return rebuilt, _describe(rebuilt, {**checkpoint.metrics, **(metrics or {})}, data_module)
+
+
+def _describe(
+    task: "Task", metrics: Mapping[str, float] | None = None, data_module: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Collect what ``config.json`` holds.
+
+    Args:
+        task: the task.
+        metrics: beside those that its trainer has.
+        data_module: class path and settings of its data module; by default the class that its trainer has.
+
+    Raises:
+        InputError: if the task cannot be rebuilt from its arguments.
+    """
+    measured: dict[str, float] = {}
+    if task._trainer is not None:
+        values = task.trainer.callback_metrics.items()
+        measured = {name: float(value) for name, value in values if name.startswith(("val_", "test_"))}
+        data = attached_data_module(task.trainer)
+        if data is not None and data_module is None:
+            data_module = {"class_path": f"{type(data).__module__}.{type(data).__name__}", "init_args": {}}
+    measured |= {name: float(value) for name, value in (metrics or {}).items()}
+
     config = {
         "library_name": "larkit",
-        "class_path": class_path_of(type(task)),
-        "hyperparameters": hyperparameters_of(task),
-        "data": kept,
+        "class_path": _class_path_of(task),
+        "hyperparameters": _hyperparameters(task),
         "data_module": data_module,
-        "metrics": metrics,
+        "metrics": {name: value for name, value in measured.items() if math.isfinite(value)},  # JSON has no NaN
         "versions": {package: version(package) for package in ("larkit", "torch", "timm", "lightning")},
     }
     try:
@@ -183,19 +428,103 @@ def _config(task: Task, metrics: dict[str, float], data_module: dict[str, Any] |
         raise InputError(
             f"the task's arguments cannot be written as JSON: {error}; give numbers, text, lists"
         ) from error
+    _check_rebuilds(plain, task.state_dict())
     return plain
 
 
-def _check_rebuilds(config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    """Refuse to write what could not be read."""
-    again = {name: tensor.shape for name, tensor in build_task(config, "the task").state_dict().items()}
-    shapes = {name: tensor.shape for name, tensor in state.items()}
-    differing = sorted(name for name in again.keys() | shapes.keys() if again.get(name) != shapes.get(name))
+def _hyperparameters(task: "Task") -> dict[str, Any]:
+    """The arguments that build a task of the same form, without loading weights.
+
+    Raises:
+        InputError: if the backbone was given as a module.
+    """
+    args = {name: value for name, value in dict(task.hparams).items() if not name.startswith("_")}
+    if not isinstance(args.get("backbone"), str):
+        raise InputError(
+            f"{type(task).__name__} was not built from the name of a backbone, so no file can say how to build it; "
+            "give backbone='unireplknet_...' and backbone_args"
+        )
+
+    # A backbone that was folded after it was built says so in the arguments that timm stores with it.
+    stored = next((module._model_args for module in task.modules() if hasattr(module, "_model_args")), None) or {}
+    forms = {form: True for form in _FORMS if stored.get(form)}
+    backbone_args = {**(args.get("backbone_args") or {}), **forms}
+    return args | {"pretrained": False, "weights": None, "backbone_args": backbone_args}
+
+
+def _check_rebuilds(config: dict[str, Any], state_dict: dict[str, Tensor]) -> None:
+    """Refuse to write what could not be read.
+
+    Raises:
+        InputError: if a task built from the configuration has other tensors.
+    """
+    rebuilt = _build(config["class_path"], config["hyperparameters"], "the task").state_dict()
+    expected = {name: tensor.shape for name, tensor in rebuilt.items()}
+    found = {name: tensor.shape for name, tensor in state_dict.items()}
+    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if differing:
         raise InputError(
-            f"the task was changed after it was built: {', '.join(differing[:4])} are not what its arguments give; "
+            f"the task was changed after it was built: {listed(differing, limit=4)} are not what its arguments give; "
             "save it before the change, or put the change into its arguments"
         )
+
+
+def _without_text(value: Any) -> Any:
+    """Settings without text, which may be paths, or names of people or machines."""
+    if isinstance(value, dict):
+        return {name: _without_text(inner) for name, inner in value.items() if _is_plain(inner)}
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, bool | int | float | dict)
+
+
+def _card_results(task: "Task", config: dict[str, Any]) -> list[EvalResult]:
+    """The metric that chose the checkpoint, and the same metric on the test split, where they were measured."""
+    chosen, _ = task.chosen_by(config["hyperparameters"])
+    data = (config["data_module"] or {}).get("class_path", "unnamed data").rpartition(".")[2]
+    results = []
+    for name in (chosen, chosen.replace("val_", "test_")):
+        if name not in config["metrics"]:
+            continue
+        split, _, metric = name.partition("_")
+        result = EvalResult(
+            task_type=task.pipeline_tag or "other",
+            dataset_type=data.lower(),
+            dataset_name=data,
+            dataset_split="validation" if split == "val" else split,
+            metric_type="accuracy" if metric == "acc" else metric,
+            metric_name=name,
+            metric_value=float(f"{config['metrics'][name]:.6g}"),  # it was a float32
+        )
+        results.append(result)
+    return results
+
+
+def _card_facts(config: dict[str, Any]) -> list[str]:
+    """Metrics, class names, what the task knows of its data, and versions."""
+    parts = []
+    if config["metrics"]:
+        rows = [f"| {name} | {value:.6g} |" for name, value in config["metrics"].items()]
+        parts.append("\n".join(["| metric | measured |", "|---|---|", *rows]))
+
+    spec = dict(config["hyperparameters"].get("spec") or {})
+    classes = spec.pop("classes", None)
+    if classes:
+        more = ", ..." if len(classes) > 20 else ""
+        parts.append(f"{len(classes)} classes: {', '.join(map(str, classes[:20]))}{more}.")
+    rows = [f"| {name} | {json.dumps(value)} |" for name, value in spec.items() if value is not None]
+    if rows:
+        parts.append("\n".join(["| input | value |", "|---|---|", *rows]))
+
+    versions = ", ".join(f"{package} {number}" for package, number in config["versions"].items())
+    return [*parts, f"Saved with {versions}."]
+
+
+# What is read
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -203,22 +532,24 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-    has = config if isinstance(config, dict) else {}
-    if not isinstance(has.get("class_path"), str) or not isinstance(has.get("hyperparameters"), dict):
-        advice = "it is a backbone: timm.create_model('hf-hub:...' or 'local-dir:...')" if "architecture" in has else ""
-        raise InputError(
-            f"{path} has no class_path and hyperparameters of a LarKit task; {advice or 'save it with save_pretrained'}"
-        )
-    return has
+    if not isinstance(config, dict):
+        config = {}
+    if not isinstance(config.get("class_path"), str) or not isinstance(config.get("hyperparameters"), dict):
+        advice = "save it with save_pretrained"
+        if "architecture" in config:
+            advice = "it is a backbone: timm.create_model('hf-hub:...' or 'local-dir:...')"
+        raise InputError(f"{path} has no class_path and hyperparameters of a LarKit task; {advice}")
+    return config
 
 
-def _file(source: str | Path, name: str, revision: str | None, token: str | None) -> Path:
+def _get_file(source: str | Path, name: str, revision: str | None, token: str | None) -> Path:
+    """A file of a folder or of a Hub repository."""
     folder = Path(source)
     if folder.is_dir():
         if not (folder / name).is_file():
             raise MissingError(f"{folder} has no {name}; give a folder that save_pretrained wrote")
         return folder / name
-    if not re.fullmatch(_REPOSITORY, str(source)):
+    if not _REPOSITORY.fullmatch(str(source)):
         raise MissingError(f"there is no folder {source}; give one, or a Hub repository 'owner/name'")
     try:
         return hub_file(str(source), name, revision=revision, token=token)
@@ -226,11 +557,46 @@ def _file(source: str | Path, name: str, revision: str | None, token: str | None
         raise
     except (OSError, ValueError) as error:  # the Hub's own errors derive from these
         raise MissingError(
-            f"there is no folder {source}, and {name} could not be got from the Hugging Face Hub: {error}; check the "
-            "name and the network"
+            f"there is no folder {source}, and {name} could not be downloaded from the Hugging Face Hub: {error}; "
+            "check the name and the network"
         ) from error
 
 
-def _start(error: Exception, limit: int = 400) -> str:
+def _shorten(error: Exception, limit: int = 400) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= limit else f"{text[:limit]} ..."
+
+
+# The verb
+
+
+def run_push(words: Sequence[str]) -> None:
+    """Run the verb ``push`` from the words of the command line, the verb first.
+
+    Raises:
+        InputError: if an option is unknown, or the checkpoint cannot be read or pushed.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser  # the functions above do not need it
+
+    parser = ArgumentParser(
+        prog="lightning push",
+        description="Share a checkpoint: weights, config.json and a model card with what validation measured.",
+        exit_on_error=False,
+    )
+    parser.add_argument("checkpoint", type=str, help="file that lightning fit wrote, or the folder of a run")
+    parser.add_argument("repository", nargs="?", type=str, help="OWNER/NAME on the Hugging Face Hub")
+    parser.add_argument("--folder", type=str, help="write here instead, for a look before it is public")
+    parser.add_argument("--private", action="store_true", help="make a new repository visible to its owner only")
+    parser.add_argument("--license", type=str, default="apache-2.0", help="the Hub's word for the license")
+    try:
+        given = parser.parse_args(list(words[1:]))
+    except ArgumentError as error:
+        raise InputError(f"{' '.join(str(error).split())}. Type: lightning push --help") from error
+
+    if (given.repository is None) == (given.folder is None):
+        raise InputError("give either OWNER/NAME, a repository of the Hugging Face Hub, or --folder FOLDER")
+    if given.folder is not None:
+        print(f"wrote {save_pretrained(given.checkpoint, given.folder, license=given.license)}")
+        return
+    address = push_to_hub(given.checkpoint, given.repository, private=given.private, license=given.license)
+    print(f"pushed {address}")
