@@ -3,7 +3,7 @@
     python benchmarks/global_memory.py
 
 The model and optimizer of timeseries/configs/recipes/global_temp.yaml, random weights and values, one sample (350
-maps of 192 x 192), float32, activation checkpointing. On a machine without a graphics card it takes some minutes.
+maps of 192 x 192), float32, activation checkpointing. Without a GPU it takes some minutes.
 """
 
 import argparse
@@ -27,19 +27,21 @@ def main() -> None:
     task = GlobalForecastTask(**yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["model"]["init_args"])
     task.net.set_stations(torch.randn(3850, 3))
     optimizer = torch.optim.Adam(task.parameters(), lr=task.lr)
-    inputs = 100 + 50 * torch.randn(1, 48, 3850), torch.rand(1, 48, 4) - 0.5, torch.rand(1, 48, 4) - 0.5
+    history = 100 + 50 * torch.randn(1, 48, 3850)
+    marks = torch.rand(1, 48, 4) - 0.5
+    marks_ahead = torch.rand(1, 48, 4) - 0.5
+    target = 100 + 50 * torch.randn(1, 24, 3850)
+
     start = time.perf_counter()
-    loss = task.loss(task(inputs), 100 + 50 * torch.randn(1, 24, 3850))
+    loss = task.loss(task(history, marks, marks_ahead), target)
     forward = time.perf_counter() - start
     loss.backward()
     optimizer.step()
     total = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     count = sum(parameter.numel() for parameter in task.parameters())
-    print(
-        f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, ", end=""
-    )
-    print(f"torch {torch.__version__}; {count / 1e6:.2f} M parameters, loss {loss.item():.0f}")
+    machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    print(f"{machine}, torch {torch.__version__}; {count / 1e6:.2f} M parameters, loss {loss.item():.0f}")
     print(f"forward {forward:.0f} s, whole step {total:.0f} s, peak resident memory {peak:.1f} GiB")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from core.backbones.staged import StagedNet
+from core.backbones import LargeKernelNet
 from core.errors import InputError
 from timeseries.corrformer import PUBLISHED, Corrformer, GlobalArchitecture, NodeEmbedding, SeriesDecomposition
 from timeseries.feature_map import map_shape
@@ -25,7 +25,7 @@ __all__ = ["GlobalForecaster", "freeze_output_norm"]
 
 def freeze_output_norm(backbone: nn.Module) -> None:
     """Freeze the norm behind the last map, which forecasters do not read: DDP stops at weights without a gradient."""
-    if isinstance(backbone, StagedNet):
+    if isinstance(backbone, LargeKernelNet):
         backbone.norm.requires_grad_(False)
 
 
