@@ -73,14 +73,13 @@ class VideoClassifier(PixelClassification):
         """What normalizes the frames and lays them out as one image."""
         return ClipMap(spec.mean, spec.std, layout=self.layout, rows=self.layout_rows)
 
-    def use_spec(self, theirs: DataSpec) -> None:
+    def use_spec(self, theirs: VideoSpec) -> None:
         """Compare the model with the data, and check that the frames of a clip fill a rectangle.
 
         Raises:
             InputError: if they contradict each other, or the frames fill no rectangle.
         """
         super().use_spec(theirs)
-        assert isinstance(theirs, VideoSpec)
         rectangle(theirs.num_frames, self.layout_rows)
 
     def forward(self, frames: Tensor) -> Tensor:
