@@ -3,11 +3,11 @@
     python benchmarks/point_views.py
     python benchmarks/point_views.py --batch 4 --rounds 1
 
-Both take the same clouds and weights and take turns. The step-by-step form samples with a loop over all points, finds
-neighbours in the full matrix of distances, and computes the features of a cloud once for each view, edge by edge.
-Measured are the sampling alone; the way from the cloud to the maps (B * V, 64, 224, 224) that the image branch takes;
-and the image branch on one cloud, whose convolutions and attention are the same on both sides but for the
-enlargement by 7.
+Both get the same clouds and weights and take turns. The step-by-step form samples with a loop over all points, finds
+neighbors in the full matrix of distances, and computes the features of a cloud once for each view, edge by edge. Three
+parts are measured: the sampling alone; the way from the cloud to the maps (B * V, 64, 224, 224), which the image branch
+reads; and the image branch on one cloud. The image branch has the same convolutions and attention on both sides except
+for the enlargement by 7.
 """
 
 import argparse
@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pointcloud import PointViews
-from pointcloud.feature_map import sample_points
-from pointcloud.sampling import farthest_points
+from pointcloud.sampling import farthest_points, take
 from pointcloud.views import splat
 
 VIEWS = 4
@@ -78,7 +77,7 @@ def maps_step_by_step(model: PointViews, points: Tensor, count: int) -> Tensor:
 
 def maps_of_larkit(model: PointViews, points: Tensor, count: int) -> Tensor:
     """The same by LarKit."""
-    points = sample_points(points, count, train=False)
+    points = take(points, farthest_points(points, count))
     return splat(model.enc(points), model.pixels(points), model.obj_size)
 
 
@@ -121,25 +120,28 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    direction = F.normalize(torch.randn(args.batch, args.points, 3, device=device), dim=2)
-    points = direction * torch.tensor(
-        [1.0, 0.5, 0.3], device=device
-    )  # on ellipsoids: surfaces, as scans and meshes give
     model = PointViews(num_views=VIEWS).to(device).eval()
+
+    # Points on ellipsoids: surfaces, as scans and meshes give.
+    direction = F.normalize(torch.randn(args.batch, args.points, 3, device=device), dim=2)
+    points = direction * torch.tensor([1.0, 0.5, 0.3], device=device)
+
     print(
-        f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {device}, {torch.get_num_threads()} ", end=""
+        f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {device}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, {args.batch} clouds of {args.points} points, {args.count} sampled"
     )
-    print(f"threads, torch {torch.__version__}, {args.batch} clouds of {args.points} points, {args.count} sampled")
     with torch.no_grad():
         same = (sampled_step_by_step(points[:2], args.count) == farthest_points(points[:2], args.count)).all()
-        first, second = (work(model, points[:1], args.count) for work in (maps_step_by_step, maps_of_larkit))
+        first = maps_step_by_step(model, points[:1], args.count)
+        second = maps_of_larkit(model, points[:1], args.count)
+        difference = float((first - second).abs().max())
         print(
-            f"same points: {bool(same)}; largest difference of the maps: {float((first - second).abs().max()):.1e} ",
-            end="",
+            f"same points: {bool(same)}; largest difference of the maps: {difference:.1e} of {float(first.max()):.1f}"
         )
-        print(f"of {float(first.abs().max()):.1f}")
+
         compare(
             "farthest point sampling",
             lambda: sampled_step_by_step(points, args.count),
@@ -152,11 +154,10 @@ def main() -> None:
             lambda: maps_of_larkit(model, points, args.count),
             args.rounds,
         )
-        maps = second
         compare(
             "image branch of one cloud",
-            lambda: image_branch_step_by_step(model, maps),
-            lambda: model.enc.colors(maps, VIEWS),
+            lambda: image_branch_step_by_step(model, second),
+            lambda: model.enc.colors(second, VIEWS),
             args.rounds,
         )
 

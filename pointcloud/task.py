@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from core.backbones.staged import StagedNet
+from core.backbones import LargeKernelNet
 from core.data.spec import DataSpec
 from core.errors import InputError
 from core.export import Exported
@@ -119,11 +120,13 @@ class PointCloudClassifier(ClassificationTask):
     def build(self, backbone: nn.Module) -> None:
         """Build the feature map and the head."""
         super().build(backbone)
+        self.check_channels()  # colors, whatever the data are
+
         self.cls_head: ViewHead | None = None
         if self.head == "concat":
             net = cast(Any, backbone)
             net.reset_classifier(0)
-            if isinstance(net, StagedNet):
+            if isinstance(net, LargeKernelNet):
                 net.norm.requires_grad_(False)  # the head reads the map before this norm
             self.cls_head = ViewHead(self.num_views * net.num_features, self.num_classes)
 
@@ -212,23 +215,21 @@ class PointCloudClassifier(ClassificationTask):
         smoothing = self.label_smoothing * self.num_classes / (self.num_classes - 1)
         return F.cross_entropy(output, target, label_smoothing=smoothing)
 
-    def use_spec(self, theirs: DataSpec) -> None:
+    def use_spec(self, theirs: PointSpec) -> None:
         """Compare the classes with those of the data, and read the points as the data module says.
 
-        Numbers of points and the vertical axis belong to the files and not to the weights: a trained model reads
-        other files with other options.
+        The numbers of points, the unit sphere and the vertical axis go with the files and not with the weights: a
+        trained model reads other files with other options.
 
         Raises:
             InputError: if the data have other classes.
         """
         super().use_spec(theirs)
-        if isinstance(theirs, PointSpec):
-            classes = self.spec.classes
-            self.store_spec(PointSpec(classes, theirs.load_points, theirs.num_points, theirs.normalize, theirs.y_up))
-            self.feature_map.load_points = theirs.load_points
-            self.feature_map.num_points = theirs.num_points
-            self.feature_map.normalize = theirs.normalize
-            self.feature_map.y_up = theirs.y_up
+        self.store_spec(replace(theirs, classes=self.spec.classes))
+        self.feature_map.load_points = theirs.load_points
+        self.feature_map.num_points = theirs.num_points
+        self.feature_map.normalize = theirs.normalize
+        self.feature_map.y_up = theirs.y_up
 
     def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
         """Backbone and head, which read the views of a cloud.
