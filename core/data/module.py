@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence, Sized
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule, Trainer
@@ -39,6 +39,9 @@ class DataModule(LightningDataModule):
     Raises:
         InputError: if ``batch_size`` or ``num_workers`` is out of range.
     """
+
+    runs_files: ClassVar[tuple[str, ...]] = ()
+    """Arguments that name files with code, which are run; a checkpoint of somebody else must not choose them."""
 
     def __init__(self, *, batch_size: int = 64, num_workers: int = 2, drop_last: bool = True) -> None:
         super().__init__()
@@ -77,9 +80,20 @@ class DataModule(LightningDataModule):
         """Whether ``predict`` reads files that the user named, so that no other data need to be there."""
         return False
 
-    def statistics(self) -> dict[str, Any]:
-        """What the verb ``stats`` prints: the specification, and whatever else a modality measures."""
-        return self.spec().to_dict()
+    def measure(self) -> dict[str, float]:
+        """Measure what the training data say of themselves, for the verb ``stats``.
+
+        Raises:
+            InputError: if there is nothing to measure.
+        """
+        raise InputError(
+            f"{type(self).__name__} measures no statistics; it is normalized by --data.mean and --data.std"
+        )
+
+    @classmethod
+    def trusts_file(cls, name: str, value: Any) -> bool:
+        """Whether an argument of ``runs_files`` that a checkpoint names may run this file; by default none."""
+        return False
 
     # Lightning's hooks
 
