@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Video: a clip becomes one large image
 #
-# Frames laid side by side are one image, and a net for images reads it: nothing in the net knows of time. What moves
-# from frame to frame is then a pattern across the image.
+# Frames laid side by side are one image, and a net for images can read it: nothing in the net knows of time. What
+# moves from frame to frame is then a pattern across the image.
 #
 # The clips are rendered: a camera moves over photos that come with packages. Nothing is downloaded.
 
@@ -23,8 +23,8 @@ from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader, TensorDataset
 
 from video import CameraMoves, VideoClassifier, clip_to_map
-from video.camera_moves import render_moves
 from video.decoding import VideoFile
+from video.demo import render_moves
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # the page shows what the cells print, and no hints
 warnings.simplefilter("ignore")
@@ -34,7 +34,8 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## From a file to a map
 #
-# Three moves are rendered as mp4 files, in class folders as yours would be. The photos of the splits differ.
+# Three moves are rendered as mp4 files, in class folders like those of your own videos. Each split has photos of its
+# own.
 
 # %%
 render_moves(folder / "moves", {"train": 8, "val": 1, "test": 8}, ["pan_left", "pan_right", "still"])
@@ -45,8 +46,8 @@ print(f"{files[0].relative_to(folder)}: frames {tuple(frames.shape)} of {frames.
 
 # %% [markdown]
 # Sixteen of its frames in both layouts. `grid`, that of the paper's text, puts whole frames side by side. `strip`,
-# that of the released code, cuts them into their scan lines. With small frames and a single row it makes a frame one
-# line of the map (here every fourth pixel of a frame is kept, 16 x 16), so that the same place a moment later is
+# that of the released code, cuts them into their scan lines. With small frames and a single row, each frame becomes
+# one line of the map (here every fourth pixel of a frame is kept, 16 x 16). The same place a moment later is then
 # right below it: what stands still makes vertical lines, and what moves makes slanted ones.
 
 # %%
@@ -62,20 +63,21 @@ plt.show()
 # %% [markdown]
 # ## Training
 #
-# Decoding takes longer here than the small net needs, so that each clip is decoded once, with a random crop, and the
-# clips are kept. A longer run gives the data module itself to the trainer and sees another window and crop each
-# time.
+# Decoding takes longer here than the small net needs. So each clip is decoded once, with a random crop, and the frames
+# are kept. A longer run gives the data module itself to the trainer and sees another window and crop each time.
+#
+# The task learns from the data module's `spec()` what its data are: the names of the classes, the mean and standard
+# deviation of the pixels, and how clips are sampled. It normalizes the frames and lays them out itself.
 
 # %%
 data = CameraMoves(str(folder / "moves"), size=16, batch_size=24, num_workers=0)
 data.setup("fit")
-kept = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
-clips, labels = (torch.cat(part) for part in zip(*kept, strict=True))
-print(f"clips {tuple(clips.shape)} of {', '.join(data.classes)}")
+clips, labels = (torch.cat(part) for part in zip(*data.train_dataloader(), strict=True))
+print(f"clips {tuple(clips.shape)} of {clips.dtype}, classes {', '.join(data.spec().classes)}")
 
 task = VideoClassifier(
     "unireplknet_a",
-    num_classes=3,
+    spec=data.spec(),
     layout="strip",
     rows=1,
     backbone_args={"depths": (1, 1), "dims": (24, 48), "kernel_sizes": (7, 13), "layer_scale_init_value": 0.1},
@@ -95,26 +97,25 @@ task.examples.size = 8  # of the sheet below
 print(f"accuracy on other photos: {measured['test_acc']:.3f}, chance {1 / 3:.3f}")
 
 # %% [markdown]
-# One frame says nothing about a move: halfway through, the clips of all classes are drawn alike. Logistic regression
-# on the middle frame can learn the training photos by heart, and stays near chance on others.
+# One frame says nothing about a move: halfway through, the clips of all classes look alike. Logistic regression on the
+# middle frame can memorize the training photos, and stays near chance on others.
 
 # %%
-tested = [data.on_after_batch_transfer(batch, 0) for batch in data.test_dataloader()]
-asked, truth = (torch.cat(part) for part in zip(*tested, strict=True))
-frame = LogisticRegression(C=0.1, max_iter=300).fit(clips[:, 8].flatten(1), labels)
-print(f"one frame: training {frame.score(clips[:, 8].flatten(1), labels):.3f}, test", end=" ")
-print(f"{frame.score(asked[:, 8].flatten(1), truth):.3f}")
+test_clips, truth = (torch.cat(part) for part in zip(*data.test_dataloader(), strict=True))
+middle, test_middle = clips[:, 8].flatten(1) / 255, test_clips[:, 8].flatten(1) / 255
+frame = LogisticRegression(C=2, max_iter=300).fit(middle, labels)
+print(f"one frame: training {frame.score(middle, labels):.3f}, test {frame.score(test_middle, truth):.3f}")
 
 # %% [markdown]
-# Some test clips, 16 frames of 16 x 16 pixels each, with the answer and its probability. Wrong ones are red, with
-# the true move in brackets.
+# Some test clips, 16 frames of 16 x 16 pixels each, with the predicted move and its probability. Wrong predictions are
+# red, with the true move in brackets.
 
 # %%
 run = Path(trainer.log_dir)
 Image.open(run / "examples.png").convert("RGB").quantize(64)
 
 # %% [markdown]
-# And which moves are taken for which.
+# The confusion matrix shows which moves are taken for which.
 
 # %%
 Image.open(run / "confusion_matrix.png")
@@ -123,19 +124,18 @@ Image.open(run / "confusion_matrix.png")
 # ## A file of your own
 #
 # `predict` takes mp4, mkv, webm and what else FFmpeg reads, of any size, rate and length; a test clip stands in for
-# one.
+# one. It also takes a folder, a list, or an array of frames.
 
 # %%
-asked = CameraMoves(str(folder / "moves"), size=16, num_workers=0, predict_path=str(files[0]))
-(answer,) = trainer.predict(task, datamodule=asked)
-print(f"{answer['class'][0]}, probability {answer['probability'][0]:.2f}; the file is {files[0].relative_to(folder)}")
+(answer,) = task.predict(files[0])
+print(f"{answer['class']}, probability {answer['probability']:.2f}; the file is {files[0].relative_to(folder)}")
 
 # %% [markdown]
-# All eight moves and a larger net take minutes: `lightning fit -c video/configs/cls.yaml`. Your own class folders of
-# videos (`video/README.md` has the rest):
+# All eight moves and a larger net take minutes: `lightning fit -c video/configs/cls.yaml`. For class folders of your
+# own videos (`video/README.md` has the rest):
 #
-#     lightning fit -c video/configs/folder.yaml --data.root videos --model.num_classes 2 --model.pretrained true
-#     lightning predict -c video/configs/folder.yaml --data.predict_path videos --ckpt_path best
+#     lightning fit -c video/configs/folder.yaml --data.root videos --model.pretrained true
+#     lightning predict --ckpt_path best --data.predict_path clip.mp4
 
 # %%
 shutil.rmtree(folder)
