@@ -14,7 +14,7 @@ RATE = 8_000
 SMALL: dict[str, Any] = {"sample_rate": RATE, "num_mels": 32, "target_length": 32, "num_workers": 0}
 """Data settings for maps of 32 x 32, 0.335 s of sound."""
 UNCHANGED: dict[str, Any] = {"mixup": 0.0, "frequency_mask": 0, "time_mask": 0, "noise": 0.0, "roll": 0}
-"""Data settings under which training sees what evaluation sees."""
+"""Model settings under which training sees what evaluation sees."""
 SAMPLES = 2_680
 """What a map of 32 frames sees."""
 
@@ -44,12 +44,19 @@ def write_tones(root: Path, classes: dict[str, float] = PITCHES, **splits: int) 
     return root
 
 
-def write_sound_config(path: Path, root: Path | None = None, *, kind: str = "AudioFolder", **data: Any) -> Path:
-    """A configuration for class folders: a tiny net, small maps, and the data settings given."""
+def write_sound_config(
+    path: Path,
+    root: Path | None = None,
+    *,
+    kind: str = "AudioFolder",
+    model: dict[str, Any] | None = None,
+    **data: Any,
+) -> Path:
+    """A configuration for class folders: a tiny net, small maps, and the settings of model and data given."""
     init = SMALL | {"batch_size": 6} | ({"root": str(root)} if root else {}) | data
-    backbone = {"backbone": "test_unireplknet", "backbone_args": {"layer_scale_init_value": 0.5}}
+    tiny = {"backbone": "test_unireplknet", "backbone_args": {"layer_scale_init_value": 0.5}, "lr": 0.02}
     content = {
-        "model": {"class_path": "AudioClassifier", "init_args": {**backbone, "num_classes": 3, "lr": 0.02}},
+        "model": {"class_path": "AudioClassifier", "init_args": tiny | (model or {})},
         "data": {"class_path": kind, "init_args": init},
         "trainer": {"max_epochs": 2, "accelerator": "cpu", "log_every_n_steps": 1},
     }

@@ -39,7 +39,7 @@ def test_published_labels_of_the_words() -> None:
     assert [WORDS.index(word) for word in ("backward", "zero", "six", "marvin", "one")] == [0, 4, 15, 27, 34]
 
 
-def test_lists_deal_out_speech_commands(tmp_path: Path) -> None:
+def test_lists_split_speech_commands(tmp_path: Path) -> None:
     data = _set_up(SpeechCommands(str(_speech_commands(tmp_path)), **KNOWN))
     assert data.classes == list(WORDS)
     train, val, test = (data.train_set.files, data.val_set.files, data.test_set.files)
@@ -56,18 +56,18 @@ def test_missing_list_and_a_list_that_names_an_absent_file(name: str, tmp_path: 
     with (root / name).open("a", encoding="utf-8") as file:
         file.write("bird/gone_nohash_0.wav\n")
     with pytest.raises(MissingError, match=rf"{name} names bird/gone_nohash_0\.wav, which is not there; unpack"):
-        SpeechCommands(str(root), **KNOWN).prepare_data()
+        SpeechCommands(str(root), **KNOWN).spec()
     (root / name).unlink()
     with pytest.raises(MissingError, match=rf"there is no {root / name}; unpack the whole archive"):
-        SpeechCommands(str(root), **KNOWN).prepare_data()
+        SpeechCommands(str(root), **KNOWN).spec()
 
 
 def test_folder_that_is_no_word_and_no_folder(tmp_path: Path) -> None:
     root = _speech_commands(tmp_path / "words", ("bird", "zebra"))
     with pytest.raises(InputError, match="classes that training has not: zebra"):
-        SpeechCommands(str(root), **KNOWN).prepare_data()
+        SpeechCommands(str(root), **KNOWN).spec()
     with pytest.raises(MissingError, match=r"there is no folder .*/nowhere; expected .*/nowhere/<class>/\*\.wav"):
-        SpeechCommands(str(tmp_path / "nowhere"), **KNOWN).prepare_data()
+        SpeechCommands(str(tmp_path / "nowhere"), **KNOWN).spec()
 
 
 def test_list_that_names_a_file_twice(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_list_that_names_a_file_twice(tmp_path: Path) -> None:
     with (root / "testing_list.txt").open("a", encoding="utf-8") as file:
         file.write("bird/s3_nohash_0.wav\n")
     with pytest.raises(InputError, match=r"testing_list\.txt names bird/s3_nohash_0\.wav"):
-        SpeechCommands(str(root), **KNOWN).prepare_data()
+        SpeechCommands(str(root), **KNOWN).spec()
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +125,11 @@ def test_no_such_fold(fold: int, val_fold: int | None) -> None:
 def test_table_of_folds_that_is_missing_or_another(tmp_path: Path) -> None:
     data = ESC50(str(tmp_path), **KNOWN)
     with pytest.raises(MissingError, match=r"no .*/meta/esc50\.csv; expected a CSV file with the columns filename"):
-        data.prepare_data()
+        data.spec()
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta" / "esc50.csv").write_text("file,fold\na.wav,1\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"has the columns \['file', 'fold'\]; expected filename, fold, target, categ"):
-        data.prepare_data()
+        data.spec()
 
 
 @pytest.mark.parametrize("row", ["a.wav,one,0,dog", "a.wav,1,,dog"])
@@ -137,4 +137,4 @@ def test_fold_or_target_that_is_no_number(row: str, tmp_path: Path) -> None:
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta" / "esc50.csv").write_text(f"filename,fold,target,category\n{row}\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"esc50\.csv"):
-        ESC50(str(tmp_path), **KNOWN).prepare_data()
+        ESC50(str(tmp_path), **KNOWN).spec()

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
-from audio import AudioClassifier
-from audio.task import MeanArea, MeanAveragePrecision, SensitivityIndex
+from audio import AudioClassifier, AudioSpec, LogMel
+from audio.metrics import MeanAUC, MeanAveragePrecision, SensitivityIndex
+from core.data import DataModule
 from core.errors import InputError
-from core.training import DataModule
 
 QUIET: dict[str, Any] = {
     **{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False},
@@ -27,9 +27,54 @@ QUIET: dict[str, Any] = {
 HARD, SOFT = torch.tensor([0, 2, 1, 2]), torch.tensor([[0.7, 0.0, 0.3], [0, 1, 0], [0.5, 0.5, 0], [0, 0.25, 0.75]])
 
 
-def _plain(num_classes: int = 3, **kwargs: Any) -> AudioClassifier:
-    """A classifier whose maps (B, 1, 1, num_classes) are the logits already."""
-    return AudioClassifier(nn.Flatten(), num_classes, **kwargs)
+class _Given(LogMel):
+    """Takes the raw batch for the maps."""
+
+    def forward(self, x: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        return x
+
+
+class _Flat(nn.Module):
+    """Takes the maps for the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) * self.weight
+
+
+class _Logits(AudioClassifier):
+    """Raw batches (B, 1, 1, num_classes) are the logits already."""
+
+    def build_feature_map(self, spec: AudioSpec) -> LogMel:
+        return _Given()
+
+
+class _Data(DataModule):
+    """Logits with labels, as raw batches."""
+
+    def __init__(self, logits: Tensor, y: Tensor, spec: AudioSpec) -> None:
+        super().__init__(batch_size=3, num_workers=0)
+        self.own = spec
+        self.val_set = self.test_set = self.train_set = TensorDataset(logits[:, None, None], y)
+
+    def spec(self) -> AudioSpec:
+        return self.own
+
+
+def _spec(classes: int = 3, *, multi_label: bool = False) -> AudioSpec:
+    return AudioSpec(classes=tuple(f"c{i}" for i in range(classes)), mean=0.0, std=1.0, multi_label=multi_label)
+
+
+def _plain(classes: int = 3, *, multi_label: bool = False, **kwargs: Any) -> AudioClassifier:
+    """A classifier whose raw batches (B, 1, 1, num_classes) are the logits already."""
+    return _Logits(_Flat(), spec=_spec(classes, multi_label=multi_label), **kwargs)
+
+
+def _data(logits: Tensor, y: Tensor, classes: int = 3) -> DataModule:
+    return _Data(logits, y, _spec(classes, multi_label=y.ndim == 2))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -37,9 +82,11 @@ def _plain(num_classes: int = 3, **kwargs: Any) -> AudioClassifier:
 def test_bce_is_a_mean_over_batch_and_classes(y: Tensor, smoothing: float) -> None:
     logits = torch.randn(4, 3)
     target = (torch.eye(3)[y] if y.ndim == 1 else y) * (1 - smoothing) + smoothing / 3
+    task = _plain(label_smoothing=smoothing)
     p = 1 / (1 + torch.exp(-logits))
     expected = -(target * p.log() + (1 - target) * (1 - p).log()).sum() / 12
-    assert_close(_plain().loss(logits, y, smoothing=smoothing), expected)
+    assert_close(task.loss(logits, y), expected)
+    assert_close(task.evaluation_loss(logits, y), _plain().loss(logits, y))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -49,28 +96,34 @@ def test_ce_is_a_mean_over_the_batch(y: Tensor, smoothing: float) -> None:
     target = (torch.eye(3)[y] if y.ndim == 1 else y) * (1 - smoothing) + smoothing / 3
     logarithms = logits - logits.exp().sum(dim=1, keepdim=True).log()
     expected = -(target * logarithms).sum() / 4
-    assert_close(_plain(criterion="ce").loss(logits, y, smoothing=smoothing), expected)
+    task = _plain(criterion="ce", label_smoothing=smoothing)
+    assert_close(task.loss(logits, y), expected)
+    assert_close(task.evaluation_loss(logits, y), _plain(criterion="ce").loss(logits, y))
 
 
 def test_only_training_smooths(monkeypatch: pytest.MonkeyPatch) -> None:
-    used, loss = set[tuple[bool, float]](), AudioClassifier.loss
+    used = set[tuple[str, bool]]()
+    for name in ("loss", "evaluation_loss"):
+        original = getattr(AudioClassifier, name)
 
-    def noted(self: AudioClassifier, logits: Tensor, y: Tensor, *, smoothing: float = 0.0) -> Tensor:
-        used.add((self.training, smoothing))
-        return loss(self, logits, y, smoothing=smoothing)
+        def noted(self: Any, output: Tensor, target: Tensor, *, name: str = name, original: Any = original) -> Tensor:
+            used.add((name, self.training))
+            return original(self, output, target)
 
-    monkeypatch.setattr(AudioClassifier, "loss", noted)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
-    Trainer(**QUIET, max_epochs=1).fit(AudioClassifier(net, 3, label_smoothing=0.2), _data(torch.randn(4, 3), HARD))
-    assert used == {(True, 0.2), (False, 0.0)}
+        monkeypatch.setattr(AudioClassifier, name, noted)
+    net = nn.Sequential(_Flat(), nn.Linear(3, 3))
+    off = {"mixup": 0.0, "frequency_mask": 0, "time_mask": 0, "noise": 0.0, "roll": 0}
+    task = _Soft(net, spec=_spec(), label_smoothing=0.2, **off)
+    Trainer(**QUIET, max_epochs=1).fit(task, _data(torch.randn(4, 3), HARD))
+    assert used == {("loss", True), ("evaluation_loss", False)}
     assert _plain().label_smoothing == 0.0
 
 
-def _data(logits: Tensor, y: Tensor, classes: int = 3) -> DataModule:
-    data = DataModule(batch_size=3, num_workers=0)
-    data.classes = [f"c{i}" for i in range(classes)]
-    data.val_set = data.test_set = data.train_set = TensorDataset(logits[:, None, None], y)
-    return data
+class _Soft(_Logits):
+    """Without the mixing of waveforms, which its batches are not."""
+
+    def augment_batch(self, raw: Any, target: Tensor) -> Any:
+        return raw, target
 
 
 def _scores(labels: Tensor) -> Tensor:
@@ -99,7 +152,7 @@ def test_metrics_of_one_label(criterion: Any, split: str) -> None:
     assert found == {
         **{name: pytest.approx(value, abs=1e-5) for name, value in expected.items()},
         f"{split}_acc": pytest.approx(float((logits.argmax(dim=1) == y).float().mean())),
-        f"{split}_loss": pytest.approx(float(task.loss(logits, y)), rel=1e-5),
+        f"{split}_loss": pytest.approx(float(task.evaluation_loss(logits, y)), rel=1e-5),
     }
     assert 0.5 < expected[f"{split}_auc"] < 1
 
@@ -149,7 +202,7 @@ def test_sensitivity_of_guessing_and_of_perfect_tagging_is_finite() -> None:
 
 def test_split_without_any_label_counts_as_guessing() -> None:
     none = torch.zeros(4, 2, dtype=torch.int64)
-    for metric, expected in ((MeanAveragePrecision(2), 0.0), (MeanArea(2), 0.5), (SensitivityIndex(2), 0.0)):
+    for metric, expected in ((MeanAveragePrecision(2), 0.0), (MeanAUC(2), 0.5), (SensitivityIndex(2), 0.0)):
         metric.update(torch.rand(4, 2), none)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchmetrics says that there is no positive sample
@@ -158,27 +211,29 @@ def test_split_without_any_label_counts_as_guessing() -> None:
 
 @pytest.mark.parametrize("name", ["test_unireplknet", "test_replknet", "test_resnet", "test_convnext", "test_vit"])
 def test_named_backbones_take_one_channel(name: str) -> None:
-    task = AudioClassifier(name, 5).eval()
     size = 160 if name == "test_vit" else 64
-    assert task(torch.randn(2, 1, size, size)).shape == (2, 5)
+    task = AudioClassifier(name, spec=AudioSpec(classes=tuple("abcde"), num_mels=size, target_length=size)).eval()
+    assert task(torch.randn(2, 16_000)).shape == (2, 5)
+    assert task.read(torch.randn(2, 1, size, size)).shape == (2, 5)
 
 
 def test_module_as_backbone_gets_a_classifier_of_the_right_size() -> None:
     task = AudioClassifier(timm.create_model("test_resnet", in_chans=1, num_classes=7), 4)
-    assert task(torch.randn(2, 1, 32, 32)).shape == (2, 4)
+    assert task(torch.randn(2, 16_000)).shape == (2, 4)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"criterion": "ce", "multi_label": True}, r"criterion='ce', multi_label=True; .*several labels need 'bce'"),
-        ({"criterion": "mse"}, r"criterion='mse'.*'bce' or 'ce'"),
-        ({"mixup_alpha": 0.2}, r"audio mixes waveforms, not maps: set --data\.mixup"),
-        ({"cutmix_alpha": 1.0}, r"set --data\.mixup instead of mixup_alpha or cutmix_alpha"),
-        ({"num_classes": 1}, "num_classes=1,.*at least 2"),
+        ({"criterion": "ce", "spec": _spec(multi_label=True)}, r"several labels \(multi_label\).*'bce', not 'ce'"),
+        ({"mixup_alpha": 0.2}, r"audio mixes waveforms, not maps: set --model\.mixup"),
+        ({"cutmix_alpha": 1.0}, r"set --model\.mixup instead of mixup_alpha or cutmix_alpha"),
+        ({"num_classes": 1}, "num_classes=1;.*at least 2"),
+        ({"num_classes": None}, r"nothing says how many classes there are; give num_classes, or spec=data\.spec\(\)"),
+        ({"num_classes": 4, "spec": _spec()}, "model has 4 classes and the data 3"),
         ({"label_smoothing": 1.0}, r"label_smoothing=1\.0"),
-        ({"backbone_args": {"in_chans": 3}}, r"takes 3 channels; log-mel maps have 1: build it with in_chans=1"),
-        ({"backbone": timm.create_model("test_resnet")}, r"takes 3 channels; log-mel maps have 1"),
+        ({"backbone_args": {"in_chans": 3}, "spec": _spec()}, r"takes 3 channels and the maps have 1"),
+        ({"backbone": timm.create_model("test_resnet"), "spec": _spec()}, r"takes 3 channels and the maps have 1"),
     ],
 )
 def test_arguments_that_do_not_fit(options: dict[str, Any], message: str) -> None:
@@ -187,28 +242,39 @@ def test_arguments_that_do_not_fit(options: dict[str, Any], message: str) -> Non
 
 
 def test_data_with_other_classes() -> None:
-    with pytest.raises(InputError, match=r"model has 4 classes and the data 3 \(c0, c1, c2\); .*num_classes 3"):
+    with pytest.raises(InputError, match=r"model has 4 classes and the data 3 \(c0, c1, c2\); .*num_classes"):
         Trainer(**QUIET).validate(_plain(4), _data(torch.randn(4, 3), HARD), verbose=False)
 
 
-def test_prediction_is_the_mean_over_the_windows_of_each_recording() -> None:
-    logits = torch.tensor([[2.0, -1, 0], [-3, 1, 0], [0.2, 3, -1], [5, 1, 1], [0, 0, 4]])
-    batch = (logits[:, None, None], (["a.wav", "b.wav", "c.wav"], torch.tensor([2, 1, 2])))
-    for criterion in ("bce", "ce"):
-        p = logits.sigmoid() if criterion == "bce" else logits.softmax(dim=1)
-        means = torch.stack([p[:2].mean(dim=0), p[2], p[3:].mean(dim=0)])
-        rows = _plain(criterion=criterion).predict_step(batch, 0)  # type: ignore[arg-type]
-        assert list(rows) == ["file", "class", "probability"]
-        assert rows["file"] == ["a.wav", "b.wav", "c.wav"]
-        assert rows["class"] == [str(i) for i in means.argmax(dim=1).tolist()]
-        assert rows["probability"] == pytest.approx(means.amax(dim=1).tolist(), abs=1e-6)
+def test_several_labels_of_the_data_need_bce() -> None:
+    task = _Logits(_Flat(), 3, criterion="ce")
+    with pytest.raises(InputError, match=r"several labels \(multi_label\), which needs criterion='bce'"):
+        Trainer(**QUIET).validate(task, _data(torch.randn(4, 3), torch.ones(4, 3)), verbose=False)
+
+
+def test_metric_that_chooses_the_checkpoint() -> None:
+    assert AudioClassifier.chosen_by({}) == ("val_acc", "max")
+    assert AudioClassifier.chosen_by({"spec": _spec()}) == ("val_acc", "max")
+    several = _spec(multi_label=True)
+    assert AudioClassifier.chosen_by({"spec": several}) == ("val_mAP", "max")
+    assert AudioClassifier.chosen_by({"spec": several.to_dict()}) == ("val_mAP", "max")
+
+
+@pytest.mark.parametrize("criterion", ["bce", "ce"])
+def test_rows_name_the_most_probable_class(criterion: Any) -> None:
+    logits = torch.tensor([[2.0, -1, 0], [-3, 1, 0], [0.2, 3, -1]])
+    p = logits.sigmoid() if criterion == "bce" else logits.softmax(dim=1)
+    rows = _plain(criterion=criterion).rows(logits, ["a.wav", "b.wav", "c.wav"])
+    assert list(rows) == ["file", "class", "probability"]
+    assert rows["file"] == ["a.wav", "b.wav", "c.wav"]
+    assert rows["class"] == ["c0", "c1", "c1"]
+    assert rows["probability"] == pytest.approx(p.amax(dim=1).tolist(), abs=1e-6)
 
 
 def test_prediction_of_several_labels_has_a_column_of_them() -> None:
-    task = _plain(multi_label=True)
-    task.class_names = ["dog", "cat", "rain"]
+    spec = AudioSpec(classes=("dog", "cat", "rain"), multi_label=True)
     logits = torch.tensor([[2.0, 0.1, -0.1], [-0.1, -2, -3]])  # 0.525 and 0.475 lie about the threshold of 0.5
-    rows = task.predict_step((logits[:, None, None], (["a", "b"], torch.tensor([1, 1]))), 0)
+    rows = _Logits(_Flat(), spec=spec).rows(logits, ["a", "b"])
     assert rows["class"] == ["dog", "dog"]
     assert rows["labels"] == ["dog;cat", ""]
 
@@ -216,20 +282,38 @@ def test_prediction_of_several_labels_has_a_column_of_them() -> None:
 def test_pictures_are_scaled_for_each_map_with_low_frequencies_at_the_bottom() -> None:
     x = torch.tensor([[[[0.0, 1.0], [2.0, 4.0]]], [[[-3.0, -3.0], [-3.0, -3.0]]]])
     expected = torch.tensor([[[[0.5, 1.0], [0.0, 0.25]]], [[[0.0, 0.0], [0.0, 0.0]]]])
-    assert_close(_plain().to_pictures(x), expected)
+    assert_close(_plain().show(x), expected)
+
+
+def test_pictures_of_waveforms_are_those_of_their_first_windows() -> None:
+    task = AudioClassifier("test_unireplknet", spec=_spec()).eval()
+    waves = [torch.randn(2_000), torch.randn(50_000)]
+    pictures = task.show(waves)
+    assert pictures.shape == (2, 1, 128, 128)
+    assert_close(pictures[1:], task.show((waves[1][None], torch.tensor([50_000]))), rtol=0, atol=1e-4)
+    assert float(pictures.min()) == 0
+    assert float(pictures.max()) == 1
+
+
+def _kept(task: AudioClassifier, split: Any, logits: Tensor, target: Any) -> dict[str, bool]:
+    """Titles of the examples that are kept of two samples, and whether they are marked as wrong."""
+    task.batch_count = lambda split: 1  # type: ignore[method-assign]
+    task.keep_examples(split, torch.zeros(2, 1, 4, 4), logits, target)
+    return {title: wrong for _, title, wrong in task.examples.kept}
 
 
 def test_examples_show_the_probabilities_of_predictions() -> None:
     task, logits = _plain(), torch.tensor([[2.0, 1.0, -1.0], [0.5, -1.0, 3.0]])
-    rows = task.predict_step((logits[:, None, None], (["a", "b"], torch.tensor([1, 1]))), 0)
-    task._keep_examples(logits, (torch.zeros(2, 1, 4, 4), torch.tensor([0, 2])), [1])
-    shown = {title for _, title, _ in task.examples.kept}
-    assert shown == {f"{c} {p:.2f}" for c, p in zip(rows["class"], rows["probability"], strict=True)}
+    rows = task.rows(logits, ["a", "b"])
+    titles = {f"{c} {p:.2f}" for c, p in zip(rows["class"], rows["probability"], strict=True)}
+    assert set(_kept(task, "val", logits, torch.tensor([0, 2]))) == titles
+    assert set(_kept(_plain(), "predict", logits, ["a", "b"])) == titles
 
 
 @pytest.mark.parametrize("multi_label", [True, False])
 def test_examples_whose_first_class_is_wrong_are_marked(multi_label: bool) -> None:
     task, logits = _plain(multi_label=multi_label), torch.tensor([[2.0, 1.0, -1.0], [0.5, -1.0, 3.0]])
     y = torch.tensor([[1.0, 0, 1], [1, 1, 0]]) if multi_label else torch.tensor([0, 1])
-    task._keep_examples(logits, (torch.zeros(2, 1, 4, 4), y), [1])
-    assert {title.split()[0]: wrong for _, title, wrong in task.examples.kept} == {"0": False, "2": True}
+    kept = _kept(task, "val", logits, y)
+    assert {title.split()[0]: wrong for title, wrong in kept.items()} == {"c0": False, "c2": True}
+    assert any("(c1)" in title for title in kept) == (not multi_label)

@@ -11,7 +11,7 @@ from small_sounds import SMALL, write_tone
 
 from audio import AudioTable
 from core.errors import InputError, MissingError
-from core.training.epochs import EpochSampler
+from core.data.sampler import EpochSampler
 
 KNOWN: dict[str, Any] = {**SMALL, "mean": -5.0, "std": 3.0, "batch_size": 3}
 LABELS = 'index,mid,display_name\n1,/m/b,Bird song\n0,/m/a,"Bark, loud"\n2,/m/c,Cat\n'
@@ -70,6 +70,7 @@ def test_paths_are_relative_to_the_table_or_absolute(place: Path, monkeypatch: p
 def test_several_labels_become_zeros_and_ones(place: Path) -> None:
     data = _set_up(_table(place, "several.json", "several.json", multi_label=True))
     (_, _), y = next(iter(data.val_dataloader()))
+    assert data.spec().multi_label
     assert y.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     assert y.dtype == torch.float32
 
@@ -79,14 +80,14 @@ def test_several_labels_become_zeros_and_ones(place: Path) -> None:
     [
         ("/m/zz", False, r"the labels '/m/zz'; expected one of those in .*labels\.csv, which has no '/m/zz'"),
         ("/m/a,/m/zz", True, r"the labels '/m/a,/m/zz'; expected any of those in .*, which has no '/m/zz'"),
-        ("/m/a,/m/b", False, r"the labels '/m/a,/m/b'; expected one of those .*; or set multi_label"),
+        ("/m/a,/m/b", False, r"the labels '/m/a,/m/b'; expected one of those .*; or type --data\.multi_label true"),
         ("", False, r"the labels ''; expected one of"),
     ],
 )
 def test_labels_that_do_not_fit(labels: str, several: bool, message: str, place: Path) -> None:
     _write(place, "odd.json", [("sounds/0.wav", "/m/a"), ("sounds/1.wav", labels)])
     with pytest.raises(InputError, match=rf"odd\.json has {message}"):
-        _table(place, val="odd.json", multi_label=several).prepare_data()
+        _table(place, val="odd.json", multi_label=several).spec()
 
 
 @pytest.mark.parametrize(
@@ -98,21 +99,21 @@ def test_table_in_another_layout(content: str, place: Path) -> None:
     with pytest.raises(
         InputError, match=r"odd\.json is not \{'data': \[\{'wav': \.\.\., 'labels': \.\.\.\}, \.\.\.\]\}"
     ):
-        _table(place, train="odd.json").prepare_data()
+        _table(place, train="odd.json").spec()
 
 
 @pytest.mark.parametrize("header", ["", "index,display_name\n0,Bark\n", "0,/m/a,Bark\n"])
 def test_classes_without_the_header(header: str, place: Path) -> None:
     (place / "labels.csv").write_text(header, encoding="utf-8")
     with pytest.raises(InputError, match=r"labels\.csv has the columns .*; expected index, mid, display_name"):
-        _table(place).prepare_data()
+        _table(place).spec()
 
 
 @pytest.mark.parametrize("row", [b"zero,/m/a,Bark", b",/m/a,Bark", "0,/m/a,Caf\xe9".encode("latin-1")])
 def test_classes_with_an_unreadable_row(row: bytes, place: Path) -> None:
     (place / "labels.csv").write_bytes(b"index,mid,display_name\n" + row + b"\n")
     with pytest.raises(InputError, match=r"labels\.csv"):
-        _table(place).prepare_data()
+        _table(place).spec()
 
 
 @pytest.mark.parametrize("name", ["train.json", "val.json", "labels.csv", "weights.csv"])
@@ -120,7 +121,7 @@ def test_missing_table(name: str, place: Path) -> None:
     (place / "weights.csv").write_text("1\n" * 4, encoding="utf-8")
     (place / name).unlink()
     with pytest.raises(MissingError, match=rf"there is no (table )?{place / name}; (give|expected)"):
-        _table(place, weights_csv="weights.csv").prepare_data()
+        _table(place, weights_csv="weights.csv").spec()
 
 
 def test_empty_training_table(place: Path) -> None:
@@ -167,4 +168,4 @@ def test_weights_decide_what_is_drawn(place: Path) -> None:
 def test_weights_that_do_not_fit(lines: str, message: str, place: Path) -> None:
     (place / "weights.csv").write_text(lines, encoding="utf-8")
     with pytest.raises(InputError, match=rf"weights\.csv {message}"):
-        _table(place, weights_csv="weights.csv").prepare_data()
+        _table(place, weights_csv="weights.csv").spec()

@@ -15,7 +15,8 @@ from torchaudio.compliance.kaldi import fbank
 from torchaudio.transforms import Resample
 
 from audio import LogMel
-from audio.feature_map import _resampler, pad_waves, resample_wave
+from audio.feature_map import pad_waves
+from audio.files import _resampler, resample_wave
 from core.errors import InputError
 
 EPSILON = 2.0**-23
@@ -44,9 +45,9 @@ def _triangles(rate: int, size: int, mels: int) -> NDArray[np.float64]:
     return np.maximum(0.0, np.minimum(rising, falling))
 
 
-def _kaldi(wave: NDArray[Any], rate: int, mels: int, frame_length: float, frame_shift: float) -> NDArray[np.float64]:
+def _kaldi(wave: NDArray[Any], maps: LogMel) -> NDArray[np.float64]:
     """(mels, frames), frame by frame in double precision."""
-    window, shift = int(rate * frame_length * 0.001), int(rate * frame_shift * 0.001)
+    rate, mels, window, shift = maps.sample_rate, maps.num_mels, maps.window, maps.shift
     size = 2 ** math.ceil(math.log2(window))
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / (window - 1))
     columns = []
@@ -70,7 +71,9 @@ def _noise(samples: int, seed: int = 0) -> Tensor:
 def test_values_are_those_of_a_plainly_written_filter_bank(options: dict[str, Any]) -> None:
     maps = LogMel(**options, mean=-3.0, std=2.0)
     wave = _noise(maps.sample_rate)
-    expected = _kaldi(wave.numpy(), maps.sample_rate, maps.num_mels, maps.frame_length, maps.frame_shift)
+    expected = _kaldi(wave.numpy(), maps)
+    assert maps.window == int(maps.sample_rate * options.get("frame_length", 25.0) * 0.001)
+    assert maps.shift == int(maps.sample_rate * options.get("frame_shift", 10.0) * 0.001)
     own = min(expected.shape[1], maps.target_length)
     mel = maps.filter_bank(wave[None])[0]
     assert mel.shape == (maps.num_mels, maps.target_length)
@@ -82,6 +85,10 @@ def test_values_are_those_of_a_plainly_written_filter_bank(options: dict[str, An
     assert_close(x[0, 0], (mel + 3.0) / 4.0)
 
 
+def _frames(options: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in options.items() if name.startswith("frame_")}
+
+
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
 def test_values_are_those_of_torchaudio_for_one_recording(options: dict[str, Any]) -> None:
     maps = LogMel(**options)
@@ -89,7 +96,7 @@ def test_values_are_those_of_torchaudio_for_one_recording(options: dict[str, Any
     expected = fbank(
         (wave - wave.mean())[None],
         **{"sample_frequency": maps.sample_rate, "num_mel_bins": maps.num_mels, "dither": 0.0, "htk_compat": True},
-        **{"frame_length": maps.frame_length, "frame_shift": maps.frame_shift, "window_type": "hanning"},
+        **{"frame_length": 25.0, "frame_shift": 10.0, "window_type": "hanning"} | _frames(options),
     ).T[:, : maps.target_length]
     assert expected.shape[1] == min(maps.frames(len(wave)), maps.target_length)
     error = (maps.filter_bank(wave[None])[0, :, : expected.shape[1]] - expected).abs()
@@ -97,7 +104,7 @@ def test_values_are_those_of_torchaudio_for_one_recording(options: dict[str, Any
     assert error.max() < 5e-4  # a band that is nearly empty, in single precision
 
 
-def test_published_settings_give_98_frames_a_second_and_padding_before_normalisation() -> None:
+def test_published_settings_give_98_frames_a_second_and_padding_before_normalization() -> None:
     maps = LogMel(mean=-6.845978, std=5.5654526)
     x = maps(_noise(16_000)[None])
     assert maps.frames(16_000) == 98
@@ -173,11 +180,32 @@ def test_silence_gives_the_logarithm_of_epsilon(level: float) -> None:
         (torch.zeros(2, 900), torch.tensor([900, 10]), r"has 10 samples, .*shorter --data\.frame_length"),
         (torch.full((1, 900), math.nan), None, r"holds NaN or infinity; replace the recording"),
         (torch.full((1, 900), -math.inf), None, r"holds NaN or infinity"),
+        (torch.zeros(1, 900, dtype=torch.int16), None, r"of torch\.int16; give floats in \[-1, 1\], as x / 32768"),
     ],
 )
 def test_unusable_waveforms(wave: Tensor, lengths: Tensor | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
         LONG(wave, lengths)
+
+
+def test_statistics_travel_with_the_weights_and_stay_in_single_precision() -> None:
+    maps = LogMel(mean=-6.845978, std=5.5654526)
+    assert set(maps.state_dict()) == {"mean", "std"}
+    other = LogMel()
+    other.load_state_dict(maps.state_dict())
+    wave = _noise(16_000)[None]
+    assert torch.equal(other(wave), maps(wave))
+    assert torch.equal(other.to(torch.bfloat16)(wave), maps(wave))
+    other.set_statistics(0.0, 0.5)
+    assert torch.equal(other(wave)[:, 0], maps.filter_bank(wave))
+
+
+def test_gradients_reach_the_waveform() -> None:
+    wave = _noise(16_000)[None].requires_grad_()
+    LONG(wave).sum().backward()
+    assert wave.grad is not None
+    assert bool(wave.grad[:, :16_000].isfinite().all())
+    assert float(wave.grad.abs().max()) > 0
 
 
 @pytest.mark.parametrize(

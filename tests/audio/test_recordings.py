@@ -14,7 +14,8 @@ from small_sounds import tone, write_tone
 from torch import Tensor
 from torch.testing import assert_close
 
-from audio.files import Recordings, audio_files, read_wave
+from audio.data import Recordings
+from audio.files import audio_files, read_wave
 from core.errors import InputError, MissingError
 
 EXACT = [("wav", "PCM_16", 2**-15), ("wav", "PCM_24", 2**-23), ("wav", "PCM_32", 2**-23), ("wav", "FLOAT", 0.0)]
@@ -243,3 +244,27 @@ def test_missing_recording_is_never_left_out(tmp_path: Path) -> None:
     recordings = Recordings([(tmp_path / "no.wav", 0)], 8_000, skip_broken=True)
     with pytest.raises(MissingError, match="there is no recording"):
         recordings[0]
+
+
+def test_arrays_are_recordings_too() -> None:
+    samples = tone(440.0, 900)
+    recordings = Recordings([(("array 0", samples.astype(np.float64)), "array 0")], 8_000, shortest=200)
+    wave, name = recordings[0] or pytest.fail("left out")
+    assert name == "array 0"
+    assert wave.dtype == torch.float32
+    assert_close(wave, torch.from_numpy(samples))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 900), np.float32), r"array 0 is of shape \(2, 900\) and float32; give a waveform \(T,\) of floats"),
+        (np.zeros(900, np.int16), r"array 0 is of shape \(900,\) and int16; .* in \[-1, 1\] at 8000 Hz"),
+        (np.zeros(199, np.float32), r"array 0 is of shape \(199,\).* with at least 200 samples"),
+        (np.full(900, np.nan, np.float32), "array 0 holds NaN or infinity"),
+    ],
+    ids=str,
+)
+def test_arrays_that_are_no_waveform(array: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Recordings([(("array 0", array), "array 0")], 8_000, shortest=200)[0]

@@ -1,4 +1,4 @@
-"""Fixtures of several modules of these tests, which take them by ``pytest_plugins``."""
+"""Fixtures of the tests of audio."""
 
 import os
 from collections.abc import Iterator
@@ -6,22 +6,23 @@ from pathlib import Path
 
 import pytest
 from small_sounds import UNCHANGED, sound_runs, write_sound_config, write_tones
-from training.small_runs import command, nothing_drawn
 
 
 @pytest.fixture(scope="session")
 def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders that are only read: of each class 6 training and 3 validation recordings."""
+    """Class folders that are only read: 6 training and 3 validation recordings of each class."""
     return write_tones(tmp_path_factory.mktemp("tones"), train=6, val=3)
 
 
 @pytest.fixture(scope="session")
 def trained_sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run that is only read and has learned its tones: ``folder``, ``config``, ``tones``, and ``out`` above."""
-    base, environment = tmp_path_factory.mktemp("trained_sounds"), os.environ.copy()
+    from training.small_runs import command  # imports the whole command, which few tests need
+
+    base = tmp_path_factory.mktemp("trained_sounds")
+    environment = os.environ.copy()
     root = write_tones(base / "tones", train=8, val=3, test=2)
-    config = write_sound_config(base / "tones.yaml", root, **UNCHANGED)
-    command("stats", config, base / "out")
+    config = write_sound_config(base / "tones.yaml", root, model=UNCHANGED)
     command("fit", config, base / "out", "--trainer.max_epochs", "4")
     os.environ.clear()
     os.environ.update(environment)
@@ -31,5 +32,7 @@ def trained_sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def no_sound_pictures(trained_sounds: dict[str, Path]) -> Iterator[None]:
     """Runs draw nothing; the shared run has its own pictures."""
+    from training.small_runs import nothing_drawn
+
     with nothing_drawn():
         yield
