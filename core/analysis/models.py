@@ -1,8 +1,8 @@
-"""Models named on the command line, with their weights and the preparation of images that goes with them."""
+"""Models named on the command line, with their weights and the preparation of images that belongs to them."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import timm
 from PIL import Image
@@ -10,32 +10,36 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from core.backbones.build import build_backbone, input_channels
-from core.checkpoints import load_weights
-from core.errors import InputError, MissingError
-from core.images import Mode
-from core.torch_files import read_torch_file
+from core.data.images import Mode
+from core.errors import InputError
+from core.io.weights import load_weights
 
-__all__ = ["Normalisation", "image_mode", "normalisation", "open_model", "square_transform"]
+if TYPE_CHECKING:
+    from core.io.checkpoint import TaskCheckpoint
 
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+__all__ = ["Normalization", "image_mode", "names_checkpoint", "normalization", "open_model", "square_transform"]
+
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, for pixels in [0, 1]."""
 
 
 def open_model(name: str, *, pretrained: bool = False, device: str = "cpu") -> nn.Module:
-    """A model in eval mode from one word of the command line.
+    """Build a model in eval mode from one word of the command line.
 
     Args:
         name: a timm or LarKit name (``unireplknet_t.in1k``), a name with a file of weights (``unireplknet_t=FILE``), or
-            a checkpoint of this project's ``fit`` (``.../checkpoints/best.ckpt``), which says what model it holds.
+            a checkpoint of ``lightning fit`` or the folder of a run, which say what model they hold.
         pretrained: load the published weights of a model named without a file.
-        device: where it is put.
+        device: device of the model.
 
     Raises:
         MissingError: if a file is not there.
         InputError: if there is no such model, or a file does not fit it.
     """
-    if name.endswith(".ckpt") and (Path(name).is_file() or "=" not in name):
-        model = _from_checkpoint(Path(name))
+    if names_checkpoint(name):
+        from core.io.checkpoint import TaskCheckpoint  # imports lightning, which other models need not wait for
+
+        model = _backbone_of(TaskCheckpoint.read(name))
     else:
         name, _, file = name.partition("=")
         try:
@@ -51,31 +55,48 @@ def open_model(name: str, *, pretrained: bool = False, device: str = "cpu") -> n
         raise InputError(f"device {device!r} cannot be used: {error}; type --device cpu") from error
 
 
-def _from_checkpoint(path: Path) -> nn.Module:
-    if not path.is_file():
-        raise MissingError(f"there is no checkpoint {path}; give a file that fit wrote, or the name of a model")
-    try:
-        checkpoint = read_torch_file(path)
-        stored = checkpoint["hyper_parameters"]
-        of_openmmlab = "backbone" not in stored and "config" in stored
-        name, args = "" if of_openmmlab else stored["backbone"], dict(stored.get("backbone_args") or {})
-    except Exception as error:
-        raise InputError(f"{path} does not say what model it holds ({error}); type NAME={path}") from error
-    if of_openmmlab:
+def names_checkpoint(name: str) -> bool:
+    """Tell a checkpoint or a run folder from NAME and NAME=FILE."""
+    path = Path(name)
+    if path.is_dir():
+        return True
+    return name.endswith(".ckpt") and (path.is_file() or "=" not in name)
+
+
+def _backbone_of(checkpoint: "TaskCheckpoint") -> nn.Module:
+    """Build the backbone of a task with its weights, and keep mean and std of the data that it was trained on."""
+    args = checkpoint.hyperparameters
+    if "backbone" not in args and "config" in args:
         raise InputError(
-            f"{path} holds a detector or segmentor, and the analyses take other tasks' checkpoints; name its backbone "
-            "alone, such as unireplknet_t"
+            f"{checkpoint.path} holds a detector or segmentor, and the analyses take other tasks' checkpoints; name "
+            "its backbone alone, such as unireplknet_t"
         )
-    if "num_classes" in stored:
-        args["num_classes"] = stored["num_classes"]
-    model = load_weights(build_backbone(name, **args), path)
-    used = {key: tuple(checkpoint[key]) for key in ("mean", "std") if key in checkpoint}
-    cast(Any, model).pretrained_cfg = {**cast(Any, model).pretrained_cfg, **used}
+    if not isinstance(args.get("backbone"), str):
+        raise InputError(f"{checkpoint.path} does not say what backbone it holds; type NAME={checkpoint.path}")
+
+    options = dict(args.get("backbone_args") or {})
+    num_classes = args.get("num_classes") or len(checkpoint.spec.get("classes") or ())
+    if num_classes:
+        options["num_classes"] = num_classes
+    # The task gave its backbone the channels of its maps, which the first convolution tells.
+    convolutions = (tensor for key, tensor in checkpoint.state_dict.items() if "backbone." in key and tensor.ndim == 4)
+    stem = next(convolutions, None)
+    if stem is not None:
+        options.setdefault("in_chans", stem.shape[1])
+    model = load_weights(build_backbone(args["backbone"], **options), checkpoint.path)
+
+    statistics = {
+        name: tuple(checkpoint.spec[name])
+        for name in ("mean", "std")
+        if isinstance(checkpoint.spec.get(name), list | tuple)
+    }
+    described = cast(Any, model)
+    described.pretrained_cfg = {**described.pretrained_cfg, **statistics}
     return model
 
 
 def image_mode(model: nn.Module) -> Mode:
-    """'RGB' or 'L', by the channels that the model takes.
+    """'RGB' or 'L', by the number of channels that the model takes.
 
     Raises:
         InputError: if that is neither 1 nor 3.
@@ -86,18 +107,27 @@ def image_mode(model: nn.Module) -> Mode:
     return "L" if channels == 1 else "RGB"
 
 
-def normalisation(model: nn.Module) -> Normalisation:
+def normalization(model: nn.Module) -> Normalization:
     """Mean and standard deviation that the model was trained with, one value for each channel."""
     config: dict[str, Any] = resolve_model_data_config(model)
-    channels = len(image_mode(model))
-    if channels == 1 and len(config["mean"]) == 3:  # a grey image has the luminance of the three
-        return (sum(config["mean"]) / 3,), (sum(config["std"]) / 3,)
-    return tuple(config["mean"]), tuple(config["std"])
+    mean = tuple(config["mean"])
+    std = tuple(config["std"])
+    if len(image_mode(model)) == 1 and len(mean) == 3:
+        # A gray image has the luminance of the three channels.
+        return (sum(mean) / 3,), (sum(std) / 3,)
+    return mean, std
 
 
-def square_transform(size: int, norm: Normalisation) -> Callable[[Image.Image], Tensor]:
-    """From an image to a (C, size, size) float32 map: the whole image squashed, bicubic, and normalised."""
+def square_transform(size: int, norm: Normalization) -> Callable[[Image.Image], Tensor]:
+    """Make a transform from an image to a map (C, size, size) in float32: squashed with bicubic filter, normalized."""
+    mean, std = norm
     transform: Callable[[Image.Image], Tensor] = create_transform(
-        size, is_training=False, mean=norm[0], std=norm[1], interpolation="bicubic", crop_pct=1.0, crop_mode="squash"
+        size,
+        is_training=False,
+        mean=mean,
+        std=std,
+        interpolation="bicubic",
+        crop_pct=1.0,
+        crop_mode="squash",
     )
     return transform

@@ -1,4 +1,4 @@
-"""Effective receptive field: which pixels the centre of the last map depends on, and over how large an area."""
+"""Effective receptive field: which pixels the center of the last map depends on, and over how large an area."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """Contribution of each pixel to the centre of a model's last map, averaged over images.
+    """Contribution of each pixel to the center of a model's last map, averaged over images.
 
     Attributes:
         contributions: (H, W) float64, at least 0: the positive part of the gradient, summed over channels.
@@ -44,33 +44,42 @@ class ReceptiveField:
         return scores / max(float(scores.max()), np.finfo(float).tiny)
 
     def area_ratios(self, thresholds: Sequence[float] = THRESHOLDS) -> dict[float, float | None]:
-        """Share of the input that the smallest centred square with more than a share t of the scores covers.
+        """Share of the input that the smallest centered square with more than a share t of the scores covers.
 
-        Squares have odd sides from 3 up, below the shorter side of the input, around pixel (H // 2, W // 2), as in
-        RepLKNet's analysis; a t that none of them reaches has None.
+        As in RepLKNet's analysis, squares have odd sides from 3 up to below the shorter side of the input, around pixel
+        (H // 2, W // 2). A share that none of them reaches has None.
 
         Args:
             thresholds: shares t in (0, 1).
         """
-        scores, (height, width) = self.scores, self.contributions.shape
-        rows, columns = np.abs(np.arange(height) - height // 2), np.abs(np.arange(width) - width // 2)
-        ring = np.maximum(rows[:, None], columns[None, :])
-        within = np.cumsum(np.bincount(ring.ravel(), scores.ravel())) / max(scores.sum(), np.finfo(float).tiny)
-        reach = range(1, min(height, width) // 2)
-        smallest = {t: next((i for i in reach if within[i] > t), None) for t in thresholds}
-        return {t: None if i is None else (2 * i + 1) ** 2 / (height * width) for t, i in smallest.items()}
+        scores = self.scores
+        height, width = scores.shape
+
+        # The ring of a pixel is its Chebyshev distance from the center: a square of side 2 r + 1 holds rings 0 to r.
+        rows = np.abs(np.arange(height) - height // 2)
+        columns = np.abs(np.arange(width) - width // 2)
+        rings = np.maximum(rows[:, None], columns[None, :])
+        total = max(scores.sum(), np.finfo(float).tiny)
+        within = np.cumsum(np.bincount(rings.ravel(), scores.ravel())) / total
+
+        ratios: dict[float, float | None] = {}
+        for threshold in thresholds:
+            radii = range(1, min(height, width) // 2)
+            radius = next((radius for radius in radii if within[radius] > threshold), None)
+            ratios[threshold] = None if radius is None else (2 * radius + 1) ** 2 / (height * width)
+        return ratios
 
 
 def effective_receptive_field(model: nn.Module, batches: Iterable[Tensor]) -> ReceptiveField:
     """Measure the effective receptive field of a model's last map (RepLKNet, section 5 and appendix; TPAMI figure 2).
 
-    The centre of ``model.forward_features(x)`` is passed through a ReLU and summed over channels; the positive part of
+    The center of ``model.forward_features(x)`` is passed through a ReLU and summed over channels. The positive part of
     its gradient at the input, summed over channels, is averaged over images. Images are independent of each other in
-    eval mode, so that any batch size gives the same.
+    eval mode, so the batch size does not change the result.
 
     Args:
         model: a timm or LarKit model in eval mode.
-        batches: (B, C, H, W) float32, normalised, all of one size, on the model's device.
+        batches: (B, C, H, W) float32, normalized, all of one size, on the model's device.
 
     Raises:
         InputError: if the model is in training mode, its last map is not 4-D, there are no images, they differ in size,
@@ -78,32 +87,40 @@ def effective_receptive_field(model: nn.Module, batches: Iterable[Tensor]) -> Re
     """
     if model.training:
         raise InputError("the receptive field is that of eval mode; call model.eval() first")
-    total, images, skipped = None, 0, 0
+
+    total = None
+    images = 0
+    skipped = 0
     for x_BCHW in batches:
-        gradient, finite = _centre_gradient(model, x_BCHW)
-        gradient = gradient.double().relu().sum(dim=1)
-        images, skipped = images + int(finite.sum()), skipped + int((~finite).sum())
-        if total is not None and total.shape != gradient.shape[1:]:
-            raise InputError(f"images of {tuple(total.shape)} and {tuple(gradient.shape[1:])} pixels; use one size")
-        total = gradient[finite].sum(dim=0) + (0 if total is None else total)
+        gradient, finite = _center_gradient(model, x_BCHW)
+        contributions = gradient.double().relu().sum(dim=1)
+        if total is not None and total.shape != contributions.shape[1:]:
+            raise InputError(
+                f"images of {tuple(total.shape)} and {tuple(contributions.shape[1:])} pixels; use one size"
+            )
+        batch_total = contributions[finite].sum(dim=0)
+        total = batch_total if total is None else total + batch_total
+        images += int(finite.sum())
+        skipped += int((~finite).sum())
+
     if total is None or images == 0:
-        raise InputError(f"no image gave finite gradients ({skipped} tried); give images, and whole weights")
+        raise InputError(f"no image gave finite gradients ({skipped} tried); give images, and undamaged weights")
     return ReceptiveField((total / images).numpy(), images, skipped)
 
 
-def _centre_gradient(model: nn.Module, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, C, H, W), and for each image whether it and the last map are finite, both on the CPU."""
+def _center_gradient(model: nn.Module, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient (B, C, H, W), and whether the gradient and the last map of each image are finite (B,), on the CPU."""
     x_BCHW = x_BCHW.detach().requires_grad_()
     with torch.enable_grad():
         last = _last_map(model, x_BCHW)
-        centre = last[:, :, last.shape[2] // 2, last.shape[3] // 2].relu().sum()
-        gradient = torch.autograd.grad(centre, x_BCHW)[0]
+        center = last[:, :, last.shape[2] // 2, last.shape[3] // 2].relu().sum()
+        gradient = torch.autograd.grad(center, x_BCHW)[0]
     finite = gradient.isfinite().all(dim=(1, 2, 3)) & last.isfinite().all(dim=(1, 2, 3))
     return gradient.cpu(), finite.cpu()
 
 
 def _last_map(model: nn.Module, x: Tensor) -> Tensor:
-    """(B, C, h, w), whatever the model's own order of axes is."""
+    """The last map (B, C, h, w), whatever the model's own order of axes is."""
     name = type(model).__name__
     forward = getattr(model, "forward_features", None)
     if not callable(forward):
@@ -117,18 +134,18 @@ def _last_map(model: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(last, Tensor) or last.ndim != 4:
         shape = tuple(last.shape) if isinstance(last, Tensor) else type(last).__name__
         raise InputError(
-            f"the last map of {name} is {shape}, not (B, C, H, W): its places are not on a grid. Choose a model whose "
-            "forward_features gives a 4-D map"
+            f"the last map of {name} is {shape}, not (B, C, H, W): its positions do not form a grid. Choose a model "
+            "whose forward_features gives a 4-D map"
         )
     return last.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else last
 
 
 def receptive_field_figure(fields: dict[str, ReceptiveField], title: str) -> Figure:
-    """Heat maps side by side, each with its table of area ratios.
+    """Draw heat maps side by side, each with its area ratios below.
 
     Args:
-        fields: title of each panel, and what it shows.
-        title: of the whole figure: images, size, normalisation.
+        fields: receptive fields by the title of their panel.
+        title: title of the figure: images, size, normalization.
     """
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
@@ -136,19 +153,20 @@ def receptive_field_figure(fields: dict[str, ReceptiveField], title: str) -> Fig
     figure = new_figure(3.6 * len(fields) + 0.8, 5)
     figure.suptitle(title, fontsize=10)
     panels = figure.subplots(1, len(fields), squeeze=False)[0]
-    half = colormaps["RdYlGn"](np.linspace(0.5, 1, 128))  # the papers' colours, which they centre at 0
-    colours = ListedColormap(half)
+    upper_half = colormaps["RdYlGn"](np.linspace(0.5, 1, 128))  # the papers center their color map at 0
     for axes, (name, field) in zip(panels, fields.items(), strict=True):
-        image = axes.imshow(field.scores, cmap=colours, vmin=0, vmax=1)
+        image = axes.imshow(field.scores, cmap=ListedColormap(upper_half), vmin=0, vmax=1)
         axes.set_title("\n".join(textwrap.fill(line, 38) for line in name.splitlines()), fontsize=8)
         axes.set(xticks=[], yticks=[])
-        ratios = field.area_ratios().items()
-        lines = [f"{t:.0%}: {ratio_text(r)}{' of the area' if r is not None else ''}" for t, r in ratios]
+        lines = []
+        for threshold, ratio in field.area_ratios().items():
+            unit = "" if ratio is None else " of the area"
+            lines.append(f"{threshold:.0%}: {ratio_text(ratio)}{unit}")
         axes.set_xlabel("\n".join(lines), fontsize=8)
     figure.colorbar(image, ax=list(panels), shrink=0.6, label="log contribution / largest")
     return figure
 
 
 def ratio_text(ratio: float | None) -> str:
-    """An area ratio in percent, or that it is not reached."""
+    """An area ratio in percent, or 'not reached'."""
     return "not reached" if ratio is None else f"{ratio:.2%}"

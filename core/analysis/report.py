@@ -1,4 +1,4 @@
-"""What an analysis leaves: a table on the screen, a picture and a JSON file in a folder."""
+"""What an analysis leaves: a table on the screen, and a picture and a JSON file in a folder."""
 
 import json
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import InputError
-from core.writing import whole_file
+from core.io.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,20 +15,23 @@ __all__ = ["check_output", "check_positive", "print_table", "write_report"]
 
 
 def print_table(head: list[str], rows: list[list[str]]) -> None:
-    """Print rows below their heads, the first column to the left and the others to the right."""
+    """Print rows below their heads, the first column aligned to the left and the others to the right."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, ["-" * width for width in widths], *rows]:
-        cells = [row[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]]
-        print("  ".join(cells).rstrip())
+    rule = ["-" * width for width in widths]
+    for row in [head, rule, *rows]:
+        first = row[0].ljust(widths[0])
+        others = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        print("  ".join([first, *others]).rstrip())
 
 
 def check_output(output: str) -> None:
-    """Refuse before anything is measured what could not be written after it.
+    """Refuse an output folder that cannot be written, before anything is measured.
 
     Raises:
-        InputError: if the folder cannot be one.
+        InputError: if the path is a file, is below one, or may not be written to.
     """
-    existing = next(path for path in (Path(output), *Path(output).resolve().parents) if path.exists())
+    candidates = (Path(output), *Path(output).resolve().parents)
+    existing = next(path for path in candidates if path.exists())
     if not existing.is_dir():
         raise InputError(f"--output {output} is a file, or below one; give a folder")
     if not os.access(existing, os.W_OK):
@@ -47,15 +50,15 @@ def check_positive(**numbers: int) -> None:
 
 
 def write_report(output: str, name: str, figure: "Figure | None", content: Any) -> None:
-    """Write ``name``.json and, if there is a figure, ``name``.png into a folder, and say so."""
-    folder = Path(output)
-    table = folder / f"{name}.json"
-    with whole_file(table) as unfinished:
+    """Write ``name``.json and, if there is a figure, ``name``.png into a folder, and print their paths."""
+    table = Path(output) / f"{name}.json"
+    with atomic_write(table) as unfinished:
         unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if figure is None:
         print(f"wrote {table}")
         return
-    picture = folder / f"{name}.png"
-    with whole_file(picture) as unfinished:
+
+    picture = Path(output) / f"{name}.png"
+    with atomic_write(picture) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
     print(f"wrote {table} and {picture}")

@@ -1,4 +1,4 @@
-"""Shape bias: of images whose shape and texture show different things, how many are seen by their shape."""
+"""Shape bias: of images whose shape and texture show different things, how many are classified by shape."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from core.data.images import Mode, image_files, read_image
 from core.errors import InputError
 from core.figures import new_figure
-from core.images import Mode, image_files, read_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,9 +52,9 @@ class ShapeBias:
     """Decisions of a model on cue-conflict images, counted by the category of the shape.
 
     Attributes:
-        shape: images seen as their shape.
-        texture: images seen as their texture.
-        other: images seen as neither.
+        shape: number of images classified by shape.
+        texture: number of images classified by texture.
+        other: number of images classified as neither.
     """
 
     shape: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0))
@@ -63,12 +63,12 @@ class ShapeBias:
 
     @property
     def overall(self) -> float | None:
-        """Shape decisions over shape plus texture decisions in [0, 1]; None if there are none of both."""
+        """Shape decisions over shape plus texture decisions, in [0, 1]; None if there are none of both."""
         return _share(sum(self.shape.values()), sum(self.texture.values()))
 
     @property
     def by_category(self) -> dict[str, float | None]:
-        """The same for each category of the shape."""
+        """The shape bias of each category of the shape."""
         return {name: _share(self.shape[name], self.texture[name]) for name in CATEGORIES}
 
 
@@ -77,26 +77,30 @@ def _share(shape: int, texture: int) -> float | None:
 
 
 def conflict_images(folder: str | Path) -> list[tuple[Path, str, str]]:
-    """Files of a cue-conflict folder with their shape and texture, as their names say: ``cat3-knife1.png``.
+    """Files of a cue-conflict folder with their shape and texture, which their names say: ``cat3-knife1.png``.
 
     Images whose shape and texture agree show no conflict and are left out.
 
     Raises:
         MissingError: if there are no images.
-        InputError: if a name says no shape and texture, a category is none of the 16, or no image shows a conflict.
+        InputError: if a name has no shape and texture, a category is none of the 16, or no image shows a conflict.
     """
-    found = []
-    for path in image_files(Path(folder)):
+    conflicts = []
+    files = image_files(Path(folder))
+    for path in files:
         match = _NAME.fullmatch(path.stem)
         if match is None or not set(match.groups()) <= CATEGORIES.keys():
             raise InputError(
                 f"{path} is not named after a shape and a texture; expected names such as cat3-knife1.png with two of "
                 f"{', '.join(CATEGORIES)}"
             )
-        found.append((path, match[1], match[2]))
-    conflicts = [(path, shape, texture) for path, shape, texture in found if shape != texture]
+        shape, texture = match.groups()
+        if shape != texture:
+            conflicts.append((path, shape, texture))
     if not conflicts:
-        raise InputError(f"in all {len(found)} images of {folder} shape and texture agree; there is no conflict to see")
+        raise InputError(
+            f"in all {len(files)} images of {folder} shape and texture agree; give images in which they differ"
+        )
     return conflicts
 
 
@@ -107,7 +111,7 @@ def category_probabilities(logits: Tensor) -> Tensor:
         logits: (B, 1000) of an ImageNet-1K classifier.
 
     Returns:
-        (B, 16) in [0, 1]; they do not add up to 1, since most classes belong to no category.
+        (B, 16) float64 in [0, 1]; they do not add up to 1, since most classes belong to no category.
 
     Raises:
         InputError: if there are not 1000 classes.
@@ -134,9 +138,9 @@ def shape_bias(
     Args:
         model: an ImageNet-1K classifier in eval mode.
         folder: cue-conflict images, at any depth; see :func:`conflict_images`.
-        transform: from an image to the model's map (C, H, W), normalised.
-        batch_size: images at a time.
-        mode: 'RGB' or 'L', what the images are converted to.
+        transform: from an image to the model's map (C, H, W), normalized.
+        batch_size: number of images in a batch.
+        mode: 'RGB' or 'L', to which the images are converted.
 
     Raises:
         MissingError: if there are no images.
@@ -144,7 +148,10 @@ def shape_bias(
     """
     if model.training:
         raise InputError("decisions are those of eval mode; call model.eval() first")
-    images, result, names = conflict_images(folder), ShapeBias(), list(CATEGORIES)
+
+    images = conflict_images(folder)
+    result = ShapeBias()
+    names = list(CATEGORIES)
     device = next(model.parameters(), torch.zeros(())).device
     for first in range(0, len(images), batch_size):
         batch = images[first : first + batch_size]
@@ -158,21 +165,29 @@ def shape_bias(
 
 
 def shape_bias_figure(results: dict[str, ShapeBias]) -> Figure:
-    """Bars of the shape bias for each category, a colour for each model, and a line at its overall value."""
+    """Draw the shape bias of each category as bars, one color for each model, with a line at its overall value."""
     figure = new_figure(8, 6.5)
     axes = figure.subplots()
     thickness = 0.8 / len(results)
     for i, (name, result) in enumerate(results.items()):
-        shares = [share if share is not None else 0.0 for share in result.by_category.values()]
-        places = [row + (i + 0.5) * thickness - 0.4 for row in range(len(CATEGORIES))]
+        shares = result.by_category
+        positions = [row + (i + 0.5) * thickness - 0.4 for row in range(len(CATEGORIES))]
         overall = "none" if result.overall is None else f"{result.overall:.3f}"
-        bars = axes.barh(places, shares, thickness, label=f"{name}: {overall} overall")
+        bars = axes.barh(
+            positions,
+            [share or 0.0 for share in shares.values()],
+            thickness,
+            label=f"{name}: {overall} overall",
+        )
         if result.overall is not None:
             axes.axvline(result.overall, color=bars[0].get_facecolor(), linestyle="--")
-        for place, (category, share) in zip(places, result.by_category.items(), strict=True):
+
+        # An absent bar is not a shape bias of 0.
+        for position, (category, share) in zip(positions, shares.items(), strict=True):
             if share is None:
                 text = "neither" if result.other[category] else "no images"
-                axes.text(0.005, place, text, va="center", fontsize=6)
+                axes.text(0.005, position, text, va="center", fontsize=6)
+
     axes.set_yticks(range(len(CATEGORIES)), list(CATEGORIES))
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="shape decisions / (shape + texture decisions)", title="Shape bias by shape category")

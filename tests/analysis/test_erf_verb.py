@@ -18,8 +18,6 @@ from core.analysis.receptive_field import ratio_text
 from core.cli import main
 from vision import ImageClassifier
 
-pytest_plugins = ["training.shared_fixtures"]
-
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 Fields = dict[str, ReceptiveField]
 
@@ -48,7 +46,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Fields, str]]:
 
 
 def _maps(count: int, size: int, norm: Any = IMAGENET, mode: str = "RGB") -> Tensor:
-    """The first images by name, squashed and normalised by hand."""
+    """The first images by name, squashed and normalized by hand."""
     files = sorted(Path("photos").rglob("[0-9].png"))[:count]
     images = [Image.open(file).convert(mode).resize((size, size), Image.Resampling.BICUBIC) for file in files]
     pixels = torch.stack([torch.from_numpy(np.array(image)).float() / 255 for image in images])
@@ -83,7 +81,7 @@ def test_erf_prints_and_writes_what_the_function_gives(
         assert image.size == (960, 600)
 
 
-def test_erf_names_the_normalisation_and_takes_another(drawn: list[tuple[Fields, str]]) -> None:
+def test_erf_names_the_normalization_and_takes_another(drawn: list[tuple[Fields, str]]) -> None:
     net = saved_net("test_replknet")
     words = ["erf", "test_replknet=test_replknet.pth", "--images", "photos/0.png", "--size", "32"]
     main(words)
@@ -118,11 +116,11 @@ def test_erf_of_a_checkpoint_that_fit_wrote(trained: dict[str, Path], drawn: lis
     np.testing.assert_allclose(field.contributions, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
 
-def test_erf_of_a_model_for_grey_images(drawn: list[tuple[Fields, str]]) -> None:
-    task = saved_task("grey.ckpt", in_chans=1)
-    main(["erf", "grey.ckpt", "--images", "photos", "--size", "64", "--num_images", "2"])
-    grey = ((sum(IMAGENET[0]) / 3,), (sum(IMAGENET[1]) / 3,))
-    expected = effective_receptive_field(task.backbone, [_maps(2, 64, grey, "L")]).contributions
+def test_erf_of_a_model_for_gray_images(drawn: list[tuple[Fields, str]]) -> None:
+    task = saved_task("gray.ckpt", in_chans=1)
+    main(["erf", "gray.ckpt", "--images", "photos", "--size", "64", "--num_images", "2"])
+    gray = ((sum(IMAGENET[0]) / 3,), (sum(IMAGENET[1]) / 3,))
+    expected = effective_receptive_field(task.backbone, [_maps(2, 64, gray, "L")]).contributions
     (field,) = drawn[0][0].values()
     np.testing.assert_allclose(field.contributions, expected, rtol=1e-3, atol=1e-4 * expected.max())
 

@@ -57,8 +57,8 @@ def _plain_field(model: Any, images: Sequence[Tensor]) -> np.ndarray:
         last = model.forward_features(x)
         if getattr(model, "output_fmt", "NCHW") == "NHWC":
             last = last.movedim(3, 1)
-        centre = last[0, :, last.shape[2] // 2, last.shape[3] // 2]
-        sum(torch.relu(value) for value in centre).backward()
+        center = last[0, :, last.shape[2] // 2, last.shape[3] // 2]
+        sum(torch.relu(value) for value in center).backward()
         gradient = torch.relu(x.grad[0]).sum(dim=0)
         if not gradient.isnan().any():
             total, count = total + gradient.double().numpy(), count + 1
@@ -66,7 +66,7 @@ def _plain_field(model: Any, images: Sequence[Tensor]) -> np.ndarray:
 
 
 def _plain_ratio(contributions: np.ndarray, threshold: float) -> float | None:
-    """The rule of RepLKNet's analysis: squares of side 2i + 1 around the centre, the first that holds enough."""
+    """The rule of RepLKNet's analysis: squares of side 2i + 1 around the center, the first that holds enough."""
     height, width = contributions.shape
     scores = np.log10(contributions + 1)
     scores = scores / scores.max()
@@ -148,7 +148,7 @@ def test_images_without_finite_gradients_are_left_out_and_counted(value: float) 
 
 
 def test_nothing_but_images_without_finite_gradients() -> None:
-    with pytest.raises(ValueError, match=re.escape("no image gave finite gradients (2 tried); give images, and whole")):
+    with pytest.raises(ValueError, match=re.escape("no image gave finite gradients (2 tried); give images, and undamaged")):
         effective_receptive_field(Roots().eval(), [torch.zeros(1, 1, 8, 8), -torch.ones(1, 1, 8, 8)])
 
 
@@ -187,7 +187,7 @@ def test_figure_shows_every_field_with_its_ratios() -> None:
     figure = receptive_field_figure(fields, "2 images of 20 x 20")
     figure.canvas.draw()
     assert figure.get_suptitle() == "2 images of 20 x 20"
-    flat, peak, _colours = figure.axes
+    flat, peak, _colors = figure.axes
     assert [flat.get_title(), peak.get_title()] == list(fields)
     assert flat.get_xlabel().splitlines()[0] == "20%: 20.25% of the area"
     assert flat.get_xlabel().splitlines()[3] == "99%: not reached"
@@ -216,7 +216,7 @@ def test_training_mode_is_refused() -> None:
     [
         (timm.create_model("test_vit"), "the last map of VisionTransformer is (1, 101, 64), not (B, C, H, W)"),
         (nn.Conv2d(3, 4, 3), "Conv2d has no forward_features, which gives the last map; use a timm or LarKit model"),
-        (Net(nn.Flatten()), "the last map of Net is (1, 76800), not (B, C, H, W): its places are not on a grid"),
+        (Net(nn.Flatten()), "the last map of Net is (1, 76800), not (B, C, H, W): its positions do not form a grid"),
     ],
     ids=["tokens", "no forward_features", "vector"],
 )

@@ -174,7 +174,7 @@ def test_names_without_shape_and_texture_are_refused(tmp_path: Path, name: str) 
 
 def test_only_agreements_are_refused(tmp_path: Path) -> None:
     folder = _write(tmp_path, {"cat1-cat2": "cat", "dog1-dog3": "dog"})
-    message = f"in all 2 images of {folder} shape and texture agree; there is no conflict to see"
+    message = f"in all 2 images of {folder} shape and texture agree; give images in which they differ"
     with pytest.raises(ValueError, match=re.escape(message)):
         shape_bias(Sees().eval(), folder, _to_map)
 

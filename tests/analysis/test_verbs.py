@@ -15,9 +15,6 @@ from verb_files import read, saved_net, saved_task, table_rows
 import core.analysis.cost_verb
 from core.analysis import model_cost, shape_bias
 from core.cli import main
-from core.ops.choose import ENVIRONMENT
-
-pytest_plugins = ["training.shared_fixtures"]
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +56,13 @@ def test_shape_bias_prints_and_writes_what_the_function_gives(
         assert image.size == (960, 780)
 
 
-def test_shape_bias_of_a_model_for_grey_images(conflicts: str) -> None:
-    task = saved_task("grey.ckpt", in_chans=1)
-    main(["shape-bias", "grey.ckpt", "--images", conflicts])
-    options = resolve_model_data_config(task.backbone) | {"mean": (0.449,), "std": (0.226,)}  # of ImageNet in grey
+def test_shape_bias_of_a_model_for_gray_images(conflicts: str) -> None:
+    task = saved_task("gray.ckpt", in_chans=1)
+    main(["shape-bias", "gray.ckpt", "--images", conflicts])
+    options = resolve_model_data_config(task.backbone) | {"mean": (0.449,), "std": (0.226,)}  # of ImageNet in gray
     transform = create_transform(**options, is_training=False)
     result = shape_bias(task.backbone, conflicts, transform, mode="L")
-    assert read("shape_bias/shape_bias.json")["grey.ckpt"] == {
+    assert read("shape_bias/shape_bias.json")["gray.ckpt"] == {
         **vars(result),
         "overall": result.overall,
         "by_category": result.by_category,
@@ -103,30 +100,14 @@ def test_cost_measures_speed_and_draws_it(capsys: pytest.CaptureFixture[str], mo
         assert image.size == (900, 600)
 
 
-def test_cost_says_what_computed_the_depthwise_convolutions(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("core.ops.choose._chosen", {})
-    monkeypatch.setenv(ENVIRONMENT, "fft")
-    main(["cost", "test_resnet", "--size", "32", "--rounds", "1", "--batch_size", "1"])
-    assert "depthwise convolutions" not in capsys.readouterr().out
-    assert read("cost/cost.json")["depthwise"] == {}
-    main(["cost", "test_unireplknet", "--size", "64", "--rounds", "1", "--batch_size", "1"])
-    chosen = read("cost/cost.json")["depthwise"]
-    assert f"depthwise convolutions, by what computed them here: fft {len(chosen)}\n" in capsys.readouterr().out
-    assert {(key.split()[0], name) for key, name in chosen.items()} == {("cpu", "fft")}
-    maps = {match[0] for key in chosen for match in re.findall(r"(C=\d+, \d+x\d+), K=(\S+), r=\d+$", key)}
-    assert maps == {"C=8, 16x16", "C=16, 8x8", "C=24, 4x4", "C=32, 2x2"}
-
-
-def test_cost_of_a_checkpoint_and_of_a_model_for_grey_images(trained: dict[str, Path]) -> None:
-    saved_task("grey.ckpt", in_chans=1)
+def test_cost_of_a_checkpoint_and_of_a_model_for_gray_images(trained: dict[str, Path]) -> None:
+    saved_task("gray.ckpt", in_chans=1)
     best = str(trained["folder"] / "checkpoints" / "best.ckpt")
-    main(["cost", best, "grey.ckpt", "--size", "32", "--rounds", "0"])
+    main(["cost", best, "gray.ckpt", "--size", "32", "--rounds", "0"])
     costs = read("cost/cost.json")["costs"]
     assert [(cost["model"], cost["form"]) for cost in costs] == [
         *((best, form) for form in ("train", "inference")),
-        *(("grey.ckpt", form) for form in ("train", "inference")),
+        *(("gray.ckpt", form) for form in ("train", "inference")),
     ]
     assert [cost["input_size"][0] for cost in costs] == [3, 3, 1, 1]
     backbone = timm.create_model("test_unireplknet", num_classes=3, layer_scale_init_value=0.5)
@@ -159,7 +140,7 @@ def test_cost_of_a_model_with_other_channels() -> None:
     [
         ("erf", ["images", "size", "num_images", "batch_size", "pretrained", "mean", "std", "device", "output"]),
         ("shape-bias", ["images", "batch_size", "pretrained", "device", "output"]),
-        ("cost", ["size", "width", "batch_size", "rounds", "device", "output", "tune"]),
+        ("cost", ["size", "width", "batch_size", "rounds", "device", "output"]),
     ],
 )
 def test_help_of_a_verb_describes_every_option(

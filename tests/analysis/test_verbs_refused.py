@@ -30,7 +30,7 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     Path("broken/bear1-bird1.png").write_text("no image")
     torch.save({"stem.weight": torch.zeros(2)}, "other.pth")
     torch.save({"stem.weight": torch.zeros(2)}, "plain.ckpt")
-    torch.save({"hyper_parameters": {"config": "mask_rcnn.py"}}, "detector.ckpt")
+    torch.save({"hyper_parameters": {"config": "mask_rcnn.py"}, "state_dict": {}}, "detector.ckpt")
 
     def run(*words: str) -> str:
         before = sorted(tmp_path.rglob("*"))
@@ -78,12 +78,13 @@ def test_unknown_model_suggests_others(words: list[str], refusal: Refusal) -> No
         ("test_replknet=empty", "no weights at 'empty' (it is a folder)"),
         ("test_replknet=other.pth", "other.pth does not fit the model"),
         ("test_replknet=broken/bear1-bird1.png", "bear1-bird1.png is not a checkpoint that torch or safetensors can"),
-        ("gone.ckpt", "there is no checkpoint gone.ckpt; give a file that fit wrote, or the name of a model"),
+        ("gone.ckpt", "there is no checkpoint gone.ckpt; give a file that lightning fit wrote, or the folder of a run"),
         (
             "detector.ckpt",
             "detector.ckpt holds a detector or segmentor, and the analyses take other tasks' checkpoints",
         ),
-        ("plain.ckpt", "plain.ckpt does not say what model it holds ('hyper_parameters'); type NAME=plain.ckpt"),
+        ("plain.ckpt", "plain.ckpt is not a checkpoint that lightning fit wrote: it has no 'state_dict'. Weights alone"),
+        ("empty", "empty has no checkpoints/best.ckpt and no checkpoints/last.ckpt; give the folder of a run"),
     ],
 )
 def test_weights_that_cannot_be_used(words: list[str], model: str, text: str, refusal: Refusal) -> None:
@@ -152,13 +153,13 @@ def test_size_that_is_no_number(words: list[str], refusal: Refusal) -> None:
         (["--mean", "[0, 0, 0]", "--std", "[1]"], "--mean has 3 and --std 1 values; the model takes 3"),
     ],
 )
-def test_normalisation_that_does_not_fit(options: list[str], text: str, refusal: Refusal) -> None:
+def test_normalization_that_does_not_fit(options: list[str], text: str, refusal: Refusal) -> None:
     assert refusal(*ERF, *options) == f"lightning: error: {text}"
 
 
 def test_receptive_field_of_tokens(refusal: Refusal) -> None:
     message = refusal("erf", "test_vit", *ERF[2:])
-    assert "the last map of VisionTransformer is (1, 17, 64), not (B, C, H, W): its places are not on a grid" in message
+    assert "the last map of VisionTransformer is (1, 17, 64), not (B, C, H, W): its positions do not form a grid" in message
 
 
 def test_images_without_a_conflict(refusal: Refusal) -> None:
