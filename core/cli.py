@@ -207,6 +207,8 @@ def _filter_warnings() -> None:
     """Hide warnings that are expected here and that the user cannot act on."""
     # theirs: Lightning advises more workers than a small data set needs
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # expected: a data set of a few batches logs its learning rate once an epoch or less
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     # expected: evaluation needs none of the callbacks that training had
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
     # theirs: torch.export reads its own file into a buffer that is not writable

@@ -276,8 +276,10 @@ class ProgressLine(RichProgressBar):
     """Lightning's progress bar without the version and the speed, so that a line of 100 columns holds the metrics."""
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Description, bar, batches and time; metrics follow."""
-        return super().configure_columns(trainer)[:-1]
+        """Description, a short bar, batches and time; metrics follow."""
+        description, bar, batches, time, _ = super().configure_columns(trainer)
+        bar.bar_width = 10
+        return [description, bar, batches, time]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The metrics that tasks log with ``prog_bar=True``."""

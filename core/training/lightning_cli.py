@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import LightningDataModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -34,7 +34,7 @@ from core.training.callbacks import (
     SigtermCallback,
     run_summary,
 )
-
+from core.training.hub import modality_class
 from core.training.run_folder import find_checkpoint, new_run, only_writer, resume_hint, run_folder
 from core.training.task import Task
 from core.training.trainer import ExportingTrainer
@@ -50,6 +50,7 @@ _NEEDS_WEIGHTS = ("validate", "test", "predict", "export")
 class LarKitCLI(LightningCLI):
     """Subclass mode for task and data, run folders, best and last checkpoints, and the verbs export and stats."""
 
+    _needs_model = True  # the verb whose options are being added
     _checkpoint: TaskCheckpoint | None = None  # given with --ckpt_path
     _made_folder: Path | None = None  # the run folder, if this command makes it
     _last: RunCheckpoint | None = None  # what keeps the last checkpoint
@@ -112,6 +113,7 @@ class LarKitCLI(LightningCLI):
             parser.add_argument("--from", type=Source | None, default=None, help=text)
 
         self._subcommand_method_arguments[subcommand] = options
+        self._needs_model = subcommand != "stats"
         self._add_arguments(parser)
         return parser
 
@@ -123,7 +125,7 @@ class LarKitCLI(LightningCLI):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add data and model, then checkpoints and the trainer; the data module tells the task what its data are."""
         parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
-        parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True)
+        parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True, required=self._needs_model)
         parser.link_arguments("data", "model.init_args.spec", compute_fn=self.spec_of, apply_on="instantiate")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(self.trainer_class, "trainer")
@@ -136,9 +138,8 @@ class LarKitCLI(LightningCLI):
         if not isinstance(data, DataModule):
             return None
 
-        verb = self.config.subcommand
-        predicts_files = verb == "predict" and isinstance(data, SampleDataModule) and data.predict_path is not None
-        if predicts_files or verb == "stats":
+        predicts = self.config.subcommand == "predict"
+        if predicts and isinstance(data, SampleDataModule) and data.predict_path is not None:
             return data.settings().to_dict()
         return data.spec().to_dict()
 
@@ -247,7 +248,9 @@ class LarKitCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Let the task choose the metric of the best checkpoint, unless the user has."""
-        if self.settings.checkpoint.monitor is None:
+        if self.config.subcommand == "stats":
+            self.settings.model = None  # data are measured without one
+        elif self.settings.checkpoint.monitor is None:
             task = _imported(self.settings.model.class_path)
             monitor, mode = task.chosen_by(self.settings.model.get("init_args", {}))
             self.settings.checkpoint.monitor = monitor
@@ -431,8 +434,8 @@ def _with_configuration(words: list[str]) -> list[str]:
     path = find_checkpoint(_value(words, "--ckpt_path") or "", runs, resume=verb == "fit")
     if verb == "fit":
         raise InputError(
-            f"fit needs the whole configuration of the run. Type: lightning fit -c {path.parent.parent / 'config.yaml'} "
-            f"--ckpt_path {path}"
+            "fit needs the whole configuration of the run. Type: lightning fit "
+            f"-c {path.parent.parent / 'config.yaml'} --ckpt_path {path}"
         )
 
     config = yaml.safe_dump(_trusted_configuration(TaskCheckpoint.read(path), given))
@@ -464,8 +467,6 @@ def _trusted_configuration(checkpoint: TaskCheckpoint, given: set[str]) -> dict[
     Raises:
         InputError: naming what is refused, and how to give it explicitly.
     """
-    from core.training.hub import modality_class
-
     config = checkpoint.config
     if config is None:
         raise InputError(f"{checkpoint.path} holds no configuration; give the one it was trained with: -c FILE")

@@ -8,7 +8,6 @@ from lightning import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from core.data.module import DataModule
-from core.errors import InputError
 from core.export import Format, Source, export_model
 from core.io.checkpoint import TaskCheckpoint
 from core.training.task import Task
@@ -29,7 +28,10 @@ class ExportingTrainer(Trainer):
         Returns:
             The statistics by name.
         """
-        return datamodule.measure()
+        statistics = datamodule.measure()
+        for name, value in statistics.items():
+            print(f"{name}: {value}")
+        return statistics
 
     def export(
         self,
@@ -70,13 +72,9 @@ class ExportingTrainer(Trainer):
 
         try:
             return _export_from("raw", model, raw, folder, format, fixed_size=fixed_size)
-        except InputError:
-            raise
-        except Exception as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            rank_zero_info(
-                f"The way from raw samples cannot be exported ({reason[0][:200]}); the file begins with the map"
-            )
+        except Exception as error:  # the exporters raise errors of many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            rank_zero_info(f"The way from raw samples cannot be exported ({reason[:200]}); the file begins with the map")
         return _export_from("map", model, raw, folder, format, fixed_size=fixed_size)
 
 

@@ -14,21 +14,21 @@ from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 
 from core.cli import main
-from core.training.cli import LarKitCLI
+from core.training.lightning_cli import LarKitCLI
 
 CLASSES = ["brick", "leaf", "sea"]
-COLOURS = [(200, 60, 50), (50, 180, 60), (50, 70, 210)]
+COLORS = [(200, 60, 50), (50, 180, 60), (50, 70, 210)]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-PLAIN = {"scale": [1.0, 1.0], "hflip": 0.0, "auto_augment": None, "erasing": 0.0}
+PLAIN = {"scale": [1.0, 1.0], "hflip": 0.0, "auto_augment": None}
 """Data settings under which a square training image stays as it is."""
 
 
 def picture(label: int, number: int, size: tuple[int, int] = (40, 40)) -> Image.Image:
-    """Rows, columns or checks in the colour of the class, with noise and a phase of its own."""
+    """Rows, columns or checks in the color of the class, with noise and a phase of its own."""
     y, x = np.mgrid[: size[1], : size[0]] // 4 + number
     pattern = [y, x, x + y][label % 3] % 2
     noise = np.random.default_rng(97 * label + number).integers(-30, 31, (size[1], size[0], 3))
-    pixels = np.array(COLOURS[label % 3]) * (0.5 + 0.5 * pattern[..., None]) + noise
+    pixels = np.array(COLORS[label % 3]) * (0.5 + 0.5 * pattern[..., None]) + noise
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
@@ -44,13 +44,13 @@ def write_photos(root: Path, classes: list[str] = CLASSES, **splits: int) -> Pat
     return root
 
 
-def write_config(path: Path, root: Path, *, classes: int = 3, **data: Any) -> Path:
+def write_config(path: Path, root: Path, **data: Any) -> Path:
     """A configuration for class folders: a tiny net, small maps, and the data settings given."""
-    init = {"root": str(root), "size": 32, "batch_size": 6, "num_workers": 0} | data
-    backbone = {"backbone": "test_unireplknet", "backbone_args": {"layer_scale_init_value": 0.5}}
+    data = {"root": str(root), "size": 32, "batch_size": 6, "num_workers": 0} | data
+    model = {"backbone": "test_unireplknet", "backbone_args": {"layer_scale_init_value": 0.5}, "lr": 0.02}
     content = {
-        "model": {"class_path": "ImageClassifier", "init_args": {**backbone, "num_classes": classes, "lr": 0.02}},
-        "data": {"class_path": "ImageFolder", "init_args": init},
+        "model": {"class_path": "ImageClassifier", "init_args": model},
+        "data": {"class_path": "ImageFolder", "init_args": data},
         "trainer": {"max_epochs": 2, "accelerator": "cpu", "log_every_n_steps": 1},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,8 +102,8 @@ def add_callbacks(monkeypatch: Any, *added: Callback) -> list[Trainer]:
 def nothing_drawn() -> Iterator[None]:
     """Runs draw nothing, which takes most of the time of a run as short as these."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("core.training.classification", "core.training.pictures"):
-            patch.setattr(f"{name}.draw_figure", lambda *_: None)
+        for name in ("classification", "callbacks", "plots"):
+            patch.setattr(f"core.training.{name}.draw_figure", lambda *_: None)
         yield
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from core.training.confusion import MOST_CLASSES, Confusion, PairCounts
+from core.training.classification import MAX_CONFUSION_CLASSES, Confusion, ConfusionCounts
 
 
 @pytest.fixture(params=[False, True], ids=["as usual", "deterministic"])
@@ -24,7 +24,7 @@ def test_counts_are_torchmetrics(ignored: int | None) -> None:
     logits, y = torch.randn(50, 4, 3), torch.randint(0, 4, (50, 3))
     if ignored is not None:
         y[::7] = ignored
-    ours, theirs = PairCounts(4, ignore_index=ignored), MulticlassConfusionMatrix(4, ignore_index=ignored)
+    ours, theirs = ConfusionCounts(4, ignore_index=ignored), MulticlassConfusionMatrix(4, ignore_index=ignored)
     for some, truth in zip(logits.split(20), y.split(20), strict=True):
         ours.update(some, truth)
         theirs.update(some.argmax(1), truth)
@@ -51,9 +51,9 @@ def test_many_classes_in_deterministic_mode_take_one_matrix() -> None:
     """A batch of 64 images and 2000 classes: torchmetrics' own way compares 64 x 2000 x 2000 numbers, 2 GB."""
     torch.use_deterministic_algorithms(True)
     try:
-        counts = Confusion(MOST_CLASSES)
+        counts = Confusion(MAX_CONFUSION_CLASSES)
         with torch.profiler.profile(profile_memory=True) as seen:
-            counts.update(torch.randn(64, MOST_CLASSES), torch.arange(64))
+            counts.update(torch.randn(64, MAX_CONFUSION_CLASSES), torch.arange(64))
     finally:
         torch.use_deterministic_algorithms(False)
     assert counts.counts is not None

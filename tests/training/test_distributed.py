@@ -139,5 +139,5 @@ def test_stopped_processes_end_and_say_once_how_to_go_on(
             os.killpg(process.pid, 9)
             process.wait()
     assert process.returncode == status, output
-    assert output.count("To go on from it, type: lightning fit ") == 1
+    assert output.count("To resume, run: lightning fit ") == 1
     assert saved(runs(tmp_path)[0])["epoch"] >= 0

@@ -1,20 +1,17 @@
 """The pictures that a run leaves: readable sizes, something drawn, errors in red."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from core.training.drawing import draw_figure, finish_figures, save_figure
-from core.training.examples import Examples
-from core.training.pictures import LearningCurves, confusion_figure, image_sheet
-
-pytest_plugins = ["training.shared_fixtures"]
+from core.training.callbacks import LearningCurves
+from core.training.plots import Examples, confusion_figure, draw_figure, image_sheet, rendered
 
 RED = to_rgb("crimson")
 
@@ -22,13 +19,6 @@ RED = to_rgb("crimson")
 def _pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def _drawn(figure: Any) -> np.ndarray:
-    """The pixels of a figure at the resolution of the saved files."""
-    figure.set_dpi(120)
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3]
 
 
 @pytest.mark.parametrize("name", ["learning_curves", "confusion_matrix", "examples"])
@@ -50,7 +40,7 @@ def test_confusion_matrix_of_any_number_of_classes(classes: int) -> None:
     shown = np.asarray(axes.images[0].get_array())
     assert shown[0].tolist()[:2] == [0.5, 0.5]
     assert shown[1, 1] == 1
-    height, width, _ = _drawn(figure).shape
+    height, width, _ = rendered(figure).shape
     assert 400 <= height == width <= 1800
     texts = sorted(text.get_text() for text in axes.texts)
     assert texts == (["4"] * (classes + 1) if classes <= 20 else [])
@@ -70,28 +60,37 @@ def test_confusion_matrix_names_rows_and_columns_and_takes_empty_classes() -> No
 @pytest.mark.parametrize("count", [1, 3, 9, 32])
 def test_sheet_has_a_place_for_every_image(count: int, channels: int) -> None:
     figure = image_sheet(torch.rand(count, channels, 8, 8), [f"t{i}" for i in range(count)])
-    shown = [axes for axes in figure.axes if axes.images]
-    assert [axes.get_title() for axes in shown] == [f"t{i}" for i in range(count)]
-    assert len(figure.axes) == min(count, 8) * -(-count // 8)
-    assert {np.asarray(axes.images[0].get_array()).ndim for axes in shown} == {3 if channels == 3 else 2}
-    height, width, _ = _drawn(figure).shape
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == [f"t{i}" for i in range(count)]
+    assert {np.asarray(image.get_array()).ndim for image in axes.images} == {3 if channels == 3 else 2}
+
+    places = [image.get_extent() for image in axes.images]
+    for i, (left, right, bottom, top) in enumerate(places):
+        assert right - left == pytest.approx(1.42)  # inches, as high as wide
+        assert bottom - top == pytest.approx(1.44)
+        assert left // 1.5 == i % 8
+        assert top // 1.75 == i // 8
+        assert axes.texts[i].get_position()[1] < top
+
+    height, width, _ = rendered(figure).shape
     assert width == pytest.approx(180 * min(count, 8), abs=2)
     assert height == pytest.approx(210 * -(-count // 8), abs=2)
 
 
+def test_images_of_a_sheet_are_shown_as_they_are() -> None:
+    shades = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None].expand(3, 1, 8, 8)
+    pixels = rendered(image_sheet(shades, ["black", "gray", "white"]))
+    middles = [pixels[120, 90 + 180 * i].tolist() for i in range(3)]
+    assert middles == [[0, 0, 0], [128, 128, 128], [255, 255, 255]]
+
+
 def test_wrong_titles_are_red() -> None:
     figure = image_sheet(torch.zeros(3, 3, 8, 8), ["cat", "dog", "cow"], [False, True, False])
-    assert [to_rgb(axes.title.get_color()) == RED for axes in figure.axes] == [False, True, False]
-    pixels = _drawn(figure).astype(int)
+    assert [to_rgb(text.get_color()) == RED for text in figure.axes[0].texts] == [False, True, False]
+    pixels = rendered(figure).astype(int)
     reddish = (pixels[..., 0] - pixels[..., 1]) > 100
     third = pixels.shape[1] // 3
     assert [bool(reddish[:, i * third : (i + 1) * third].any()) for i in range(3)] == [False, True, False]
-
-
-def test_grey_images_use_the_whole_range_from_black_to_white() -> None:
-    figure = image_sheet(torch.full((1, 1, 8, 8), 0.5), ["grey"])
-    image = figure.axes[0].images[0]
-    assert image.get_clim() == (0, 1)
 
 
 class _Logger:
@@ -107,61 +106,63 @@ class _Logger:
 
 
 class _Trainer:
-    is_global_zero, global_step, current_epoch = True, 5, 0
+    is_global_zero = True
+    sanity_checking = False
+    global_step = 5
+    current_epoch = 0
 
-    def __init__(self, *loggers: Any, fn: TrainerFn = TrainerFn.FITTING) -> None:
-        self.loggers, self.callback_metrics = list(loggers), dict[str, Any]()
-        self.state = TrainerState(fn=fn)
+    def __init__(self, *loggers: Any) -> None:
+        self.loggers = list(loggers)
+        self.callback_metrics = dict[str, Any]()
 
 
 def test_figure_goes_to_the_folder_and_to_the_loggers(tmp_path: Path) -> None:
     logger = _Logger(tmp_path / "run")
-    figure = confusion_figure(torch.eye(2, dtype=torch.int64), ["a", "b"])
-    assert save_figure(_Trainer(logger), "picture", figure) == tmp_path / "run" / "picture.png"  # type: ignore[arg-type]
-    assert _pixels(tmp_path / "run" / "picture.png").shape == _drawn(figure).shape
-    assert logger.figures == ["picture 5"]
+    trainer: Any = _Trainer(logger)
+    for count in (1, 2):  # the second picture replaces the first
+        draw = partial(confusion_figure, count * torch.eye(2, dtype=torch.int64), ["a", "b"])
+        assert draw_figure(trainer, "picture", draw) == tmp_path / "run" / "picture.png"
+        assert np.array_equal(_pixels(tmp_path / "run" / "picture.png"), rendered(draw()))
+        trainer.global_step += 1
+    assert logger.figures == ["picture 5", "picture 6"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["picture.png"]
 
 
 def test_nothing_is_drawn_without_a_run_folder_or_by_other_processes(tmp_path: Path) -> None:
-    figure, other = confusion_figure(torch.eye(2, dtype=torch.int64), ["a", "b"]), _Trainer(_Logger(tmp_path))
+    other: Any = _Trainer(_Logger(tmp_path))
     other.is_global_zero = False
-    assert save_figure(_Trainer(), "picture", figure) is None  # type: ignore[arg-type]
-    assert save_figure(other, "picture", figure) is None  # type: ignore[arg-type]
+    bare: Any = _Trainer()
+    for trainer in (bare, other):
+        assert draw_figure(trainer, "picture", lambda: pytest.fail("the figure was made")) is None
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("batches", "size"), [(3, 8), (8, 8), (100, 8), (33, 32)])
-def test_examples_are_spread_over_all_batches(batches: int, size: int) -> None:
+def test_examples_are_spread_over_all_batches(batches: int, size: int, tmp_path: Path) -> None:
     examples = Examples(size=size)
+    trainer: Any = _Trainer()
     for _ in range(2):  # the second evaluation like the first
         for batch in range(batches):
             maps = torch.full((5, 1, 2, 2), float(batch))
-            examples.keep(maps, [str(batch)] * 5, [False] * 5, [batches])
+            examples.keep(lambda chosen, maps=maps: maps[chosen], [str(batch)] * 5, [False] * 5, batches)
         kept = [int(title) for _, title, _ in examples.kept]
         assert len(kept) == size
         gaps = np.diff([-1, *sorted(set(kept)), batches])
         assert gaps.max() <= max(1, -(-batches // size)) + 1
         assert all(x.untyped_storage().nbytes() <= 5 * 4 * 4 for x, _, _ in examples.kept)  # not the batch's memory
-        assert examples.take(lambda x: None) is None
+        examples.draw(trainer)  # nowhere, but they are forgotten
+        assert not examples.kept
 
 
-@pytest.mark.parametrize("fn", [TrainerFn.FITTING, TrainerFn.TESTING])
-def test_a_fit_draws_first_and_last_what_changes_quickly(fn: TrainerFn, tmp_path: Path) -> None:
-    logger = _Logger(tmp_path)
-    trainer: Any = _Trainer(logger, fn=fn)
-    for step in range(4):
-        trainer.global_step = step
-        count = step + 1
-        draw_figure(trainer, "matrix", lambda count=count: confusion_figure(count * torch.eye(2).long(), ["a", "b"]))
-    first = [f"matrix {step}" for step in ([0] if fn == TrainerFn.FITTING else range(4))]
-    assert logger.figures == first
-    trainer.global_step = 9
-    finish_figures(trainer)
-    assert logger.figures == first + ["matrix 3"] * (fn == TrainerFn.FITTING)
-    wanted = confusion_figure(4 * torch.eye(2).long(), ["a", "b"])
-    assert np.array_equal(_pixels(tmp_path / "matrix.png"), _drawn(wanted))
-    finish_figures(trainer)  # nothing waits any more
-    assert len(logger.figures) == (2 if fn == TrainerFn.FITTING else 4)
+def test_sheet_of_examples_is_not_drawn_in_the_sanity_check(tmp_path: Path) -> None:
+    examples = Examples(size=2)
+    trainer: Any = _Trainer(_Logger(tmp_path))
+    for sanity_checking in (True, False):
+        trainer.sanity_checking = sanity_checking
+        examples.keep(lambda chosen: torch.rand(4, 3, 8, 8)[chosen], ["a"] * 4, [False] * 4, 1)
+        examples.draw(trainer, "sheet")
+        assert (tmp_path / "sheet.png").is_file() != sanity_checking
+        assert not examples.kept
 
 
 def test_learning_curves_pair_training_and_validation_and_survive_a_state_dict(tmp_path: Path) -> None:
@@ -171,13 +172,12 @@ def test_learning_curves_pair_training_and_validation_and_survive_a_state_dict(t
         trainer.current_epoch = epoch
         trainer.callback_metrics = {"train_loss": torch.tensor(3.0 - epoch), "val_loss": 4.0 - epoch, "val_acc": 0.5}
         curves.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
-    curves.on_fit_end(trainer, None)  # type: ignore[arg-type]
     assert _pixels(tmp_path / "learning_curves.png").shape[1] == 960
     resumed = LearningCurves()
     resumed.load_state_dict(curves.state_dict())
     resumed.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
     assert resumed.history["val_loss"] == [(0, 4.0), (1, 3.0), (2, 2.0)]
-    panels = {axes.get_title(): axes for axes in resumed._draw().axes}
+    panels = {axes.get_title(): axes for axes in resumed.figure().axes}
     assert set(panels) == {"acc", "loss"}
     lines = {line.get_label(): list(line.get_ydata()) for line in panels["loss"].lines}
     assert lines == {"train_loss": [3.0, 2.0, 1.0], "val_loss": [4.0, 3.0, 2.0]}
