@@ -1,10 +1,10 @@
 """From an image to pixels: the papers' training augmentation and test-time crop, as timm writes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from PIL import Image
-from timm.data import create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, create_transform
 from torch import Tensor
 
 __all__ = ["Crop", "Transform", "eval_transform", "train_transform"]
@@ -16,6 +16,7 @@ Transform = Callable[[Image.Image], Tensor]
 def train_transform(
     size: int,
     *,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     hflip: float = 0.5,
@@ -27,6 +28,7 @@ def train_transform(
 
     Args:
         size: side of the result, in pixels.
+        mean: of each channel, for pixels in [0, 1]; the color that a policy fills empty corners with.
         scale: range of the share of the image that the crop covers.
         ratio: range of the crop's width over its height.
         hflip: probability of a horizontal flip.
@@ -39,6 +41,7 @@ def train_transform(
         size,
         is_training=True,
         normalize=False,
+        mean=tuple(mean),
         scale=scale,
         ratio=ratio,
         hflip=hflip,

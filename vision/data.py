@@ -82,7 +82,13 @@ class ImageDataModule(SampleDataModule):
         self.collate = partial(collate_found, kind="image")
 
         try:
-            self.train_transform = train_transform(size, scale=scale, hflip=hflip, auto_augment=auto_augment)
+            self.train_transform = train_transform(
+                size,
+                mean=mean,
+                scale=scale,
+                hflip=hflip,
+                auto_augment=auto_augment,
+            )
         except (AssertionError, ValueError) as error:  # timm's, for an unknown policy
             raise InputError(f"auto_augment={auto_augment!r}: {error}; expected one of timm's policies") from error
         self.eval_transform = eval_transform(size, crop=crop)

@@ -135,7 +135,7 @@ def test_class_folders_without_splits_train_and_a_share_is_held_out(
     data: Any = _NotesFolder(str(_flat(tmp_path / "leaves", oak=20, beech=10, _notes=4)))
     with caplog.at_level("INFO"):
         assert data.spec().classes == ("beech", "oak")
-    assert "its classes are beech, oak" in caplog.text
+    assert "its folders are the classes beech, oak" in caplog.text
     assert "3 of its 30 files are held out for validation, the same share of each class" in caplog.text
     data.setup("fit")
     assert [label for _, label in data.val_set.samples] == [0, 1, 1]

@@ -169,7 +169,8 @@ def test_upper_case_suffixes_and_folders_within_a_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1"])
 def test_any_image_mode_becomes_three_channels(mode: str, tmp_path: Path) -> None:
     root = write_photos(tmp_path, train=1, val=1)
-    image = Image.fromarray(np.full((40, 40), 40000, np.uint16)) if mode == "I;16" else picture(0, 0).convert(mode)
+    ramp = np.linspace(0, 65535, 1600).reshape(40, 40).astype(np.uint16)
+    image = Image.fromarray(ramp) if mode == "I;16" else picture(0, 0).convert(mode)
     image.save(root / "val" / "brick" / "0.tif")
     (root / "val" / "brick" / "0.png").unlink()
     x, label = _set_up(_folder(root)).val_set[0]

@@ -12,7 +12,6 @@ from training.small_runs import CLASSES, command, metric, picture, runs, table, 
 from core.cli import main
 from vision import ImageClassifier
 
-pytest_plugins = ["training.shared_fixtures"]
 
 
 def _best(trained: dict[str, Path]) -> list[str]:
