@@ -12,8 +12,8 @@ from pycocotools.coco import COCO
 
 import vision.openmmlab.demo
 from core.errors import InputError, MissingError
-from vision.openmmlab.detector import Detector
 from vision.openmmlab.demo import PHOTOS, DigitScenes, draw_scenes
+from vision.openmmlab.detector import Detector
 from vision.openmmlab.segmenter import Segmenter
 
 

@@ -2,26 +2,31 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning import Trainer
-from mm_files import META, SIDE, data_of, tiny, write_config, write_scenes
+from mm_files import CONFIGS, META, SIDE, data_of, tiny, write_config, write_scenes
 from PIL import Image
 from torch.testing import assert_close
 
+from core.cli import main
 from core.errors import InputError
 from core.io.checkpoint import TaskCheckpoint
 from core.training import PredictionWriter
 from vision.openmmlab.config_files import packaged_config
 from vision.openmmlab.data import DetectionSpec, OpenMMLabData, SegmentationSpec, to_bgr
+from vision.openmmlab.demo import draw_scenes
 from vision.openmmlab.detector import Detector
 from vision.openmmlab.segmenter import Segmenter
 
 KINDS = pytest.mark.parametrize(("name", "kind"), [("mask_rcnn", Detector), ("upernet_unireplknet_t", Segmenter)])
+WORDS = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
 
@@ -133,7 +138,7 @@ def test_a_checkpoint_is_enough(name: str, kind: Any, tmp_path: Path) -> None:
     assert stored.spec.get("category_ids") == ([1, 2, 3] if kind is Detector else None)
 
     again = kind.load_from_checkpoint(tmp_path / "kept.ckpt")
-    expected = {"classes": META["classes"], "palette": META["palette"]}
+    expected: dict[str, Any] = {"classes": META["classes"], "palette": tuple(META["palette"])}
     if kind is Detector:
         assert again.spec == DetectionSpec(**expected, category_ids=(1, 2, 3))
     else:
@@ -143,6 +148,49 @@ def test_a_checkpoint_is_enough(name: str, kind: Any, tmp_path: Path) -> None:
     data = data_of(task.config_name, predict_path=str(photo))
     rows = Trainer(logger=False, default_root_dir=tmp_path, **QUIET).predict(again, datamodule=data)
     assert rows[0]["file"] == [str(photo)]  # type: ignore[index,call-overload]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("det", "detector.Detector"), ("seg", "segmenter.Segmenter")])
+def test_the_command_needs_the_checkpoint_alone(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw_scenes(tmp_path / "data" / "digit_scenes", {"train": 4, "val": 2, "test": 2})
+    photo = tmp_path / "photo.png"
+    (tmp_path / "data" / "digit_scenes" / "images" / "test" / "0001.png").rename(photo)
+    small = ["--trainer.limit_train_batches", "2", "--data.batch_size", "2", "--trainer.accelerator", "cpu", *WORDS]
+    main(["fit", "-c", str(CONFIGS.parents[1] / "configs" / f"{name}.yaml"), *small, "--trainer.max_epochs", "1"])
+    (run,) = (tmp_path / "lightning_logs").glob("*/version_0")
+    kept = run / "checkpoints" / "last.ckpt"
+    stored = TaskCheckpoint.read(kept)
+    assert (
+        stored.class_path
+        == {"det": "vision.openmmlab.detector.Detector", "seg": "vision.openmmlab.segmenter.Segmenter"}[name]
+    )
+
+    shutil.rmtree(tmp_path / "data")
+    main(["predict", "--ckpt_path", str(kept), "--data.predict_path", str(photo), *WORDS])
+    (written,) = (tmp_path / "lightning_logs").glob("*/version_1/predictions.csv")
+    with written.open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["file"] == str(photo)
+    assert Path(row["overlay"]).is_file()
+    assert not (tmp_path / "data").exists()
+
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"import os\nos.mkdir({str(tmp_path / 'marker')!r})\n")
+    content = torch.load(kept, weights_only=True)
+    for changes in ({"config": str(evil)}, {"options": {"model.neck": {"type": "os.mkdir", "path": "marker"}}}):
+        config = yaml.safe_load(content["config"])
+        config["model"]["init_args"].update(changes)
+        hyper_parameters = {**content["hyper_parameters"], **changes}
+        torch.save({**content, "config": yaml.safe_dump(config), "hyper_parameters": hyper_parameters}, "evil.ckpt")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(["predict", "--ckpt_path", "evil.ckpt", "--data.predict_path", str(photo), *WORDS])
+        assert "which" in str(stopped.value.code)
+        assert f"--model.{next(iter(changes))} " in str(stopped.value.code)
+        assert not (tmp_path / "marker").exists()
 
 
 def test_spec_of_the_data(scenes: Path) -> None:
@@ -184,14 +232,40 @@ def test_data_with_another_number_of_classes_are_refused(name: str, kind: Any, s
         kind(path, spec=data_of(path).spec())
 
 
-@pytest.mark.parametrize("owner", [Detector, Segmenter, OpenMMLabData])
+OWNERS = pytest.mark.parametrize("owner", [Detector, Segmenter, OpenMMLabData])
+
+
+@OWNERS
 def test_checkpoints_may_name_packaged_configs_alone(owner: Any, tmp_path: Path) -> None:
-    assert owner.runs_files == ("config",)
+    assert owner.runs_files == ("config", "options")
     assert owner.trusts_file("config", "mask_rcnn_unireplknet_a_digit_scenes.py")
     (tmp_path / "evil.py").touch()
     names = [str(tmp_path / "evil.py"), "../task.py", "../../../tests/conftest.py", "no.py", "", "_base_"]
     assert not [name for name in names if owner.trusts_file("config", name)]
     assert packaged_config("_base_/fcos.py") is not None
+
+
+@OWNERS
+@pytest.mark.parametrize(
+    ("options", "harmless"),
+    [
+        ({}, True),
+        ({"model.backbone.depths": [1, 1, 1, 1], "model.backbone.with_cp": True}, True),
+        ({"model.roi_head.bbox_head.num_classes": 3, "test_dataloader.dataset.data_root": "data/x"}, True),
+        ({"model.neck": {"type": "os.system", "command": "touch x"}}, False),
+        ({"model.neck.type": "os.system"}, False),
+        ({"model.neck": {"num_outs": 3}}, False),
+        ({"model.decode_head.loss_decode": [{"type": "os.system"}]}, False),
+        ({"model.neck.init_cfg.checkpoint": "evil.pth"}, False),
+        ({"train_dataloader.dataset.proposal_file": "evil.pkl"}, False),
+        ({"custom_imports.imports": ["evil"]}, False),
+        ({"default_scope": "evil"}, False),
+        ("model", False),
+    ],
+)
+def test_checkpoints_may_name_harmless_options_alone(owner: Any, options: Any, harmless: bool) -> None:
+    """MMEngine calls what a 'type' names, wherever it lies."""
+    assert owner.trusts_file("options", options) is harmless
 
 
 @pytest.mark.parametrize(

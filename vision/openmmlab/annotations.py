@@ -1,8 +1,8 @@
 """Checks of annotations before training starts: MMDetection's COCO format and MMSegmentation's label maps.
 
-MMDetection leaves out what it cannot use, and finds a missing image in the middle of an epoch. Here the first such error
-stops the run before it begins. :class:`vision.openmmlab.data.OpenMMLabData` uses these checks; OpenMMLab's own training
-scripts keep OpenMMLab's classes.
+MMDetection leaves out what it cannot use, and finds a missing image in the middle of an epoch. Here the first such
+error stops the run before it begins. :class:`vision.openmmlab.data.OpenMMLabData` uses these checks; OpenMMLab's own
+training scripts keep OpenMMLab's classes.
 """
 
 import json
@@ -32,8 +32,8 @@ class _CheckedCOCO(COCO):
         for annotation in self.dataset.get("annotations", []):
             if annotation["image_id"] not in images:
                 raise InputError(
-                    f"annotation {annotation.get('id')} belongs to image {annotation['image_id']}, which the annotation "
-                    "file does not list under 'images'; correct the file"
+                    f"annotation {annotation.get('id')} belongs to image {annotation['image_id']}, which the "
+                    "annotation file does not list under 'images'; correct the file"
                 )
         super().createIndex()
 

@@ -11,18 +11,18 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from core.backbones import LargeKernelNet
+from core.backbones.replknet import VARIANTS as REPLKNETS
 from core.backbones.replknet import RepLKNet
-from core.backbones.replknet_variants import ARCHITECTURES as REPLKNETS
-from core.backbones.staged import StagedNet
+from core.backbones.unireplknet import VARIANTS as UNIREPLKNETS
 from core.backbones.unireplknet import UniRepLKNet
-from core.backbones.unireplknet_variants import ARCHITECTURES as UNIREPLKNETS
-from core.checkpoints import load_weights
 from core.errors import InputError
+from core.io.weights import load_weights
 
 __all__ = ["MMRepLKNet", "MMUniRepLKNet"]
 
 
-class _Backbone(StagedNet):
+class _Backbone(LargeKernelNet):
     """What both adapters add to their family: maps of chosen stages, freezing, loading.
 
     Args:
@@ -93,7 +93,14 @@ class _Backbone(StagedNet):
             load_weights(self, self.init_cfg["checkpoint"])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """Normalized images (B, 3, H, W) to the maps of ``out_indices``; stage i gives (B, dims[i], H / 4 / 2^i, ...)."""
+        """Compute the maps of ``out_indices``.
+
+        Args:
+            x: normalized images (B, 3, H, W).
+
+        Returns:
+            A map (B, dims[i], H / 4 / 2^i, W / 4 / 2^i) for each stage i.
+        """
         maps = self.forward_intermediates(
             x,
             list(self.out_indices),
@@ -119,9 +126,9 @@ class _Backbone(StagedNet):
         if self.frozen_stages < 0:
             return []
 
-        frozen = [self._entry(0)]
+        frozen = [self.entry(0)]
         for stage in range(self.frozen_stages):
-            frozen += [self._entry(stage), self._blocks(stage)]
+            frozen += [self.entry(stage), self.blocks(stage)]
         return frozen
 
 

@@ -5,6 +5,7 @@ import copy
 import difflib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "build_unread_dataset",
     "check_order",
     "innermost",
+    "is_harmless",
     "packaged_config",
     "quiet",
     "read_config",
@@ -34,6 +36,11 @@ __all__ = [
 ]
 
 _PACKAGED = Path(__file__).parent / "configs"
+
+_HARMLESS_KEY = re.compile(
+    r"model(\.(?!(type|init_cfg|pretrained)\b)[A-Za-z0-9_]+)+|(train|val|test)_dataloader\.dataset\.data_root"
+)
+"""Options whose values can only be looked at, if they are numbers or words."""
 
 _BUILD_ERRORS = (TypeError, KeyError, AssertionError, ValueError)
 """What the registries raise for settings that do not fit."""
@@ -62,6 +69,30 @@ def packaged_config(config: str | Path) -> Path | None:
     path = _PACKAGED / config
     inside = path.resolve().is_relative_to(_PACKAGED.resolve())
     return path if inside and path.is_file() else None
+
+
+def is_harmless(name: str, value: Any) -> bool:
+    """Whether a ``config`` or ``options`` that a checkpoint names runs no code from elsewhere.
+
+    Harmless are the configs of the package, and options that set numbers or words of the model or the folder of a data
+    set. MMEngine imports and calls whatever a 'type' names, and some of its readers open pickles.
+
+    Args:
+        name: 'config' or 'options'.
+        value: of the argument.
+    """
+    if name == "config":
+        return packaged_config(str(value)) is not None
+
+    return isinstance(value, Mapping) and all(
+        _HARMLESS_KEY.fullmatch(str(key)) and _is_plain(inner) for key, inner in value.items()
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def read_config(config: str | Path, options: Mapping[str, Any] | None = None) -> Config:
@@ -203,8 +234,8 @@ def build_test_pipeline(config: Config, *, from_arrays: bool = False) -> Compose
 
     if from_arrays and (not steps or _kind(steps[0]) != "LoadImageFromNDArray"):
         raise InputError(
-            f"the test pipeline of {config.filename} does not begin with LoadImageFromFile, so that it reads no arrays; "
-            "give image files"
+            f"the test pipeline of {config.filename} does not begin with LoadImageFromFile, so that it reads no "
+            "arrays; give image files"
         )
     with DefaultScope.overwrite_default_scope(config.default_scope):
         return Compose(steps)

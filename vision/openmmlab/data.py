@@ -22,7 +22,7 @@ from vision.openmmlab.config_files import (
     build_unread_dataset,
     check_order,
     innermost,
-    packaged_config,
+    is_harmless,
     read_config,
 )
 
@@ -75,7 +75,7 @@ class OpenMMLabData(SampleDataModule):
         InputError: if annotations are broken.
     """
 
-    runs_files: ClassVar[tuple[str, ...]] = ("config",)
+    runs_files: ClassVar[tuple[str, ...]] = ("config", "options")
 
     def __init__(
         self,
@@ -101,8 +101,8 @@ class OpenMMLabData(SampleDataModule):
 
     @classmethod
     def trusts_file(cls, name: str, value: Any) -> bool:
-        """Whether the Python file that an argument names may be run when a checkpoint names it."""
-        return name == "config" and packaged_config(str(value)) is not None
+        """Whether this value of ``config`` or ``options`` may come from a checkpoint of anybody."""
+        return is_harmless(name, value)
 
     def read_config(self) -> Config:
         """The config with the options, read at the first call and kept."""

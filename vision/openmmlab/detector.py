@@ -132,8 +132,8 @@ class Detector(OpenMMLabTask):
         """For each image its file and the objects found, best score first.
 
         Returns:
-            Columns ``file``, ``classes`` (names), ``scores`` (in [0, 1]), ``boxes`` (x1, y1, x2, y2 in pixels) and, of a
-            model with masks, ``masks`` (an array (N, H, W) bool).
+            Columns ``file``, ``classes`` (names), ``scores`` (in [0, 1]), ``boxes`` (x1, y1, x2, y2 in pixels) and, if
+            the model has masks, ``masks`` (an array (N, H, W) bool).
         """
         columns: dict[str, list[Any]] = {"file": list(names), "classes": [], "scores": [], "boxes": []}
         if self.has_masks:

@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS
 from timm.models import group_parameters
 from torch import nn
 
-from core.backbones.staged import StagedNet
+from core.backbones import LargeKernelNet
 from core.errors import InputError
 
 __all__ = ["AllowTF32", "LarKLayerDecay"]
@@ -125,7 +125,7 @@ def layer_numbers(
         InputError: if there is no such backbone, or it has more than ``num_layers`` layers.
     """
     backbone = getattr(model, "backbone", None)
-    if not isinstance(backbone, StagedNet):
+    if not isinstance(backbone, LargeKernelNet):
         raise InputError(f"LarKLayerDecay needs a backbone of LarKit, not {type(backbone).__name__}")
 
     numbers: dict[str, int] = group_parameters(backbone, backbone.group_matcher(), reverse=True)

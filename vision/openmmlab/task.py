@@ -25,7 +25,7 @@ from core.training.task import EvaluationSplit, Task
 from vision.openmmlab.config_files import (
     build_model,
     build_test_pipeline,
-    packaged_config,
+    is_harmless,
     read_config,
     unused_settings,
 )
@@ -61,7 +61,7 @@ class OpenMMLabTask(Task):
     """
 
     monitor_mode: ClassVar[Literal["min", "max"]] = "max"
-    runs_files: ClassVar[tuple[str, ...]] = ("config",)
+    runs_files: ClassVar[tuple[str, ...]] = ("config", "options")
     data_class = OpenMMLabData
     scope: ClassVar[str]
     """The package whose configs it takes, 'mmdet' or 'mmseg'."""
@@ -117,8 +117,8 @@ class OpenMMLabTask(Task):
 
     @classmethod
     def trusts_file(cls, name: str, value: Any) -> bool:
-        """Whether the Python file that an argument names may be run when a checkpoint names it."""
-        return name == "config" and packaged_config(str(value)) is not None
+        """Whether this value of ``config`` or ``options`` may come from a checkpoint of anybody."""
+        return is_harmless(name, value)
 
     # The data
 
@@ -130,8 +130,9 @@ class OpenMMLabTask(Task):
         """
         if theirs and len(theirs) != self.num_classes:
             raise InputError(
-                f"the heads of the model have {self.num_classes} classes and the data {len(theirs)} ({listed(theirs)}); "
-                "set the class count of its heads with --model.options, or the classes with --data.options"
+                f"the heads of the model have {self.num_classes} classes and the data {len(theirs)} "
+                f"({listed(theirs)}); set the class count of its heads with --model.options, or the classes with "
+                "--data.options"
             )
 
     def use_classes(self, theirs: tuple[str, ...]) -> None:
@@ -174,9 +175,9 @@ class OpenMMLabTask(Task):
                 a batch in MMEngine's form.
 
         Returns:
-            A data sample for each image, in pixels of the image that came in: ``pred_instances`` with ``bboxes`` (N, 4),
-            ``scores`` (N,), ``labels`` (N,) and ``masks`` (N, H, W) bool of a detector, or ``pred_sem_seg.data``
-            (1, H, W) int64 of a segmentor.
+            A data sample for each image, in pixels of the image that came in. A detector fills ``pred_instances``:
+            ``bboxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) and ``masks`` (N, H, W) bool. A segmentor fills
+            ``pred_sem_seg``, whose ``data`` is the label map (1, H, W) int64.
         """
         batch = self.to_batch(raw) if isinstance(raw, Tensor) else raw
         return self.predict_samples(batch)
@@ -235,7 +236,7 @@ class OpenMMLabTask(Task):
         self.examples.keep(partial(self._show, output), titles, wrong, self.batch_count(split))
 
     def _show(self, output: list[Any], chosen: list[int]) -> Tensor:
-        """Pictures (N, 3, H, W) in [0, 1] of the chosen images, the truth on the left and the prediction on the right."""
+        """Pictures (N, 3, H, W) in [0, 1] of the chosen images: the truth on the left, the prediction on the right."""
         pictures = [side_by_side(self.draw_truth(output[i]), self.draw(output[i])) for i in chosen]
         return torch.stack(pictures) / 255
 
