@@ -46,7 +46,7 @@ class ImageDataModule(SampleDataModule):
         hflip: probability of a horizontal flip in training.
         auto_augment: timm's policy in training, or None.
         crop: 'center', 'squash', or 'auto' for the papers' rule by size.
-        kwargs: arguments of :class:`core.data.SampleDataModule`.
+        kwargs: arguments of :class:`core.data.labeled.SampleDataModule`.
 
     Raises:
         InputError: if ``mean`` and ``std`` do not go with the channels, or an option is out of range.

@@ -28,7 +28,7 @@ class Digits(ImageDataModule):
         hflip: probability of a horizontal flip in training; a mirrored digit is another digit, or none.
         auto_augment: timm's policy in training, or None.
         crop: 'center', 'squash', or 'auto' for the papers' rule by size.
-        kwargs: arguments of :class:`core.data.SampleDataModule`.
+        kwargs: arguments of :class:`core.data.labeled.SampleDataModule`.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ __all__ = ["CIFAR10", "CIFAR100", "ImageFolder"]
 class ImageFolder(FolderDataModule, ImageDataModule):
     """Class folders of images: ``root/train/<class>/*.jpg`` or ``root/<class>/*.jpg``.
 
-    See :class:`core.data.FolderDataModule` for the layouts and their options.
+    See :class:`core.data.labeled.FolderDataModule` for the layouts and their options.
 
     ImageNet-1K's validation images have to be sorted into class folders first, as torchvision and timm expect them.
     """

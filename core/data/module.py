@@ -23,7 +23,7 @@ class DataModule(LightningDataModule):
 
     Subclasses fill ``train_set``, ``val_set``, ``test_set`` and ``predict_set`` in ``setup``, with raw samples, and say
     in ``settings`` and ``spec`` what a model must know of the data. Data modules of labeled samples derive from
-    :class:`core.data.SampleDataModule`.
+    :class:`core.data.labeled.SampleDataModule`.
 
     Args:
         batch_size: samples for each process and step.

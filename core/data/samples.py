@@ -79,7 +79,7 @@ def read_or_skip(read: Callable[[], T], *, skip_broken: bool) -> T | None:
 
 @dataclass(frozen=True)
 class EmptyBatch:
-    """A batch in which every sample was broken; the loaders of :class:`core.data.DataModule` leave it out.
+    """A batch in which every sample was broken; the loaders of :class:`core.data.module.DataModule` leave it out.
 
     Attributes:
         kind: the word for a sample in messages, as in 'image'.

@@ -27,10 +27,10 @@ from core.data.spec import DataSpec, numbered_classes
 from core.errors import InputError, listed
 from core.export import Exported, exported
 from core.io.weights import load_weights
-from core.training.hub_mixin import TaskHubMixin
+from core.training.hub import TaskHubMixin
 from core.training.optim import check_recipe, parameter_groups, run_factor
 
-__all__ = ["Backbone", "EvaluationSplit", "Task"]
+__all__ = ["Backbone", "EvaluationSplit", "Task", "first_samples"]
 
 if TYPE_CHECKING:
     Backbone = str | nn.Module
@@ -49,7 +49,7 @@ class Task(LightningModule, TaskHubMixin):
         raw batch ── feature_map ── maps (B, C, H, W) ── backbone ── head ── output
 
     ``task(*raw)`` takes what a person has (pixels, waveforms, points, a series, frames) and gives the output. The task
-    reads the :class:`~core.data.DataSpec` of its data once, builds the feature map and the head from it, and stores it
+    reads the :class:`~core.data.spec.DataSpec` of its data once, builds the feature map and the head from it, and stores it
     in every checkpoint, so that a task that was saved, shared or exported needs nothing of its training data.
 
     A modality fills in what differs: the feature map, ``read`` (backbone and head), ``loss``, ``update_metrics``,
@@ -202,12 +202,16 @@ class Task(LightningModule, TaskHubMixin):
         if data is None:
             return
 
-        theirs = data.settings() if data.predicts_files else data.spec()
+        theirs = self.read_spec(data)
         if isinstance(theirs, self.spec_class):
             self.use_spec(theirs)
         else:  # a data module of the user's own, which may name its classes and nothing else
             self.use_classes(theirs.classes)
         self.use_data(data, stage)
+
+    def read_spec(self, data: DataModule) -> DataSpec:
+        """The specification of the data; of files to predict on alone, what the options say."""
+        return data.settings() if data.predicts_files else data.spec()
 
     def use_spec(self, theirs: Any) -> None:
         """Take from the data what the task does not know yet, and refuse data that contradict what it knows.
@@ -339,9 +343,9 @@ class Task(LightningModule, TaskHubMixin):
         length = self.batch_length(raw)
         own = length - padding_in_batch(loader, batch_idx, length)
         if own < length:
-            raw = _first(raw, own)
-            output = _first(output, own)
-            target = _first(target, own)
+            raw = first_samples(raw, own)
+            output = first_samples(output, own)
+            target = first_samples(target, own)
 
         if own:
             self.update_metrics(split, raw, output, target)
@@ -371,6 +375,16 @@ class Task(LightningModule, TaskHubMixin):
 
     def report(self, split: EvaluationSplit) -> None:
         """At the end of a split: log what is computed from the whole of it, draw, and begin anew."""
+
+    def batch_count(self, split: EvaluationSplit) -> int:
+        """The number of batches of a split, in Lightning's sanity check of the few that it takes."""
+        trainer = self.trainer
+        counts = {
+            "val": trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches,
+            "test": trainer.num_test_batches,
+            "predict": trainer.num_predict_batches,
+        }
+        return int(sum(counts[split]))
 
     # Prediction
 
@@ -406,7 +420,7 @@ class Task(LightningModule, TaskHubMixin):
             MissingError: if there is no such file.
             InputError: if a file cannot be read, or nothing is known of the data that the task was trained on.
         """
-        data: Any = self.data_class.from_spec(self.spec, batch_size=batch_size, num_workers=num_workers)  # type: ignore[attr-defined]
+        data = self.prediction_data(batch_size=batch_size, num_workers=num_workers)
         data.use_sources(source)
 
         was_training = self.training
@@ -419,6 +433,11 @@ class Task(LightningModule, TaskHubMixin):
         self.train(was_training)
 
         return rows
+
+    def prediction_data(self, *, batch_size: int, num_workers: int) -> Any:
+        """A data module that reads files as this task needs them."""
+        data_class: Any = self.data_class
+        return data_class.from_spec(self.spec, batch_size=batch_size, num_workers=num_workers)
 
     # Export
 
@@ -433,6 +452,11 @@ class Task(LightningModule, TaskHubMixin):
             InputError: if this task has nothing to export.
         """
         return exported(self, raw, source)
+
+    @classmethod
+    def trusts_file(cls, name: str, value: Any) -> bool:
+        """Whether an argument of ``runs_files`` that a checkpoint names may run this file; by default none."""
+        return False
 
     # Modes, seeds and the optimizer
 
@@ -545,7 +569,7 @@ class Task(LightningModule, TaskHubMixin):
 
         data = attached_data_module(self.trainer)
         if data is None:
-            raise InputError("lr_batch needs a core.data.DataModule to know the batch size; scale lr yourself")
+            raise InputError("lr_batch needs a core.data.module.DataModule to know the batch size; scale lr yourself")
         return data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches / self.lr_batch
 
 
@@ -567,10 +591,10 @@ def _arguments(raw: Any) -> tuple[Any, ...]:
     return raw if isinstance(raw, tuple) else (raw,)
 
 
-def _first(values: Any, count: int) -> Any:
+def first_samples(values: Any, count: int) -> Any:
     """The first samples of a batch, whatever it is made of."""
     if isinstance(values, tuple):
-        return tuple(_first(value, count) for value in values)
+        return tuple(first_samples(value, count) for value in values)
     if isinstance(values, dict):
-        return {name: _first(value, count) for name, value in values.items()}
+        return {name: first_samples(value, count) for name, value in values.items()}
     return values[:count]

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 from training.small_runs import CLASSES, PLAIN, add_callbacks, command, metric, runs, saved, write_config, write_photos
 
-from core.data import DataModule
+from core.data.module import DataModule
 from vision import ImageClassifier, ImageFolder
 
 TINY = "test_unireplknet"

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from training.small_runs import add_callbacks, command, write_config
 
-from core.data import DataModule
+from core.data.module import DataModule
 from core.errors import InputError
 from core.training.optim import parameter_groups, warmup_cosine
 from vision import ImageClassifier

@@ -13,8 +13,8 @@ import audio
 import pointcloud
 import video
 import vision
-from core.data import FolderDataModule, SampleDataModule
 from core.data.folders import find_files
+from core.data.labeled import FolderDataModule, SampleDataModule
 from core.data.samples import Samples, Splits, hold_out
 from core.errors import InputError, MissingError
 

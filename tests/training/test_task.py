@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from training.small_runs import CLASSES
 
 from core.backbones.build import build_backbone
-from core.data import DataModule
+from core.data.module import DataModule
 from core.errors import InputError, MissingError
 from core.training.classification import MAX_CONFUSION_CLASSES
 from vision import ImageClassifier, ImageFolder, ImageSpec
@@ -212,7 +212,7 @@ def test_top_five_appears_from_ten_classes_on() -> None:
 
 def test_lr_batch_needs_to_know_the_batch() -> None:
     loader = torch.utils.data.DataLoader(_Labels([0, 1], CLASSES).train_set, batch_size=2)
-    with pytest.raises(InputError, match=r"lr_batch needs a core\.data\.DataModule"):
+    with pytest.raises(InputError, match=r"lr_batch needs a core\.data\.module\.DataModule"):
         Trainer(**OPTIONS).fit(_own(lr_batch=8), loader)
 
 

@@ -9,7 +9,7 @@ import timm
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from core.data import DataModule
+from core.data.module import DataModule
 from vision import ImageClassifier, ImageSpec
 
 IMAGENET, HALVES = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

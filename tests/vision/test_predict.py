@@ -13,7 +13,6 @@ from core.cli import main
 from vision import ImageClassifier
 
 
-
 def _best(trained: dict[str, Path]) -> list[str]:
     return ["--ckpt_path", str(trained["folder"] / "checkpoints" / "best.ckpt")]
 
