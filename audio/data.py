@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from audio.feature_map import LogMel, pad_waves
 from audio.files import audio_files, read_wave
-from core.data import DataSpec, SampleDataModule
-from core.data.labeled import Split
+from core.data.labeled import SampleDataModule, Split
 from core.data.samples import EmptyBatch, Samples, collate_found, read_or_skip, source_name
+from core.data.spec import DataSpec
 from core.errors import InputError
 
 __all__ = ["AudioDataModule", "AudioSpec", "Recordings", "Waves"]
@@ -95,7 +95,7 @@ class AudioDataModule(SampleDataModule):
         mean: of the log-mel values; by default measured on the training recordings and stored in the checkpoint.
         std: standard deviation of the log-mel values; by default measured together with the mean.
         overlap: share of a window that the next one repeats, in a recording that is longer than a map.
-        kwargs: arguments of :class:`core.data.SampleDataModule`.
+        kwargs: arguments of :class:`core.data.labeled.SampleDataModule`.
     """
 
     multi_label = False

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from audio.data import AudioDataModule
-from core.data import FolderDataModule
 from core.data.folders import Labeled, class_files
+from core.data.labeled import FolderDataModule
 from core.data.samples import Splits
 from core.errors import InputError, MissingError
 
@@ -29,7 +29,7 @@ WORDS = (
 class AudioFolder(FolderDataModule, AudioDataModule):
     """Class folders of recordings, ``root/train/<class>/*.wav`` or ``root/<class>/*.wav``.
 
-    The layouts are those of :class:`core.data.FolderDataModule`.
+    The layouts are those of :class:`core.data.labeled.FolderDataModule`.
     """
 
     pattern = "*.wav"

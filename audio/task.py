@@ -15,7 +15,8 @@ from audio.augment import mix_waveforms, noise_and_roll, spec_augment
 from audio.data import AudioDataModule, AudioSpec, Waves
 from audio.feature_map import LogMel, cut_windows, pad_waves
 from audio.metrics import tagging_metrics
-from core.data import DataModule, DataSpec
+from core.data.module import DataModule
+from core.data.spec import DataSpec
 from core.errors import InputError
 from core.training.classification import ClassificationTask
 from core.training.task import Backbone, EvaluationSplit

@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from audio import AudioClassifier, AudioSpec, LogMel
 from audio.metrics import MeanAUC, MeanAveragePrecision, SensitivityIndex
-from core.data import DataModule
+from core.data.module import DataModule
 from core.errors import InputError
 
 QUIET: dict[str, Any] = {

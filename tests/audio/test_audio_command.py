@@ -9,16 +9,12 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from small_sounds import RATE, SAMPLES, sound_runs, write_sound_config, write_tone, write_tones
-from torch import Tensor
+from small_sounds import RATE, SAMPLES, UNCHANGED, sound_runs, write_sound_config, write_tone, write_tones
 from torch.testing import assert_close
 from training.small_runs import command, metric, saved, table
 
-from audio import AudioClassifier, AudioFolder, LogMel
+from audio import AudioClassifier, AudioFolder
 from audio.files import read_wave
-
-pytest_plugins = ["sound_fixtures"]
-
 
 def _best(trained: dict[str, Path]) -> list[str]:
     return ["--ckpt_path", str(trained["folder"] / "checkpoints" / "best.ckpt")]
@@ -26,12 +22,6 @@ def _best(trained: dict[str, Path]) -> list[str]:
 
 def _model(run: Path, name: str = "best") -> AudioClassifier:
     return AudioClassifier.load_from_checkpoint(run / "checkpoints" / f"{name}.ckpt", map_location="cpu").eval()
-
-
-def _maps(trained: dict[str, Path]) -> LogMel:
-    """With the statistics that were measured for the run."""
-    stored = json.loads((trained["tones"] / "log_mel_stats.json").read_text(encoding="utf-8"))
-    return LogMel(sample_rate=RATE, num_mels=32, target_length=32, **next(iter(stored.values())))
 
 
 def _rows(out: Path) -> list[dict[str, str]]:
@@ -46,7 +36,7 @@ def test_run_learns_the_tones_and_leaves_its_pictures(trained_sounds: dict[str, 
     for name in ("confusion_matrix.png", "examples.png", "learning_curves.png"):
         with Image.open(run / name) as picture:
             assert min(picture.size) > 100
-    assert saved(run, "best")["class_names"] == ["high", "low", "mid"]
+    assert saved(run, "best")["hyper_parameters"]["spec"]["classes"] == ["high", "low", "mid"]
     assert all(len(metric(run, f"val_{name}")) == 4 for name in ("mAP", "auc", "dprime", "loss"))
 
 
@@ -65,25 +55,25 @@ def test_all_verbs_follow_each_other(trained_sounds: dict[str, Path], tmp_path: 
     assert metric(validated, "val_acc") == [max(metric(fit, "val_acc"))]
     assert set(table(tested / "metrics.csv")[0]) >= {f"test_{n}" for n in ("acc", "mAP", "auc", "dprime", "loss")}
     session = onnxruntime.InferenceSession(out / "files" / "test_unireplknet.onnx", providers=["CPUExecutionProvider"])
-    x: Tensor = torch.randn(7, 1, 32, 32)
+    wave, lengths = torch.randn(7, SAMPLES), torch.tensor([SAMPLES, 2_000, 900, 200, SAMPLES, SAMPLES, 1_000])
     with torch.no_grad():
-        expected = _model(trained_sounds["folder"])(x)
-    (name,) = (node.name for node in session.get_inputs())
-    assert_close(torch.from_numpy(session.run(None, {name: x.numpy()})[0]), expected, rtol=1e-4, atol=1e-4)
+        expected = _model(trained_sounds["folder"])(wave, lengths)
+    names = [node.name for node in session.get_inputs()]
+    found = session.run(None, dict(zip(names, (wave.numpy(), lengths.numpy()), strict=True)))
+    assert_close(torch.from_numpy(found[0]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_accuracy_and_loss_equal_a_count_by_hand(trained_sounds: dict[str, Path], tmp_path: Path) -> None:
     root = write_tones(tmp_path / "tones", train=1, val=5)
     for wrong in (root / "val" / "high").glob("*.flac"):  # some that the model takes for another class
         wrong.rename(root / "val" / "mid" / f"wrong_{wrong.name}")
-    shutil.copy(trained_sounds["tones"] / "log_mel_stats.json", root)
     config = write_sound_config(tmp_path / "tones.yaml", root, batch_size=4)
     command("validate", config, tmp_path, *_best(trained_sounds))
-    data, maps, model = AudioFolder(str(root)), _maps(trained_sounds), _model(trained_sounds["folder"])
+    data, model = AudioFolder(str(root)), _model(trained_sounds["folder"])
     right, losses = list[bool](), list[float]()
     for path, label in data.splits().val:
         with torch.no_grad():
-            logits = model(maps(read_wave(path, RATE)[None]))[0]
+            logits = model(read_wave(path, RATE)[None])[0]
         right.append(int(logits.argmax()) == label)
         target = torch.eye(3)[label]
         losses.append(float(-(target * logits.sigmoid().log() + (1 - target) * (-logits).sigmoid().log()).mean()))
@@ -119,25 +109,23 @@ def test_probability_of_a_long_recording_is_the_mean_over_its_windows(
     starts = [0, 2_010, 4_020, 8_000 - SAMPLES]
     windows = torch.stack([wave[start : start + SAMPLES] for start in starts])
     with torch.no_grad():
-        mean = _model(trained_sounds["folder"])(_maps(trained_sounds)(windows)).sigmoid().mean(dim=0)
+        mean = _model(trained_sounds["folder"])(windows).sigmoid().mean(dim=0)
     (row,) = _rows(tmp_path)
     assert row["file"] == str(file)
     assert row["class"] == ["high", "low", "mid"][int(mean.argmax())]
     assert float(row["probability"]) == pytest.approx(float(mean.max()), abs=1e-4)
 
 
-def test_class_names_come_from_the_checkpoint_without_the_training_data(
+def test_classes_and_statistics_come_from_the_checkpoint_without_the_training_data(
     trained_sounds: dict[str, Path], tmp_path: Path
 ) -> None:
-    file = trained_sounds["tones"] / "val" / "mid" / "0.wav"
+    file = write_tone(tmp_path / "question.wav", 1_000.0)
     words = [*_best(trained_sounds), "--data.root", "null", "--data.predict_path", str(file)]
-    config, maps = write_sound_config(tmp_path / "c.yaml"), _maps(trained_sounds)
-    with pytest.raises(SystemExit, match=r"no folder to keep statistics in; type --data\.mean and --data\.std"):
-        command("predict", config, tmp_path, *words)
-    assert not sound_runs(tmp_path)
-    words += ["--data.mean", str(maps.mean), "--data.std", str(maps.std)]
-    command("predict", config, tmp_path, *words)
-    assert [row["class"] for row in _rows(tmp_path)] == ["mid"]
+    command("predict", write_sound_config(tmp_path / "c.yaml"), tmp_path, *words)
+    (row,) = _rows(tmp_path)
+    assert row["class"] == "mid"
+    (expected,) = _model(trained_sounds["folder"]).predict(file)
+    assert float(row["probability"]) == pytest.approx(expected["probability"], abs=1e-5)
 
 
 def test_without_a_path_the_test_split_is_predicted(trained_sounds: dict[str, Path], tmp_path: Path) -> None:
@@ -167,31 +155,27 @@ def _several(folder: Path) -> Path:
     (folder / "all.json").write_text(json.dumps({"data": rows}), encoding="utf-8")
     (folder / "labels.csv").write_text("index,mid,display_name\n0,/m/l,low\n1,/m/h,high\n", encoding="utf-8")
     tables = {"train_json": str(folder / "all.json"), "val_json": str(folder / "all.json"), "multi_label": True}
-    data = {**tables, "labels_csv": str(folder / "labels.csv"), "mean": -2.5, "std": 3.2, "mixup": 0.0}
-    masks = {"frequency_mask": 0, "time_mask": 0, "noise": 0.0, "roll": 0}
-    return write_sound_config(folder / "c.yaml", kind="AudioTable", **data, **masks, batch_size=4)
+    data = {**tables, "labels_csv": str(folder / "labels.csv"), "mean": -2.5, "std": 3.2}
+    return write_sound_config(folder / "c.yaml", kind="AudioTable", model=UNCHANGED, **data, batch_size=4)
 
 
 def test_several_labels_need_no_further_setting(tmp_path: Path) -> None:
-    words = ["--model.num_classes", "2", "--model.multi_label", "true", "--trainer.max_epochs", "1"]
-    command("fit", _several(tmp_path), tmp_path / "out", *words)
+    command("fit", _several(tmp_path), tmp_path / "out", "--trainer.max_epochs", "1")
     assert (sound_runs(tmp_path / "out")[0] / "checkpoints" / "best.ckpt").is_file()
 
 
 def test_several_labels_from_training_to_prediction(tmp_path: Path) -> None:
-    config, words = _several(tmp_path), ["--model.num_classes", "2", "--model.multi_label", "true"]
-    choice = ["--checkpoint.monitor", "val_mAP", "--checkpoint.mode", "max"]
-    command("fit", config, tmp_path / "out", *words, *choice)
+    config = _several(tmp_path)
+    command("fit", config, tmp_path / "out")
     (run,) = sound_runs(tmp_path / "out")
     assert len(metric(run, "val_mAP")) == 2
     assert "val_acc" not in table(run / "metrics.csv")[0]
     assert (run / "examples.png").is_file()
     assert not (run / "confusion_matrix.png").exists()
-    command("predict", config, tmp_path / "out", *words, "--ckpt_path", "last")
-    maps = LogMel(sample_rate=RATE, num_mels=32, target_length=32, mean=-2.5, std=3.2)
+    command("predict", config, tmp_path / "out", "--ckpt_path", "last")
     waves = torch.stack([read_wave(tmp_path / f"{i}.wav", RATE) for i in range(12)])
     with torch.no_grad():
-        probabilities = _model(run, "last")(maps(waves)).sigmoid()
+        probabilities = _model(run, "last")(waves).sigmoid()
     rows = _rows(tmp_path / "out")
     assert list(rows[0]) == ["file", "class", "probability", "labels"]
     for row, p in zip(rows, probabilities, strict=True):

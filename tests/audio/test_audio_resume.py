@@ -9,13 +9,12 @@ from small_sounds import sound_runs, write_sound_config, write_tones
 from torch.testing import assert_close
 from training.small_runs import Interrupt, command, interrupted_and_resumed, metric, saved, table
 
-from core.training.epochs import EpochSampler
+from core.data.sampler import EpochSampler
 
-pytest_plugins = ["sound_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_sound_pictures")
 
 KNOWN: dict[str, Any] = {"mean": -2.5, "std": 3.2}
-RANDOM: dict[str, Any] = {**KNOWN, "mixup": 0.7, "frequency_mask": 8, "time_mask": 8, "noise": 0.1, "roll": 5}
+RANDOM: dict[str, Any] = {"mixup": 0.7, "frequency_mask": 8, "time_mask": 8, "noise": 0.1, "roll": 5}
 WORDS = ["--model.backbone_args", "{layer_scale_init_value: 0.5, drop_path_rate: 0.3}", "--trainer.max_epochs", "3"]
 
 
@@ -38,7 +37,7 @@ def _same(run: Path, expected: Path) -> None:
 @pytest.fixture(scope="module")
 def straight(tones: Path, no_sound_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("straight_sounds")
-    command("fit", write_sound_config(out / "tones.yaml", tones, **RANDOM), out, *WORDS)
+    command("fit", write_sound_config(out / "tones.yaml", tones, model=RANDOM, **KNOWN), out, *WORDS)
     return sound_runs(out)[0]
 
 
@@ -46,13 +45,13 @@ def straight(tones: Path, no_sound_pictures: None, tmp_path_factory: pytest.Temp
 def test_resumed_run_equals_an_uninterrupted_one(
     epoch: int, after_a_batch: bool, tones: Path, straight: Path, tmp_path: Path
 ) -> None:
-    config = write_sound_config(tmp_path / "tones.yaml", tones, **RANDOM)
+    config = write_sound_config(tmp_path / "tones.yaml", tones, model=RANDOM, **KNOWN)
     _same(_resumed(config, tmp_path, Interrupt(epoch, after_a_batch=after_a_batch), *WORDS), straight)
 
 
 def test_with_data_loading_processes(tones: Path, straight: Path, tmp_path: Path) -> None:
     """The processes only decode: the random numbers are those of a run without them."""
-    config = write_sound_config(tmp_path / "tones.yaml", tones, **RANDOM, num_workers=2)
+    config = write_sound_config(tmp_path / "tones.yaml", tones, model=RANDOM, **KNOWN, num_workers=2)
     _same(_resumed(config, tmp_path, Interrupt(1), *WORDS), straight)
 
 
@@ -60,7 +59,8 @@ def test_with_data_loading_processes(tones: Path, straight: Path, tmp_path: Path
 def test_every_part_of_the_augmentation_reaches_the_training(
     off: str, tones: Path, straight: Path, tmp_path: Path
 ) -> None:
-    config = write_sound_config(tmp_path / "tones.yaml", tones, **RANDOM | ({off: 0} if off in RANDOM else {}))
+    less = RANDOM | ({off: 0} if off in RANDOM else {})
+    config = write_sound_config(tmp_path / "tones.yaml", tones, model=less, **KNOWN)
     command("fit", config, tmp_path, *WORDS, "--trainer.limit_val_batches", "0")
     losses, augmented = (metric(run, "train_loss") for run in (sound_runs(tmp_path)[0], straight))
     assert (losses == augmented) == (off == "nothing")
@@ -93,7 +93,7 @@ def test_broken_recording_stops_the_run_with_its_name(
 
 
 def test_broken_recordings_are_skipped_on_request(damaged: Path, tmp_path: Path) -> None:
-    config = write_sound_config(tmp_path / "c.yaml", damaged, **RANDOM, skip_broken=True)
+    config = write_sound_config(tmp_path / "c.yaml", damaged, model=RANDOM, **KNOWN, skip_broken=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         command("fit", config, tmp_path / "out", "--trainer.max_epochs", "1")
@@ -141,6 +141,6 @@ def test_batches_of_broken_recordings_are_skipped_on_request(damaged: Path, tmp_
     ],
 )
 def test_precision_of_the_model(precision: str, tones: Path, tmp_path: Path) -> None:
-    config = write_sound_config(tmp_path / "tones.yaml", tones, **RANDOM)
+    config = write_sound_config(tmp_path / "tones.yaml", tones, model=RANDOM, **KNOWN)
     command("fit", config, tmp_path, "--trainer.precision", precision, "--trainer.max_epochs", "1")
     assert len(metric(sound_runs(tmp_path)[0], "val_loss")) == 1

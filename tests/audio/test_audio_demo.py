@@ -1,4 +1,4 @@
-"""The words of the synthesiser: their layout, that they are always the same, and what happens without it."""
+"""The words of the synthesizer: their layout, that they are always the same, and what happens without it."""
 
 import hashlib
 import sys
@@ -12,10 +12,10 @@ import soundfile
 from small_sounds import sound_runs, write_sound_config
 from training.small_runs import command
 
-import audio.spoken_words
+import audio.demo
 from audio import SpokenWords
+from audio.demo import speak_words
 from audio.sets import WORDS
-from audio.spoken_words import speak_words
 from core.errors import InputError
 
 KNOWN: dict[str, Any] = {"mean": -5.7, "std": 3.6, "batch_size": 20, "num_workers": 0}
@@ -34,7 +34,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_words() -> Iterator[None]:
     """Only two words are spoken."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audio.spoken_words, "WORDS", FEW)
+        patch.setattr(audio.demo, "WORDS", FEW)
         yield
 
 
@@ -135,7 +135,7 @@ def test_folder_appears_only_when_it_is_complete(tmp_path: Path, monkeypatch: py
         write(file, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(audio.spoken_words.soundfile, "write", failing)
+        patch.setattr(audio.demo.soundfile, "write", failing)
         with pytest.raises(OSError, match="no space left"):
             speak_words(tmp_path / "words")
     assert not (tmp_path / "words").exists()
@@ -143,7 +143,7 @@ def test_folder_appears_only_when_it_is_complete(tmp_path: Path, monkeypatch: py
     assert [path.name for path in tmp_path.iterdir()] == ["words"]
 
 
-def test_without_the_synthesiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_synthesizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     with pytest.raises(
         InputError, match=r"spoken by eSpeak NG; type in LarKit's folder: pip install -e '\.\[speech\]'"
@@ -151,12 +151,12 @@ def test_without_the_synthesiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         speak_words(tmp_path / "words")
     config = write_sound_config(tmp_path / "words.yaml", tmp_path / "words", kind="SpokenWords", mean=0.0, std=1.0)
     with pytest.raises(SystemExit, match=r"^lightning: error: the built-in words are spoken by eSpeak NG; type"):
-        command("fit", config, tmp_path / "out", "--model.num_classes", "35")
+        command("fit", config, tmp_path / "out")
     assert not sound_runs(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir() if "words" in path.name and path.is_dir()] == []
 
 
-def test_words_that_are_there_need_no_synthesiser(words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_that_are_there_need_no_synthesizer(words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     SpokenWords(str(words), **KNOWN).prepare_data()
 
@@ -175,7 +175,7 @@ def test_installation_without_voices(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("get_data_path = lambda: 'gone'", "has no attribute 'get_library_path'"),
     ],
 )
-def test_faults_of_the_synthesiser_do_not_end_this_process(
+def test_faults_of_the_synthesizer_do_not_end_this_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
 ) -> None:
     (tmp_path / "espeakng_loader.py").write_text(fault)
