@@ -139,7 +139,7 @@ def main() -> None:
         second = maps_of_larkit(model, points[:1], args.count)
         difference = float((first - second).abs().max())
         print(
-            f"same points: {bool(same)}; largest difference of the maps: {difference:.1e} of {float(first.max()):.1f}"
+            f"same points: {bool(same)}; largest difference of the maps: {difference:.1e} of {float(first.abs().max()):.1f}"
         )
 
         compare(

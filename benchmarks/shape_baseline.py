@@ -5,7 +5,7 @@
 
 The features of a cloud in the unit sphere are its extents, the standard deviations and correlations of its coordinates,
 and histograms of each coordinate and of the distance from the center (8 bins each), all standardized. Clouds are not
-turned, unlike the training clouds of the classifier. Prints accuracies on the validation and test split; writes nothing.
+turned, unlike the training clouds of the classifier. Prints accuracies on the validation and test split.
 """
 
 from typing import Any
