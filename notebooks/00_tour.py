@@ -23,6 +23,7 @@ import core  # importing it puts the backbones into timm's registry
 from core.analysis import effective_receptive_field, model_cost, receptive_field_figure
 from core.reparam import dilated_to_dense, embed_kernel, fold_bn
 from vision import Digits
+from vision.feature_map import PixelMap
 
 random_seed(0)
 print(", ".join(timm.list_models(["unireplknet*", "replknet*"])))
@@ -34,7 +35,7 @@ print(", ".join(timm.list_models(["unireplknet*", "replknet*"])))
 # there. `features_only=True` gives the maps of the four stages, at 1/4, 1/8, 1/16 and 1/32 of the image's sides.
 #
 # Each panel below shows the three principal components of a map's channels as red, green and blue. The weights are
-# random: the early maps follow the photo's edges and colours, the late ones show how coarse their grid is.
+# random: the early maps follow the photo's edges and colors, the late ones show how coarse their grid is.
 
 # %%
 photo = Image.fromarray(skimage.data.astronaut())
@@ -44,7 +45,7 @@ with torch.no_grad():
     maps = backbone(x)
 
 
-def principal_colours(stage):
+def principal_colors(stage):
     places = stage.flatten(1).T - stage.flatten(1).mean(dim=1)  # one row of channels for each place
     _, _, directions = torch.pca_lowrank(places, q=3)
     ranks = (places @ directions).argsort(dim=0).argsort(dim=0)  # ranks instead of values: all of the contrast shows
@@ -55,7 +56,7 @@ figure, panels = plt.subplots(1, 5, figsize=(12, 2.8), layout="constrained")
 panels[0].imshow(photo.resize((224, 224)))
 panels[0].set_title("image, 3 x 224 x 224")
 for panel, stage in zip(panels[1:], maps, strict=True):
-    panel.imshow(principal_colours(stage[0]))
+    panel.imshow(principal_colors(stage[0]))
     panel.set_title(" x ".join(map(str, stage.shape[1:])))
 for panel in panels:
     panel.axis("off")
@@ -66,7 +67,7 @@ for panel in panels:
 # With a network, `timm.create_model("unireplknet_s", pretrained=True)` downloads the published weights. A file goes to
 # `core.load_weights`: an official `.pth`, safetensors, a Lightning checkpoint. Names of tensors are the official ones.
 # Here a classifier is saved first. It loads into an equal model, its stages load into the `features_only` model above,
-# and what does not fit is named.
+# and mismatches are reported by name.
 
 # %%
 classifier = timm.create_model("unireplknet_a", num_classes=10).eval()
@@ -98,14 +99,16 @@ own = {"num_classes": 10, "in_chans": 1, "depths": (1, 1, 3, 1), "layer_scale_in
 model = timm.create_model("unireplknet_a", **own)
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 losses = []
-for images, labels in islice(data.train_dataloader(), 40):
-    loss = F.cross_entropy(model(images), labels)
+feature_map = PixelMap(data.mean, data.std)  # from pixels to what the network reads
+for pixels, labels in islice(data.train_dataloader(), 40):
+    loss = F.cross_entropy(model(feature_map(pixels)), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     losses.append(loss.item())
 
-images, labels = next(iter(data.val_dataloader()))
+pixels, labels = next(iter(data.val_dataloader()))
+images = feature_map(pixels)
 with torch.no_grad():
     logits = model.eval()(images)
 print(f"{len(losses)} steps: loss {losses[0]:.2f} -> {losses[-1]:.2f}")
@@ -171,7 +174,7 @@ print(f"factor at each of the 169 taps: {factor.min():.6f} to {factor.max():.6f}
 # %% [markdown]
 # ## How far a model looks
 #
-# The effective receptive field: how strongly each pixel of the input moves the centre of the last map, averaged over
+# The effective receptive field: how strongly each pixel of the input moves the center of the last map, averaged over
 # images, here over twenty digits of 128 x 128 pixels. A new model sees a square and no further: what its strided
 # convolutions reach, since a new block adds little to its input. Forty steps later the large kernels take part. Below
 # the panels stands how small a square holds 20, 30, 50 and 99 percent.
@@ -181,7 +184,8 @@ random_seed(0)
 new = timm.create_model("unireplknet_a", **own).eval()
 large = Digits(size=128, batch_size=20, num_workers=0)
 large.setup("validate")
-digits, _ = next(iter(large.val_dataloader()))
+pixels, _ = next(iter(large.val_dataloader()))
+digits = feature_map(pixels)
 fields = {name: effective_receptive_field(net, [digits]) for name, net in {"new": new, "after 40 steps": model}.items()}
 receptive_field_figure(fields, f"effective receptive fields, {len(digits)} digits at 128 x 128")
 

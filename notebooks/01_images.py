@@ -21,12 +21,13 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 import core
-from core.images import read_image, to_pixels
+from core.data.images import read_image
 from core.training import LearningCurves
 from core.training.hub import from_pretrained, save_pretrained
 from vision import Digits, ImageClassifier
-from vision.digits import handwritten_digits, split_digits
-from vision.feature_map import eval_transform, train_transform
+from vision.augment import eval_transform, train_transform
+from vision.demo import handwritten_digits, split_digits
+from vision.feature_map import PixelMap
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # else it says which accelerators there are
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the digits are in memory and need none
@@ -37,9 +38,9 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## From a file to a map
 #
-# Three digits of the test split are written as PNG files, as yours would be. `eval_transform` turns an image into a
-# map: resized, and normalised by the mean and standard deviation of the training pixels. `train_transform` cuts out
-# another part each time, which is all the augmentation that digits need; photos get flips, RandAugment and erasing too.
+# Three digits of the test split are written as PNG files, as yours would be. `eval_transform` resizes an image to
+# pixels; `train_transform` cuts out another part each time, which is all the augmentation that digits need. The feature
+# map, the first step of every task, normalizes pixels by the mean and standard deviation of the training data.
 
 # %%
 images, labels = handwritten_digits()
@@ -47,20 +48,21 @@ for index in split_digits()["test"][[3, 5, 8]]:
     Image.fromarray(images[index]).save(folder / f"a_{labels[index]}.png")
 files = sorted(folder.glob("*.png"))
 
-normal = {"mean": (0.1307,), "std": (0.3081,)}
-evaluated = eval_transform(32, **normal, crop="squash")
-augmented = train_transform(32, **normal, scale=(0.6, 1.0), hflip=0.0, auto_augment=None, erasing=0.0)
+evaluated = eval_transform(32, crop="squash")
+augmented = train_transform(32, mean=(0.1307,), scale=(0.6, 1.0), hflip=0.0, auto_augment=None)
 image = read_image(files[1], "L")
-map_ = evaluated(image)
+pixels = evaluated(image)
+feature_map = PixelMap(mean=(0.1307,), std=(0.3081,))
+map_ = feature_map(pixels[None])
 print(f"{image.size} pixels become a map {tuple(map_.shape)} from {map_.min():.2f} to {map_.max():.2f}")
 
 figure, panels = plt.subplots(1, 6, figsize=(9, 1.9), layout="constrained")
-shown = [map_, *(augmented(image) for _ in range(4))]
+shown = [pixels, *(augmented(image) for _ in range(4))]
 titles = ["for evaluation"] + ["for training"] * 4
 panels[0].imshow(image, cmap="gray")
 panels[0].set_title("the file")
 for panel, one, title in zip(panels[1:], shown, titles, strict=True):
-    panel.imshow(to_pixels(one[None], **normal)[0, 0], cmap="gray")
+    panel.imshow(one[0], cmap="gray")
     panel.set_title(title)
 for panel in panels:
     panel.axis("off")
@@ -68,18 +70,19 @@ for panel in panels:
 # %% [markdown]
 # ## Training
 #
-# A task is backbone, loss, optimizer and metrics; a data module is data; the trainer is Lightning's own. The backbone
-# is UniRepLKNet-A made narrower and shallower. Each epoch is 32 batches of 50 digits.
+# A data module describes its data in `spec()`: class names, size, mean and standard deviation. The task builds its feature
+# map and its classifier from it; the trainer is Lightning's own. The backbone is UniRepLKNet-A made narrower and
+# shallower. Each epoch is 32 batches of 50 digits.
 
 # %%
+data = Digits(batch_size=50, num_workers=0)
 task = ImageClassifier(
     "unireplknet_a",
-    num_classes=10,
-    backbone_args={"in_chans": 1, "depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128), "layer_scale_init_value": 0.1},
+    spec=data.spec(),
+    backbone_args={"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128), "layer_scale_init_value": 0.1},
     lr=3e-3,
     warmup_epochs=1,
 )
-data = Digits(batch_size=50, num_workers=0)
 trainer = Trainer(
     max_epochs=4,
     limit_train_batches=32,
@@ -99,7 +102,7 @@ print(f"right on {measured['test_acc']:.1%} of 1,000 test digits")
 # %% [markdown]
 # ## The pictures of a run
 #
-# They lie in the run's folder, here a temporary one. Learning curves first: loss, accuracy and top-5 accuracy after
+# They are in the run's folder, here a temporary one. Learning curves first: loss, accuracy and top-5 accuracy after
 # each epoch, on 500 digits that are not trained on. The training loss stays above the validation loss because it alone
 # has label smoothing and random crops.
 
@@ -122,20 +125,19 @@ display(Picture(run / "examples.png", width=800))
 # %% [markdown]
 # ## Prediction
 #
-# A data module with `predict_path` reads a file or a folder; the command `lightning predict` writes the same into a CSV
-# file.
+# The task knows how its images were prepared, so it reads files, folders and arrays by itself; the command
+# `lightning predict` writes the same rows into a CSV file.
 
 # %%
-[answers] = trainer.predict(task, datamodule=Digits(predict_path=str(files[0]), num_workers=0))
-for path, answer, probability in zip(*answers.values(), strict=True):
-    print(f"{Path(path).name} is a {answer}, with probability {probability:.2f}")
+for row in task.predict(files):
+    print(f"{Path(row['file']).name} is a {row['class']}, with probability {row['probability']:.2f}")
 
 # %% [markdown]
 # ## Share it
 #
 # `save_pretrained` writes weights as safetensors, settings as JSON and a model card; `push_to_hub` uploads the same to
-# the Hugging Face Hub. `from_pretrained` builds the task again, with its class names and its normalisation, and runs no
-# code of the folder.
+# the Hugging Face Hub. `from_pretrained` builds the task again, with all that it knows of its data, and runs no code of
+# the folder. Raw pixels go in.
 
 # %%
 shared = save_pretrained(task, folder / "shared", metrics=measured)
@@ -143,11 +145,11 @@ for file in sorted(shared.iterdir()):
     print(f"{file.name}: {file.stat().st_size / 1e3:,.0f} kB")
 
 again = from_pretrained(shared)
-maps = torch.stack([evaluated(read_image(file, "L")) for file in files])
+pixels = torch.stack([evaluated(read_image(file, "L")) for file in files])
 with torch.no_grad():
-    logits, same = task.eval()(maps), again(maps)
+    logits, same = task.eval()(pixels), again(pixels)
 print("answers:", [again.class_names[i] for i in same.argmax(dim=1)], "for", [file.name for file in files])
-print(f"logits differ by at most {(logits - same).abs().max():.0e}; normalised by {again.normalisation}")
+print(f"logits differ by at most {(logits - same).abs().max():.0e}; it knows {again.spec}")
 
 # %% [markdown]
 # ## Fold it
@@ -158,7 +160,7 @@ print(f"logits differ by at most {(logits - same).abs().max():.0e}; normalised b
 # %%
 folded = core.reparameterize(again)
 with torch.no_grad():
-    print(f"logits of up to {same.abs().max():.1f} differ by at most {(folded(maps) - same).abs().max():.0e}")
+    print(f"logits of up to {same.abs().max():.1f} differ by at most {(folded(pixels) - same).abs().max():.0e}")
 counts = [len(list(form.backbone.modules())) for form in (again, folded)]
 print(f"modules in the backbone: {counts[0]} -> {counts[1]}")
 shutil.rmtree(folder)

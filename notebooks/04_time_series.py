@@ -39,7 +39,7 @@ table.filter(like="JFK").rename_axis("date").to_csv(folder / "weather.csv")
 print((folder / "weather.csv").read_text()[:300])
 
 # %% [markdown]
-# `dominant_period` finds the length of the strongest wave, here a day. Four weeks of temperature, folded by it: a bright
+# `dominant_period` finds the length of the strongest wave, a day. Four weeks of temperature, folded by it: a bright
 # stretch in the middle is the warm part of a day (the hours are UTC, from 6 on), a bright row is a warm day. The net
 # gets the last four days as such a map, for each channel by itself.
 

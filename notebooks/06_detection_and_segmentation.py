@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
@@ -21,9 +22,9 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 import core
+from vision.openmmlab.config_files import read_config
+from vision.openmmlab.demo import DigitScenes, draw_scenes
 from vision.openmmlab.detector import Detector
-from vision.openmmlab.models import read_config
-from vision.openmmlab.scenes import DigitScenes, draw_scenes
 from vision.openmmlab.segmenter import Segmenter
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # the page shows what the cells print, and no hints
@@ -34,7 +35,7 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## One line in a config
 #
-# `custom_imports` registers the backbones, and the neck reads four maps of them. `read_config` reads a file of
+# `custom_imports` registers the backbones, and the neck reads their four maps. `read_config` reads a file of
 # `vision/openmmlab/configs` or one of yours, and replaces values by their dotted names, here the depths.
 
 # %%
@@ -47,8 +48,8 @@ print(config.model.backbone)
 # %% [markdown]
 # ## The scenes
 #
-# `draw_scenes` writes images, COCO annotations with boxes and masks, and label maps, so that the same files serve
-# both packages, and yours are read in the same way. Of a label map 0 is the photo and 1 + d the digit d.
+# `draw_scenes` writes images, COCO annotations with boxes and masks, and label maps. The same files serve both
+# packages, and yours are read in the same way. In a label map 0 is the photo and 1 + d the digit d.
 
 # %%
 draw_scenes(folder / "scenes", {"train": 160, "val": 4, "test": 12})
@@ -66,7 +67,7 @@ plt.show()
 # ## Some steps of a segmentor
 #
 # UPerNet as `Segmenter`: MMSegmentation's model and loss, LarKit's optimizer, schedule and pictures. **Twenty steps
-# are too few to tell ten digits apart**; what is seen below is that everything runs. The same config with its own
+# are too few to tell ten digits apart**; the cells below show that everything runs. The same config with its own
 # depths, `lightning fit -c vision/configs/seg.yaml`, was measured by us on two cores: 4 min 4 s, mean IoU 0.550
 # (validation) and 0.488 (test), before training 0.007 and 0.004.
 
@@ -74,17 +75,33 @@ plt.show()
 options = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 data = DigitScenes(NAME, root=str(folder / "scenes"), batch_size=8, num_workers=0)
 task = Segmenter(NAME, options=smaller, lr=4e-3, warmup_epochs=0.3)
-task.sheet.size = 2
+task.examples.size = 2
 trainer = Trainer(max_epochs=1, limit_val_batches=0, gradient_clip_val=5.0, logger=CSVLogger(folder), **options)
 trainer.fit(task, datamodule=data)
 (measured,) = trainer.test(task, datamodule=data, verbose=False)
 print({name: round(value, 3) for name, value in measured.items()})
 
 # %% [markdown]
-# The sheet of examples in the run folder: the truth, and beside it what the model says.
+# The sheet of examples in the run folder shows the truth and beside it the prediction.
 
 # %%
 Image.open(Path(trainer.log_dir) / "examples.png")
+
+# %% [markdown]
+# ## Pixels in, label maps out
+#
+# The task needs nothing but images: uint8, or float in [0, 1]. They pass through the test pipeline of the config, and
+# the answer has the size of the image. `task.predict` reads files, folders and arrays, and names the classes.
+
+# %%
+tests = sorted((folder / "scenes" / "images" / "test").glob("*.png"))[:8]
+pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in tests])
+with torch.no_grad():
+    found = task.eval()(pixels / 255)
+print(tuple(pixels.shape), "->", len(found), "label maps of", tuple(found[0].pred_sem_seg.data.shape))
+
+(row,) = task.predict(tests[0])
+print({name: round(share, 3) for name, share in zip(row["classes"], row["shares"], strict=True)})
 
 # %% [markdown]
 # ## Folding
@@ -93,10 +110,9 @@ Image.open(Path(trainer.log_dir) / "examples.png")
 # convolutions; the logits differ by rounding alone.
 
 # %%
-batch = next(iter(data.test_dataloader()))
-folded = core.reparameterize(task.eval())
+folded = core.reparameterize(task)
 with torch.no_grad():
-    pairs = list(zip(task(batch), folded(batch), strict=True))
+    pairs = list(zip(task(pixels), folded(pixels), strict=True))
 difference = max((a.seg_logits.data - b.seg_logits.data).abs().max().item() for a, b in pairs)
 largest = max(a.seg_logits.data.abs().max().item() for a, _ in pairs)
 modules = [sum(1 for _ in model.backbone.modules()) for model in (task, folded)]
@@ -124,10 +140,9 @@ print(losses)
 # Folded, it finds the same objects in the same places.
 
 # %%
-scenes.setup("test")
-batch = next(iter(scenes.test_dataloader()))
+detector.eval()
 with torch.no_grad():
-    pairs = list(zip(detector.eval()(batch), core.reparameterize(detector)(batch), strict=True))
+    pairs = list(zip(detector(pixels), core.reparameterize(detector)(pixels), strict=True))
 counts = [sum(len(found.pred_instances) for found in side) for side in zip(*pairs, strict=True)]
 print(f"objects in {len(pairs)} scenes, at any score above 0.05: {counts[0]} before and {counts[1]} after")
 for one, other in pairs[:3]:

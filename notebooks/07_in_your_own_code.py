@@ -31,7 +31,7 @@ from torchvision.utils import draw_bounding_boxes
 import core  # importing it puts the backbones into timm's registry
 from core.training.hub import from_pretrained, save_pretrained
 from vision import ImageClassifier
-from vision.digits import handwritten_digits, split_digits
+from vision.demo import handwritten_digits, split_digits
 
 random_seed(0)
 small = {"depths": (1, 1, 2, 1), "dims": (24, 48, 96, 192), "layer_scale_init_value": 0.1}  # quicker than A itself
@@ -85,7 +85,7 @@ print(f"logits of up to {before.abs().max():.0f} differ after folding by at most
 # %% [markdown]
 # ## Scenes to train on
 #
-# For the two trainings: a zero, one or two in a light colour at each side of a crop of a photo. Segmentation gets label
+# For the two trainings: a zero, one or two in a light color at each side of a crop of a photo. Segmentation gets label
 # maps, 1 on ink and 0 on the photo; detection gets boxes x1, y1, x2, y2 with labels 1, 2 and 3, as torchvision wants
 # them. Photos and digits of training and validation differ.
 
@@ -148,7 +148,7 @@ def curve(losses):
 # Every backbone is an encoder there, by its name after `tu-`, with its arguments after that: Unet, FPN, UPerNet,
 # DeepLabV3+ and PAN take it; the last two ask for a finer last map, `output_stride=16`. `encoder_weights=True`
 # downloads the published weights; a file of your own goes to `core.load_weights(model.encoder.model, FILE)`. Pixels are
-# normalised by the mean and std of the weights that one starts from, which the library knows too.
+# normalized by the mean and std of the weights that one starts from, which the library knows too.
 
 # %%
 unet = smp.Unet("tu-unireplknet_a", encoder_weights=None, classes=2, **small)
@@ -240,7 +240,7 @@ for panel, image, boxes in zip(panels, val_images, found, strict=False):
 #
 # Backbones are shared as timm shares them, with depths, widths and kernels, folded or not. Here they go to a folder;
 # `timm.models.push_to_hf_hub(net, "OWNER/NAME")` uploads the same, and `hf-hub:OWNER/NAME` loads it. A task of
-# LarKit, with its class names and its normalisation, goes through `core.training.hub`, and to the Hub with
+# LarKit, with its class names and its statistics, goes through `core.training.hub`, and to the Hub with
 # `push_to_hub(task, "OWNER/NAME")` or the command `lightning push`.
 
 # %%

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Two modalities, one backbone
 #
-# Once a signal is a map, the net does not know where it came from. Here one trunk learns two at once: handwritten
+# Once a signal is a map, the network does not know where it came from. Here one trunk learns two at once: handwritten
 # digits, and spoken digits as log-mel maps. Then it begins a third task, digits as clouds of points, and is compared
 # with a trunk that begins from nothing. What that is worth is printed at the end. The words need
 # `pip install -e '.[speech]'`.
@@ -26,8 +26,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import core  # noqa: F401  importing it puts the backbones into timm's registry
 from audio import SpokenWords
 from pointcloud import DigitClouds
+from pointcloud.feature_map import unit_sphere
 from pointcloud.views import pixels
 from vision import Digits
+from vision.feature_map import PixelMap
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # the page shows what the cells print, and no hints
 warnings.simplefilter("ignore")
@@ -37,8 +39,8 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## Three kinds of maps
 #
-# The data sets are so small that all maps are held in memory, with one channel each. The first two come from the
-# data modules of their modality.
+# The data sets are so small that all maps are held in memory, with one channel each. Pixels and waveforms come from
+# the data modules of their modality, and the modality's feature map turns them into maps.
 
 # %%
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -49,18 +51,28 @@ modules = {
 }
 
 
-def maps(data, loader):
+feature_maps = {
+    "image": PixelMap(modules["image"].mean, modules["image"].std),
+    "sound": modules["sound"].settings().feature_map(),
+}
+
+
+def maps(name, loader):
     """All maps of a loader (N, 1, H, W), and their labels (N,)."""
-    batches = [data.on_after_batch_transfer(batch, 0) for batch in loader]
-    x, y = (torch.cat(part) for part in zip(*batches, strict=True))
-    return x, y
+    x, y = [], []
+    for raw, labels in loader:
+        arguments = raw if isinstance(raw, tuple) else (raw,)
+        x.append(feature_maps[name](*arguments))
+        y.append(labels)
+    return torch.cat(x), torch.cat(y)
 
 
 train, held_out = {}, {}
 for name, data in modules.items():
     data.prepare_data()
     data.setup("fit")
-    train[name], held_out[name] = maps(data, data.train_dataloader()), maps(data, data.val_dataloader())
+    train[name] = maps(name, data.train_dataloader())
+    held_out[name] = maps(name, data.val_dataloader())
 
 # %% [markdown]
 # The third is a depth map, made in a few lines: the pixel that a point falls on, as `pointcloud.views` has it, keeps
@@ -70,7 +82,8 @@ for name, data in modules.items():
 # %%
 def depth_maps(clouds, side=32):
     """Clouds (N, P, 3) seen from the front, as maps (N, 1, side, side)."""
-    seen = torch.stack([-clouds[..., 2], -clouds[..., 1], clouds[..., 0]], dim=2)  # rows down, columns to the right
+    x, y, z = unit_sphere(clouds).unbind(dim=2)
+    seen = torch.stack([-y, x, -z], dim=2)  # rows down, columns to the right
     place = pixels(seen, side)
     nearness = seen[..., 2] - seen[..., 2].amin(dim=1, keepdim=True) + 1
     empty = torch.zeros(len(clouds), side * side)
