@@ -66,7 +66,7 @@ class VideoDataModule(SampleDataModule):
         test_crops: crops over the longer side of each of these clips.
         short_side: frames of files whose shorter side has more pixels are scaled down to this, as data sets of videos
             are usually kept; null keeps their size.
-        kwargs: arguments of :class:`core.data.SampleDataModule`.
+        kwargs: arguments of :class:`core.data.labeled.SampleDataModule`.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ __all__ = ["FrameList", "VideoFolder", "VideoList"]
 
 
 class VideoFolder(FolderDataModule, VideoDataModule):
-    """Class folders of videos, ``root/train/<class>/*.mp4``; see :class:`core.data.FolderDataModule`."""
+    """Class folders of videos, ``root/train/<class>/*.mp4``; see :class:`core.data.labeled.FolderDataModule`."""
 
     pattern = "*.mp4"
 
