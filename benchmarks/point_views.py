@@ -138,9 +138,8 @@ def main() -> None:
         first = maps_step_by_step(model, points[:1], args.count)
         second = maps_of_larkit(model, points[:1], args.count)
         difference = float((first - second).abs().max())
-        print(
-            f"same points: {bool(same)}; largest difference of the maps: {difference:.1e} of {float(first.abs().max()):.1f}"
-        )
+        largest = float(first.abs().max())
+        print(f"same points: {bool(same)}; largest difference of the maps: {difference:.1e} of {largest:.1f}")
 
         compare(
             "farthest point sampling",

@@ -69,6 +69,7 @@ class Poses:
         """
         turns = self.test_theta if test else self.val_theta
         tilts = self.test_phi if test else self.val_phi
-        pairs = torch.cartesian_prod(torch.tensor(list(turns)), torch.tensor(list(tilts)))
-        theta, phi = (pairs * math.pi).T
+        theta = torch.tensor([float(turn) for turn in turns]) * math.pi
+        phi = torch.tensor([float(tilt) for tilt in tilts]) * math.pi
+        theta, phi = torch.cartesian_prod(theta, phi).T
         return pose_matrices(theta, phi)

@@ -51,7 +51,7 @@ class PointDataModule(SampleDataModule):
         normalize: center each cloud and scale it into the unit sphere.
         y_up: the second coordinate is the vertical one, not the third.
         shots: train on this number of clouds of each class, drawn once with a fixed seed; by default on all.
-        kwargs: arguments of :class:`core.data.SampleDataModule`.
+        kwargs: arguments of :class:`core.data.labeled.SampleDataModule`.
 
     Raises:
         InputError: if a number is out of range.

@@ -29,7 +29,9 @@ SCANOBJECTNN = (
 
 
 class PointFolder(FolderDataModule, PointDataModule):
-    """Class folders of clouds and meshes, ``root/train/<class>/*.off``, see :class:`core.data.FolderDataModule`.
+    """Class folders of clouds and meshes, ``root/train/<class>/*.off``.
+
+    The layouts are those of :class:`core.data.labeled.FolderDataModule`.
 
     Supported formats: .off, .obj, .ply, .stl, .npy, .txt and .pcd, in any mixture.
     """

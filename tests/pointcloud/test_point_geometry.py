@@ -56,6 +56,8 @@ def test_published_poses() -> None:
     theta = torch.tensor(np.linspace(0.1, 2, 9)[:8] * math.pi)
     tilted = pose_matrices(theta, torch.full((8,), -0.35 * math.pi).double())
     assert_close(poses.grid(test=False).double(), tilted, rtol=0, atol=1e-6)
+    whole = Poses(val_theta=[0, 1], val_phi=[-0.5]).grid(test=False)  # numbers as a configuration may have them
+    assert_close(whole, Poses(val_theta=[0.0, 1.0], val_phi=[-0.5]).grid(test=False))
     matrix, shift = poses.draw(500)
     scale = matrix.norm(dim=2)
     assert 0.66 < float(scale.min()) < 0.7 < 1.4 < float(scale.max()) < 1.51
