@@ -15,6 +15,7 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
+from rich.progress import TimeRemainingColumn
 from torchmetrics import Metric, MetricCollection
 
 from core.data.labeled import SampleDataModule
@@ -276,10 +277,10 @@ class ProgressLine(RichProgressBar):
     """Lightning's progress bar without the version and the speed, so that a line of 100 columns holds the metrics."""
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Description, a short bar, batches and time; metrics follow."""
-        description, bar, batches, time, _ = super().configure_columns(trainer)
+        """Description, a short bar, batches, and the time that remains or, at the end, was taken; metrics follow."""
+        description, bar, batches, *_ = super().configure_columns(trainer)
         bar.bar_width = 10
-        return [description, bar, batches, time]
+        return [description, bar, batches, TimeRemainingColumn(elapsed_when_finished=True)]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The metrics that tasks log with ``prog_bar=True``."""
