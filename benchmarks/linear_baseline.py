@@ -16,7 +16,7 @@ from configurations import data_of
 from sklearn.linear_model import LogisticRegression
 
 from audio import AudioClassifier, SpokenWords
-from core.data import SampleDataModule
+from core.data.labeled import SampleDataModule
 from core.data.samples import Samples
 from video import CameraMoves, VideoClassifier
 from vision import Digits, ImageClassifier

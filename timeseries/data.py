@@ -307,17 +307,12 @@ class SeriesDataModule(WindowDataModule):
             std=tuple(train.std(dim=0, correction=0).float().tolist()),
         )
 
-    def statistics(self) -> dict[str, Any]:
-        """The scale of the training rows and their dominant period, for the verb ``stats``."""
-        spec = self.spec()
+    def measure(self) -> dict[str, Any]:
+        """Measure the dominant period of the training rows, for ``--data.period``."""
         train = torch.from_numpy(self.training_rows())
         period = dominant_period(train, min(len(train) // 2, self.seq_len))
-        return {
-            "channels": list(spec.channels),
-            "mean": list(spec.mean),
-            "std": list(spec.std),
-            "dominant period": f"{period} steps of {step_name(self.read_series().step)}; set --data.period {period}",
-        }
+        step = step_name(self.read_series().step)
+        return {"dominant period": f"{period} steps of {step}; set --data.period {period}"}
 
     # The splits
 

@@ -89,7 +89,7 @@ class GlobalWeather(WindowDataModule):
         period: steps of a season, for the baseline that repeats the last one.
         value_scale: stored values are the quantity times this.
         batch_size: windows for each process and step.
-        kwargs: the other arguments of :class:`core.data.DataModule`.
+        kwargs: the other arguments of :class:`core.data.module.DataModule`.
 
     Raises:
         InputError: if a number is out of range, or the variable is unknown.
@@ -201,13 +201,13 @@ class GlobalWeather(WindowDataModule):
 
     def read_split(self, split: str) -> tuple[np.ndarray, Any]:
         """The values (T, N) of a split, on disk, and their timestamps, a ``pandas.DatetimeIndex``."""
+        stations = len(self.read_stations())
         name = f"{self.variable}_global_hourly_{split}.npy"
         values = self._array(name)
         if values.ndim == 3 and values.shape[2] == 1:
             values = values[..., 0]
         timestamps = self._array(f"data_time_{split}.npy")
 
-        stations = len(self.read_stations())
         if values.ndim != 2 or values.shape[1] != stations or len(values) != len(timestamps):
             raise InputError(
                 f"{self.root / name} is {values.shape}, with {len(timestamps)} timestamps and {stations} stations; "

@@ -176,8 +176,7 @@ class SeriesTask(Task):
                     self._keep(history[0], output[0], None, channel)
             return
 
-        batches = self.trainer.num_val_batches if split == "val" else self.trainer.num_test_batches
-        every = max(1, int(sum(batches)) // EXAMPLES)
+        every = max(1, self.batch_count(split) // EXAMPLES)
         if self.batches_seen % every == 0 and len(self.examples) < EXAMPLES:
             self._keep(history[0], output[0], target[0], len(self.examples) % channels)
         self.batches_seen += 1

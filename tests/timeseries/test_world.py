@@ -173,7 +173,7 @@ def test_global_task_from_training_to_prediction(world: Path, tmp_path: Path) ->
     for i in range(28):
         (x, past, ahead), y = data.test_set[i]  # type: ignore[index]
         with torch.no_grad():
-            error = model((x[None], past[None], ahead[None]))[0] - y
+            error = model(x[None], past[None], ahead[None])[0] - y
         squared.append(float(error.square().mean()) / 100)
         absolute.append(float(error.abs().mean()) / 10)
         seasonal.append(float((x[:5] - y).square().mean()) / 100)
