@@ -19,6 +19,7 @@ from core.cli import main
 from core.errors import InputError
 from core.io.checkpoint import TaskCheckpoint
 from core.training import PredictionWriter
+from core.training.hub import from_pretrained
 from vision.openmmlab.config_files import packaged_config
 from vision.openmmlab.data import DetectionSpec, OpenMMLabData, SegmentationSpec, to_bgr
 from vision.openmmlab.demo import draw_scenes
@@ -176,6 +177,8 @@ def test_the_command_needs_the_checkpoint_alone(
     assert row["file"] == str(photo)
     assert Path(row["overlay"]).is_file()
     assert not (tmp_path / "data").exists()
+    (answer,) = from_pretrained(run).predict(photo)
+    assert len(answer["boxes"]) == int(row["objects"]) if name == "det" else answer["labels"].shape == (96, 96)
 
     evil = tmp_path / "evil.py"
     evil.write_text(f"import os\nos.mkdir({str(tmp_path / 'marker')!r})\n")

@@ -220,7 +220,7 @@ def _compare_onnx(file: Path, task: Segmenter) -> None:
     with torch.no_grad():
         logits = task.model(x, mode="tensor")
         expected = torch.nn.functional.interpolate(logits, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-    assert_close(torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), expected, rtol=1e-4, atol=1e-4)
+    assert_close(torch.from_numpy(session.run(None, {"input": x.numpy()})[0]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_package_is_not_needed_for_vision_and_named_where_it_is() -> None:

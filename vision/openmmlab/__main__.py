@@ -1,6 +1,7 @@
-"""A script of MMDetection or MMSegmentation with LarKit's parts: ``python -m vision.openmmlab TOOL.py ARGS...``.
+"""Runs a script of MMDetection or MMSegmentation with LarKit's parts: ``python -m vision.openmmlab TOOL.py ARGS...``.
 
-Some of them import mmcv's compiled operators before they read a config, so that its ``custom_imports`` come too late.
+Some of these scripts import mmcv's compiled operators before they read a config, so that its ``custom_imports`` come
+too late.
 """
 
 import runpy
@@ -15,6 +16,7 @@ if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
         f"python -m vision.openmmlab: error: {found}; expected: python -m vision.openmmlab TOOL.py ARGS..., with a "
         "script of MMDetection or MMSegmentation such as .../mmdet/.mim/tools/test.py"
     )
+
 del sys.argv[0]
 sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))  # as Python does for a script
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,9 +1,9 @@
-"""Stands in for mmcv's compiled operators where mmcv comes without them (``mmcv-lite``), with torchvision's kernels.
+"""Replacements for mmcv's compiled operators by torchvision's, for ``mmcv-lite``, which comes without them.
 
 MMDetection and MMSegmentation import ``mmcv.ops``, which looks for some 150 compiled functions in ``mmcv._ext``. The
-heads that large-kernel backbones feed call three operators: NMS, RoIAlign and, on CUDA, the focal loss of FCOS.
-torchvision has these for CPU and CUDA. Every other name can be imported and says, when it is called, that it is not
-there. Where mmcv has its own operators, nothing is done.
+heads that are used with large-kernel backbones call three of them: NMS, RoIAlign and, on CUDA, the focal loss of FCOS.
+torchvision has all three for CPU and CUDA. Every other name can be imported and raises an error when it is called. Where
+mmcv has its own operators, nothing is replaced.
 """
 
 import importlib.machinery
@@ -24,17 +24,22 @@ __all__ = ["install_operators"]
 
 
 def install_operators() -> bool:
-    """Put the stand-in where mmcv looks for its operators, unless it has its own; before ``mmcv.ops`` is imported.
+    """Put the replacements where mmcv looks for its operators, unless it has its own.
+
+    To be called before ``mmcv.ops`` is imported.
 
     Returns:
-        Whether the stand-in is in place.
+        Whether the replacements are in place.
     """
     name = "mmcv._ext"
     if isinstance(sys.modules.get(name), _Operators):
         return True
     if name in sys.modules or importlib.util.find_spec(name) is not None:
         return False
-    sys.modules[name] = mmcv._ext = _Operators(name)
+
+    operators = _Operators(name)
+    sys.modules[name] = operators
+    mmcv._ext = operators
     return True
 
 
@@ -44,8 +49,11 @@ class _Operators(types.ModuleType):
     def __init__(self, name: str) -> None:
         super().__init__(name, __doc__)
         self.__spec__ = importlib.machinery.ModuleSpec(name, None)
-        self.nms, self.roi_align_forward, self.roi_align_backward = _nms, _roi_align_forward, _roi_align_backward
-        self.sigmoid_focal_loss_forward, self.sigmoid_focal_loss_backward = _focal_loss_forward, _focal_loss_backward
+        self.nms = _nms
+        self.roi_align_forward = _roi_align_forward
+        self.roi_align_backward = _roi_align_backward
+        self.sigmoid_focal_loss_forward = _focal_loss_forward
+        self.sigmoid_focal_loss_backward = _focal_loss_backward
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -59,21 +67,21 @@ class _Operators(types.ModuleType):
 
 def _absent(name: str) -> MissingError:
     return MissingError(
-        f"mmcv's compiled operator {name!r} is not there: mmcv-lite has none, and LarKit serves nms, roi_align and "
-        "sigmoid_focal_loss alone. Use a head without it, or put mmcv 2.1 with its operators in mmcv-lite's place, "
+        f"mmcv's compiled operator {name!r} is not there: mmcv-lite has none, and LarKit replaces nms, roi_align "
+        "and sigmoid_focal_loss alone. Use a head without it, or put mmcv 2.1 with its operators in mmcv-lite's place, "
         "which may have to be compiled: https://mmcv.readthedocs.io/en/latest/get_started/installation.html"
     )
 
 
-def _single(x: Tensor) -> Tensor:
-    """Torchvision's kernels know no bfloat16, and those for the CPU no half precision."""
+def _to_float(x: Tensor) -> Tensor:
+    """Cast to float32, since torchvision has no bfloat16 kernels, and no float16 ones for the CPU."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices of the boxes (N, 4) that are kept, best score first; width is x2 - x1 + offset."""
-    far = boxes.new_tensor([0, 0, offset, offset])
-    return torchvision.ops.nms(_single(boxes + far), _single(scores), iou_threshold)
+    """Indices of the boxes (N, 4) that are kept, best score first; the width of a box is x2 - x1 + offset."""
+    widening = boxes.new_tensor([0, 0, offset, offset])
+    return torchvision.ops.nms(_to_float(boxes + widening), _to_float(scores), iou_threshold)
 
 
 def _roi_align_forward(
@@ -93,9 +101,19 @@ def _roi_align_forward(
     """Fill ``output`` (N, C, aligned_height, aligned_width) with means of bilinear samples."""
     if pool_mode != 1:
         raise _absent("roi_align with pool_mode='max'")
-    x, rois = _single(x_BCHW), rois_N5.to(_single(x_BCHW).dtype)
-    size = aligned_height, aligned_width
-    output.copy_(torch.ops.torchvision.roi_align(x, rois, spatial_scale, *size, sampling_ratio, aligned))
+
+    x_BCHW = _to_float(x_BCHW)
+    output.copy_(
+        torch.ops.torchvision.roi_align(
+            x_BCHW,
+            rois_N5.to(x_BCHW.dtype),
+            spatial_scale,
+            aligned_height,
+            aligned_width,
+            sampling_ratio,
+            aligned,
+        )
+    )
 
 
 def _roi_align_backward(
@@ -112,20 +130,27 @@ def _roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Fill ``into_BCHW`` with the gradient of the map for that of the output (N, C, aligned_height, aligned_width)."""
+    """Fill ``into_BCHW`` with the map's gradient, from that of the output (N, C, aligned_height, aligned_width)."""
     if pool_mode != 1:
         raise _absent("roi_align with pool_mode='max'")
-    given, shape = _single(gradient), tuple(into_BCHW.shape)
-    size = aligned_height, aligned_width
+
+    gradient = _to_float(gradient)
     into_BCHW.copy_(
         torch.ops.torchvision._roi_align_backward(
-            given, rois_N5.to(given.dtype), spatial_scale, *size, *shape, sampling_ratio, aligned
+            gradient,
+            rois_N5.to(gradient.dtype),
+            spatial_scale,
+            aligned_height,
+            aligned_width,
+            *into_BCHW.shape,
+            sampling_ratio,
+            aligned,
         )
     )
 
 
 def _focal_loss(x_NC: Tensor, target_N: Tensor, weight_C: Tensor, gamma: float, alpha: float) -> Tensor:
-    """(N, C) losses; target C is the background, ``weight_C`` may be empty."""
+    """Losses (N, C); target C means background, ``weight_C`` may be empty."""
     classes = x_NC.shape[1]
     one_hot = F.one_hot(target_N, classes + 1)[:, :classes].to(x_NC.dtype)
     loss = torchvision.ops.sigmoid_focal_loss(x_NC, one_hot, alpha, gamma)
@@ -135,13 +160,13 @@ def _focal_loss(x_NC: Tensor, target_N: Tensor, weight_C: Tensor, gamma: float, 
 def _focal_loss_forward(
     x_NC: Tensor, target_N: Tensor, weight_C: Tensor, output: Tensor, *, gamma: float, alpha: float
 ) -> None:
-    output.copy_(_focal_loss(_single(x_NC), target_N, weight_C, gamma, alpha))
+    output.copy_(_focal_loss(_to_float(x_NC), target_N, weight_C, gamma, alpha))
 
 
 def _focal_loss_backward(
     x_NC: Tensor, target_N: Tensor, weight_C: Tensor, into_NC: Tensor, *, gamma: float, alpha: float
 ) -> None:
     with torch.enable_grad():
-        x = _single(x_NC).detach().requires_grad_()
+        x = _to_float(x_NC).detach().requires_grad_()
         total = _focal_loss(x, target_N, weight_C, gamma, alpha).sum()
     into_NC.copy_(torch.autograd.grad(total, x)[0])

@@ -139,7 +139,7 @@ class Segmenter(OpenMMLabTask):
     def _draw(self, sample: Any, labels: Any) -> Tensor:
         return draw_label_map(sample.img_path, labels.data[0], class_colors(self.num_classes, self.spec.palette))
 
-    def to_export(self, raw: tuple[Batch], source: Literal["raw", "map"]) -> Exported:  # type: ignore[override]
+    def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
         """Normalized images (B, 3, H, W) to logits (B, num_classes, H, W), of one fixed size, as UPerNet pools.
 
         Raises:

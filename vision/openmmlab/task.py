@@ -167,7 +167,7 @@ class OpenMMLabTask(Task):
         """The number of images in a batch."""
         return len(raw["inputs"])
 
-    def forward(self, raw: Batch | Tensor) -> list[Any]:  # type: ignore[override]
+    def forward(self, raw: Batch | Tensor) -> list[Any]:
         """Predict.
 
         Args:
