@@ -4,8 +4,8 @@ Importing it registers the backbones with timm, so that ``timm.create_model("uni
 """
 
 from core.backbones import RepLKNet, UniRepLKNet
+from core.backbones.enlarged import enlarge_kernels
 from core.io.weights import load_weights
-from core.enlarge import enlarge_kernels
 from core.reparam import reparameterize
 
 __all__ = ["RepLKNet", "UniRepLKNet", "enlarge_kernels", "load_weights", "reparameterize"]

@@ -79,9 +79,18 @@ def model_cost(
     costs = []
     for (form, module), speed in zip(forms.items(), speeds, strict=True):
         saved = saved_for_backward(module, input_size) if form == "train" else None
-        parameters = sum(p.numel() for p in module.parameters())
-        counts = (parameters, count_macs(module, input_size), saved, activation_peak(module, input_size))
-        costs.append(Cost(name or type(model).__name__, form, input_size, *counts, speed))
+        costs.append(
+            Cost(
+                model=name or type(model).__name__,
+                form=form,
+                input_size=input_size,
+                parameters=sum(p.numel() for p in module.parameters()),
+                macs=count_macs(module, input_size),
+                saved_bytes=saved,
+                peak_bytes=activation_peak(module, input_size),
+                images_per_second=speed,
+            )
+        )
     return costs
 
 
@@ -91,7 +100,8 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     Raises:
         InputError: if the model does not take this input.
     """
-    shadow, x = _shadow(model), _empty(model, 1, input_size)
+    shadow = _shadow(model)
+    x = _empty(model, 1, input_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         _run(shadow.eval(), x)
     return int(counter.get_total_flops()) // 2
@@ -105,7 +115,8 @@ def saved_for_backward(model: nn.Module, input_size: tuple[int, int, int]) -> in
     Raises:
         InputError: if the model does not take this input.
     """
-    shadow, x = _shadow(model).train(), _empty(model, 2, input_size)
+    shadow = _shadow(model).train()
+    x = _empty(model, 2, input_size)
     fixed = {p.untyped_storage()._cdata for p in (*shadow.parameters(), *shadow.buffers())}
     kept: dict[int, Any] = {}
 
@@ -128,7 +139,8 @@ def activation_peak(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     Raises:
         InputError: if the model does not take this input.
     """
-    shadow, x = _shadow(model).eval(), _empty(model, 1, input_size)
+    shadow = _shadow(model).eval()
+    x = _empty(model, 1, input_size)
     live = _LiveBytes()
     live.follow(x)
     with live, torch.no_grad():
@@ -141,7 +153,8 @@ class _LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = 0
+        self.peak = 0
         self.seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -215,7 +228,7 @@ def cost_figure(costs: Sequence[Cost], title: str) -> Figure:
         if folded and cost.model in start:
             before = (start[cost.model].macs / 1e9, start[cost.model].images_per_second or 0.0)
             axes.annotate("", place, before, arrowprops={"arrowstyle": "->", "color": "tab:green"})
-        aside = (6, 6) if folded else (6, -20)  # the two forms often lie close together
+        aside = (6, 6) if folded else (6, -20)  # the two forms are often close together
         axes.annotate(f"{cost.model}\n{cost.form}", place, xytext=aside, textcoords="offset points", fontsize=7)
     axes.set(xlabel="GMACs", ylabel="images a second, eval forward", title=title)
     axes.margins(0.2)

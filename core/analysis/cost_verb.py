@@ -1,7 +1,6 @@
-"""The verb cost: a table of what models cost, and which way of computing each depthwise convolution was chosen."""
+"""The verb cost: a table of what models cost in each of their forms."""
 
 import platform
-from collections import Counter
 from dataclasses import asdict
 
 import torch
@@ -9,10 +8,8 @@ import torch
 from core.analysis.cost import Cost, cost_figure, model_cost
 from core.analysis.models import open_model
 from core.analysis.report import check_output, check_positive, print_table, write_report
-from core.analysis.tuning import tune_model
 from core.backbones.build import input_channels
 from core.errors import InputError
-from core.ops import chosen_implementations
 
 __all__ = ["cost_verb"]
 
@@ -26,7 +23,6 @@ def cost_verb(
     rounds: int = 5,
     device: str = "cpu",
     output: str = "cost",
-    tune: bool = False,
 ) -> None:
     """Parameters, multiplications, memory and speed of models in both forms: table, cost.png and cost.json.
 
@@ -38,8 +34,6 @@ def cost_verb(
         rounds: timed batches of each form; the forms of a model take turns. 0 leaves the timing out.
         device: cpu, cuda, ...
         output: folder for the picture and the JSON file.
-        tune: first measure which implementation of each depthwise convolution is fastest here, in float32 and
-            bfloat16, and keep the table: every later run on this machine uses it.
 
     Raises:
         InputError: if a number is out of range, the folder cannot be one, or there is no such model, or it does not
@@ -53,8 +47,6 @@ def cost_verb(
     for name in models:
         model = open_model(name, device=device)
         input_size = (input_channels(model), size, width or size)
-        if tune:
-            tune_model(model, torch.randn(max(2, batch_size), *input_size, device=device))  # norms want two
         costs += model_cost(model, input_size, name=name, batch_size=batch_size, rounds=rounds)
     print_table(
         ["model", "form", "parameters", "GMACs", "saved for backward", "peak activations", "images/s"],
@@ -63,10 +55,7 @@ def cost_verb(
     where = {"device": _device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
     title = f"input {size} x {width or size}, batch {batch_size}, {where['device']}, torch {where['torch']}"
     print(f"one image of {size} x {width or size}; speed: batches of {batch_size} on {where['device']}")
-    chosen = chosen_implementations()
-    if chosen:
-        print(f"depthwise convolutions, by what computed them here: {_counted(chosen)}")
-    content = {"costs": [asdict(cost) for cost in costs], "batch_size": batch_size, **where, "depthwise": chosen}
+    content = {"costs": [asdict(cost) for cost in costs], "batch_size": batch_size, **where}
     write_report(output, "cost", cost_figure(costs, title) if rounds else None, content)
 
 
@@ -80,11 +69,6 @@ def _row(cost: Cost) -> list[str]:
         f"{cost.peak_bytes / 2**20:.1f} MiB",
         "" if cost.images_per_second is None else f"{cost.images_per_second:.1f}",
     ]
-
-
-def _counted(chosen: dict[str, str]) -> str:
-    """How many sizes each implementation was chosen for, the most frequent first."""
-    return ", ".join(f"{name} {count}" for name, count in Counter(chosen.values()).most_common())
 
 
 def _device_name(device: str) -> str:

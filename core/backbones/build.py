@@ -13,7 +13,7 @@ __all__ = ["build_backbone", "input_channels"]
 
 
 def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """``timm.create_model`` with an error that suggests the names that come near.
+    """``timm.create_model`` with an error that suggests similar names.
 
     Raises:
         InputError: if timm knows no such model or refuses the arguments.
@@ -32,13 +32,13 @@ def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.
         tags = ", ".join(timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)) or "none of this model"
         reason = str(error).partition(" Use `pretrained")[0]
         raise InputError(
-            f"{name} cannot be built: {reason}; published weights: {tags}.{_by_hand(name)} A downloaded file goes to "
-            f"--model.weights FILE, or {name}=FILE in an analysis"
+            f"{name} cannot be built: {reason}; published weights: {tags}.{_manual_download(name)} A downloaded file "
+            f"goes to --model.weights FILE, or {name}=FILE in an analysis"
         ) from error
 
 
-def _by_hand(name: str) -> str:
-    """Where the weights of a tag lie that no program can download."""
+def _manual_download(name: str) -> str:
+    """Where the weights of a tag are that no program can download."""
     try:
         cfg = timm.get_pretrained_cfg(name)
     except RuntimeError:  # unknown tag
@@ -50,5 +50,7 @@ def _by_hand(name: str) -> str:
 
 def input_channels(model: nn.Module, *, without: int = 3) -> int:
     """Channels that the model's first 2-D convolution takes; ``without`` if it has none."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return without if first is None else first.in_channels
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return without

@@ -4,8 +4,8 @@ Paper: 'Scaling Up Your Kernels to 31x31: Revisiting Large Kernel Design in CNNs
 Official code: github.com/DingXiaoH/RepLKNet-pytorch at b76808a, MIT. Tensor names are the official ones in training
 form and with the small kernels merged, so official files load without renaming.
 
-Deviations, all deliberate: SyncBN and activation checkpointing are the trainer's choice, not the factory's default; the
-norms of the stages' maps (``stages.0.norm``, ...) live beside the classifier instead of replacing it; there is a third
+Deliberate deviations: SyncBN and activation checkpointing are the trainer's choice, not the factory's default; the
+norms of the stages' maps (``stages.0.norm``, ...) exist beside the classifier instead of replacing it; there is a third
 form without any batch norm.
 """
 
@@ -15,22 +15,333 @@ from itertools import pairwise
 from typing import Any, Self, cast
 
 import torch
+from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+from timm.layers import DropPath, calculate_drop_path_rates
+from timm.models import generate_default_cfgs, register_model
 from timm.models._input import update_model_args
 from torch import Tensor, nn
 
-from core.backbones.kernel_sizes import check_each_stage
-from core.backbones.staged import StagedNet
-from core.backbones.stages import drop_path_rates
+from core.backbones.base import LargeKernelNet, build_variant, evaluation_cfg
 from core.errors import InputError
-from core.layers import ConvFFN, ReparamLargeKernelConv, RepLKBlock
-from core.layers.replknet_block import ConvBN
-from core.layers.replknet_stage import RepLKNetStage, affine_layer, map_norm
-from core.reparam import fold_affine, is_batch_norm, norm_affine, require_eval, set_folded
+from core.layers import DepthwiseConv2d
+from core.reparam import (
+    ConvAndNorm,
+    fold_affine,
+    fold_bn,
+    is_batch_norm,
+    merged_kernel,
+    norm_affine,
+    require_eval,
+    set_folded,
+)
 
-__all__ = ["RepLKNet"]
+__all__ = ["VARIANTS", "ConvBN", "ConvFFN", "RepLKBlock", "RepLKNet", "RepLKNetStage", "ReparamLargeKernelConv"]
 
 
-class RepLKNet(StagedNet):
+class ConvBN(nn.Sequential):
+    """Convolution, batch norm, optional ReLU; in inference form the convolution has a bias instead of the norm.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: odd.
+        stride: step of the output grid, in pixels.
+        depthwise: a kernel of its own for each channel; needs as many outputs as inputs.
+        relu: end with a ReLU.
+        inference_mode: build the folded form.
+    """
+
+    conv: nn.Conv2d
+    bn: nn.Module
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        depthwise: bool = False,
+        relu: bool = False,
+        inference_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        if depthwise:
+            self.conv = DepthwiseConv2d(out_channels, kernel_size, stride=stride, bias=inference_mode)
+        else:
+            self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=inference_mode)
+        self.bn = nn.Identity() if inference_mode else nn.BatchNorm2d(out_channels)
+        if relu:
+            self.nonlinear = nn.ReLU()
+
+    def reparameterize(self) -> None:
+        """Fold the norm into the convolution, in place; nothing happens the second time.
+
+        Raises:
+            RuntimeError: if the layer is in training mode.
+        """
+        require_eval(self)
+        if is_batch_norm(self.bn):
+            set_folded(self.conv, *fold_bn(self.conv.weight, self.conv.bias, self.bn))
+            self.bn = nn.Identity()
+
+
+class ReparamLargeKernelConv(nn.Module):
+    """A large depthwise kernel with a small one beside it, which merges into it after training (section 3).
+
+    ::
+
+        x ──┬── DW KxK ─ BN ──┐
+            ├── DW kxk ─ BN ──┼── sum ──► y        inference form:  x ── DW KxK + bias ──► y
+            └── (identity) ───┘
+
+    Args:
+        channels: C.
+        kernel_size: K, odd.
+        small_kernel: k, odd and at most K; 0 or None for no small branch.
+        stride: step of the output grid, in pixels.
+        identity: add the input to the sum; needs stride 1. RepLKNet has none: its blocks have shortcuts around them.
+        inference_mode: build the merged form.
+
+    Raises:
+        InputError: if a kernel is even, the small one larger than the large one, or an identity has a stride.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        *,
+        small_kernel: int | None = 5,
+        stride: int = 1,
+        identity: bool = False,
+        inference_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        small_kernel = small_kernel or None
+        if kernel_size % 2 == 0 or (small_kernel is not None and (small_kernel % 2 == 0 or small_kernel > kernel_size)):
+            raise InputError(
+                f"kernel_size={kernel_size}, small_kernel={small_kernel}; both must be odd and the small one at most "
+                "as large; small_kernel=0 leaves it out"
+            )
+        if identity and stride != 1:
+            raise InputError(
+                f"an identity beside a convolution of stride {stride} has another size; use identity=False"
+            )
+        self.identity = identity
+        if inference_mode:
+            self.lkb_reparam = DepthwiseConv2d(channels, kernel_size, stride=stride, bias=True)
+            return
+        self.lkb_origin = ConvBN(channels, channels, kernel_size, stride=stride, depthwise=True)
+        if small_kernel is not None:
+            self.small_conv = ConvBN(channels, channels, small_kernel, stride=stride, depthwise=True)
+
+    @property
+    def merged(self) -> bool:
+        """Whether the layer is in its inference form."""
+        return hasattr(self, "lkb_reparam")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+        if self.merged:
+            return self.lkb_reparam(x)
+        y = self.lkb_origin(x)
+        if hasattr(self, "small_conv"):
+            y = y + self.small_conv(x)
+        if self.identity:
+            y = y + x
+        return y
+
+    def reparameterize(self) -> None:
+        """Merge the branches into one convolution, in place; nothing happens the second time.
+
+        Raises:
+            RuntimeError: if the layer is in training mode.
+        """
+        require_eval(self)
+        if self.merged:
+            return
+        large = self.lkb_origin.conv
+        branches: list[ConvAndNorm] = []
+        for name in ("lkb_origin", "small_conv"):
+            if hasattr(self, name):
+                part = cast(ConvBN, getattr(self, name))
+                branches.append((part.conv, part.bn if is_batch_norm(part.bn) else None))
+                delattr(self, name)
+        weight, bias = merged_kernel(branches, identity=self.identity)
+        step = large.dilation[0]  # above 1 in a net with an output_stride
+        weight = weight[:, :, ::step, ::step]  # the taps between are zeros
+
+        with torch.device(large.weight.device):
+            merged = DepthwiseConv2d(
+                large.in_channels,
+                large.kernel_size[0],
+                stride=large.stride[0],
+                dilation=step,
+                bias=True,
+            )
+        merged.to(large.weight.dtype).requires_grad_(large.weight.requires_grad)
+        set_folded(merged, weight, bias)
+        self.lkb_reparam = merged.eval()
+
+
+class RepLKBlock(nn.Module):
+    """Spatial mixing: 1x1, large depthwise kernel, 1x1, under a shortcut (figure 2).
+
+    ::
+
+        x ── BN ── 1x1 + BN + ReLU ── DW KxK (+ DW kxk) ── ReLU ── 1x1 + BN ── DropPath ─┐
+        └───────────────────────────────────────────────────────────────────────────── + ─► y
+
+    In inference form the first norm is folded into the 1x1 convolution after it, and the others into those before them.
+
+    Args:
+        dim: C.
+        hidden: channels between the two 1x1 convolutions.
+        kernel_size: K, odd.
+        small_kernel: k of the branch beside it, or None.
+        drop_path: probability of dropping the residual branch of a sample.
+        small_kernel_merged: build the official merged form, which keeps the norms around the large kernel.
+        inference_mode: build the form without norms.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        kernel_size: int,
+        *,
+        small_kernel: int | None = 5,
+        drop_path: float = 0.0,
+        small_kernel_merged: bool = False,
+        inference_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.prelkb_bn = nn.Identity() if inference_mode else nn.BatchNorm2d(dim)
+        self.pw1 = ConvBN(dim, hidden, relu=True, inference_mode=inference_mode)
+        self.large_kernel = ReparamLargeKernelConv(
+            hidden,
+            kernel_size,
+            small_kernel=small_kernel,
+            inference_mode=small_kernel_merged or inference_mode,
+        )
+        self.lk_nonlinear = nn.ReLU()
+        self.pw2 = ConvBN(hidden, dim, inference_mode=inference_mode)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        y = self.pw1(self.prelkb_bn(x))
+        y = self.lk_nonlinear(self.large_kernel(y))
+        return x + self.drop_path(self.pw2(y))
+
+    def reparameterize(self) -> None:
+        """Fold the first norm, in place; ``core.reparameterize`` folds the parts after it.
+
+        Raises:
+            RuntimeError: if the block is in training mode.
+        """
+        require_eval(self)
+        self.prelkb_bn = _fold_norm_before(self.prelkb_bn, self.pw1)
+
+
+class ConvFFN(nn.Module):
+    """Channel mixing: the feed-forward network of a RepLKNet stage.
+
+    ::
+
+        x ── BN ── 1x1 + BN ── GELU ── 1x1 + BN ── DropPath ─┐
+        └───────────────────────────────────────────────── + ─► y
+
+    Args:
+        dim: C.
+        hidden: channels between the two 1x1 convolutions.
+        drop_path: probability of dropping the residual branch of a sample.
+        inference_mode: build the form without norms.
+    """
+
+    def __init__(self, dim: int, hidden: int, *, drop_path: float = 0.0, inference_mode: bool = False) -> None:
+        super().__init__()
+        self.preffn_bn = nn.Identity() if inference_mode else nn.BatchNorm2d(dim)
+        self.pw1 = ConvBN(dim, hidden, inference_mode=inference_mode)
+        self.nonlinear = nn.GELU()
+        self.pw2 = ConvBN(hidden, dim, inference_mode=inference_mode)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        y = self.nonlinear(self.pw1(self.preffn_bn(x)))
+        return x + self.drop_path(self.pw2(y))
+
+    def reparameterize(self) -> None:
+        """Fold the first norm, in place; ``core.reparameterize`` folds the parts after it.
+
+        Raises:
+            RuntimeError: if the block is in training mode.
+        """
+        require_eval(self)
+        self.preffn_bn = _fold_norm_before(self.preffn_bn, self.pw1)
+
+
+def _fold_norm_before(norm: nn.Module, layer: ConvBN) -> nn.Identity:
+    """Fold a batch norm and the 1x1 layer's own one into that layer; returns what stands in the first norm's place."""
+    if is_batch_norm(norm):
+        weight, bias = fold_affine(layer.conv.weight, layer.conv.bias, *norm_affine(norm))
+        if is_batch_norm(layer.bn):  # both at once, so that half precision is rounded once
+            weight, bias = fold_bn(weight, bias, layer.bn)
+            layer.bn = nn.Identity()
+        set_folded(layer.conv, weight, bias)
+    return nn.Identity()
+
+
+class RepLKNetStage(nn.Module):
+    """Pairs of a RepLK block and a ConvFFN, stored flat, and the norm of the stage's map if there is one.
+
+    Args:
+        blocks: the 2 x depth blocks in order.
+        norm: the norm, which ``forward`` leaves to the caller; None for none.
+    """
+
+    norm: nn.Module
+
+    def __init__(self, blocks: Sequence[nn.Module], norm: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        if norm is not None:
+            self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape, before the norm."""
+        return self.blocks(x)
+
+    def reparameterize(self) -> None:
+        """Turn the norm into a scale and a shift, in place; ``core.reparameterize`` folds the blocks.
+
+        Raises:
+            RuntimeError: if the stage is in training mode.
+        """
+        require_eval(self)
+        if is_batch_norm(getattr(self, "norm", nn.Identity())):
+            self.norm = _affine_layer(self.norm)
+
+
+def _map_norm(dim: int, inference_mode: bool) -> nn.Module:
+    """The norm of a map with ``dim`` channels: a batch norm, or in inference form the layer that stands for it."""
+    if inference_mode:
+        return _affine_layer(nn.BatchNorm2d(dim, eps=0.0).eval())
+    return nn.BatchNorm2d(dim)
+
+
+def _affine_layer(norm: nn.Module) -> nn.Module:
+    """A batch norm as a depthwise 1x1 convolution, which is a scale and a shift."""
+    scale, shift = norm_affine(norm)
+    layer = DepthwiseConv2d(len(scale), 1, bias=True).to(cast(Tensor, norm.running_var))
+    layer.requires_grad_(all(p.requires_grad for p in norm.parameters()))
+    set_folded(layer, scale.view(-1, 1, 1, 1), shift)
+    return layer.eval()
+
+
+class RepLKNet(LargeKernelNet):
     """Stem, stages of large-kernel blocks and 1x1 networks, strided transitions, pooled classifier.
 
     ::
@@ -52,8 +363,8 @@ class RepLKNet(StagedNet):
         ffn_ratio: hidden channels of the 1x1 networks over those of the stage.
         drop_path_rate: stochastic depth of the last pair; rates rise linearly from 0, the two of a pair share theirs.
         drop_rate: dropout before the classifier.
-        output_stride: pixels between two places of the last map: 4, 8, ...; where that is less than the stages give,
-            the later strides become dilations, as DeepLab and other segmentation heads want it.
+        output_stride: pixels of the input for each pixel of the last map: 4, 8, ...; where that is less than the stages
+            give, the later strides become dilations, as DeepLab and other segmentation heads want it.
         feature_norms: add a BatchNorm for each stage's map (``stages.0.norm``, ...) for
             ``forward_intermediates(norm=True)``; timm's ``features_only`` gives the maps before them.
         small_kernel_merged: build the official merged form, for weights of :meth:`merge_small_kernels`.
@@ -87,34 +398,46 @@ class RepLKNet(StagedNet):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            in_chans=in_chans, num_classes=num_classes, depths=depths, dims=dims, drop_path_rate=drop_path_rate
+            in_chans=in_chans,
+            num_classes=num_classes,
+            depths=depths,
+            dims=dims,
+            drop_path_rate=drop_path_rate,
         )
         small_kernel = small_kernel or None
-        check_each_stage(kernel_sizes, small_kernel, depths)
-        if min(dims) * min(dw_ratio, ffn_ratio, 1) < 1:
-            raise InputError(
-                f"dims={tuple(dims)}, dw_ratio={dw_ratio}, ffn_ratio={ffn_ratio} leave a layer no channels"
-            )
-        self.stem = nn.Sequential(*_stem(in_chans, dims[0], inference_mode))
-        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        _check_sizes(depths, dims, kernel_sizes, small_kernel, dw_ratio, ffn_ratio)
 
-        def stage(dim: int, depth: int, kernel_size: int) -> RepLKNetStage:
+        self.stem = _stem(in_chans, dims[0], inference_mode)
+        self.transitions = nn.ModuleList()
+        for dim_in, dim_out in pairwise(dims):
+            self.transitions.append(_transition(dim_in, dim_out, inference_mode))
+
+        self.stages = nn.ModuleList()
+        drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        for dim, kernel_size, rates in zip(dims, kernel_sizes, drop_path_rates, strict=True):
             blocks: list[nn.Module] = []
-            for rate in (next(rates) for _ in range(depth)):
-                options: dict[str, Any] = {"drop_path": rate, "inference_mode": inference_mode}
-                kernels: dict[str, Any] = {"small_kernel": small_kernel, "small_kernel_merged": small_kernel_merged}
-                blocks.append(RepLKBlock(dim, int(dim * dw_ratio), kernel_size, **kernels, **options))
-                blocks.append(ConvFFN(dim, int(dim * ffn_ratio), **options))
-            return RepLKNetStage(blocks, map_norm(dim, inference_mode) if feature_norms else None)
-
-        self.stages = nn.ModuleList(stage(*sizes) for sizes in zip(dims, depths, kernel_sizes, strict=True))
-        self.transitions = nn.ModuleList(_transition(a, b, inference_mode) for a, b in pairwise(dims))
+            for rate in rates:
+                blocks.append(
+                    RepLKBlock(
+                        dim,
+                        int(dim * dw_ratio),
+                        kernel_size,
+                        small_kernel=small_kernel,
+                        drop_path=rate,
+                        small_kernel_merged=small_kernel_merged,
+                        inference_mode=inference_mode,
+                    )
+                )
+                blocks.append(ConvFFN(dim, int(dim * ffn_ratio), drop_path=rate, inference_mode=inference_mode))
+            norm = _map_norm(dim, inference_mode) if feature_norms else None
+            self.stages.append(RepLKNetStage(blocks, norm))
         self._limit_stride(output_stride)
+
         self.feature_norms = feature_norms
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
         self.norm_in_head = inference_mode and self._head_takes_norm()
-        self.norm = nn.Identity() if self.norm_in_head else map_norm(dims[-1], inference_mode)
+        self.norm = nn.Identity() if self.norm_in_head else _map_norm(dims[-1], inference_mode)
         self.to(device=device, dtype=dtype)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -128,7 +451,8 @@ class RepLKNet(StagedNet):
         """
         if not self.global_pool.pool_type:
             return x
-        return self._logits(self.head_drop(self.global_pool(self.norm(x))), pre_logits)
+        x = self.global_pool(self.norm(x))
+        return self.classify(self.head_drop(x), pre_logits)
 
     def merge_small_kernels(self) -> Self:
         """A new model in the official merged form: small kernels in the large ones, norms as they were.
@@ -153,35 +477,42 @@ class RepLKNet(StagedNet):
             RuntimeError: if the model is in training mode.
         """
         require_eval(self)
-        update_model_args(self, inference_mode=True)  # what timm.models.save_for_hf writes, to build this form again
+        update_model_args(self, inference_mode=True)  # timm.models.save_for_hf writes it, to build this form again
         if not is_batch_norm(self.norm):
             return
         if self._head_takes_norm():
             head = cast(nn.Linear, self.head)
             set_folded(head, *fold_affine(head.weight, head.bias, *norm_affine(self.norm)))
-            self.norm, self.norm_in_head = nn.Identity(), True
+            self.norm = nn.Identity()
+            self.norm_in_head = True
         else:
-            self.norm = affine_layer(self.norm)
+            self.norm = _affine_layer(self.norm)
 
     def _head_takes_norm(self) -> bool:
         """Whether norm, pooling and classifier are linear together, as they are with the mean."""
         return type(self.head) is nn.Linear and self.global_pool.pool_type == "avg"
 
-    def _entry(self, stage: int) -> nn.Module:
+    def entry(self, stage: int) -> nn.Module:
+        """The stem, or the transition before a later stage."""
         return self.transitions[stage - 1] if stage else self.stem
 
-    def _blocks(self, stage: int) -> nn.Sequential:
+    def blocks(self, stage: int) -> nn.Sequential:
+        """The blocks of a stage, in order."""
         return cast(RepLKNetStage, self.stages[stage]).blocks
 
-    def _feature_norm(self, stage: int) -> nn.Module:
+    def feature_norm(self, stage: int) -> nn.Module:
+        """The norm on a stage's map."""
         return cast(RepLKNetStage, self.stages[stage]).norm
 
-    def _drop_feature_norm(self, stage: int) -> None:
+    def remove_feature_norm(self, stage: int) -> None:
+        """Remove the norm on a stage's map, if there is one."""
         if hasattr(self.stages[stage], "norm"):
             del self.stages[stage].norm
 
-    def _keep_stages(self, count: int) -> None:
-        self.stages, self.transitions = self.stages[:count], self.transitions[: count - 1]
+    def keep_stages(self, count: int) -> None:
+        """Remove all stages after the first ``count``."""
+        self.stages = self.stages[:count]
+        self.transitions = self.transitions[: count - 1]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm, from input to output, for layer-wise learning-rate decay.
@@ -194,27 +525,185 @@ class RepLKNet(StagedNet):
         blocks: list[tuple[str, tuple[int]]] = []
         group = 0
         for stage, depth in enumerate(self.depths[: len(self.stages)]):
-            width = 4 if stage == 2 else 2 * depth
-            for first in range(0, 2 * depth, width):
-                members = "|".join(str(i) for i in range(first, min(first + width, 2 * depth)))
+            size = 4 if stage == 2 else 2 * depth
+            for first in range(0, 2 * depth, size):
+                members = "|".join(str(i) for i in range(first, min(first + size, 2 * depth)))
                 group += 1
                 blocks.append((rf"^stages\.{stage}\.blocks\.(?:{members})\.", (group,)))
             blocks.append((rf"^transitions\.{stage}\.", (group,)))
         return {"stem": r"^stem\.", "blocks": blocks}
 
 
-def _stem(in_chans: int, dim: int, inference_mode: bool) -> list[nn.Module]:
-    options: dict[str, Any] = {"relu": True, "inference_mode": inference_mode}
-    return [
-        ConvBN(in_chans, dim, 3, stride=2, **options),
-        ConvBN(dim, dim, 3, depthwise=True, **options),
-        ConvBN(dim, dim, **options),
-        ConvBN(dim, dim, 3, stride=2, depthwise=True, **options),
-    ]
+def _check_sizes(
+    depths: Sequence[int],
+    dims: Sequence[int],
+    kernel_sizes: Sequence[int],
+    small_kernel: int | None,
+    dw_ratio: float,
+    ffn_ratio: float,
+) -> None:
+    given = list(kernel_sizes) if isinstance(kernel_sizes, Sequence) else []
+    if len(given) != len(depths) or not all(isinstance(size, int) for size in given):
+        raise InputError(
+            f"kernel_sizes={kernel_sizes!r} for {len(depths)} stages; give one odd size for each, as (31, 29, 27, 13)"
+        )
+    if min(kernel_sizes) < (small_kernel or 1):
+        raise InputError(
+            f"kernel_sizes={tuple(kernel_sizes)} has a kernel smaller than small_kernel={small_kernel}; choose larger "
+            "ones, or small_kernel=0 for no small branch"
+        )
+    if min(dims) * min(dw_ratio, ffn_ratio, 1) < 1:
+        raise InputError(f"dims={tuple(dims)}, dw_ratio={dw_ratio}, ffn_ratio={ffn_ratio} leave a layer no channels")
+
+
+def _stem(in_chans: int, dim: int, inference_mode: bool) -> nn.Sequential:
+    return nn.Sequential(
+        ConvBN(in_chans, dim, 3, stride=2, relu=True, inference_mode=inference_mode),
+        ConvBN(dim, dim, 3, depthwise=True, relu=True, inference_mode=inference_mode),
+        ConvBN(dim, dim, relu=True, inference_mode=inference_mode),
+        ConvBN(dim, dim, 3, stride=2, depthwise=True, relu=True, inference_mode=inference_mode),
+    )
 
 
 def _transition(dim_in: int, dim_out: int, inference_mode: bool) -> nn.Sequential:
-    options: dict[str, Any] = {"relu": True, "inference_mode": inference_mode}
     return nn.Sequential(
-        ConvBN(dim_in, dim_out, **options), ConvBN(dim_out, dim_out, 3, stride=2, depthwise=True, **options)
+        ConvBN(dim_in, dim_out, relu=True, inference_mode=inference_mode),
+        ConvBN(dim_out, dim_out, 3, stride=2, depthwise=True, relu=True, inference_mode=inference_mode),
     )
+
+
+# Published variants. The authors' files are on Google Drive, which no program can download from by name; the files that
+# ``pretrained=True`` fetches are the same weights in mmpretrain's naming, on OpenMMLab's server. Accuracies are the
+# paper's, weights are under the MIT license. XL takes pixels normalized by mean and standard deviation 0.5.
+
+_MIRROR = "https://download.openmmlab.com/mmclassification/v0/replknet/replknet-"
+_DRIVE = "https://drive.google.com/file/d/"
+
+
+def _cfg(
+    drive: str,
+    mirror: str | None,
+    *,
+    top1: float | None = None,
+    size: int = 224,
+    num_classes: int = 1000,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    url = {"url": f"{_MIRROR}{mirror}.pth"} if mirror else {}
+    return {
+        **url,
+        "license": "mit",
+        "origin_url": f"{_DRIVE}{drive}",
+        "paper_ids": "arXiv:2203.06717",
+        "paper_name": "Scaling Up Your Kernels to 31x31: Revisiting Large Kernel Design in CNNs",
+        **evaluation_cfg(size, top1=top1, num_classes=num_classes, first_conv="stem.0.conv"),
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "replknet_13.in1k_e120": _cfg("15gohkZof_Qi4__jluUXacB_0Gvbuf5GI", None, top1=83.02),
+        "replknet_31b.in1k": _cfg(
+            "1azQUiCxK9feYVkkrPqwVPBtNsTzDrX7S",
+            "31B_3rdparty_in1k_20221118-fd08e268",
+            top1=83.5,
+        ),
+        "replknet_31b.in1k_384": _cfg(
+            "1vo-P3XB6mRLUeDzmgv90dOu73uCeLfZN",
+            "31B_3rdparty_in1k-384px_20221118-03a170ce",
+            top1=84.8,
+            size=384,
+        ),
+        "replknet_31b.in22k_ft_in1k": _cfg(
+            "1DslZ2voXZQR1QoFY9KnbsHAeF84hzS0s",
+            "31B_in21k-pre_3rdparty_in1k_20221118-54ed5c46",
+            top1=85.2,
+        ),
+        "replknet_31b.in22k_ft_in1k_384": _cfg(
+            "1Sc46BWdXXm2fVP-K_hKKU_W8vAB-0duX",
+            "31B_in21k-pre_3rdparty_in1k-384px_20221118-76c92b24",
+            top1=86.0,
+            size=384,
+        ),
+        "replknet_31b.in22k": _cfg("1PYJiMszZYNrkZOeYwjccvxX8UHMALB7z", None, num_classes=21841),
+        "replknet_31l.in22k_ft_in1k_384": _cfg(
+            "1JYXoNHuRvC33QV1pmpzMTKEni1hpWfBl",
+            "31L_in21k-pre_3rdparty_in1k-384px_20221118-dc3fc07c",
+            top1=86.6,
+            size=384,
+        ),
+        "replknet_31l.in22k": _cfg("16jcPsPwo5rko7ojWS9k_W-svHX-iFknY", None, num_classes=21841),
+        "replknet_xl.meg73m_ft_in1k_320": _cfg(
+            "1tPC60El34GntXByIRHb-z-Apm4Y5LX1T",
+            "XL_meg73m-pre_3rdparty_in1k-320px_20221118-88259b1d",
+            top1=87.8,
+            size=320,
+            mean=IMAGENET_INCEPTION_MEAN,
+            std=IMAGENET_INCEPTION_STD,
+        ),
+        "test_replknet.untrained": {
+            "input_size": (3, 64, 64),
+            "first_conv": "stem.0.conv",
+            "classifier": "head",
+        },
+    }
+)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "replknet_13": {"dims": (128, 256, 512, 1024), "kernel_sizes": (13, 13, 13, 13)},
+    "replknet_31b": {"dims": (128, 256, 512, 1024)},
+    "replknet_31l": {"dims": (192, 384, 768, 1536)},
+    "replknet_xl": {
+        "dims": (256, 512, 1024, 2048),
+        "kernel_sizes": (27, 27, 27, 13),
+        "small_kernel": 0,
+        "dw_ratio": 1.5,
+    },
+    "test_replknet": {
+        "dims": (8, 16, 24, 32),
+        "depths": (1, 1, 2, 1),
+        "kernel_sizes": (9, 7, 13, 5),
+        "small_kernel": 3,
+    },
+}
+"""Name to the arguments of :class:`RepLKNet` that make a variant."""
+
+
+def _create_replknet(name: str, pretrained: bool, **kwargs: Any) -> RepLKNet:
+    return build_variant(RepLKNet, name, VARIANTS[name] | kwargs, pretrained=pretrained)
+
+
+@register_model
+def replknet_13(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
+    """RepLKNet-13: 74.2 M parameters in training form and 73.8 M with merged kernels, 13.5 GMACs at 224.
+
+    31B with kernels of 13, from the comparison of kernel sizes (RepLKNet section 4.2). Its weights, of 120 epochs in
+    which 31B reaches 83.07, were published to compare receptive fields.
+    """
+    return _create_replknet("replknet_13", pretrained, **kwargs)
+
+
+@register_model
+def replknet_31b(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
+    """RepLKNet-31B: 79.9 M parameters in training form and 79.5 M with merged kernels, 15.4 GMACs at 224."""
+    return _create_replknet("replknet_31b", pretrained, **kwargs)
+
+
+@register_model
+def replknet_31l(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
+    """RepLKNet-31L: 173 M parameters in training form and 172 M with merged kernels, 96 GMACs at 384."""
+    return _create_replknet("replknet_31l", pretrained, **kwargs)
+
+
+@register_model
+def replknet_xl(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
+    """RepLKNet-XL: 335 M parameters, 129 GMACs at 320; no small kernels, wider large-kernel layers."""
+    return _create_replknet("replknet_xl", pretrained, **kwargs)
+
+
+@register_model
+def test_replknet(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
+    """A tiny net for tests; it has no weights."""
+    return _create_replknet("test_replknet", pretrained, **kwargs)

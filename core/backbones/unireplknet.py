@@ -4,34 +4,562 @@ Papers: 'UniRepLKNet: A Universal Perception Large-Kernel ConvNet' (CVPR 2024, a
 Kernels' (TPAMI 2025, arXiv 2410.08049). Official code: github.com/AILab-CVC/UniRepLKNet at b5677d8, Apache-2.0, weights
 Apache-2.0. Tensor names are the official ones in both forms, so official files load without renaming.
 
-Deviations, all deliberate: statistics of half-precision inputs are taken in float32; the map of the last stage, its
+Deliberate deviations: statistics of half-precision inputs are computed in float32; the map of the last stage, its
 pooled vector and the logits are three methods instead of one output that depends on a flag; the features' norms
-(``norm0`` to ``norm3``) live beside the classifier instead of replacing it; checkpointing is non-reentrant and leaves
+(``norm0`` to ``norm3``) exist beside the classifier instead of replacing it; checkpointing is non-reentrant and leaves
 the running statistics as they would be without it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
-from timm.layers import LayerNorm2d, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates, trunc_normal_
+from timm.models import generate_default_cfgs, register_model
 from timm.models._input import update_model_args
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import Permute
 
-from core.backbones.kernel_sizes import KernelSizes, per_block
-from core.backbones.staged import StagedNet
-from core.backbones.stages import drop_path_rates
+from core.backbones.base import LargeKernelNet, build_variant, evaluation_cfg
 from core.errors import InputError
-from core.layers import UniRepLKNetBlock
-from core.layers.dilated_reparam import Branches, BranchType
-from core.layers.extra_structure import ExtraStructure
-from core.reparam import fold_affine, norm_affine, require_eval, set_folded
+from core.layers import DepthwiseConv2d
+from core.ops import depthwise_conv2d, is_exporting
+from core.reparam import (
+    fold_affine,
+    fold_bn,
+    is_batch_norm,
+    merged_kernel,
+    norm_affine,
+    require_eval,
+    set_folded,
+    to_float64_cpu,
+)
 
-__all__ = ["UniRepLKNet"]
+__all__ = [
+    "VARIANTS",
+    "DilatedReparamBlock",
+    "GlobalResponseNorm",
+    "SqueezeExcite",
+    "UniRepLKNet",
+    "UniRepLKNetBlock",
+    "default_kernel_sizes",
+    "dilated_branches",
+]
+
+Branches = Sequence[tuple[int, int]]
+"""Kernel size k and dilation r of each parallel branch."""
+
+BranchType = Literal["dilated", "none", "same_kernel", "same_equivalent_kernel"]
+ExtraStructure = Literal["se", "none", "bottleneck", "two_1x1", "two_dw3x3"]
+KernelSizes = Sequence[int | Sequence[int]]
+
+PUBLISHED_BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
+    17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
+    15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
+    13: ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5)),
+    11: ((5, 1), (5, 2), (3, 3), (3, 4), (3, 5)),
+    9: ((5, 1), (5, 2), (3, 3), (3, 4)),
+    7: ((5, 1), (3, 2), (3, 3)),
+    5: ((3, 1), (3, 2)),
+}
+"""K to the (k, r) pairs of the official code."""
 
 
-class UniRepLKNet(StagedNet):
+def dilated_branches(kernel_size: int, reparam: BranchType = "dilated") -> tuple[tuple[int, int], ...]:
+    """The (k, r) pairs that go with a large kernel of size K.
+
+    Published sizes answer from :data:`PUBLISHED_BRANCHES`. Any other odd K above 5 follows the pattern of the table: a
+    dense 5x5, the widest kernel of dilation 2, and 3x3 kernels spread to about 1/2, 2/3 and all of the field.
+
+    Args:
+        kernel_size: K.
+        reparam: 'dilated', or what the paper compares it with (section 3.1): 'none', the same k without dilation
+            ('same_kernel'), or dense kernels as wide as the dilated ones ('same_equivalent_kernel').
+
+    Raises:
+        InputError: if ``kernel_size`` is even or below 5, or ``reparam`` is none of these.
+
+    Example:
+        >>> dilated_branches(13)
+        ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5))
+        >>> dilated_branches(13, "same_equivalent_kernel")
+        ((5, 1), (13, 1), (7, 1), (9, 1), (11, 1))
+        >>> dilated_branches(31)
+        ((5, 1), (15, 2), (3, 7), (3, 10), (3, 15))
+    """
+    if kernel_size < 5 or kernel_size % 2 == 0:
+        raise InputError(f"no branches for a kernel of size {kernel_size}; use an odd size of 5 or more")
+    reach = (kernel_size - 1) // 2
+    pattern = ((5, 1), (reach | 1, 2), (3, reach // 2), (3, 2 * reach // 3), (3, reach))
+    branches = PUBLISHED_BRANCHES.get(kernel_size, pattern)
+    match reparam:
+        case "dilated":
+            return branches
+        case "none":
+            return ()
+        case "same_kernel":
+            return tuple((k, 1) for k, _ in branches)
+        case "same_equivalent_kernel":
+            return tuple(((k - 1) * r + 1, 1) for k, r in branches)
+    raise InputError(f"reparam={reparam!r}; expected one of {', '.join(get_args(BranchType))}")
+
+
+class DilatedReparamBlock(nn.Module):
+    """A large depthwise kernel with parallel dilated small ones that merge into it (section 3.2 and figure 2).
+
+    ::
+
+        x ──┬── DW KxK ────────── BN ──┐
+            ├── DW k1xk1, dil r1 ── BN ─┼── sum ──► y        inference form:  x ── DW KxK + bias ──► y
+            └── DW k2xk2, dil r2 ── BN ─┘
+
+    In eval mode the branches already run as one convolution, whose kernel is merged at each call.
+
+    Args:
+        channels: C.
+        kernel_size: K, odd.
+        branches: (k, r) pairs with (k-1)r+1 <= K, or a kind of :func:`dilated_branches`.
+        inference_mode: build the merged form, a single convolution with bias.
+
+    Raises:
+        InputError: if K is even, or a branch does not fit it.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        *,
+        branches: Branches | BranchType = "dilated",
+        inference_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(branches, str):
+            branches = dilated_branches(kernel_size, branches)
+        for k, r in branches:
+            size = (k - 1) * r + 1
+            if k % 2 == 0 or k < 1 or r < 1 or size > kernel_size:
+                raise InputError(
+                    f"branch (k={k}, r={r}) does not fit a {kernel_size}x{kernel_size} kernel: "
+                    f"k must be odd and (k-1)*r+1 = {size} at most {kernel_size}"
+                )
+        self.branches = tuple((k, r) for k, r in branches)
+        self.lk_origin = DepthwiseConv2d(channels, kernel_size, bias=inference_mode)
+        if inference_mode:
+            return
+        self.origin_bn = nn.BatchNorm2d(channels)
+        for name, (k, r) in zip(self._branch_names(), self.branches, strict=True):
+            self.add_module(f"dil_conv_{name}", DepthwiseConv2d(channels, k, dilation=r))
+            self.add_module(f"dil_bn_{name}", nn.BatchNorm2d(channels))
+
+    @property
+    def merged(self) -> bool:
+        """Whether the block is in its inference form."""
+        return not hasattr(self, "origin_bn")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        if self.merged:
+            return self.lk_origin(x)
+        if self._merges_in_forward():
+            return self._forward_merged(x)
+        y = self.origin_bn(self.lk_origin(x))
+        for conv, norm in self._parallel():
+            y = y + norm(conv(x))
+        return y
+
+    def _merges_in_forward(self) -> bool:
+        """Whether one convolution can stand for the branches, and nobody looks at them one by one."""
+        if self.training or is_exporting():
+            return False
+        step = self.lk_origin.dilation[0]  # above 1 in a net with an output_stride
+        for conv, norm in [(self.lk_origin, self.origin_bn), *self._parallel()]:
+            if type(conv) is not DepthwiseConv2d or conv.dilation[0] % step:
+                return False
+            if type(norm) is not nn.BatchNorm2d or norm.training or not norm.affine or norm.running_var is None:
+                return False
+            if has_hooks(conv) or has_hooks(norm):
+                return False
+        return True
+
+    def _forward_merged(self, x: Tensor) -> Tensor:
+        """One convolution in place of the branches, as :meth:`reparameterize` makes it, but differentiable."""
+        size = self.lk_origin.kernel_size[0]
+        step = self.lk_origin.dilation[0]
+        scale, bias = _affine(self.origin_bn)
+        weight = self.lk_origin.weight * scale.view(-1, 1, 1, 1)
+        for conv, norm in self._parallel():
+            spread = conv.dilation[0] // step
+            margin = (size - (conv.kernel_size[0] - 1) * spread - 1) // 2
+            taps = slice(margin, size - margin, spread)
+            scale, shift = _affine(norm)
+            weight[:, :, taps, taps] += conv.weight * scale.view(-1, 1, 1, 1)
+            bias = bias + shift
+        return depthwise_conv2d(x, weight, bias, dilation=step)
+
+    def _branch_names(self) -> list[str]:
+        """The official k{k}_{r} of each branch; a pair that appears again gets its number as well."""
+        names: list[str] = []
+        for i, (k, r) in enumerate(self.branches):
+            earlier = self.branches[:i].count((k, r))
+            names.append(f"k{k}_{r}_{earlier + 1}" if earlier else f"k{k}_{r}")
+        return names
+
+    def _parallel(self) -> Iterator[tuple[DepthwiseConv2d, nn.BatchNorm2d]]:
+        """The convolution and norm of each small branch."""
+        for name in self._branch_names():
+            conv = self.get_submodule(f"dil_conv_{name}")
+            norm = self.get_submodule(f"dil_bn_{name}")
+            yield cast(DepthwiseConv2d, conv), cast(nn.BatchNorm2d, norm)
+
+    def reparameterize(self, following: nn.Module | None = None) -> None:
+        """Merge all branches, and a norm that follows, into ``lk_origin``, in place; a merged block stays as it is.
+
+        Raises:
+            RuntimeError: if the block is in training mode.
+        """
+        require_eval(self)
+        if self.merged:
+            return
+        weight, bias = merged_kernel([(self.lk_origin, self.origin_bn), *self._parallel()])
+        step = self.lk_origin.dilation[0]
+        weight = weight[:, :, ::step, ::step]  # the taps between are zeros
+        if following is not None:
+            weight, bias = fold_bn(weight, bias, following)
+        set_folded(self.lk_origin, weight, bias)
+        del self.origin_bn
+        for name in self._branch_names():
+            delattr(self, f"dil_conv_{name}")
+            delattr(self, f"dil_bn_{name}")
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm in eval mode, (C,) each, differentiable."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at what goes into a module and comes out of it."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+class SqueezeExcite(nn.Module):
+    """Multiply each channel by a gate computed from the mean of all channels (SENet; UniRepLKNet section 3.1).
+
+    ::
+
+        x ─┬─ mean ── 1x1 (C, C/4) ── ReLU ── 1x1 (C/4, C) ── sigmoid ─┐
+           └────────────────────────────────────────────────────────── × ─► y
+
+    ``timm.layers.SqueezeExcite`` computes the same under other tensor names.
+
+    Args:
+        channels: C.
+        reduced: channels of the bottleneck, C / 4 in the paper.
+    """
+
+    def __init__(self, channels: int, reduced: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(channels, reduced, 1)
+        self.up = nn.Conv2d(reduced, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        squeezed = x.mean((2, 3), keepdim=True)
+        return x * self.up(F.relu(self.down(squeezed))).sigmoid()
+
+
+def extra_structure(kind: ExtraStructure, dim: int) -> nn.Module:
+    """What follows the depthwise convolution of a block, (B, C, H, W) to the same shape (section 3.1, first guideline).
+
+    'se' mixes channels by the pooled map, 'two_1x1' mixes channels at each pixel, 'two_dw3x3' mixes pixels in each
+    channel, 'bottleneck' (1x1, depthwise 3x3, 1x1) both; all go through C / 4 channels except 'two_dw3x3'. Parameters
+    and multiplications are those that the papers print. The ReLU between two layers is SE's, since no code of the
+    others was published.
+
+    Args:
+        kind: its name.
+        dim: C.
+
+    Raises:
+        InputError: if there is no such structure.
+    """
+    hidden = dim // 4
+    match kind:
+        case "se":
+            return SqueezeExcite(dim, hidden)
+        case "none":
+            return nn.Identity()
+        case "two_1x1":
+            return nn.Sequential(
+                nn.Conv2d(dim, hidden, 1),
+                nn.ReLU(),
+                nn.Conv2d(hidden, dim, 1),
+            )
+        case "bottleneck":
+            return nn.Sequential(
+                nn.Conv2d(dim, hidden, 1),
+                nn.ReLU(),
+                DepthwiseConv2d(hidden, 3, bias=True),
+                nn.ReLU(),
+                nn.Conv2d(hidden, dim, 1),
+            )
+        case "two_dw3x3":
+            return nn.Sequential(
+                DepthwiseConv2d(dim, 3, bias=True),
+                nn.ReLU(),
+                DepthwiseConv2d(dim, 3, bias=True),
+            )
+    raise InputError(f"extra={kind!r}; expected one of {', '.join(get_args(ExtraStructure))}")
+
+
+class GlobalResponseNorm(nn.Module):
+    """y = (gamma * G / (mean_c G + eps) + 1) * x + beta, where G is each channel's L2 norm over the map.
+
+    Equal to ConvNeXt V2's layer (section 3); ``timm.layers.GlobalResponseNorm`` computes the same under other tensor
+    names. G is computed in float32 at least, because a half-precision square overflows for values above 255.
+
+    Args:
+        dim: channels, the last dimension of the input.
+        use_bias: keep ``beta``; the inference form has it folded into the next linear layer.
+        eps: added to the mean of G.
+    """
+
+    beta: nn.Parameter | None
+
+    def __init__(self, dim: int, use_bias: bool = True, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, dim))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim)) if use_bias else None
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape and dtype."""
+        scale = self.scale(x_BHWC)
+        y = x_BHWC * scale if self.beta is None else torch.addcmul(self.beta, x_BHWC, scale)
+        return y.to(x_BHWC.dtype)
+
+    def forward_in_place(self, x_BHWC: Tensor) -> Tensor:
+        """The same, written over the input; only without gradients."""
+        x_BHWC.mul_(self.scale(x_BHWC))
+        return x_BHWC if self.beta is None else x_BHWC.add_(self.beta)
+
+    def scale(self, x_BHWC: Tensor) -> Tensor:
+        """What each channel of each sample is multiplied by, (B, 1, 1, C), float32 at least."""
+        norm = _channel_norms(x_BHWC)
+        return self.gamma * norm / (norm.mean(-1, keepdim=True) + self.eps) + 1
+
+
+_CACHED_VALUES = 2**20  # 4 MB in float32
+
+
+def _channel_norms(x_BHWC: Tensor) -> Tensor:
+    """The L2 norm of each channel over the map, (B, 1, 1, C), float32 at least."""
+    dtype = torch.promote_types(x_BHWC.dtype, torch.float32)
+    on_cpu = x_BHWC.device.type == "cpu"
+    if not on_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exporting():
+        return torch.linalg.vector_norm(x_BHWC, dim=(1, 2), keepdim=True, dtype=dtype)
+
+    # Some samples at a time, so that their squares stay in the cache: 1.2 times the speed of the whole network in
+    # bfloat16.
+    samples = max(1, _CACHED_VALUES // max(1, x_BHWC.shape[1:].numel()))
+    squares = [part.to(dtype).square().sum((1, 2), keepdim=True) for part in x_BHWC.split(samples)]
+    return torch.cat(squares).sqrt()
+
+
+class UniRepLKNetBlock(nn.Module):
+    """Depthwise convolution and feed-forward network under one shortcut (figure 3).
+
+    ::
+
+        x ── dwconv ── BN ── SE ── Linear(C, 4C) ── GELU ── GRN ── Linear(4C, C) ── BN ── layer scale ── DropPath ─┐
+        └──────────────────────────────────────────────────────────────────────────────────────────────────────── + ─► y
+
+    The kernel size decides the kind: 7 and up is a LarK block (a :class:`DilatedReparamBlock`), 3 or 5 a SmaK block (a
+    plain depthwise convolution), 0 a block without depthwise convolution and its norm. There is no activation between
+    the convolution and SE. In inference form both norms, GRN's beta and the layer scale are folded into the convolution
+    and the second linear layer.
+
+    Args:
+        dim: C.
+        kernel_size: 0, 3, 5, or an odd size of 7 and up.
+        drop_path: probability of dropping the residual branch of a sample.
+        layer_scale_init_value: start of the per-channel scale; 0 leaves it out.
+        branches: (k, r) pairs of a LarK block, or a kind of :func:`dilated_branches`.
+        extra: what stands at SE's place, see :func:`extra_structure`.
+        inference_mode: build the folded form.
+
+    Raises:
+        InputError: if ``kernel_size`` is none of these, ``branches`` do not fit it, or there is no such ``extra``.
+    """
+
+    gamma: nn.Parameter | None
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        *,
+        drop_path: float = 0.0,
+        layer_scale_init_value: float | None = 1e-6,
+        branches: Branches | BranchType = "dilated",
+        extra: ExtraStructure = "se",
+        inference_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dwconv: nn.Module
+        self.norm: nn.Module
+        if kernel_size == 0:
+            self.dwconv = nn.Identity()
+        elif kernel_size in (3, 5):
+            self.dwconv = DepthwiseConv2d(dim, kernel_size, bias=inference_mode)
+        elif kernel_size >= 7 and kernel_size % 2 == 1:
+            self.dwconv = DilatedReparamBlock(dim, kernel_size, branches=branches, inference_mode=inference_mode)
+        else:
+            raise InputError(f"kernel_size is {kernel_size}; use 0 (none), 3, 5, or an odd size of 7 and up")
+        self.norm = nn.Identity() if kernel_size == 0 or inference_mode else nn.BatchNorm2d(dim)
+        self.se = extra_structure(extra, dim)
+
+        # The Sequentials give the parameters their official names: pwconv1.1, act.1, pwconv2.0, pwconv2.2.
+        self.pwconv1 = nn.Sequential(
+            Permute([0, 2, 3, 1]),  # channels last, for the linear layers
+            nn.Linear(dim, 4 * dim),
+        )
+        self.act = nn.Sequential(
+            nn.GELU(),
+            GlobalResponseNorm(4 * dim, use_bias=not inference_mode),
+        )
+        self.pwconv2 = nn.Sequential(
+            nn.Linear(4 * dim, dim, bias=inference_mode),
+            Permute([0, 3, 1, 2]),
+        )
+        self.gamma = None
+        if not inference_mode:
+            self.pwconv2.append(nn.BatchNorm2d(dim))
+            if layer_scale_init_value is not None and layer_scale_init_value > 0:
+                self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value))
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        in_place = self._works_in_place()
+        y = self.se(self.norm(self.dwconv(x)))
+        y = self.pwconv1(y)  # (B, H, W, 4C)
+        if in_place:
+            gelu, grn = self.act
+            torch.ops.aten.gelu_(y, approximate=gelu.approximate)
+            y = grn.forward_in_place(y)
+        else:
+            y = self.act(y)
+        y = self.pwconv2(y)  # (B, C, H, W)
+        if self.gamma is not None:
+            y = y * self.gamma.view(-1, 1, 1)
+        y = self.drop_path(y)
+        if in_place and y.dtype == x.dtype:
+            return y.add_(x)
+        return x + y
+
+    def _works_in_place(self) -> bool:
+        """Whether nobody needs the maps of four times the channels again: no gradients, no hooks.
+
+        On a CPU this makes the whole network 1.2 times as fast, since no memory is requested for these maps.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exporting():
+            return False
+        gelu, grn = self.act
+        plain = type(gelu) is nn.GELU and type(grn) is GlobalResponseNorm
+        return plain and not any(has_hooks(module) for module in self.modules())
+
+    def reparameterize(self) -> None:
+        """Fold the block into its inference form, in place; nothing happens the second time.
+
+        Raises:
+            RuntimeError: if the block is in training mode.
+        """
+        require_eval(self)
+        if is_batch_norm(self.norm):
+            self._fold_norm()
+        if len(self.pwconv2) == 3:
+            self._fold_output()
+
+    def _fold_norm(self) -> None:
+        """Fold the norm after the depthwise convolution into it."""
+        if isinstance(self.dwconv, DilatedReparamBlock) and not self.dwconv.merged:
+            self.dwconv.reparameterize(following=self.norm)
+        else:
+            conv = self.dwconv.lk_origin if isinstance(self.dwconv, DilatedReparamBlock) else self.dwconv
+            assert isinstance(conv, nn.Conv2d)
+            set_folded(conv, *fold_bn(conv.weight, conv.bias, self.norm))
+        self.norm = nn.Identity()
+
+    def _fold_output(self) -> None:
+        """Fold GRN's beta, the second norm and the layer scale into the second linear layer."""
+        grn, linear, norm = self.act[1], self.pwconv2[0], self.pwconv2[2]
+        assert isinstance(grn, GlobalResponseNorm)
+        assert isinstance(linear, nn.Linear)
+        weight, bias = fold_bn(linear.weight, linear.bias, norm)
+        if grn.beta is not None:
+            # beta is the same at every pixel, and so is its product with the weight
+            bias = bias + weight @ to_float64_cpu(grn.beta).flatten()
+        if self.gamma is not None:
+            scale = to_float64_cpu(self.gamma)
+            weight = weight * scale[:, None]
+            bias = bias * scale
+        set_folded(linear, weight, bias)
+        grn.beta = None
+        self.gamma = None
+        del self.pwconv2[2]
+
+
+def default_kernel_sizes(depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The papers' kernel size of every block, for the depth of each stage.
+
+    3 in the first stage, 13 in the others; in the third stage, up to 8 blocks are all 13, up to 18 alternate 13 and 3,
+    and deeper ones repeat 13, 3, 3 (UniRepLKNet table 4). That gives every published variant, and a net of your own
+    the layout of the nearest.
+
+    Example:
+        >>> default_kernel_sizes((1, 1, 4, 1))
+        ((3,), (13,), (13, 13, 13, 13), (13,))
+    """
+    sizes = [(13,) * depth for depth in depths]
+    sizes[0] = (3,) * depths[0]
+    if len(depths) > 2 and depths[2] > 8:
+        pattern = (13, 3) if depths[2] <= 18 else (13, 3, 3)
+        sizes[2] = tuple(pattern[block % len(pattern)] for block in range(depths[2]))
+    return tuple(sizes)
+
+
+def _sizes_of_blocks(kernel_sizes: KernelSizes | None, depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The kernel size of every block, from one entry a stage: an int for all its blocks, or one for each."""
+    if kernel_sizes is None:
+        return default_kernel_sizes(depths)
+    if not isinstance(kernel_sizes, Sequence) or not all(isinstance(k, int | Sequence) for k in kernel_sizes):
+        raise InputError(f"kernel_sizes={kernel_sizes!r}; give one entry a stage, an int or a list of ints")
+    if len(kernel_sizes) != len(depths):
+        raise InputError(
+            f"kernel_sizes describes {len(kernel_sizes)} stages but depths={tuple(depths)} has {len(depths)}; "
+            "give one entry for each stage"
+        )
+    sizes: list[tuple[int, ...]] = []
+    for stage, (given, depth) in enumerate(zip(kernel_sizes, depths, strict=True)):
+        sizes.append((given,) * depth if isinstance(given, int) else tuple(given))
+        if len(sizes[-1]) != depth:
+            raise InputError(
+                f"kernel_sizes[{stage}]={sizes[-1]} has {len(sizes[-1])} entries but depths[{stage}] is {depth}; "
+                "give one kernel size for each block, or one int for the whole stage"
+            )
+    return tuple(sizes)
+
+
+class UniRepLKNet(LargeKernelNet):
     """Stem, stages of LarK and SmaK blocks with strided 3x3 convolutions between them, pooled classifier.
 
     ::
@@ -48,8 +576,8 @@ class UniRepLKNet(StagedNet):
         dims: channels of each stage.
         kernel_sizes: for each stage one size, or one size a block; by default :func:`default_kernel_sizes`. 0 means no
             depthwise convolution.
-        reparam: the parallel branches of every LarK block, see :func:`core.layers.dilated_branches`: 'dilated', or one
-            of the paper's ablations: 'none', 'same_kernel', 'same_equivalent_kernel' (section 3.1).
+        reparam: the parallel branches of every LarK block, see :func:`dilated_branches`: 'dilated', or one of the
+            paper's ablations: 'none', 'same_kernel', 'same_equivalent_kernel' (section 3.1).
         branches: kernel size to the (k, r) pairs of its branches, where they differ from that.
         extra: what follows the depthwise convolution in every block: 'se', or one of the paper's ablations: 'none',
             'bottleneck', 'two_1x1', 'two_dw3x3' (section 3.1).
@@ -57,7 +585,7 @@ class UniRepLKNet(StagedNet):
         drop_rate: dropout before the classifier.
         layer_scale_init_value: start of the per-channel scale of each block; 0 leaves it out.
         head_init_scale: factor on the initial weights of the classifier.
-        output_stride: pixels between two places of the last map: 4, 8, ...; where that is less than the stages give,
+        output_stride: pixels between two pixels of the last map: 4, 8, ...; where that is less than the stages give,
             the later strides become dilations, as DeepLab and other segmentation heads want it.
         feature_norms: add a LayerNorm for each stage's map (``norm0``, ...) for ``forward_intermediates(norm=True)``;
             timm's ``features_only`` gives the maps before them.
@@ -92,36 +620,43 @@ class UniRepLKNet(StagedNet):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            in_chans=in_chans, num_classes=num_classes, depths=depths, dims=dims, drop_path_rate=drop_path_rate
+            in_chans=in_chans,
+            num_classes=num_classes,
+            depths=depths,
+            dims=dims,
+            drop_path_rate=drop_path_rate,
         )
         if min(dims) < 4 or dims[0] % 2:
             raise InputError(f"dims={tuple(dims)}: the first must be even and all at least 4")
-        sizes = per_block(kernel_sizes, depths)
-        branches = {int(size): pairs for size, pairs in (branches or {}).items()}  # JSON has names for keys only
-        unused = set(branches) - {k for stage in sizes for k in stage if k >= 7}
+        sizes = _sizes_of_blocks(kernel_sizes, depths)
+        branches = {int(size): pairs for size, pairs in (branches or {}).items()}  # the keys in JSON are strings
+        unused = set(branches) - {size for stage in sizes for size in stage if size >= 7}
         if unused:
             raise InputError(f"branches are given for kernel sizes {sorted(unused)}; no LarK block of {sizes} has them")
+
         self.downsample_layers = nn.ModuleList([_stem(in_chans, dims[0])])
-        self.downsample_layers += [_downsample(a, b) for a, b in pairwise(dims)]
-        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                *[
+        for dim_in, dim_out in pairwise(dims):
+            self.downsample_layers.append(_downsample(dim_in, dim_out))
+
+        self.stages = nn.ModuleList()
+        drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        for dim, stage_sizes, stage_rates in zip(dims, sizes, drop_path_rates, strict=True):
+            stage = nn.Sequential()
+            for kernel_size, rate in zip(stage_sizes, stage_rates, strict=True):
+                stage.append(
                     UniRepLKNetBlock(
                         dim,
                         kernel_size,
-                        drop_path=next(rates),
+                        drop_path=rate,
                         layer_scale_init_value=layer_scale_init_value,
                         branches=branches.get(kernel_size, reparam),
                         extra=extra,
                         inference_mode=inference_mode,
                     )
-                    for kernel_size in stage
-                ]
-            )
-            for dim, stage in zip(dims, sizes, strict=True)
-        )
+                )
+            self.stages.append(stage)
         self._limit_stride(output_stride)
+
         self.feature_norms = feature_norms
         if feature_norms:
             for i, dim in enumerate(dims):
@@ -142,7 +677,8 @@ class UniRepLKNet(StagedNet):
             with torch.no_grad():
                 self.head.weight.mul_(head_init_scale)
 
-    def _init_classifier(self, head: nn.Linear) -> None:
+    def init_classifier(self, head: nn.Linear) -> None:
+        """Initialize a new classifier as the official code does."""
         trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
 
@@ -157,7 +693,8 @@ class UniRepLKNet(StagedNet):
         """
         if not self.global_pool.pool_type:
             return x
-        return self._logits(self.head_drop(self.norm(self.global_pool(x))), pre_logits)
+        x = self.norm(self.global_pool(x))
+        return self.classify(self.head_drop(x), pre_logits)
 
     def reparameterize(self) -> None:
         """Fold the last norm's scale and shift into the classifier, in place; ``core.reparameterize`` does the blocks.
@@ -168,27 +705,33 @@ class UniRepLKNet(StagedNet):
             RuntimeError: if the model is in training mode.
         """
         require_eval(self)
-        update_model_args(self, inference_mode=True)  # what timm.models.save_for_hf writes, to build this form again
+        update_model_args(self, inference_mode=True)  # timm.models.save_for_hf writes it, to build this form again
         if type(self.head) is nn.Linear and isinstance(self.norm, nn.LayerNorm):
             set_folded(self.head, *fold_affine(self.head.weight, self.head.bias, *norm_affine(self.norm)))
             self.norm.reset_parameters()
             self.norm_in_head = True
 
-    def _entry(self, stage: int) -> nn.Module:
+    def entry(self, stage: int) -> nn.Module:
+        """The stem, or the strided layers before a later stage."""
         return self.downsample_layers[stage]
 
-    def _blocks(self, stage: int) -> nn.Sequential:
+    def blocks(self, stage: int) -> nn.Sequential:
+        """The blocks of a stage, in order."""
         return cast(nn.Sequential, self.stages[stage])
 
-    def _feature_norm(self, stage: int) -> nn.Module:
+    def feature_norm(self, stage: int) -> nn.Module:
+        """The LayerNorm on a stage's map."""
         return self.get_submodule(f"norm{stage}")
 
-    def _drop_feature_norm(self, stage: int) -> None:
+    def remove_feature_norm(self, stage: int) -> None:
+        """Remove the norm on a stage's map, if there is one."""
         if hasattr(self, f"norm{stage}"):
             delattr(self, f"norm{stage}")
 
-    def _keep_stages(self, count: int) -> None:
-        self.stages, self.downsample_layers = self.stages[:count], self.downsample_layers[:count]
+    def keep_stages(self, count: int) -> None:
+        """Remove all stages after the first ``count``."""
+        self.stages = self.stages[:count]
+        self.downsample_layers = self.downsample_layers[:count]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm, from input to output, for layer-wise learning-rate decay.
@@ -203,9 +746,9 @@ class UniRepLKNet(StagedNet):
         for stage, depth in enumerate(self.depths[: len(self.stages)]):
             if stage > 0:
                 blocks.append((rf"^downsample_layers\.{stage}\.", (group,)))
-            width = 3 if stage == 2 else depth
-            for first in range(0, depth, width):
-                members = "|".join(str(i) for i in range(first, min(first + width, depth)))
+            size = 3 if stage == 2 else depth
+            for first in range(0, depth, size):
+                members = "|".join(str(i) for i in range(first, min(first + size, depth)))
                 blocks.append((rf"^stages\.{stage}\.(?:{members})\.", (group,)))
                 group += 1
         return {"stem": r"^downsample_layers\.0\.", "blocks": blocks}
@@ -223,4 +766,129 @@ def _stem(in_chans: int, dim: int) -> nn.Sequential:
 
 
 def _downsample(dim_in: int, dim_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(dim_in, dim_out, 3, stride=2, padding=1), LayerNorm2d(dim_out, eps=1e-6))
+    return nn.Sequential(
+        nn.Conv2d(dim_in, dim_out, 3, stride=2, padding=1),
+        LayerNorm2d(dim_out, eps=1e-6),
+    )
+
+
+# Published variants. File names and resolutions are those of huggingface.co/DingXiaoH/UniRepLKNet (Apache-2.0),
+# accuracies are the papers'.
+
+
+def _cfg(filename: str, *, top1: float | None = None, size: int = 224, num_classes: int = 1000) -> dict[str, Any]:
+    return {
+        "hf_hub_id": "DingXiaoH/UniRepLKNet",
+        "hf_hub_filename": f"unireplknet_{filename}.pth",
+        "license": "apache-2.0",
+        "origin_url": "https://github.com/AILab-CVC/UniRepLKNet",
+        "paper_ids": "arXiv:2311.15599",
+        "paper_name": "UniRepLKNet: A Universal Perception Large-Kernel ConvNet",
+        **evaluation_cfg(size, top1=top1, num_classes=num_classes, first_conv="downsample_layers.0.0"),
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "unireplknet_a.in1k": _cfg("a_in1k_224_acc77.03", top1=77.0),
+        "unireplknet_f.in1k": _cfg("f_in1k_224_acc78.58", top1=78.6),
+        "unireplknet_p.in1k": _cfg("p_in1k_224_acc80.23", top1=80.2),
+        "unireplknet_n.in1k": _cfg("n_in1k_224_acc81.64", top1=81.6),
+        "unireplknet_t.in1k": _cfg("t_in1k_224_acc83.21", top1=83.2),
+        "unireplknet_s.in1k": _cfg("s_in1k_224_acc83.91", top1=83.9),
+        "unireplknet_s.in22k_ft_in1k_384": _cfg("s_in22k_to_in1k_384_acc86.44", top1=86.4, size=384),
+        "unireplknet_s.in22k": _cfg("s_in22k_pretrain", num_classes=21841),
+        "unireplknet_b.in22k_ft_in1k_384": _cfg("b_in22k_to_in1k_384_acc87.40", top1=87.4, size=384),
+        "unireplknet_b.in22k": _cfg("b_in22k_pretrain", num_classes=21841),
+        "unireplknet_l.in22k_ft_in1k_384": _cfg("l_in22k_to_in1k_384_acc87.88", top1=87.9, size=384),
+        "unireplknet_l.in22k": _cfg("l_in22k_pretrain", size=192, num_classes=21841),
+        "unireplknet_xl.in22k_ft_in1k_384": _cfg("xl_in22k_to_in1k_384_acc87.96", top1=88.0, size=384),
+        "unireplknet_xl.in22k": _cfg("xl_in22k_pretrain", size=192, num_classes=21841),
+        "test_unireplknet.untrained": {
+            "input_size": (3, 64, 64),
+            "first_conv": "downsample_layers.0.0",
+            "classifier": "head",
+        },
+    }
+)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "unireplknet_a": {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)},
+    "unireplknet_f": {"depths": (2, 2, 6, 2), "dims": (48, 96, 192, 384)},
+    "unireplknet_p": {"depths": (2, 2, 6, 2), "dims": (64, 128, 256, 512)},
+    "unireplknet_n": {"depths": (2, 2, 8, 2), "dims": (80, 160, 320, 640)},
+    "unireplknet_t": {"depths": (3, 3, 18, 3), "dims": (80, 160, 320, 640)},
+    "unireplknet_s": {"depths": (3, 3, 27, 3), "dims": (96, 192, 384, 768)},
+    "unireplknet_b": {"depths": (3, 3, 27, 3), "dims": (128, 256, 512, 1024)},
+    "unireplknet_l": {"depths": (3, 3, 27, 3), "dims": (192, 384, 768, 1536)},
+    "unireplknet_xl": {"depths": (3, 3, 27, 3), "dims": (256, 512, 1024, 2048)},
+    "test_unireplknet": {"depths": (1, 1, 3, 1), "dims": (8, 16, 24, 32), "kernel_sizes": (3, 7, (9, 0, 3), 13)},
+}
+"""Name to the arguments of :class:`UniRepLKNet` that make a variant."""
+
+
+def _create_unireplknet(name: str, pretrained: bool, **kwargs: Any) -> UniRepLKNet:
+    return build_variant(UniRepLKNet, name, VARIANTS[name] | kwargs, pretrained=pretrained)
+
+
+@register_model
+def unireplknet_a(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-A: 4.4 M parameters and 0.64 GMACs at 224 in inference form."""
+    return _create_unireplknet("unireplknet_a", pretrained, **kwargs)
+
+
+@register_model
+def unireplknet_f(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-F: 6.2 M parameters and 0.91 GMACs at 224 in inference form."""
+    return _create_unireplknet("unireplknet_f", pretrained, **kwargs)
+
+
+@register_model
+def unireplknet_p(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-P: 10.7 M parameters and 1.57 GMACs at 224 in inference form."""
+    return _create_unireplknet("unireplknet_p", pretrained, **kwargs)
+
+
+@register_model
+def unireplknet_n(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-N: 18.3 M parameters and 2.77 GMACs at 224 in inference form."""
+    return _create_unireplknet("unireplknet_n", pretrained, **kwargs)
+
+
+@register_model
+def unireplknet_t(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-T: 31.0 M parameters and 4.90 GMACs at 224 in inference form."""
+    return _create_unireplknet("unireplknet_t", pretrained, **kwargs)
+
+
+@register_model
+def unireplknet_s(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-S: 55.6 M parameters and 9.09 GMACs at 224 in inference form."""
+    return _create_unireplknet("unireplknet_s", pretrained, **kwargs)
+
+
+@register_model
+def unireplknet_b(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-B: 98.0 M parameters and 16.1 GMACs at 224 in inference form."""
+    return _create_unireplknet("unireplknet_b", pretrained, **kwargs)
+
+
+@register_model
+def unireplknet_l(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-L: 218 M parameters and 105 GMACs at 384 in inference form."""
+    return _create_unireplknet("unireplknet_l", pretrained, **kwargs)
+
+
+@register_model
+def unireplknet_xl(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """UniRepLKNet-XL: 387 M parameters and 187 GMACs at 384 in inference form."""
+    return _create_unireplknet("unireplknet_xl", pretrained, **kwargs)
+
+
+@register_model
+def test_unireplknet(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """A tiny net with every kind of block, for tests; it has no weights."""
+    if "depths" in kwargs:
+        kwargs.setdefault("kernel_sizes", None)
+    return _create_unireplknet("test_unireplknet", pretrained, **kwargs)

@@ -16,7 +16,7 @@ class DepthwiseConv2d(nn.Conv2d):
         kernel_size: K, odd.
         stride: step of the output grid, in pixels.
         dilation: distance between two taps, in pixels.
-        bias: add a learned offset a channel.
+        bias: add a learned offset to each channel.
 
     Raises:
         InputError: if ``kernel_size`` is even or not positive.

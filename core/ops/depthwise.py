@@ -1,14 +1,30 @@
-"""Depthwise convolution: one function through which every depthwise convolution of the project goes."""
+"""The depthwise convolution: the one function through which every depthwise convolution of the project goes.
+
+Its values are those of ``F.conv2d``. The rule for what computes them:
+
+- **A kernel that is larger than the map** is cut to the taps that can meet the map, on every device.
+- **On CPUs, in float32 and bfloat16**, where oneDNN computes, kernels larger than 3 x 3 run in channels_last, except
+  that contiguous maps stay as they are for 5 to 13 columns. A kernel of 13 columns gets a column of zeros on each side,
+  because oneDNN is faster with 15. The gradient of the weight is a convolution of the map with the output gradient, 2
+  to 20 times as fast as oneDNN's own. Dilated kernels run in the format of the map, with the same gradient.
+- **Everything else** is ``F.conv2d`` with PyTorch's gradients. So are exported files, which need nothing of LarKit.
+
+The figures behind this rule are in ``benchmarks/README.md``.
+"""
+
+import os
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from core.ops.implementations import convolved
-from core.ops.modes import autocast_dtype, eager, observed, transformed, written_down
-from core.ops.operators import depthwise, depthwise_at_once
-from core.ops.statistics import statistics
+__all__ = ["depthwise_conv2d", "is_exporting", "runs_on_onednn"]
 
-__all__ = ["depthwise_conv2d", "depthwise_statistics"]
+USE_TRITON = os.environ.get("LARKIT_TRITON") == "1"
+"""Compute with the kernels of :mod:`core.ops.triton` on NVIDIA GPUs. Read once, when this module is imported."""
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 def depthwise_conv2d(
@@ -18,14 +34,8 @@ def depthwise_conv2d(
     *,
     stride: int = 1,
     dilation: int = 1,
-    implementation: str = "",
 ) -> Tensor:
     """Convolve every channel with a kernel of its own, zero-padded so that stride 1 keeps the size.
-
-    With stride 1 this is the operator ``larkit::depthwise_conv2d``: what computes it is chosen for the device, dtype
-    and sizes (:func:`core.ops.choose.choose`), and on a map smaller than the kernel only the taps that meet the map are
-    computed: the same values, without multiplying the padding. Exporters and tracers see ``conv2d``, so that files need
-    nothing of LarKit and the size of the map stays free; so do strides above 1 and the transforms of ``torch.func``.
 
     Args:
         x: (B, C, H, W), any float dtype, any memory format.
@@ -33,61 +43,168 @@ def depthwise_conv2d(
         bias: (C,), or None.
         stride: step of the output grid, in pixels.
         dilation: distance between two taps, in pixels.
-        implementation: one of :data:`core.ops.IMPLEMENTATIONS`, or 'measure' to time them all once; '' chooses.
 
     Returns:
         (B, C, ceil(H / stride), ceil(W / stride)) in the dtype and memory format of ``x``; under autocast in its dtype.
 
     Raises:
         ValueError: if the weight is not depthwise for ``x`` or its kernel is even.
-        InputError: if there is no such implementation.
     """
-    _check(x, weight)
-    if stride > 1 or written_down() or transformed():
-        return convolved(x, weight, bias, dilation, stride)
-    if dtype := autocast_dtype(x):
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if eager() and not observed(x, weight, bias):
-        return depthwise_at_once(x, weight, bias, dilation, implementation)
-    return depthwise(x, weight, bias, dilation, implementation)
-
-
-def depthwise_statistics(
-    x: Tensor, weight: Tensor, *, dilation: int = 1, implementation: str = ""
-) -> tuple[Tensor, Tensor]:
-    """Mean and variance over batch and places of each channel of :func:`depthwise_conv2d` with stride 1.
-
-    The operator ``larkit::depthwise_statistics``, differentiable any number of times, keeps x alone for the backward
-    pass. Triton computes it without writing the map to memory, from float32 sums; everything else makes the map,
-    rounded to the dtype of ``x``, and frees it at once.
-
-    Args:
-        x: (B, C, H, W), any float dtype, any memory format.
-        weight: (C, 1, K, K) with K odd.
-        dilation: distance between two taps, in pixels.
-        implementation: one of :data:`core.ops.IMPLEMENTATIONS`; '' chooses.
-
-    Returns:
-        The mean and the biased variance (divided by B * H * W), (C,) each, float32, or float64 for float64.
-
-    Raises:
-        ValueError: if the weight is not depthwise for ``x`` or its kernel is even.
-        InputError: if there is no such implementation.
-    """
-    _check(x, weight)
-    if dtype := autocast_dtype(x):
-        x, weight = x.to(dtype), weight.to(dtype)
-    if written_down() or transformed():
-        z = convolved(x, weight, None, dilation)
-        var, mean = torch.var_mean(z.to(torch.promote_types(z.dtype, torch.float32)), (0, 2, 3), correction=0)
-        return mean, var
-    return statistics(x, weight, dilation, implementation)
-
-
-def _check(x: Tensor, weight: Tensor) -> None:
-    channels, per_group, height, width = weight.shape
-    if channels != x.shape[1] or per_group != 1 or height % 2 == 0 or width % 2 == 0:
+    channels, per_group, rows, columns = weight.shape
+    if channels != x.shape[1] or per_group != 1 or rows % 2 == 0 or columns % 2 == 0:
         raise ValueError(
             f"a depthwise convolution got a weight of shape {tuple(weight.shape)} for an input with {x.shape[1]} "
             f"channels; expected ({x.shape[1]}, 1, K, K) with K odd"
         )
+    if stride > 1 or is_exporting():
+        return _conv2d(x, weight, bias, dilation, stride)
+
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x = x.to(dtype)
+        weight = weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+
+    weight = _taps_that_meet(x, weight, dilation)
+    if USE_TRITON:
+        from core.ops.triton import triton_available, triton_depthwise_conv2d
+
+        if triton_available(x):
+            return triton_depthwise_conv2d(x, weight, bias, dilation)
+    if not runs_on_onednn(x) or (max(weight.shape[2:]) <= 3 and dilation == 1):
+        return _conv2d(x, weight, bias, dilation)
+    function = _DepthwiseConv2d if torch.compiler.is_compiling() else _EagerDepthwiseConv2d
+    y: Tensor = function.apply(x, weight, bias, dilation)
+    return y
+
+
+def is_exporting() -> bool:
+    """Whether the operators go into a file for another machine or program, for maps of any size."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def runs_on_onednn(x: Tensor) -> bool:
+    """Whether oneDNN computes the convolutions of ``x``: on a CPU, in float32 or bfloat16."""
+    return _HAS_ONEDNN and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, stride: int = 1) -> Tensor:
+    """PyTorch's own convolution, with its own gradients."""
+    padding = [dilation * (size // 2) for size in weight.shape[2:]]
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])
+
+
+def _taps_that_meet(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """The middle of a kernel (C, 1, Kh, Kw): the taps that meet a map of the size of ``x`` at all."""
+    for dim in (2, 3):
+        reach = (x.shape[dim] - 1) // dilation  # steps from one side of the map to the other
+        half = weight.shape[dim] // 2
+        if reach < half:
+            weight = weight.narrow(dim, half - reach, 2 * reach + 1)
+    return weight
+
+
+class _DepthwiseConv2d(torch.autograd.Function):
+    """Stride 1 on a CPU with oneDNN."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+        return _convolve(x, weight, bias, dilation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, dilation = inputs
+        ctx.dilation = dilation
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # Both gradients are made of differentiable functions, so that there are second derivatives.
+        x, weight = ctx.saved_tensors
+        to_x = to_weight = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_x = depthwise_conv2d(grad, weight.flip(2, 3), dilation=ctx.dilation)
+        if ctx.needs_input_grad[1]:
+            to_weight = _weight_gradient(x, grad, (weight.shape[2], weight.shape[3]), ctx.dilation)
+        if ctx.needs_input_grad[2]:
+            to_bias = grad.sum((0, 2, 3))
+        return to_x, to_weight, to_bias, None
+
+
+class _EagerDepthwiseConv2d(_DepthwiseConv2d):
+    """The same for the transforms of ``torch.func`` too, whose rules ``torch.compile`` does not take."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _DepthwiseConv2d.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def jvp(ctx: Any, to_x: Tensor | None, to_weight: Tensor | None, to_bias: Tensor | None, _: None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        tangent = x.new_zeros(())
+        if to_x is not None:
+            tangent = tangent + _conv2d(to_x, weight, None, ctx.dilation)
+        if to_weight is not None:
+            tangent = tangent + _conv2d(x, to_weight, None, ctx.dilation)
+        if to_bias is not None:
+            tangent = tangent + to_bias.view(-1, 1, 1)
+        return tangent.expand_as(x)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """``F.conv2d`` in the memory format and with the kernel width that oneDNN is fastest for."""
+    columns = weight.shape[3]
+    if dilation > 1:
+        return _conv2d(x, weight, bias, dilation)
+
+    # oneDNN does not return from kernels of 15 columns or more on channels_last bfloat16 maps of up to 16 channels,
+    # seen with torch 2.12.1 and AVX-512.
+    hangs = x.dtype == torch.bfloat16 and x.shape[1] <= 16
+    if torch.compiler.is_compiling():  # the compiler chooses the memory format itself: channels_last on CPUs
+        return _conv2d(x, weight if hangs else _widened(weight), bias, dilation)
+
+    channels_last = _is_channels_last(x)
+    if not channels_last and 5 <= columns <= 13:
+        return _conv2d(x, weight, bias, dilation)
+    if hangs:
+        y = _conv2d(x.contiguous() if columns >= 15 else x, weight, bias, dilation)
+    else:
+        y = _conv2d(_to_channels_last(x), _widened(weight), bias, dilation)
+    return _to_channels_last(y) if channels_last else y.contiguous()
+
+
+def _widened(weight: Tensor) -> Tensor:
+    """A kernel of 13 columns with a column of zeros on each side; others as they are."""
+    return F.pad(weight, (1, 1)) if weight.shape[3] == 13 else weight
+
+
+def _weight_gradient(x: Tensor, grad: Tensor, kernel_size: tuple[int, int], dilation: int) -> Tensor:
+    """The gradient of the weight, (C, 1, Kh, Kw), as a convolution of each padded map with its output gradient.
+
+    The maps of all samples and channels are the B * C groups of one convolution, whose kernels are the gradients, whose
+    stride is the dilation, and whose output has a pixel for each tap. oneDNN's own weight gradient of kernels above
+    3 x 3 takes 2 to 20 times as long.
+    """
+    batch, channels, height, width = x.shape
+    down, right = (dilation * (size // 2) for size in kernel_size)
+    padded = x.new_zeros(batch, channels, height + 2 * down, width + 2 * right)
+    padded[:, :, down : down + height, right : right + width] = x  # pads and changes the format in one copy
+
+    groups = batch * channels
+    maps = padded.view(1, groups, height + 2 * down, width + 2 * right)
+    kernels = grad.reshape(groups, 1, height, width)
+    products = F.conv2d(maps, kernels, stride=dilation, groups=groups)
+    return products.view(batch, channels, *kernel_size).sum(0, dtype=torch.float32).to(x.dtype).unsqueeze(1)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether neighbors in memory are channels, in a slice of a larger map too."""
+    return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def _to_channels_last(x: Tensor) -> Tensor:
+    """``x.contiguous(memory_format=torch.channels_last)``, which ``torch.func.vmap`` does not take."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)

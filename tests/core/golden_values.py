@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from core.backbones.staged import StagedNet
+from core.backbones import LargeKernelNet
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = "test_unireplknet"
@@ -65,10 +65,10 @@ def tiny(name: str = TINY, **options: Any) -> Any:
 
 
 @functools.cache
-def shapes_only(name: str) -> StagedNet:
+def shapes_only(name: str) -> LargeKernelNet:
     """A registered net in eval mode without data, with drop path rates up to 0.3; shared, so not to be changed."""
     with torch.device("meta"):
-        model: StagedNet = timm.create_model(name, drop_path_rate=0.3)
+        model: LargeKernelNet = timm.create_model(name, drop_path_rate=0.3)
     return model.eval()
 
 

@@ -10,9 +10,14 @@ from golden_values import TINY, difference, filled, golden_input, shapes_only, t
 from torch import nn
 
 import core
-from core.layers import DilatedReparamBlock, SqueezeExcite, dilated_branches, extra_structure
-from core.layers.dilated_reparam import BranchType
-from core.layers.extra_structure import ExtraStructure
+from core.backbones.unireplknet import (
+    BranchType,
+    DilatedReparamBlock,
+    ExtraStructure,
+    SqueezeExcite,
+    dilated_branches,
+    extra_structure,
+)
 
 EXTRAS = get_args(ExtraStructure)
 BRANCHES: dict[BranchType, tuple[tuple[int, int], ...]] = {

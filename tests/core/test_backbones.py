@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import core
-from core.backbones.staged import StagedNet
-from core.layers import ConvFFN, RepLKBlock, UniRepLKNetBlock
+from core.backbones import LargeKernelNet
+from core.backbones.replknet import ConvFFN, RepLKBlock
+from core.backbones.unireplknet import UniRepLKNetBlock
 
 POOLS = {
     "avg": lambda x: x.mean((2, 3)),
@@ -93,8 +94,7 @@ def test_pruning_can_keep_the_norms_of_the_maps(net: str) -> None:
     assert (model.num_features, model(x).shape) == (24, (1, 24, 4, 4))
     without = tiny(net, feature_norms=True)
     without.prune_intermediate_layers([0], prune_norm=True)
-    with pytest.raises(ValueError, match="norm=True needs"):
-        without.forward_intermediates(x, norm=True)
+    assert_close(without.forward_intermediates(x, norm=True), without.forward_intermediates(x))
 
 
 @both
@@ -177,15 +177,18 @@ def test_stop_early_skips_later_stages(net: str) -> None:
 
 
 @both
-def test_forward_intermediates_refuses(net: str) -> None:
-    x = golden_input(1, 3, 32, 32)
+def test_forward_intermediates_refuses_other_layouts(net: str) -> None:
     with pytest.raises(ValueError, match=r"output_fmt is 'NHWC'; \w+LKNet gives 'NCHW'"):
-        tiny(net).forward_intermediates(x, output_fmt="NHWC")
-    with pytest.raises(ValueError, match="feature_norms=True"):
-        tiny(net).forward_intermediates(x, norm=True)
+        tiny(net).forward_intermediates(golden_input(1, 3, 32, 32), output_fmt="NHWC")
 
 
-def _train_step(model: StagedNet, x: Tensor) -> dict[str, Tensor]:
+@both
+def test_maps_of_a_net_without_feature_norms_stay_as_they_are(net: str) -> None:
+    model, x = tiny(net), golden_input(1, 3, 32, 32)
+    assert_close(model.forward_intermediates(x, norm=True), model.forward_intermediates(x), rtol=0, atol=0)
+
+
+def _train_step(model: LargeKernelNet, x: Tensor) -> dict[str, Tensor]:
     torch.manual_seed(7)
     output = model(x)
     output.square().mean().backward()

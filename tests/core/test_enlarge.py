@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import core
-from core.enlarge import remove_shortcuts
-from core.layers import ReparamLargeKernelConv
+from core.backbones.enlarged import remove_shortcuts
+from core.backbones.replknet import ReparamLargeKernelConv
 
 NAMES = ["lk_mobilenetv2_050", "lk_resnet18", "lk_resnet50"]
 BLOCKS = {0: 1, 1: 2, 2: 3, 3: 4, 4: 3, 5: 3, 6: 1}  # of MobileNetV2, by stage

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import core
-from core.backbones.staged import StagedNet
+from core.backbones import LargeKernelNet
 
 VARIANTS = [name for name in NAMES if name not in TINIES]
 COMPUTED = ["unireplknet_a", "unireplknet_t", "replknet_31b"]
@@ -23,9 +23,9 @@ def _golden(name: str, value: str) -> Tensor:
         return torch.from_numpy(values[f"{name}/{value}"])
 
 
-def _filled(name: str, **options: Any) -> StagedNet:
+def _filled(name: str, **options: Any) -> LargeKernelNet:
     with torch.device("meta"):  # no time spent on initial values
-        model: StagedNet = timm.create_model(name, **options)
+        model: LargeKernelNet = timm.create_model(name, **options)
     fill(model.to_empty(device="cpu"))
     return model
 

@@ -14,8 +14,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 import core
+from core.backbones.unireplknet import GlobalResponseNorm
 from core.export import export_model
-from core.layers import GlobalResponseNorm
 
 SMALL: dict[str, Any] = {"depths": (1, 2), "dims": (8, 12), "kernel_sizes": (3, (9, 0)), "num_classes": 5}
 SMALL_REPLKNET: dict[str, Any] = {"depths": (1, 1), "dims": (8, 12), "kernel_sizes": (9, 7), "num_classes": 5}

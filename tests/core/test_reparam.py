@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 import core
+from core.backbones.replknet import ReparamLargeKernelConv
 from core.errors import InputError
-from core.layers import DepthwiseConv2d, ReparamLargeKernelConv
+from core.layers import DepthwiseConv2d
 from vision.task import ImageClassifier
 
 both = pytest.mark.parametrize("net", TINIES)

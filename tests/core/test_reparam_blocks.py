@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 import core
-from core.layers import ConvFFN, DilatedReparamBlock, ReparamLargeKernelConv, RepLKBlock, UniRepLKNetBlock
-from core.layers.replknet_block import ConvBN
+from core.backbones.replknet import ConvBN, ConvFFN, ReparamLargeKernelConv, RepLKBlock
+from core.backbones.unireplknet import DilatedReparamBlock, UniRepLKNetBlock
 
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-12}
 KERNELS = [0, 3, 5, 7, 9, 11, 13, 15, 17, 19]

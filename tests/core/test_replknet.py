@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 import core
-from core.layers import ConvFFN, DepthwiseConv2d, ReparamLargeKernelConv, RepLKBlock
+from core.backbones.replknet import ConvFFN, ReparamLargeKernelConv, RepLKBlock
+from core.layers import DepthwiseConv2d
 
 FREE: dict[str, Any] = {"depths": (1, 2, 3, 1), "dims": (8, 12, 16, 20), "kernel_sizes": (9, 33, 7, 5)}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import core
-from core.layers import UniRepLKNetBlock
+from core.backbones.unireplknet import UniRepLKNetBlock
 from core.ops import response_norm
 
 

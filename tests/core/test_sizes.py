@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import core
-from core.layers.extra_structure import ExtraStructure
+from core.backbones.unireplknet import ExtraStructure
 
 
 def _parameters(model: nn.Module) -> float:

@@ -13,8 +13,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import core
-from core.backbones import default_kernel_sizes
-from core.layers import DepthwiseConv2d, DilatedReparamBlock, dilated_branches
+from core.backbones.unireplknet import DilatedReparamBlock, default_kernel_sizes, dilated_branches
+from core.layers import DepthwiseConv2d
 
 FREE: dict[str, Any] = {
     "depths": (1, 2, 3, 1),

@@ -10,8 +10,8 @@ import torch
 from tiny_weights import STEM, check_same, fresh, saved
 
 import core
-from core.io.weights import read_state_dict
 from core.errors import InputError
+from core.io.weights import read_state_dict
 
 
 @pytest.mark.parametrize("in_chans", [1, 3, 5])

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from core.ops.operators import depthwise, depthwise_weight_gradient
+from core.ops.triton_depthwise import convolve, triton_available
+from core.ops.triton_depthwise import weight_gradient as triton_weight_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from core.ops import depthwise_conv2d, triton_direct, triton_kernels
-from core.ops.operators import depthwise, depthwise_weight_gradient
-from core.ops.triton_depthwise import convolve, triton_available
-from core.ops.triton_depthwise import weight_gradient as triton_weight_gradient
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 # Of the largest value: float32 in another order of summing; one step of the 16-bit formats (the interpreter cuts off

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["arguments_of", "convolve", "strides", "tap_by_tap", "weight_gradient"]
+__all__ = ["convolve", "weight_gradient"]
 
 PROGRAMS = 2048  # weight gradient: about so many programs share the work; an H200 has 132 processors
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from core.ops.triton_depthwise import triton_available
 
 from core.errors import InputError
 from core.ops import depthwise_conv2d
-from core.ops.triton_depthwise import triton_available
 
 HERE = Path(__file__).parent
 
