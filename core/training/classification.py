@@ -158,10 +158,13 @@ class ClassificationTask(Task):
             )
 
     def adopt_spec(self, theirs: DataSpec) -> None:
-        """Take over a specification, and rebuild the feature map from it; its trained weights stay."""
+        """Take over a specification, and rebuild the feature map from it; all but its statistics stay."""
         super().adopt_spec(theirs)
-        trained = dict(self.feature_map.named_parameters())
-        self.feature_map = self.build_feature_map(self.spec).to(self.device).train(self.training)
+        before = self.feature_map
+        statistics = dict(before.named_buffers(recurse=False))
+        trained = {name: value for name, value in before.state_dict().items() if name not in statistics}
+
+        self.feature_map = self.build_feature_map(self.spec).to(self.device).train(before.training)
         self.feature_map.load_state_dict(trained, strict=False)
         self.check_channels()
 
@@ -231,7 +234,7 @@ class ClassificationTask(Task):
             truths = self.truths(target)
             titles = [f"{title} ({truths[i]})" if wrong[i] and truths else title for i, title in enumerate(titles)]
 
-        self.examples.keep(partial(self._show_some, raw), titles, wrong, self._batch_count(split))
+        self.examples.keep(partial(self._show_some, raw), titles, wrong, self.batch_count(split))
 
     def is_wrong(self, label: Tensor, target: Tensor) -> Tensor:
         """Whether each predicted label (B,) is wrong."""
@@ -244,15 +247,6 @@ class ClassificationTask(Task):
 
     def _show_some(self, raw: Any, chosen: list[int]) -> Tensor | None:
         return self.show(_choose(raw, chosen))
-
-    def _batch_count(self, split: EvaluationSplit) -> int:
-        trainer = self.trainer
-        counts = {
-            "val": trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches,
-            "test": trainer.num_test_batches,
-            "predict": trainer.num_predict_batches,
-        }
-        return int(sum(counts[split]))
 
     def report(self, split: EvaluationSplit) -> None:
         """Draw the examples and the confusion matrix."""
