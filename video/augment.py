@@ -130,7 +130,7 @@ def erase(frames: Tensor, probability: float, mean: Tensor, std: Tensor) -> Tens
     """Replace a rectangle of a clip by noise, at the same place in all of its frames.
 
     The noise is normal in normalized pixels, as the recipes have it, so that in pixels it has the mean and the
-    standard deviation of the data. It goes beyond [0, 1].
+    standard deviation of the data. Its values may lie outside of [0, 1].
 
     Args:
         frames: clips (B, T, C, H, W), pixels in [0, 1], float.

@@ -2,8 +2,8 @@
 
     demux ─► times of frames and keyframes ─► seek to a keyframe ─► decode up to the last wanted frame ─► RGB
 
-Demuxing reads the packets of a file without decoding them, which takes a small part of the time. It gives the time of
-every frame, so that a frame can be found at any frame rate, and the places that one can seek to.
+Demuxing reads the packets of a file without decoding them, which is fast. It gives the time of every frame, so that a
+frame can be found whatever the frame rate, and the keyframes, which are the frames that one can seek to.
 """
 
 from collections.abc import Iterator
@@ -32,10 +32,10 @@ Times = NDArray[np.int64]
 """Presentation times in the unit of a stream, its ``time_base``."""
 
 SHORTEST_SKIP = 8
-"""Frames up to the next keyframe from which on a seek pays off: it empties the decoder, which takes time too."""
+"""A seek is worth it if it skips more frames than this; it takes time too, since it empties the decoder."""
 
 CONVERTED_AT_ONCE = 16
-"""Frames that are decoded before they are converted to RGB, which is faster than to alternate between the two."""
+"""Frames that are decoded before they are converted to RGB: faster than to alternate between the two."""
 
 
 class VideoFile:
@@ -133,10 +133,11 @@ class VideoFile:
     # The index: times of all frames, and of the keyframes
 
     def _read_index(self) -> None:
+        """Read the packets of the file, and keep the times of its frames and keyframes."""
         packets = [packet for packet in self.container.demux(self.stream) if packet.size]
         container = self.container.format.name
 
-        # The header of an mp4 file tells the number of frames, also of a file that was not copied to its end.
+        # The header of an mp4 file holds the number of frames, even if the file was not copied to its end.
         if 0 < len(packets) < self.stream.frames and "mp4" in container:
             raise InputError(f"{self.path} is cut off after {len(packets)} of {self.stream.frames} frames; replace it")
 
@@ -153,7 +154,8 @@ class VideoFile:
             raise InputError(f"{self.path} has {len(packets)} frames{reason}")
 
         # Some containers do not store the duration of the last frame.
-        first, last = int(self.times[0]), int(self.times[-1])
+        first = int(self.times[0])
+        last = int(self.times[-1])
         mean_duration = round((last - first) / (len(self.times) - 1))
         self.end = last + int(displayed[last].duration or mean_duration)
 
@@ -207,25 +209,26 @@ class VideoFile:
             yield from self._decode_run(packets, run)
 
     def _split_into_runs(self, wanted: Times) -> list[tuple[int, Times]]:
-        """Divide the wanted times into runs without a far keyframe inside.
+        """Divide the wanted times into runs; a new run begins where a seek skips enough frames.
 
         Returns:
-            For each run the number of the last keyframe before it, and its times.
+            For each run the number of the keyframe that it is decoded from, and its times.
         """
+        # The last keyframe at or before each wanted frame.
         keys = (np.searchsorted(self.key_times, wanted, side="right") - 1).clip(0)
 
-        # Frames between a wanted frame and the keyframe of the next wanted frame, which need not be decoded.
-        # The number is negative where both frames have the same keyframe.
+        # The number of frames between a wanted frame and the keyframe of the next one, which need not be decoded.
+        # It is negative where both frames have the same keyframe.
         wanted_numbers = np.searchsorted(self.times, wanted)
         key_numbers = np.searchsorted(self.times, self.key_times[keys])
-        between = key_numbers[1:] - wanted_numbers[:-1]
+        skipped = key_numbers[1:] - wanted_numbers[:-1]
 
-        starts = np.flatnonzero(between > SHORTEST_SKIP) + 1
+        starts = np.flatnonzero(skipped > SHORTEST_SKIP) + 1
         first_keys = keys[[0, *starts]]
         return list(zip(first_keys.tolist(), np.split(wanted, starts), strict=True))
 
     def _packets_from_keyframe(self, time: int) -> Iterator[Packet]:
-        """The packets after a seek, from the first keyframe on; none if the seek arrived behind ``time``."""
+        """The packets after a seek, from the first keyframe on; none if the seek went past ``time``."""
         packets = self.container.demux(self.stream)
         for packet in packets:
             if not packet.is_keyframe:
@@ -245,8 +248,8 @@ class VideoFile:
         skipping: str | None = None
 
         for packet in packets:
-            # Frames that no other frame refers to are decoded only where they are wanted.
-            # An AV1 decoder asks once what it may skip, so that nothing is skipped there; an empty packet flushes.
+            # Frames that no other frame refers to are decoded only if they are wanted. Nothing is skipped with AV1,
+            # whose decoder reads this setting once, nor at the empty packet, which flushes the decoder.
             skip: Literal["DEFAULT", "NONREF"] = "NONREF"
             if packet.pts in missing or not packet.size or context.codec.canonical_name == "av1":
                 skip = "DEFAULT"

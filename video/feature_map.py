@@ -25,7 +25,7 @@ from torch import Tensor
 from core.errors import InputError
 from core.layers.feature_map import FeatureMap
 
-__all__ = ["ClipMap", "Layout", "clip_to_map", "map_to_clip", "rectangle", "squarest"]
+__all__ = ["ClipMap", "Layout", "clip_to_map", "map_to_clip", "rectangle", "rows_nearest_square", "to_unit_range"]
 
 Layout = Literal["grid", "strip"]
 
@@ -54,8 +54,8 @@ class ClipMap(FeatureMap):
         super().__init__()
         self.layout: Layout = layout
         self.rows = rows
-        self.register_buffer("mean", torch.tensor(list(mean)))
-        self.register_buffer("std", torch.tensor(list(std)))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
     def forward(self, frames: Tensor) -> Tensor:
         """Clips to maps.
@@ -96,7 +96,7 @@ def rectangle(frames: int, rows: int | None = None) -> tuple[int, int]:
         raise InputError(f"num_frames={frames}; a clip has at least one frame")
 
     if rows is None:
-        rows = squarest(frames)
+        rows = rows_nearest_square(frames)
         if rows == 1 and frames > 3:
             raise InputError(
                 f"{frames} frames fill no rectangle but a single row; give --data.num_frames {frames - 1} or "
@@ -109,7 +109,7 @@ def rectangle(frames: int, rows: int | None = None) -> tuple[int, int]:
     return rows, frames // rows
 
 
-def squarest(frames: int) -> int:
+def rows_nearest_square(frames: int) -> int:
     """Rows of the rectangle of ``frames`` frames that is nearest to a square; 1 for a prime number of frames."""
     return next(rows for rows in range(int(frames**0.5), 0, -1) if frames % rows == 0)
 

@@ -16,7 +16,7 @@ from core.training.pixels import PixelClassification
 from core.training.task import Backbone
 from video.augment import erase
 from video.data import VideoDataModule, VideoSpec
-from video.feature_map import ClipMap, Layout, clip_to_map, rectangle, squarest, to_unit_range
+from video.feature_map import ClipMap, Layout, clip_to_map, rectangle, rows_nearest_square, to_unit_range
 
 __all__ = ["VideoClassifier"]
 
@@ -132,7 +132,7 @@ class VideoClassifier(PixelClassification):
     def show(self, raw: Tensor) -> Tensor:
         """Pictures (B, 3, h, w) in [0, 1] with the frames of a clip as a grid; of views the middle one is shown."""
         clips = raw if raw.ndim == 5 else raw[:, raw.shape[1] // 2]
-        pictures = clip_to_map(to_unit_range(clips), "grid", squarest(clips.shape[1]))
+        pictures = clip_to_map(to_unit_range(clips), "grid", rows_nearest_square(clips.shape[1]))
 
         scale = PICTURE_SIDE / max(pictures.shape[2:])
         if scale < 1:
