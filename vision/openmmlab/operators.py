@@ -2,8 +2,8 @@
 
 MMDetection and MMSegmentation import ``mmcv.ops``, which looks for some 150 compiled functions in ``mmcv._ext``. The
 heads that are used with large-kernel backbones call three of them: NMS, RoIAlign and, on CUDA, the focal loss of FCOS.
-torchvision has all three for CPU and CUDA. Every other name can be imported and raises an error when it is called. Where
-mmcv has its own operators, nothing is replaced.
+torchvision has all three for CPU and CUDA. Every other name can be imported and raises an error when it is called.
+Where mmcv has its own operators, nothing is replaced.
 """
 
 import importlib.machinery
