@@ -26,7 +26,7 @@ class TaskCheckpoint:
         path: the file.
         class_path: import path of the task's class; empty if the task was trained without the command.
         hyperparameters: arguments of the task, without Lightning's own entries.
-        spec: what the task knows of its data (class names, statistics), as :class:`core.data.DataSpec` stores it.
+        spec: what the task knows of its data (class names, statistics), as :class:`core.data.spec.DataSpec` stores it.
         state_dict: tensors by name, on the CPU; the average of the weights if the run kept one.
         config: the run's configuration, from the file or from ``config.yaml`` beside it; None if there is none.
         metrics: what validation measured on exactly these weights; empty if it did not.

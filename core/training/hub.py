@@ -350,7 +350,7 @@ def _build(class_path: str, hyperparameters: Mapping[str, Any], source: str) -> 
     kind = task_class(class_path)
     args = {name: value for name, value in hyperparameters.items() if not name.startswith("_")}
 
-    # The file's own weights follow; no argument may load others or run a Python file.
+    # The file's own weights follow; no argument may load others or run code.
     if "pretrained" in args:
         args["pretrained"] = False
     if "weights" in args:
@@ -361,8 +361,8 @@ def _build(class_path: str, hyperparameters: Mapping[str, Any], source: str) -> 
     for name in kind.runs_files:
         if args.get(name) is not None and not kind.trusts_file(name, args[name]):
             raise InputError(
-                f"{source} names the Python file {args[name]!r}, which would be run; look into it, and if you trust it "
-                f"build {kind.__name__}({name}=...) yourself and load the weights with core.load_weights"
+                f"{source} names {name}={args[name]!r}, which can run code; look into it, and if you trust it build "
+                f"{kind.__name__} yourself and load the weights with core.load_weights"
             )
 
     try:

@@ -16,8 +16,6 @@ from core.errors import InputError
 from core.export import export_model
 from vision import ImageClassifier
 
-pytest_plugins = ["training.shared_fixtures"]
-
 
 def _task(trained: dict[str, Path]) -> ImageClassifier:
     path = trained["folder"] / "checkpoints" / "best.ckpt"

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 import core
 from core.errors import InputError
+from core.layers.feature_map import FeatureMap
 
 
 def _without(state: State, *prefixes: str) -> State:
@@ -162,3 +163,24 @@ def test_stem_adapts_to_other_channels(in_chans: int, tmp_path: Path) -> None:
     model = core.load_weights(fresh(in_chans=in_chans), tmp_path / "weights.pth")
     check_same(model, saved() | {STEM: adapt_input_conv(in_chans, saved()[STEM])})
     assert model.downsample_layers[0][0].weight.shape[1] == in_chans
+
+
+class _Standardize(FeatureMap):
+    def __init__(self, mean: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([mean]))
+
+
+def _task(mean: float, **options: Any) -> nn.Module:
+    return nn.ModuleDict({"feature_map": _Standardize(mean), "backbone": fresh(**options)})
+
+
+@pytest.mark.parametrize("classes", [1000, 5])
+def test_statistics_of_a_task_stay_those_of_its_own_data(classes: int, tmp_path: Path) -> None:
+    state = _prefixed(saved(), "backbone.") | {"feature_map.mean": torch.tensor([7.0])}
+    torch.save({"state_dict": state}, tmp_path / "task.ckpt")
+    torch.save(saved(), tmp_path / "backbone.pth")
+    for name in ("task.ckpt", "backbone.pth"):
+        task: Any = core.load_weights(_task(2.0, num_classes=classes), tmp_path / name)
+        check_same(task["backbone"], saved() if classes == 1000 else _without(saved(), "head."))
+        assert task["feature_map"].mean.item() == 2

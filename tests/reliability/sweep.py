@@ -32,10 +32,15 @@ from reliability.commands import run  # noqa: E402
 from reliability.faults import FAULTS, fit  # noqa: E402
 from reliability.verbs import VERBS, damaged_verb, prepare, stopped_verb  # noqa: E402
 
-import vision.digits  # noqa: E402
-from vision.digits import handwritten_digits  # noqa: E402
+import vision.demo  # noqa: E402
+from vision.demo import handwritten_digits  # noqa: E402
 
-IMPORTED_FIRST = ("core.training.cli", "core.analysis.verbs", "core.training.push", "matplotlib.backends.backend_agg")
+IMPORTED_FIRST = (
+    "core.training.lightning_cli",
+    "core.analysis.verbs",
+    "core.training.hub",
+    "matplotlib.backends.backend_agg",
+)
 OPTIONAL = ("vision.openmmlab.detector", "vision.openmmlab.segmenter", "tensorboard", "onnxruntime", "sklearn.datasets")
 FIT, VERB = "fit with", "verb"
 README = Path(__file__).parents[1] / "README.md"
@@ -146,8 +151,8 @@ def main() -> int:
             importlib.import_module(name)
         except ImportError:
             print(f"without {name}")
-    vision.digits.handwritten_digits = functools.cache(handwritten_digits)
-    vision.digits.handwritten_digits()  # they lie in a text file that takes a second, which every run would read
+    vision.demo.handwritten_digits = functools.cache(handwritten_digits)
+    vision.demo.handwritten_digits()  # they lie in a text file that takes a second, which every run would read
     chosen = [c for c in CONFIGS if given.all or c.parent.name == "configs"]
     if given.config:
         chosen = [c for name in given.config for c in CONFIGS if config_name(c) == name]

@@ -26,8 +26,6 @@ from core.training.loggers import WholeTensorBoardLogger
 from core.training.run_folder import how_to_go_on
 from core.training.signals import EndedAtOnce
 
-pytest_plugins = ["training.shared_fixtures"]
-pytestmark = pytest.mark.usefixtures("no_pictures")
 
 SWEEP = Path(__file__).with_name("sweep.py")
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from core.torch_files import read_torch_file
+from core.io.untrusted import read_torch_file
 
 
 def _picture(path: Path) -> None:
