@@ -170,7 +170,7 @@ class LargeKernelNet(nn.Module, ABC):
     def _forward_stage(self, x: Tensor, stage: int) -> Tensor:
         # Not in training, where PyTorch's batch norms of channels_last maps are 4 to 16 times less exact.
         if stage == 0 and not self.training:
-            x = _in_fastest_format(x)
+            x = to_fastest_format(x)
         x = self.entry(stage)(x)
         if self.grad_checkpointing and torch.is_grad_enabled():
             return _checkpoint_blocks(self.blocks(stage), x)
@@ -269,7 +269,7 @@ class LargeKernelNet(nn.Module, ABC):
 
 
 @register_notrace_function
-def _in_fastest_format(x: Tensor) -> Tensor:
+def to_fastest_format(x: Tensor) -> Tensor:
     """A map in channels_last where oneDNN computes, which is fastest for all layers; they keep that format."""
     if not runs_on_onednn(x) or is_exporting():
         return x

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates, trunc_normal_
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model, register_notrace_function
 from timm.models._input import update_model_args
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -163,16 +163,16 @@ class DilatedReparamBlock(nn.Module):
         """(B, C, H, W) to the same shape."""
         if self.merged:
             return self.lk_origin(x)
-        if self._merges_in_forward():
+        if self._merges_in_forward(x):
             return self._forward_merged(x)
         y = self.origin_bn(self.lk_origin(x))
         for conv, norm in self._parallel():
             y = y + norm(conv(x))
         return y
 
-    def _merges_in_forward(self) -> bool:
+    def _merges_in_forward(self, x: Tensor) -> bool:
         """Whether one convolution can stand for the branches, and nobody looks at them one by one."""
-        if self.training or is_exporting():
+        if self.training or is_exporting() or isinstance(x, torch.fx.Proxy):  # a graph is made of the modules
             return False
         step = self.lk_origin.dilation[0]  # above 1 in a net with an output_stride
         for conv, norm in [(self.lk_origin, self.origin_bn), *self._parallel()]:
@@ -186,16 +186,12 @@ class DilatedReparamBlock(nn.Module):
 
     def _forward_merged(self, x: Tensor) -> Tensor:
         """One convolution in place of the branches, as :meth:`reparameterize` makes it, but differentiable."""
-        size = self.lk_origin.kernel_size[0]
         step = self.lk_origin.dilation[0]
         scale, bias = _affine(self.origin_bn)
         weight = self.lk_origin.weight * scale.view(-1, 1, 1, 1)
         for conv, norm in self._parallel():
-            spread = conv.dilation[0] // step
-            margin = (size - (conv.kernel_size[0] - 1) * spread - 1) // 2
-            taps = slice(margin, size - margin, spread)
             scale, shift = _affine(norm)
-            weight[:, :, taps, taps] += conv.weight * scale.view(-1, 1, 1, 1)
+            weight = _add_kernel(weight, conv.weight * scale.view(-1, 1, 1, 1), conv.dilation[0] // step)
             bias = bias + shift
         return depthwise_conv2d(x, weight, bias, dilation=step)
 
@@ -241,6 +237,15 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
+
+
+def _add_kernel(large: Tensor, small: Tensor, dilation: int) -> Tensor:
+    """A kernel (C, 1, K, K) plus a small one (C, 1, k, k), spread by its dilation, center on center."""
+    margin = (large.shape[-1] - (small.shape[-1] - 1) * dilation - 1) // 2
+    taps = slice(margin, large.shape[-1] - margin, dilation)
+    total = large.clone()
+    total[:, :, taps, taps] += small
+    return total
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -353,14 +358,15 @@ class GlobalResponseNorm(nn.Module):
 
     def scale(self, x_BHWC: Tensor) -> Tensor:
         """What each channel of each sample is multiplied by, (B, 1, 1, C), float32 at least."""
-        norm = _channel_norms(x_BHWC)
+        norm = channel_norms(x_BHWC)
         return self.gamma * norm / (norm.mean(-1, keepdim=True) + self.eps) + 1
 
 
 _CACHED_VALUES = 2**20  # 4 MB in float32
 
 
-def _channel_norms(x_BHWC: Tensor) -> Tensor:
+@register_notrace_function  # looks at the device, which timm's extraction of graphs cannot follow
+def channel_norms(x_BHWC: Tensor) -> Tensor:
     """The L2 norm of each channel over the map, (B, 1, 1, C), float32 at least."""
     dtype = torch.promote_types(x_BHWC.dtype, torch.float32)
     on_cpu = x_BHWC.device.type == "cpu"
@@ -449,7 +455,7 @@ class UniRepLKNetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        in_place = self._works_in_place()
+        in_place = self._works_in_place(x)
         y = self.se(self.norm(self.dwconv(x)))
         y = self.pwconv1(y)  # (B, H, W, 4C)
         if in_place:
@@ -466,12 +472,12 @@ class UniRepLKNetBlock(nn.Module):
             return y.add_(x)
         return x + y
 
-    def _works_in_place(self) -> bool:
+    def _works_in_place(self, x: Tensor) -> bool:
         """Whether nobody needs the maps of four times the channels again: no gradients, no hooks.
 
         On a CPU this makes the whole network 1.2 times as fast, since no memory is requested for these maps.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exporting():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exporting() or isinstance(x, torch.fx.Proxy):
             return False
         gelu, grn = self.act
         plain = type(gelu) is nn.GELU and type(grn) is GlobalResponseNorm
@@ -585,8 +591,8 @@ class UniRepLKNet(LargeKernelNet):
         drop_rate: dropout before the classifier.
         layer_scale_init_value: start of the per-channel scale of each block; 0 leaves it out.
         head_init_scale: factor on the initial weights of the classifier.
-        output_stride: pixels between two pixels of the last map: 4, 8, ...; where that is less than the stages give,
-            the later strides become dilations, as DeepLab and other segmentation heads want it.
+        output_stride: pixels of the input for each pixel of the last map: 4, 8, ...; where that is less than the stages
+            give, the later strides become dilations, as DeepLab and other segmentation heads want it.
         feature_norms: add a LayerNorm for each stage's map (``norm0``, ...) for ``forward_intermediates(norm=True)``;
             timm's ``features_only`` gives the maps before them.
         inference_mode: build the folded form, for weights that :func:`core.reparameterize` made.

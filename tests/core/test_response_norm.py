@@ -1,4 +1,4 @@
-"""Global response normalisation against its formula, and the inference form that overwrites its own maps."""
+"""Global response normalization against its formula, and the block that overwrites its own maps without gradients."""
 
 from typing import Any
 
@@ -10,8 +10,18 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import core
-from core.backbones.unireplknet import UniRepLKNetBlock
-from core.ops import response_norm
+from core.backbones.unireplknet import GlobalResponseNorm, UniRepLKNetBlock
+
+
+def response_norm(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> Tensor:
+    """The layer with these tensors as its parameters."""
+    layer = GlobalResponseNorm(x.shape[-1], use_bias=beta is not None, eps=eps)
+    del layer.gamma
+    layer.gamma = gamma.view(1, 1, 1, -1)
+    if beta is not None:
+        del layer.beta
+        layer.beta = beta.view(1, 1, 1, -1)
+    return layer(x)
 
 
 def _formula(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> Tensor:

@@ -2,14 +2,23 @@
 
 import pytest
 import torch
-from core.ops.operators import depthwise, depthwise_weight_gradient
-from core.ops.triton_depthwise import convolve, triton_available
-from core.ops.triton_depthwise import weight_gradient as triton_weight_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from core.ops import depthwise_conv2d, triton_direct, triton_kernels
+import core.ops.depthwise
+from core.ops import depthwise_conv2d
+from core.ops.triton import (
+    convolve,
+    direct,
+    tensor_cores,
+    triton_available,
+    triton_depthwise_conv2d,
+    triton_weight_gradient,
+    weight_gradient,
+)
+
+core.ops.depthwise.USE_TRITON = True
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 # Of the largest value: float32 in another order of summing; one step of the 16-bit formats (the interpreter cuts off
@@ -18,7 +27,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 
 def depthwise_triton(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
-    return depthwise_conv2d(x, weight, bias, dilation=dilation, implementation="triton")
+    return depthwise_conv2d(x, weight, bias, dilation=dilation)
 
 
 def _random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -109,16 +118,16 @@ def test_every_way_to_cut_a_map(shape: tuple[int, int, int, int], kernel: tuple[
     """The tensor-core kernels in float32, where a wrong tap shows in the last digits."""
     x, weight, bias, slopes = _random(*shape), _random(shape[1], 1, *kernel), _random(shape[1]), _random(*shape)
     y, dx, dw, _ = _expected(x, weight, bias, dilation, slopes)
-    _close(triton_kernels.convolve(x, weight, bias, dilation), y, x.dtype)
-    _close(triton_kernels.convolve(slopes, weight.flip(2, 3), None, dilation), dx, x.dtype)
-    _close(triton_kernels.weight_gradient(x, slopes, kernel, dilation), dw, x.dtype)
+    _close(tensor_cores.convolve(x, weight, bias, dilation), y, x.dtype)
+    _close(tensor_cores.convolve(slopes, weight.flip(2, 3), None, dilation), dx, x.dtype)
+    _close(tensor_cores.weight_gradient(x, slopes, kernel, dilation), dw, x.dtype)
 
 
 def test_parts_of_the_batch_that_end_within_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_kernels, "SPLITS_FROM", 6)  # 3 steps in 2 parts of 192 blocks, in tiles of 128
+    monkeypatch.setattr(tensor_cores, "SPLITS_FROM", 6)  # 3 steps in 2 parts of 192 blocks, in tiles of 128
     x, slopes = _random(90, 1, 14, 9), _random(90, 1, 14, 9)
     wanted = _expected(x, _random(1, 1, 7, 7), None, 1, slopes)[2]
-    _close(triton_kernels.weight_gradient(x, slopes, (7, 7), 1), wanted, x.dtype)
+    _close(tensor_cores.weight_gradient(x, slopes, (7, 7), 1), wanted, x.dtype)
 
 
 @pytest.mark.parametrize("shape", [(40, 1, 9, 17), (1, 33, 3, 4)])
@@ -127,11 +136,11 @@ def test_tap_by_tap_with_many_programs(shape: tuple[int, int, int, int]) -> None
         x, weight, slopes = _random(*shape).to(memory_format=memory_format), _random(shape[1], 1, 3, 3), _random(*shape)
         y, dx, dw = _expected(x, weight, None, 1, slopes)
         got = torch.empty_like(x)
-        triton_direct.convolve(x, weight, None, got, 1)
+        direct.convolve(x, weight, None, got, 1)
         _close(got, y, x.dtype)
-        triton_direct.convolve(slopes, weight.flip(2, 3), None, got, 1)
+        direct.convolve(slopes, weight.flip(2, 3), None, got, 1)
         _close(got, dx, x.dtype)
-        _close(triton_direct.weight_gradient(x, slopes, (3, 3), 1), dw, x.dtype)
+        _close(direct.weight_gradient(x, slopes, (3, 3), 1), dw, x.dtype)
 
 
 @pytest.mark.parametrize(("kernel", "dtype"), [(3, torch.float32), (7, torch.bfloat16)])
@@ -162,9 +171,9 @@ def test_operators_keep_their_promises(kernel: int, dtype: torch.dtype, memory_f
     x = _random(2, 3, 4, 5, dtype=dtype).to(memory_format=memory_format)
     weight, bias = _random(3, 1, kernel, kernel, dtype=dtype), _random(3, dtype=dtype)
     learned = [t.clone().requires_grad_() for t in (x, weight, bias)]
-    torch.library.opcheck(depthwise, (*learned, 1, "triton"))
-    torch.library.opcheck(depthwise, (x, weight, None, 2, "triton"))
-    torch.library.opcheck(depthwise_weight_gradient, (x, x, kernel, kernel, 1, "triton"))
+    torch.library.opcheck(triton_depthwise_conv2d, (*learned, 1))
+    torch.library.opcheck(triton_depthwise_conv2d, (x, weight, None, 2))
+    torch.library.opcheck(triton_weight_gradient, (x, x, kernel, kernel, 1))
 
 
 class Layer(nn.Module):
@@ -210,7 +219,7 @@ def test_kernels_larger_than_the_map_without_trimming() -> None:
     x, weight, slopes = _random(1, 2, 3, 5), _random(2, 1, 15, 15), _random(1, 2, 3, 5)
     y, _, dw = _expected(x, weight, None, 1, slopes)
     _close(convolve(x, weight), y, x.dtype)
-    _close(triton_weight_gradient(x, slopes, (15, 15)), dw, x.dtype)
+    _close(weight_gradient(x, slopes, (15, 15)), dw, x.dtype)
 
 
 def test_where_it_is_available() -> None:

@@ -18,7 +18,7 @@ from triton.backends import backends
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from core.ops import triton_blocks, triton_direct, triton_kernels, triton_statistics, triton_toeplitz
+from core.ops.triton import direct, tensor_cores
 
 if "nvidia" not in backends:
     pytest.skip("this Triton has no CUDA backend", allow_module_level=True)
@@ -89,15 +89,13 @@ def _recorded(monkeypatch: pytest.MonkeyPatch, module: Any, names: list[str]) ->
     ("size", "dtype"), [*[(size, torch.bfloat16) for size in SIZES], ((512, 14, 27), torch.float16)]
 )
 def test_tensor_core_kernels(size: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    _recorded(monkeypatch, triton_toeplitz, ["bank_kernel"])
-    launches = _recorded(monkeypatch, triton_kernels, ["forward_kernel", "weight_gradient_kernel"])
-    launches += _recorded(monkeypatch, triton_statistics, ["tensor_core_kernel"])
+    _recorded(monkeypatch, tensor_cores, ["bank_kernel"])
+    launches = _recorded(monkeypatch, tensor_cores, ["forward_kernel", "weight_gradient_kernel"])
     x, weight = _tensors(size, dtype)
-    triton_kernels.convolve(x, weight, weight[:, 0, 0, 0], 1)
-    triton_kernels.weight_gradient(x, x, (size[2], size[2]), 1)
-    triton_statistics.on_tensor_cores(x, weight, 1)
+    tensor_cores.convolve(x, weight, weight[:, 0, 0, 0], 1)
+    tensor_cores.weight_gradient(x, x, (size[2], size[2]), 1)
     for launch in launches:
-        configs = triton_blocks.fitting(launch.configs, launch.arguments)
+        configs = tensor_cores.fitting(launch.configs, launch.arguments)
         assert configs
         for config in configs if dtype == torch.bfloat16 else configs[:1]:
             compiled, spilt = _compile(launch, config)
@@ -109,9 +107,9 @@ def test_tensor_core_kernels(size: tuple[int, int, int], dtype: torch.dtype, mon
 
 
 def test_bank_of_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    launches = _recorded(monkeypatch, triton_toeplitz, ["bank_kernel"])
-    _recorded(monkeypatch, triton_kernels, ["forward_kernel"])
-    triton_kernels.convolve(*_tensors((128, 56, 31), torch.bfloat16), None, 1)
+    launches = _recorded(monkeypatch, tensor_cores, ["bank_kernel"])
+    _recorded(monkeypatch, tensor_cores, ["forward_kernel"])
+    tensor_cores.convolve(*_tensors((128, 56, 31), torch.bfloat16), None, 1)
     compiled, spilt = _compile(launches[0], triton.Config({}, num_warps=4, num_stages=1))
     assert spilt == 0
     assert "st.global.v4" in compiled.asm["ptx"]
@@ -125,13 +123,11 @@ def test_bank_of_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tap_by_tap_kernels(
     size: tuple[int, int, int], dtype: torch.dtype, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launches = _recorded(monkeypatch, triton_direct, ["forward_kernel", "weight_gradient_kernel"])
-    launches += _recorded(monkeypatch, triton_statistics, ["direct_kernel"])
+    launches = _recorded(monkeypatch, direct, ["forward_kernel", "weight_gradient_kernel"])
     x, weight = _tensors(size, dtype)
     x = x.to(memory_format=memory_format)
-    triton_direct.convolve(x, weight, weight[:, 0, 0, 0], torch.empty_like(x), 1)
-    triton_direct.weight_gradient(x, x, (size[2], size[2]), 1)
-    triton_statistics.direct(x, weight, 1)
+    direct.convolve(x, weight, weight[:, 0, 0, 0], torch.empty_like(x), 1)
+    direct.weight_gradient(x, x, (size[2], size[2]), 1)
     for launch in launches:
         compiled, spilt = _compile(launch, triton.Config({}, num_warps=4, num_stages=3))
         assert spilt == 0, launch.kernel.__name__
