@@ -26,7 +26,7 @@ import torch
 from machine import commit
 from torch import Tensor
 
-from core.ops.triton_depthwise import convolve, triton_available, weight_gradient
+from core.ops.triton import convolve, triton_available, weight_gradient
 
 RESULTS = Path(__file__).parent / "results" / "depthwise_gpu.json"
 BATCH = 64
@@ -47,19 +47,19 @@ DIRECTIONS = ("forward", "input gradient", "weight gradient")
 Call = Callable[[], Tensor]
 
 
-def calls(direction: str, x: Tensor, weight: Tensor, slopes: Tensor) -> dict[str, Call]:
+def calls(direction: str, x: Tensor, weight: Tensor, grad: Tensor) -> dict[str, Call]:
     """One direction by every way: 'ours nchw', 'torch nhwc' and so on."""
     pad, channels = [weight.shape[2] // 2] * 2, x.shape[1]
 
-    def torch_gradient(x: Tensor, slopes: Tensor, which: int) -> Tensor:
+    def torch_gradient(x: Tensor, grad: Tensor, which: int) -> Tensor:
         mask = [which == 0, which == 1, False]
         settings = [[1, 1], pad, [1, 1], False, [0, 0], channels, mask]
-        return torch.ops.aten.convolution_backward(slopes, x, weight, None, *settings)[which]
+        return torch.ops.aten.convolution_backward(grad, x, weight, None, *settings)[which]
 
     ways: dict[str, Call] = {}
     size = weight.shape[2]
     for name, memory_format in FORMATS.items():
-        a, g = x.contiguous(memory_format=memory_format), slopes.contiguous(memory_format=memory_format)
+        a, g = x.contiguous(memory_format=memory_format), grad.contiguous(memory_format=memory_format)
         if direction == "forward":
             ways[f"ours {name}"] = lambda a=a: convolve(a, weight)
             ways[f"torch {name}"] = lambda a=a: torch.nn.functional.conv2d(a, weight, None, 1, pad, 1, channels)
@@ -72,10 +72,10 @@ def calls(direction: str, x: Tensor, weight: Tensor, slopes: Tensor) -> dict[str
     return ways
 
 
-def exact(direction: str, x: Tensor, weight: Tensor, slopes: Tensor) -> Tensor:
+def exact(direction: str, x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     """The result in float64, by PyTorch."""
-    x, weight, slopes = x.double(), weight.double(), slopes.double()
-    return calls(direction, x, weight, slopes)["torch nchw"]()
+    x, weight, grad = x.double(), weight.double(), grad.double()
+    return calls(direction, x, weight, grad)["torch nchw"]()
 
 
 def bytes_once(direction: str, x: Tensor, weight: Tensor) -> int:
@@ -166,12 +166,12 @@ def _case(case: tuple[str, int, int, int], rounds: int, moved: float) -> list[di
     _, channels, side, kernel = case
     random = torch.Generator("cuda").manual_seed(0)
     shape, options = (BATCH, channels, side, side), {"device": "cuda", "dtype": torch.bfloat16, "generator": random}
-    x, slopes = torch.randn(shape, **options), torch.randn(shape, **options)
+    x, grad = torch.randn(shape, **options), torch.randn(shape, **options)
     weight = torch.randn(channels, 1, kernel, kernel, **options)
     rows = []
     for direction in DIRECTIONS:
-        ways = calls(direction, x, weight, slopes)
-        wanted = exact(direction, x, weight, slopes)
+        ways = calls(direction, x, weight, grad)
+        wanted = exact(direction, x, weight, grad)
         errors = {
             name: ((call().double() - wanted).abs().max() / wanted.abs().max()).item() for name, call in ways.items()
         }

@@ -3,8 +3,8 @@
     python benchmarks/gpu.py
 
 Runs the scripts named in COMMANDS one after the other, each with what is left of its share of the time, and writes
-their results where they do, in benchmarks/results. The networks run with LARKIT_DEPTHWISE=triton, against the official
-order compiled in channels_last. What was not finished in time is named at the end and ends in status 1.
+their results where they do, in benchmarks/results. The networks run with LARKIT_TRITON=1, against the official order
+compiled in channels_last. Scripts that did not finish in time are listed at the end, and the exit status is 1.
 """
 
 import argparse
@@ -18,11 +18,10 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).parent
-_NETWORKS = ["networks.py", "--device", "cuda", "--dtype", "bfloat16", "--batch", "64", "--rounds", "5", "--compile"]
+_NETWORKS = ["networks.py", "--models", "unireplknet_t", "--dtypes", "bfloat16", "--device", "cuda", "--batch", "64"]
 _WAYS = ["official order", "official order, channels_last, compiled", "LarKit", "LarKit, compiled"]
 COMMANDS: dict[float, list[str]] = {  # by the share of the whole time at which a command has to end
-    0.3: ["depthwise_gpu.py", "--quick", "--minutes", "2"],
-    0.45: ["training_form.py", "--device", "cuda", "--dtype", "bfloat16", "--rounds", "5", "--minutes", "1"],
+    0.4: ["depthwise_gpu.py", "--quick", "--minutes", "3"],
     0.7: [*_NETWORKS, "--mode", "inference", "--ways", *_WAYS],
     1.0: [*_NETWORKS, "--mode", "train", "--ways", *_WAYS],
 }
@@ -33,18 +32,18 @@ def run(command: list[str], seconds: float) -> bool:
     print(f"\n$ python benchmarks/{shlex.join(command)}", flush=True)
     whole = [sys.executable, str(FOLDER / command[0]), *command[1:]]
     try:
-        return subprocess.run(whole, timeout=seconds, env=os.environ | {"LARKIT_DEPTHWISE": "triton"}).returncode == 0
+        return subprocess.run(whole, timeout=seconds, env=os.environ | {"LARKIT_TRITON": "1"}).returncode == 0
     except subprocess.TimeoutExpired:
         return False
 
 
 def main() -> None:
-    """Run all, name what did not finish."""
+    """Run all and list what did not finish."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0)
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("gpu.py needs an NVIDIA GPU, and there is none here; benchmarks/README.md names what runs on a CPU")
+        sys.exit("gpu.py needs an NVIDIA GPU, and there is none here; benchmarks/README.md lists what runs on a CPU")
     start, missing = time.monotonic(), []
     for share, command in COMMANDS.items():
         if not run(command, start + 60 * options.minutes * share - time.monotonic()):

@@ -6,9 +6,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from core.backbones.staged import StagedNet
-from core.layers import DepthwiseConv2d, GlobalResponseNorm, UniRepLKNetBlock
-from core.layers.pointwise import PointwiseConv2d, PointwiseLinear
+from core.backbones import LargeKernelNet
+from core.backbones.unireplknet import DilatedReparamBlock, GlobalResponseNorm, UniRepLKNetBlock
+from core.layers import DepthwiseConv2d
 
 __all__ = ["naive_twin"]
 
@@ -16,7 +16,14 @@ __all__ = ["naive_twin"]
 class _Block(UniRepLKNetBlock):
     """Every step makes a map of its own."""
 
-    def _may_overwrite(self) -> bool:
+    def _works_in_place(self, x: Tensor) -> bool:
+        return False
+
+
+class _DilatedReparamBlock(DilatedReparamBlock):
+    """The branches one by one, in eval mode too."""
+
+    def _merges_in_forward(self, x: Tensor) -> bool:
         return False
 
 
@@ -32,26 +39,25 @@ class _ResponseNorm(GlobalResponseNorm):
 
 _TWINS: dict[type[nn.Module], type[nn.Module]] = {
     DepthwiseConv2d: nn.Conv2d,
-    PointwiseConv2d: nn.Conv2d,
-    PointwiseLinear: nn.Linear,
+    DilatedReparamBlock: _DilatedReparamBlock,
     GlobalResponseNorm: _ResponseNorm,
     UniRepLKNetBlock: _Block,
 }
 
 
 def naive_twin(model: nn.Module) -> nn.Module:
-    """A copy with the same weights under the same names, of plain ``nn.Conv2d``, permute and ``nn.Linear``.
+    """A copy with the same weights under the same names, made of plain ``nn.Conv2d``.
 
     The map stays in the memory format of the input.
     """
     twin = copy.deepcopy(model)
     for module in twin.modules():
         module.__class__ = _TWINS.get(type(module), type(module))
-    if isinstance(twin, StagedNet):
-        kept = type(twin)
-        twin.__class__ = type(f"Naive{kept.__name__}", (kept,), {"_forward_stage": _forward_stage})
+    if isinstance(twin, LargeKernelNet):
+        family = type(twin)
+        twin.__class__ = type(f"Naive{family.__name__}", (family,), {"_forward_stage": _forward_stage})
     return twin
 
 
-def _forward_stage(self: StagedNet, x: Tensor, stage: int) -> Tensor:
-    return cast(Tensor, self._blocks(stage)(self._entry(stage)(x)))
+def _forward_stage(self: LargeKernelNet, x: Tensor, stage: int) -> Tensor:
+    return cast(Tensor, self.blocks(stage)(self.entry(stage)(x)))

@@ -1,17 +1,19 @@
 """Whole networks against a twin in the order of the official code and timm's ConvNeXt, in one run.
 
-    python benchmarks/networks.py                                  # UniRepLKNet-T, inference, float32
-    python benchmarks/networks.py --mode train --dtype bfloat16 --models unireplknet_t unireplknet_a
-    python benchmarks/networks.py --models replknet_31b --compile --device cuda --batch 64
+    python benchmarks/networks.py                    # UniRepLKNet-T and RepLKNet-31B, inference, float32 and bfloat16
+    python benchmarks/networks.py --mode train --models unireplknet_a unireplknet_t --dtypes float32
+    python benchmarks/networks.py --models replknet_31b --no-compile --device cuda --batch 64
 
-The ways take turns. The table has images a second (median of the rounds and range), how many times as fast as the twin
-that is, the share of the arithmetic limit (the rate of a 1 x 1 convolution on channels_last maps, the best of several
-sizes, measured in the same run, times the model's multiplications), the largest error relative to the largest value in
-float64, and the peak of the maps of one image that live at once. Written to benchmarks/results/networks.json, one entry
-for each model, mode, dtype and device.
+Every way runs as it is and under torch.compile (``--no-compile`` leaves that out), and the ways take turns. The table
+has images a second (median of the rounds and range), the ratio to the official order as it is, the share of the
+arithmetic limit (the rate of a 1 x 1 convolution on channels_last maps, the best of several sizes, measured in the same
+run, times the model's multiplications), the largest error relative to the largest value in float64, and the peak of the
+maps of one image that live at once. Written to benchmarks/results/networks.json, one entry for each model, mode, dtype
+and device.
 """
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +32,7 @@ from core.analysis.cost import activation_peak, count_macs
 
 RESULTS = Path(__file__).parent / "results" / "networks.json"
 PEERS = {"unireplknet_t": "convnext_tiny", "unireplknet_s": "convnext_small", "unireplknet_a": "convnext_atto"}
+TWINS = ("official order", "official order, channels_last")
 Way = tuple[nn.Module, Tensor]
 
 
@@ -45,12 +48,11 @@ def build(name: str, mode: str, dtype: torch.dtype, device: str) -> nn.Module:
 
 
 def ways(name: str, model: nn.Module, x: Tensor, compiled: bool) -> dict[str, Way]:
-    """The twin in both memory formats, ours, timm's ConvNeXt of the same size, and each of them compiled."""
+    """The twin in both memory formats, LarKit, timm's ConvNeXt of the same size, and each of them compiled."""
     last = x.to(memory_format=torch.channels_last)
-    twin = naive_twin(model)
     found = {
-        "official order": (twin, x),
-        "official order, channels_last": (naive_twin(model).to(memory_format=torch.channels_last), last),
+        TWINS[0]: (naive_twin(model), x),
+        TWINS[1]: (naive_twin(model).to(memory_format=torch.channels_last), last),
         "LarKit": (model, last if x.is_cuda else x),
     }
     if name in PEERS:
@@ -108,9 +110,11 @@ def error(model: nn.Module, x: Tensor, wanted: Tensor) -> float:
     return ((got - wanted).abs().max() / wanted.abs().max()).item()
 
 
-def report(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one network."""
-    dtype, device = getattr(torch, options.dtype), options.device
+def report(name: str, dtype_name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one network in one dtype."""
+    dtype = getattr(torch, dtype_name)
+    device = options.device
+    torch.compiler.reset()  # what was compiled for another network counts against the compiler's limit
     model = build(name, options.mode, dtype, device)
     x = torch.randn(options.batch, 3, options.size, options.size, device=device).to(dtype)
     found = _chosen(ways(name, model, x, options.compile), options.ways)
@@ -135,7 +139,7 @@ def report(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": name,
         "mode": options.mode,
-        "dtype": options.dtype,
+        "dtype": dtype_name,
         "batch": options.batch,
         "size": options.size,
         "rounds": options.rounds,
@@ -158,17 +162,30 @@ def table(entry: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def summary(entry: dict[str, Any]) -> str:
+    """LarKit against the better of the twin's memory formats, as they are and compiled."""
+    lines = []
+    for suffix in ("", ", compiled"):
+        rates = {way: row["images_per_second"]["median"] for way, row in entry["ways"].items()}
+        twins = [rates[way + suffix] for way in TWINS if way + suffix in rates]
+        if twins and f"LarKit{suffix}" in rates:
+            lines.append(f"LarKit{suffix}: {rates[f'LarKit{suffix}'] / max(twins):.2f} times the faster twin{suffix}")
+    return "\n".join(lines)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["unireplknet_t"])
+    parser.add_argument("--models", nargs="+", default=["unireplknet_t", "replknet_31b"])
     parser.add_argument("--mode", choices=["inference", "train"], default="inference")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    dtypes = ["float32", "bfloat16", "float16"]
+    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--compile", action="store_true", help="also each way under torch.compile")
+    compile_help = "also run each way under torch.compile, which takes minutes to compile"
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help=compile_help)
     parser.add_argument("--ways", nargs="+", help="only these ways, as the table calls them, beside the official order")
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser
@@ -177,15 +194,15 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure, print, write."""
     options = parser().parse_args()
-    entries = []
-    for name in options.models:
-        entry = report(name, options)
-        entries.append(entry)
+    for name, dtype in itertools.product(options.models, options.dtypes):
+        entry = report(name, dtype, options)
         print(
-            f"\n{name}, {options.mode}, {options.dtype}, batch {options.batch}, {options.size} x {options.size}, "
-            f"{entry['threads']} threads, {entry.get('gpu', entry['cpu'])}, torch {entry['torch']}\n\n{table(entry)}"
+            f"\n{name}, {options.mode}, {dtype}, batch {options.batch}, {options.size} x {options.size}, "
+            f"{entry['threads']} threads, {entry.get('gpu', entry['cpu'])}, torch {entry['torch']}\n\n{table(entry)}\n"
+            f"\n{summary(entry)}",
+            flush=True,
         )
-    keep(entries, options.output, ("model", "mode", "dtype", "batch", "size"))
+        keep([entry], options.output, ("model", "mode", "dtype", "batch", "size"))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ __all__ = ["LargeKernelNet", "build_variant", "evaluation_cfg"]
 
 Net = TypeVar("Net", bound="LargeKernelNet")
 
+
 class LargeKernelNet(nn.Module, ABC):
     """Stages of large-kernel blocks, a final norm and a classifier, with the methods that timm expects of a ConvNet.
 

@@ -51,13 +51,13 @@ def test_sizes_are_those_of_the_nets_without_repeats(script: dict[str, Any]) -> 
 
 
 def test_pytorchs_ways_are_the_derivatives(script: dict[str, Any]) -> None:
-    x, weight, slopes = torch.randn(2, 3, 6, 6), torch.randn(3, 1, 5, 5), torch.randn(2, 3, 6, 6)
+    x, weight, grad = torch.randn(2, 3, 6, 6), torch.randn(3, 1, 5, 5), torch.randn(2, 3, 6, 6)
     inputs = [x.double().requires_grad_(), weight.double().requires_grad_()]
     y = torch.nn.functional.conv2d(*inputs, padding=2, groups=3)
-    wanted = [y.detach(), *torch.autograd.grad(y, inputs, slopes.double())]
+    wanted = [y.detach(), *torch.autograd.grad(y, inputs, grad.double())]
     for direction, value in zip(script["DIRECTIONS"], wanted, strict=True):
-        assert_close(script["exact"](direction, x, weight, slopes), value)
-        ways = script["calls"](direction, x, weight, slopes)
+        assert_close(script["exact"](direction, x, weight, grad), value)
+        ways = script["calls"](direction, x, weight, grad)
         assert set(ways) == set(TIMES)
         for name in ("torch nchw", "torch nhwc"):
             assert_close(ways[name]().double(), value, rtol=1e-4, atol=1e-4)
