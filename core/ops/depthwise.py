@@ -3,10 +3,10 @@
 Its values are those of ``F.conv2d``. The rule for what computes them:
 
 - **A kernel that is larger than the map** is cut to the taps that can meet the map, on every device.
-- **On CPUs, in float32 and bfloat16**, where oneDNN computes, kernels larger than 3 x 3 run in channels_last, except
-  that contiguous maps stay as they are for 5 to 13 columns. A kernel of 13 columns gets a column of zeros on each side,
-  because oneDNN is faster with 15. The gradient of the weight is a convolution of the map with the output gradient, 2
-  to 20 times as fast as oneDNN's own. Dilated kernels run in the format of the map, with the same gradient.
+- **On CPUs, in float32 and bfloat16**, where oneDNN computes, maps keep their memory format, except that kernels of
+  more than 13 columns run in channels_last. A kernel of 13 columns on a channels_last map gets a column of zeros on
+  each side, because oneDNN is faster with 15. The gradient of the weight of kernels above 3 x 3 is a convolution of the
+  map with the output gradient, 2 to 20 times as fast as oneDNN's own.
 - **Everything else** is ``F.conv2d`` with PyTorch's gradients. So are exported files, which need nothing of LarKit.
 
 The figures behind this rule are in ``benchmarks/README.md``.
@@ -105,7 +105,7 @@ def _taps_that_meet(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
-    """Stride 1 on a CPU with oneDNN."""
+    """The convolution of stride 1 where oneDNN computes, with its own gradients."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
@@ -157,22 +157,21 @@ class _EagerDepthwiseConv2d(_DepthwiseConv2d):
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     """``F.conv2d`` in the memory format and with the kernel width that oneDNN is fastest for."""
     columns = weight.shape[3]
-    if dilation > 1:
-        return _conv2d(x, weight, bias, dilation)
+    channels_last = _is_channels_last(x)
 
     # oneDNN does not return from kernels of 15 columns or more on channels_last bfloat16 maps of up to 16 channels,
     # seen with torch 2.12.1 and AVX-512.
     hangs = x.dtype == torch.bfloat16 and x.shape[1] <= 16
-    if torch.compiler.is_compiling():  # the compiler chooses the memory format itself: channels_last on CPUs
-        return _conv2d(x, weight if hangs else _widened(weight), bias, dilation)
-
-    channels_last = _is_channels_last(x)
-    if not channels_last and 5 <= columns <= 13:
+    if dilation > 1 or (hangs and columns < 15):
         return _conv2d(x, weight, bias, dilation)
+    if torch.compiler.is_compiling():  # the compiler chooses the memory format itself: channels_last on CPUs
+        return _conv2d(x, _widened(weight), bias, dilation)
     if hangs:
-        y = _conv2d(x.contiguous() if columns >= 15 else x, weight, bias, dilation)
-    else:
+        y = _conv2d(x.contiguous(), weight, bias, dilation)
+    elif channels_last or columns > 13:
         y = _conv2d(_to_channels_last(x), _widened(weight), bias, dilation)
+    else:
+        return _conv2d(x, weight, bias, dilation)
     return _to_channels_last(y) if channels_last else y.contiguous()
 
 

@@ -30,8 +30,8 @@ def _tensors(kernel: tuple[int, int], size: tuple[int, int], bias: bool) -> list
 
 
 def _output_and_gradients(y: Tensor, inputs: list[Tensor | None]) -> list[Tensor]:
-    slopes = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
-    return [y.detach(), *torch.autograd.grad((y * slopes).sum(), [t for t in inputs if t is not None])]
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad((y * grad).sum(), [t for t in inputs if t is not None])]
 
 
 odd = st.integers(0, 7).map(lambda half: 2 * half + 1)

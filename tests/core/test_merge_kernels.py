@@ -44,7 +44,7 @@ def _sum(*branches: _ConvNd | tuple[_ConvNd, nn.Module], shortcut: bool = False)
 
 @st.composite
 def _sums(draw: st.DrawFn) -> tuple[_Sum, int]:
-    """Branches that merge exactly: one stride, one number of groups, their centres aligned."""
+    """Branches that merge exactly: one stride, one number of groups, their centers aligned."""
     dimensions, transposed = draw(st.integers(1, 3)), draw(st.booleans())
     shortcut = draw(st.booleans())
     stride = 1 if shortcut else draw(st.integers(1, 3))
@@ -129,8 +129,8 @@ def test_the_result_is_like_the_first_and_the_branches_stay() -> None:
             [nn.Conv2d(4, 4, 5, padding=2), nn.Conv2d(4, 4, 3)],
             "do not align: kernel [(5, 5), (3, 3)], dilation [(1, 1), (1, 1)], padding [(2, 2), (0, 0)]; use padding",
         ),
-        ([nn.Conv1d(4, 4, 5, padding="valid"), nn.Conv1d(4, 4, 3, padding="valid")], "centres of the branches do not"),
-        ([nn.Conv1d(4, 4, 5, padding=2), nn.Conv1d(4, 4, 5, padding=2, dilation=2)], "centres of the branches do not"),
+        ([nn.Conv1d(4, 4, 5, padding="valid"), nn.Conv1d(4, 4, 3, padding="valid")], "centers of the branches do not"),
+        ([nn.Conv1d(4, 4, 5, padding=2), nn.Conv1d(4, 4, 5, padding=2, dilation=2)], "centers of the branches do not"),
         (
             [nn.Conv1d(4, 4, 5, 1, 2), nn.Conv1d(4, 4, 3, 2, 1)],
             "stride (1,) and (2,) do not merge; it must be",
@@ -150,8 +150,8 @@ def test_the_result_is_like_the_first_and_the_branches_stay() -> None:
         ),
         ([nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular")], "only branches with padding_mode='zeros' merge"),
         ([nn.Conv1d(4, 4, 3), nn.Conv1d(4, 4, 3, padding_mode="reflect")], "only branches with padding_mode='zeros'"),
-        ([nn.Conv1d(4, 4, 4, padding="same")], "cannot centre a 4 kernel in a 4 one: both odd"),
-        ([nn.Conv2d(4, 4, (3, 2), padding=0)], "cannot centre a 3x2 kernel"),
+        ([nn.Conv1d(4, 4, 4, padding="same")], "cannot center a 4 kernel in a 4 one: both must be odd"),
+        ([nn.Conv2d(4, 4, (3, 2), padding=0)], "cannot center a 3x2 kernel"),
     ],
 )
 def test_branches_that_do_not_merge(convs: list[_ConvNd], message: str) -> None:

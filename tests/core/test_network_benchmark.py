@@ -51,7 +51,7 @@ def _networks(monkeypatch: pytest.MonkeyPatch, output: Path, *options: str) -> d
     return dict(entry)
 
 
-@pytest.mark.parametrize("mode", ["inference", "train"])
+@pytest.mark.parametrize("mode", ["inference", "eval", "train"])
 def test_networks(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -206,12 +206,12 @@ def test_inside_a_lightning_module(net: str) -> None:
 
 
 @both
-def test_synchronised_norms_fold(net: str) -> None:
+def test_synchronized_norms_fold(net: str) -> None:
     model = tiny(net)
-    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)).eval()
-    assert any(isinstance(m, nn.SyncBatchNorm) for m in synchronised.modules())
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)).eval()
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in synchronized.modules())
     expected = core.reparameterize(model).state_dict()
-    assert_close(core.reparameterize(synchronised).state_dict(), expected, rtol=0, atol=0)
+    assert_close(core.reparameterize(synchronized).state_dict(), expected, rtol=0, atol=0)
 
 
 @both

@@ -69,13 +69,13 @@ def test_kernels_with_a_size_for_each_dimension() -> None:
 @pytest.mark.parametrize(
     ("shape", "size", "message"),
     [
-        ((5, 5), 3, "cannot centre a 5x5 kernel in a 3x3 one: both odd, the first smaller"),
-        ((4, 4), 7, "cannot centre a 4x4 kernel in a 7x7 one"),
-        ((3,), 6, "cannot centre a 3 kernel in a 6 one"),
-        ((3, 5, 3), (5, 3, 5), "cannot centre a 3x5x3 kernel in a 5x3x5 one"),
+        ((5, 5), 3, "cannot center a 5x5 kernel in a 3x3 one: both must be odd, the first smaller"),
+        ((4, 4), 7, "cannot center a 4x4 kernel in a 7x7 one"),
+        ((3,), 6, "cannot center a 3 kernel in a 6 one"),
+        ((3, 5, 3), (5, 3, 5), "cannot center a 3x5x3 kernel in a 5x3x5 one"),
     ],
 )
-def test_kernels_that_cannot_be_centred(shape: tuple[int, ...], size: Any, message: str) -> None:
+def test_kernels_that_cannot_be_centered(shape: tuple[int, ...], size: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         embed_kernel(torch.zeros(1, 1, *shape), size)
 

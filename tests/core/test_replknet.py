@@ -146,15 +146,15 @@ def test_norms_of_the_maps_change_no_other_output() -> None:
     assert [int(stage.norm.num_batches_tracked) for stage in model.stages] == [1, 1, 1, 1]
 
 
-def _synchronised(model: nn.Module) -> bool:
+def _synchronized(model: nn.Module) -> bool:
     return any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
 
 
-def test_one_model_with_synchronised_norms_changes_no_other() -> None:
+def test_one_model_with_synchronized_norms_changes_no_other() -> None:
     first, second = tiny(TINY_REPLKNET), tiny(TINY_REPLKNET)
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(first)
-    assert _synchronised(converted)
-    assert not any(map(_synchronised, (second, tiny(TINY_REPLKNET), tiny(TINY_REPLKNET, feature_norms=True))))
+    assert _synchronized(converted)
+    assert not any(map(_synchronized, (second, tiny(TINY_REPLKNET), tiny(TINY_REPLKNET, feature_norms=True))))
     x = golden_input(2, 3, 64, 64)
     assert_close(converted(x), second(x))
 

@@ -40,8 +40,8 @@ def test_values_and_gradients(shape: tuple[int, int, int, int], bias: bool, grad
     wanted = _formula(x, gamma, offset, 1e-6)
     assert_close(got, wanted)
     if grad:
-        slopes, inputs = torch.randn_like(x), [x, gamma, beta][: 3 if bias else 2]
-        pairs = zip(torch.autograd.grad(got, inputs, slopes), torch.autograd.grad(wanted, inputs, slopes), strict=True)
+        grad, inputs = torch.randn_like(x), [x, gamma, beta][: 3 if bias else 2]
+        pairs = zip(torch.autograd.grad(got, inputs, grad), torch.autograd.grad(wanted, inputs, grad), strict=True)
         for ours, theirs in pairs:
             assert_close(ours, theirs)
 
@@ -68,13 +68,13 @@ def test_many_samples_of_other_dtypes(dtype: torch.dtype) -> None:
 def test_gradients_of_other_dtypes(dtype: torch.dtype, again: bool) -> None:
     """Sums over thousands of places, whose products float16 does not hold; ``again`` as GPUs take them."""
     torch.manual_seed(0)
-    x, slopes = (300 * torch.randn(2, 30, 30, 16)).to(dtype), torch.randn(2, 30, 30, 16).to(dtype)
+    x, grad = (300 * torch.randn(2, 30, 30, 16)).to(dtype), torch.randn(2, 30, 30, 16).to(dtype)
     gamma, beta = torch.randn(16), torch.randn(16)
     got, wanted = [], []
     for found, kind, norm in ((got, dtype, response_norm), (wanted, torch.float64, _formula)):
         inputs = [x.to(kind).requires_grad_(), *(t.to(torch.promote_types(kind, torch.float32)) for t in (gamma, beta))]
         inputs[1:] = [t.clone().requires_grad_() for t in inputs[1:]]
-        found += torch.autograd.grad(norm(*inputs, 1e-6), inputs, slopes.to(kind), create_graph=again)
+        found += torch.autograd.grad(norm(*inputs, 1e-6), inputs, grad.to(kind), create_graph=again)
     for ours, theirs in zip(got, wanted, strict=True):
         limit = 4 * torch.finfo(dtype).eps * theirs.abs().max().item()
         assert_close(ours.double(), theirs, rtol=0, atol=limit)

@@ -1,8 +1,8 @@
 """Depthwise convolution tap by tap, in Triton: exact float32, small kernels, any strides; stride 1, zero-padded.
 
 Products and sums are float32, never TensorFloat-32. A program computes BLOCK_P pixels (of all images, counted through)
-by BLOCK_C channels: 1 channel where pixels are neighbours in memory (NCHW), 32 channels where channels are
-(channels_last), so that neighbouring threads read neighbouring addresses in both formats and no copy is made. The map
+by BLOCK_C channels: 1 channel where pixels are neighbors in memory (NCHW), 32 channels where channels are
+(channels_last), so that neighboring threads read neighboring addresses in both formats and no copy is made. The map
 is read from memory about once: the taps of a pixel meet in the cache.
 """
 

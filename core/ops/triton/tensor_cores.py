@@ -198,7 +198,7 @@ def _banked(
     bank_ptr, d, KH: tl.constexpr, DIL: tl.constexpr,
     R: tl.constexpr, WN: tl.constexpr, Q: tl.constexpr, WJ: tl.constexpr,
 ):  # fmt: skip
-    """As _toeplitz, from the matrices of single rows of taps: neighbours in memory are read together."""
+    """As _toeplitz, from the matrices of single rows of taps: neighbors in memory are read together."""
     j = tl.arange(0, Q * WJ)[:, None]
     n = tl.arange(0, R * WN)[None, :]
     dh = d + j // WJ - n // WN + DIL * (KH // 2)
