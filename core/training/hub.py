@@ -91,11 +91,11 @@ class TaskHubMixin(ModelHubMixin, library_name="larkit"):
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
         save_file(tensors, save_directory / WEIGHTS, metadata={"format": "pt"})
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]  # further options go through
         self,
         repo_id: str,
         *,
-        config: dict[str, Any] | None = None,  # type: ignore[override]
+        config: dict[str, Any] | None = None,
         model_card_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> str:
@@ -125,9 +125,7 @@ class TaskHubMixin(ModelHubMixin, library_name="larkit"):
             raise InputError(f"{source} holds a {type(task).__name__}, not a {cls.__name__}")
         return task
 
-    def generate_model_card(  # type: ignore[override]
-        self, *, config: dict[str, Any], source: str, license: str = "apache-2.0"
-    ) -> ModelCard:
+    def generate_model_card(self, *, config: dict[str, Any], source: str, license: str = "apache-2.0") -> ModelCard:
         """Describe the task: metrics, a program that loads it, class names, and what it knows of its data.
 
         Args:
@@ -446,8 +444,8 @@ def _hyperparameters(task: "Task") -> dict[str, Any]:
         )
 
     # A backbone that was folded after it was built says so in the arguments that timm stores with it.
-    stored = next((module._model_args for module in task.modules() if hasattr(module, "_model_args")), None) or {}
-    forms = {form: True for form in _FORMS if stored.get(form)}
+    stored: Any = next((module._model_args for module in task.modules() if hasattr(module, "_model_args")), None)
+    forms = {form: True for form in _FORMS if (stored or {}).get(form)}
     backbone_args = {**(args.get("backbone_args") or {}), **forms}
     return args | {"pretrained": False, "weights": None, "backbone_args": backbone_args}
 
@@ -516,12 +514,17 @@ def _card_facts(config: dict[str, Any]) -> list[str]:
     if classes:
         more = ", ..." if len(classes) > 20 else ""
         parts.append(f"{len(classes)} classes: {', '.join(map(str, classes[:20]))}{more}.")
-    rows = [f"| {name} | {json.dumps(value)} |" for name, value in spec.items() if value is not None]
+    rows = [f"| {name} | {_short_json(value)} |" for name, value in spec.items() if value not in (None, [], ())]
     if rows:
-        parts.append("\n".join(["| input | value |", "|---|---|", *rows]))
+        parts.append("\n".join(["| of the data | value |", "|---|---|", *rows]))
 
     versions = ", ".join(f"{package} {number}" for package, number in config["versions"].items())
     return [*parts, f"Saved with {versions}."]
+
+
+def _short_json(value: Any, limit: int = 100) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= limit else f"{text[:limit]} ..."
 
 
 # What is read
