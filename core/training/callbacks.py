@@ -16,7 +16,6 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 from rich.progress import TimeRemainingColumn
-from torchmetrics import Metric, MetricCollection
 
 from core.data.labeled import SampleDataModule
 from core.figures import new_figure
@@ -247,7 +246,7 @@ class SigtermCallback(Callback):
 
 
 class ModelTable(Callback):
-    """Prints the parts of the model with their parameters before training; metrics are not listed."""
+    """Prints the feature map and the parts of the model that have parameters, before training."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table."""
@@ -257,7 +256,7 @@ class ModelTable(Callback):
         parts = [
             (name, type(module).__name__, _count(module))
             for name, module in pl_module.named_children()
-            if not any(isinstance(inner, Metric | MetricCollection) for inner in module.modules())
+            if _count(module) or name == "feature_map"
         ]
         names = max((len(name) for name, _, _ in parts), default=0)
         kinds = max((len(kind) for _, kind, _ in parts), default=0)

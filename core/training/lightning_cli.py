@@ -133,7 +133,7 @@ class LarKitCLI(LightningCLI):
 
     def spec_of(self, data: LightningDataModule) -> dict[str, Any] | None:
         """What the task is told of its data: what its checkpoint knows, else what the data module says."""
-        if self._checkpoint is not None:
+        if self._checkpoint is not None and self._checkpoint.spec:
             return self._checkpoint.spec
         if not isinstance(data, DataModule):
             return None
@@ -251,8 +251,9 @@ class LarKitCLI(LightningCLI):
         if self.config.subcommand == "stats":
             self.settings.model = None  # data are measured without one
         elif self.settings.checkpoint.monitor is None:
-            task = _imported(self.settings.model.class_path)
-            monitor, mode = task.chosen_by(self.settings.model.get("init_args", {}))
+            sections = (self.settings.data, self.settings.model)
+            args = {name: value for section in sections for name, value in section.get("init_args", {}).items()}
+            monitor, mode = _imported(self.settings.model.class_path).chosen_by(args)
             self.settings.checkpoint.monitor = monitor
             self.settings.checkpoint.mode = mode
 

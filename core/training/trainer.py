@@ -10,7 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from core.data.module import DataModule
 from core.export import Format, Source, export_model
 from core.io.checkpoint import TaskCheckpoint
-from core.training.task import Task
+from core.training.task import Task, first_samples
 
 __all__ = ["ExportingTrainer"]
 
@@ -74,7 +74,9 @@ class ExportingTrainer(Trainer):
             return _export_from("raw", model, raw, folder, format, fixed_size=fixed_size)
         except Exception as error:  # the exporters raise errors of many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            rank_zero_info(f"The way from raw samples cannot be exported ({reason[:200]}); the file begins with the map")
+            rank_zero_info(
+                f"The way from raw samples cannot be exported ({reason[:200]}); the file begins with the map"
+            )
         return _export_from("map", model, raw, folder, format, fixed_size=fixed_size)
 
 
@@ -86,8 +88,8 @@ def _validation_samples(trainer: Trainer, model: Task, datamodule: DataModule, c
     batch = next(iter(datamodule.val_dataloader()))
 
     raw, _ = model.unpack(batch)
-    arguments = raw if isinstance(raw, tuple) else (raw,)
-    return tuple(argument[:count] for argument in arguments)
+    some = first_samples(raw, count)
+    return some if isinstance(some, tuple) else (some,)
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted(REPOSITORY.glob("*/configs/**/*.yaml"))
 BASES = {
     "recipes": ("imagenet.yaml", "kinetics400.yaml"),
-    "engine": ("kinetics400.yaml", "cls.yaml"),
     "ablations": ("ablation.yaml",),
 }
 """Folder of configurations that go on top of another one, and that one, the first that a modality has."""
@@ -33,6 +32,8 @@ def config_name(path: Path) -> str:
 
 def stack(config: Path) -> list[Path]:
     """The files to give with -c for one configuration."""
+    if config.parent.name == "engine":
+        return [REPOSITORY / "vision/configs/cls.yaml", config]
     bases = [config.parent.parent / name for name in BASES.get(config.parent.name, ())]
     return [*[base for base in bases if base.is_file()][:1], config]
 
@@ -42,7 +43,11 @@ def content(config: Path) -> dict[str, Any]:
     sections: dict[str, Any] = {}
     for file in stack(config):
         for key, value in yaml.safe_load(file.read_text(encoding="utf-8")).items():
-            init = {**sections.get(key, {}).get("init_args", {}), **value.get("init_args", {})}
+            lower = sections.get(key, {}).get("init_args", {})
+            upper = value.get("init_args", {})
+            init = {**lower, **upper}
+            if "backbone" not in upper and "backbone_args" in lower:
+                init["backbone_args"] = {**lower["backbone_args"], **upper.get("backbone_args", {})}
             sections[key] = {**sections.get(key, {}), **value, "init_args": init}
     return sections
 

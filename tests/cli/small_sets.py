@@ -15,9 +15,8 @@ import soundfile
 import torchvision
 from training.small_runs import write_photos
 
-from pointcloud.furniture import write_furniture
-from timeseries.made_up_world import make_world
-from video.camera_moves import MOVES
+from timeseries.demo import make_world
+from video.demo import MOVES
 
 Options = dict[str, str]
 
@@ -28,7 +27,7 @@ def _digits(folder: Path) -> Options:
 
 def _photos(folder: Path) -> Options:
     root = write_photos(folder / "photos", train=4, val=2)
-    return {"data.root": str(root), "model.num_classes": "3", "data.size": "32"}
+    return {"data.root": str(root), "data.size": "32"}
 
 
 class _Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
@@ -68,7 +67,7 @@ def _cifar10(folder: Path) -> Options:
 
 
 def _scenes(folder: Path) -> Options:
-    from vision.openmmlab.scenes import draw_scenes
+    from vision.openmmlab.demo import draw_scenes
 
     draw_scenes(folder / "data" / "digit_scenes", {"train": 16, "val": 2, "test": 2})
     return {}
@@ -85,8 +84,7 @@ def _sound_folders(folder: Path) -> Options:
         for name in ("a", "b", "c"):
             for i in range(count):
                 _sound(folder / "sounds" / split / name / f"{i}.wav")
-    statistics = {"data.mean": "-8", "data.std": "4"}
-    return {"data.root": str(folder / "sounds"), "model.num_classes": "3", **statistics}
+    return {"data.root": str(folder / "sounds")}
 
 
 def _words(folder: Path) -> Options:
@@ -99,7 +97,7 @@ def _words(folder: Path) -> Options:
 
 
 def _spoken_words(folder: Path) -> Options:
-    return {**_words(folder), "data.words": "['yes','no']", "model.num_classes": "2"}
+    return {**_words(folder), "data.words": "['yes','no']"}
 
 
 def _table(folder: Path) -> Options:
@@ -108,8 +106,7 @@ def _table(folder: Path) -> Options:
     (folder / "labels.csv").write_text("index,mid,display_name\n0,/m/a,a\n1,/m/b,b\n")
     (folder / "weights.csv").write_text("1\n" * 8)
     files = {"train_json": "table.json", "val_json": "table.json", "labels_csv": "labels.csv"}
-    options = {f"data.{key}": str(folder / name) for key, name in (files | {"weights_csv": "weights.csv"}).items()}
-    return {**options, "model.num_classes": "2"}
+    return {f"data.{key}": str(folder / name) for key, name in (files | {"weights_csv": "weights.csv"}).items()}
 
 
 def _esc50(folder: Path) -> Options:
@@ -120,7 +117,7 @@ def _esc50(folder: Path) -> Options:
         for i in range(20):
             _sound(folder / "audio" / f"{i}.wav")
             writer.writerow([f"{i}.wav", i % 5 + 1, i % 2, ("dog", "rain")[i % 2]])
-    return {"data.root": str(folder), "model.num_classes": "2"}
+    return {"data.root": str(folder)}
 
 
 POINT_SIZES: Options = {
@@ -159,11 +156,6 @@ def _scanobjectnn(folder: Path) -> Options:
 
 def _digit_clouds(folder: Path) -> Options:
     return POINT_SIZES
-
-
-def _furniture(folder: Path) -> Options:
-    write_furniture(folder / "furniture", (("train", 2), ("val", 1), ("test", 1)))
-    return {**POINT_SIZES, "data.root": str(folder / "furniture")}
 
 
 def _video(file: Path) -> Path:
@@ -208,32 +200,28 @@ def _series(folder: Path) -> Options:
     values = np.random.default_rng(0).standard_normal((400, 2)).round(3).tolist()
     lines = ["date,a,b", *[f"{str(t).replace('T', ' ')},{a},{b}" for t, (a, b) in zip(times, values, strict=True)]]
     (folder / "series.csv").write_text("\n".join(lines) + "\n")
-    lengths = {f"{part}.{name}": "16" for part in ("data", "model") for name in ("seq_len", "pred_len")}
-    return {"data.path": str(folder / "series.csv"), "data.split": "[0.7,0.1,0.2]", "model.channels": "2", **lengths}
+    lengths = {"data.seq_len": "16", "data.pred_len": "16"}
+    return {"data.path": str(folder / "series.csv"), "data.split": "[0.7,0.1,0.2]", **lengths}
 
 
 def _world(folder: Path) -> Options:
     make_world(folder / "world", regions=2, nodes=2, stations=2, hours=800)
-    tree = {"model.tree": "[2,2]", "model.stations": "2", "model.d_ff": "8", "model.n_heads": "8"}
-    return {"data.root": str(folder / "world"), **tree}
-
-
-def _published_world(folder: Path) -> Options:
-    return {**_world(folder), "model.d_model": "32"}
+    sizes = {"tree": "[2,2]", "stations": "2", "d_model": "32", "d_ff": "8", "n_heads": "8"}
+    architecture = {f"model.architecture.{name}": value for name, value in sizes.items()}
+    return {"data.root": str(folder / "world"), **architecture}
 
 
 SETS: dict[str, Callable[[Path], Options]] = {
     "vision.CIFAR10": _cifar10,
     "vision.Digits": _digits,
     "vision.ImageFolder": _photos,
-    "vision.openmmlab.scenes.DigitScenes": _scenes,
+    "vision.openmmlab.demo.DigitScenes": _scenes,
     "audio.AudioFolder": _sound_folders,
     "audio.AudioTable": _table,
     "audio.ESC50": _esc50,
     "audio.SpeechCommands": _words,
     "audio.SpokenWords": _spoken_words,
     "pointcloud.DigitClouds": _digit_clouds,
-    "pointcloud.Furniture": _furniture,
     "pointcloud.ModelNet40": _modelnet40,
     "pointcloud.PointFolder": _shape_folders,
     "pointcloud.ScanObjectNN": _scanobjectnn,
@@ -241,7 +229,7 @@ SETS: dict[str, Callable[[Path], Options]] = {
     "video.VideoFolder": _video_folders,
     "video.VideoList": _video_list,
     "timeseries.CSVSeries": _series,
-    "timeseries.GlobalWeather": _published_world,
+    "timeseries.GlobalWeather": _world,
     "timeseries.MadeUpWorld": _world,
     "timeseries.NewYorkWeather": lambda folder: {},
 }

@@ -4,6 +4,7 @@ import functools
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -13,9 +14,7 @@ from training.small_runs import PLAIN, add_callbacks, command, metric, runs, sav
 import core.analysis.verbs
 import core.cli
 from core.cli import ANALYSES, HELP, VERBS, main
-from core.training.cli import LarKitCLI
-
-pytest_plugins = ["training.shared_fixtures"]
+from core.training.lightning_cli import LarKitCLI
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -27,15 +26,15 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_has_an_example_line_for_each_verb() -> None:
-    examples = re.findall(r"^ +lightning (\w+) -c ", HELP, flags=re.MULTILINE)
-    assert set(examples) - {"VERB"} == set(VERBS) == set(LarKitCLI.subcommands())
+    examples = re.findall(r"^ {12}lightning (\w+)", HELP, flags=re.MULTILINE)
+    assert set(examples) - {"configs"} == set(VERBS) == set(LarKitCLI.subcommands())
 
 
 def test_help_has_an_example_line_for_each_analysis() -> None:
     examples = re.findall(r"^ +lightning ([a-z-]+) [a-z]\w+ [a-z]\w+ .*--", HELP, flags=re.MULTILINE)
     described = re.findall(r"^  ([a-z-]+)  +[a-z]", HELP, flags=re.MULTILINE)
     assert tuple(examples) == ANALYSES == tuple(core.analysis.verbs.VERBS)
-    assert described == [*VERBS, *ANALYSES]
+    assert described == ["configs", *VERBS, *ANALYSES]
     assert not set(VERBS) & set(ANALYSES)
 
 
@@ -51,7 +50,7 @@ def test_example_lines_of_the_analyses_are_understood(line: str, monkeypatch: py
             assert str(given[0][option[2:]]) == value
 
 
-@pytest.mark.parametrize("line", re.findall(r"^ {12}lightning (.*)$", HELP, flags=re.MULTILINE))
+@pytest.mark.parametrize("line", re.findall(r"^ {12}lightning (.* -c .*)$", HELP, flags=re.MULTILINE))
 def test_example_lines_parse(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(REPOSITORY)
     words = line.split("   ")[0].split()
@@ -59,8 +58,26 @@ def test_example_lines_parse(line: str, monkeypatch: pytest.MonkeyPatch, capsys:
         main([*words, "--print_config"])
     assert stopped.value.code in (None, 0)
     content = yaml.safe_load(capsys.readouterr().out)
+    _check_options(content, words)
     modality = words[words.index("-c") + 1].partition("/")[0]
     assert content["model"]["class_path"].startswith(f"{modality}.")
+
+
+@pytest.mark.parametrize("line", re.findall(r"^ {12}lightning (\w+ --ckpt_path .*)$", HELP, flags=re.MULTILINE))
+def test_example_lines_without_a_configuration_parse(
+    line: str, trained: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*line.split(), "--trainer.default_root_dir", str(trained["out"])]
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--print_config"])
+    assert stopped.value.code in (None, 0)
+    content = yaml.safe_load(capsys.readouterr().out)
+    _check_options(content, words)
+    assert content["model"]["class_path"] == "vision.ImageClassifier"
+
+
+def _check_options(content: dict[str, Any], words: list[str]) -> None:
+    """Each ``--section.key value`` of a command line is in the configuration."""
     for option, value in pairwise(words):
         if option.startswith("--") and option.count(".") == 1:
             part, key = option[2:].split(".")
@@ -172,8 +189,8 @@ def test_second_configuration_changes_single_values(
         main(["fit", "-c", str(first), "-c", str(second), "--trainer.max_epochs", "7", "--print_config"])
     content = yaml.safe_load(capsys.readouterr().out)
     model = content["model"]["init_args"]
-    assert (model["lr"], model["num_classes"], content["trainer"]["max_epochs"]) == (0.5, 3, 7)
-    assert model["backbone_args"]["drop_path_rate"] == 0.25
+    assert (model["lr"], model["num_classes"], content["trainer"]["max_epochs"]) == (0.5, None, 7)
+    assert model["backbone_args"] == {"layer_scale_init_value": 0.5, "drop_path_rate": 0.25}
     assert content["data"]["init_args"]["root"] == str(photos)
 
 

@@ -106,7 +106,10 @@ def test_list_has_each_name_once_with_its_first_comment_line(capsys: pytest.Capt
 
 
 def test_command_says_which_installed_configuration_it_uses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = printed_config(["-c", "vision/configs/folder.yaml", "--config=fsdp.yaml"], capsys)
@@ -139,9 +142,7 @@ def _backbone_args(words: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
     return printed_config(words, capsys)["model"]["init_args"]["backbone_args"]
 
 
-def test_later_file_changes_single_arguments_of_the_backbone(
-    layered: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_later_file_changes_single_arguments_of_the_backbone(layered: Path, capsys: pytest.CaptureFixture[str]) -> None:
     upper = _upper(layered, backbone_args={"drop_path_rate": 0.5, "in_chans": 1})
     args = _backbone_args(["-c", str(layered), "-c", upper], capsys)
     assert args == {"depths": [1, 1, 1, 1], "drop_path_rate": 0.5, "in_chans": 1}

@@ -1,12 +1,15 @@
-"""Exported files: their parity is printed, they run on other batch sizes, and a wrong file gets no name."""
+"""Exported files: from raw samples or maps, checked before they get their name, and run on other sizes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 from training.small_runs import command
@@ -15,6 +18,7 @@ import core
 from core.errors import InputError
 from core.export import export_model
 from vision import ImageClassifier
+from vision.feature_map import PixelMap
 
 
 def _task(trained: dict[str, Path]) -> ImageClassifier:
@@ -40,13 +44,24 @@ def _with_statistics(model: nn.Module) -> nn.Module:
 
 def _run_onnx(file: Path, x: Tensor) -> Tensor:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
+    return torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
 
 
 def _run_pt2(file: Path, x: Tensor) -> Tensor:
     with torch.no_grad():
         output: Tensor = torch.export.load(file).module()(x)
     return output
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """What a file says of itself, JSON texts by name."""
+    if file.suffix == ".onnx":
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        found: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        return found
+    extra = {"larkit.json": ""}
+    torch.export.load(file, extra_files=extra)
+    return {name: json.dumps(value) for name, value in json.loads(extra["larkit.json"]).items()}
 
 
 @pytest.mark.parametrize(
@@ -60,13 +75,104 @@ def test_exported_file_runs_on_another_batch_size(
     printed = capsys.readouterr().out
     assert "folded against trained form: max relative difference" in printed
     assert "exported file against trained form: max relative difference" in printed
+    assert "exporting from raw samples to the answer" in printed
     assert f"wrote {file}" in printed
     task = _task(trained)
     sizes = [(1, 3, 32, 32), (7, 3, 32, 32)] + [(2, 3, 96, 65)] * (format == "onnx")
-    for x in map(torch.randn, sizes):
+    for pixels in map(torch.rand, sizes):  # in [0, 1], as a person has them
         with torch.no_grad():
-            assert_close(run(file, x), task(x), rtol=1e-4, atol=1e-4)
+            assert_close(run(file, pixels), task(pixels), rtol=1e-4, atol=1e-4)
     assert not list(tmp_path.rglob("lightning_logs"))
+
+
+def test_file_from_raw_pixels_predicts_what_the_command_predicts(trained: dict[str, Path], tmp_path: Path) -> None:
+    file = _export(trained, tmp_path)
+    task = _task(trained)
+    photo = next((trained["photos"] / "test" / "leaf").iterdir())
+    with Image.open(photo) as image:
+        pixels = np.asarray(image.convert("RGB").resize((32, 32)))
+    (row,) = task.predict(pixels)
+    logits = _run_onnx(file, torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None] / 255)
+    probability, label = logits.softmax(1).max(1)
+    names = json.loads(_metadata(file)["classes"])
+    assert (names[int(label)], round(float(probability), 4)) == (row["class"], round(row["probability"], 4))
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+@pytest.mark.parametrize("source", ["raw", "map"])
+def test_file_says_where_it_begins_and_what_it_knows(
+    source: str, format: str, trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = _export(trained, tmp_path, "--format", format, "--from", source)
+    known = _metadata(file)
+    assert json.loads(known["from"]) == source
+    assert json.loads(known["task"]) == "ImageClassifier"
+    assert json.loads(known["classes"]) == ["brick", "leaf", "sea"]
+    spec = json.loads(known["spec"])
+    assert (spec["size"], spec["mode"], len(spec["mean"]), len(spec["std"])) == (32, "RGB", 3, 3)
+    assert f"exporting from {'raw samples' if source == 'raw' else 'the map'} to the answer" in capsys.readouterr().out
+
+
+def test_file_from_the_map_takes_normalized_pixels(trained: dict[str, Path], tmp_path: Path) -> None:
+    file = _export(trained, tmp_path, "--from", "map")
+    task = _task(trained)
+    pixels = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        assert_close(_run_onnx(file, task.feature_map(pixels)), task(pixels), rtol=1e-4, atol=1e-4)
+        assert (_run_onnx(file, pixels) - task(pixels)).abs().max() > 1e-2
+
+
+def test_way_from_raw_samples_that_cannot_be_followed(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    forward = PixelMap.forward
+
+    def by_content(self: PixelMap, pixels: Tensor) -> Tensor:
+        return forward(self, pixels if pixels.mean() > 0.5 else pixels.clone())
+
+    monkeypatch.setattr(PixelMap, "forward", by_content)
+    file = _export(trained, tmp_path, "--format", "torch_export")
+    assert json.loads(_metadata(file)["from"]) == "map"
+    assert "The way from raw samples cannot be exported (" in caplog.text
+
+
+def test_task_without_anything_to_export(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(self: Any, raw: Any, source: str) -> Any:
+        raise InputError("a detector is exported by MMDeploy")
+
+    monkeypatch.setattr(ImageClassifier, "to_export", nothing)
+    with pytest.raises(SystemExit, match="lightning: error: a detector is exported by MMDeploy"):
+        _export(trained, tmp_path)
+
+
+class _Waves(nn.Module):
+    """Waveforms (B, T) with their lengths (B,) to two answers."""
+
+    def forward(self, waves: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        place = torch.arange(waves.shape[1])
+        kept = waves * (place < lengths[:, None])
+        return {"mean": kept.sum(1) / lengths, "largest": kept.amax(1)}
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+def test_several_inputs_of_any_length_and_several_outputs(
+    format: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = _Waves().eval()
+    file = export_model(model, (torch.randn(3, 50), torch.tensor([50, 20, 30])), tmp_path / "waves", format=format)
+    assert "input (batch, length), (batch)" in capsys.readouterr().out
+    waves = torch.randn(2, 70)
+    lengths = torch.tensor([70, 10])
+    expected = model(waves, lengths)
+    if format == "onnx":
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        given = {"input": waves.numpy(), "input_1": lengths.numpy()}
+        outputs = list(map(torch.from_numpy, session.run(None, given)))
+    else:
+        outputs = list(torch.export.load(file).module()(waves, lengths).values())
+    assert_close(outputs, list(expected.values()))
 
 
 def test_exported_file_of_a_fixed_size(trained: dict[str, Path], tmp_path: Path) -> None:
@@ -124,7 +230,7 @@ def test_exported_file_holds_the_inference_form(tmp_path: Path) -> None:
 
 def test_file_that_differs_from_the_model_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = core.export._write_pt2
-    monkeypatch.setattr(core.export, "_write_pt2", lambda *args, **options: right(*args, **options) * 1.001)
+    monkeypatch.setattr(core.export, "_write_pt2", lambda *a, **options: [1.001 * x for x in right(*a, **options)])
     with pytest.raises(RuntimeError, match=r"differs from the model by 1\.0e-03, more than 1e-04"):
         export_model(
             core.UniRepLKNet(depths=(1, 1), dims=(8, 16), num_classes=4).eval(),

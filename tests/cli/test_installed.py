@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from training.small_runs import PLAIN, QUIET, runs, write_config
 
-pytest_plugins = ["training.shared_fixtures"]
-
 pytestmark = pytest.mark.slow
 
 SCRIPTS = {name: [str(Path(sys.executable).with_name(name))] for name in ("lightning", "larkit")}

@@ -13,8 +13,6 @@ from training.small_runs import command, runs, write_config
 from core.cli import ANALYSES, VERBS, main
 from core.errors import InputError
 
-pytest_plugins = ["training.shared_fixtures"]
-
 Refusal = Callable[..., str]
 
 
@@ -48,7 +46,7 @@ def _words(verb: str, config: Path, out: Path, *more: str) -> list[str]:
 def test_unknown_verb(verb: str, refusal: Refusal) -> None:
     message = refusal(verb, "-c", "whatever.yaml")
     assert repr(verb) in message
-    assert f"expected one of {', '.join([*VERBS, 'push', *ANALYSES])}. Type: " in message
+    assert f"expected one of {', '.join([*VERBS, 'configs', 'push', *ANALYSES])}. Type: " in message
     assert "lightning --help" in message
 
 
@@ -59,25 +57,14 @@ def test_analyses_take_names_and_not_configurations(analysis: str, refusal: Refu
     assert message.endswith(f"arguments: -c vision/configs/cls.yaml. Type: lightning {analysis} --help")
 
 
-@pytest.mark.parametrize("flag", [["-c"], ["--config"]])
-def test_missing_configuration_names_those_there_are(
-    flag: list[str], refusal: Refusal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])
-    message = refusal("fit", *flag, "vision/configs/clss.yaml")
-    assert "vision/configs/clss.yaml" in message
-    assert "vision/configs/cls.yaml" in message
+@pytest.mark.parametrize("flag", ["-c", "--config"])
+def test_missing_configuration_names_the_nearest(flag: str, refusal: Refusal) -> None:
+    message = refusal("fit", flag, "vision/configs/clss.yaml")
+    assert "there is no configuration vision/configs/clss.yaml; did you mean vision/configs/cls.yaml" in message
 
 
 def test_missing_configuration_with_an_equals_sign(refusal: Refusal) -> None:
     assert "nowhere.yaml" in refusal("fit", "--config=nowhere.yaml")
-
-
-def test_missing_configuration_in_a_folder_without_any(
-    refusal: Refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert "README" in refusal("fit", "-c", "cls.yaml")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +114,7 @@ def test_no_task_at_all(refusal: Refusal) -> None:
         ("--model.backbone_args", "{depths: [1, 1, 1, 1], kernel_sizes: [3, 7, [9, 9], 13]}", "kernel_sizes[2]"),
         ("--data.root", "nowhere/at/all", "nowhere/at/all"),
         ("--data.batch_size", "0", "batch_size=0"),
-        ("--data.mode", "L", "mode 'L' has 1 channels"),
+        ("--data.mode", "L", "1 channel"),
         ("--model.weights", "absent.pth", "absent.pth"),
         ("--trainer.max_epochs", "-1", "max_epochs"),
     ],
@@ -147,7 +134,7 @@ def test_barebones_with_what_it_leaves_out(photos: Path, tmp_path: Path, refusal
 
 def test_other_number_of_classes_says_what_to_type(photos: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "a.yaml", photos)
-    with pytest.raises(SystemExit, match=r"model has 7 classes and the data 3 .*; set --model\.num_classes 3"):
+    with pytest.raises(SystemExit, match=r"model has 7 classes and the data 3; .*or set it to 3"):
         command("fit", config, tmp_path, "--model.num_classes", "7")
 
 
@@ -195,7 +182,7 @@ def test_file_that_is_no_checkpoint(verb: str, content: str, photos: Path, tmp_p
     config = write_config(tmp_path / "a.yaml", photos)
     message = refusal(*_words(verb, config, tmp_path / "out", "--ckpt_path", str(file)))
     assert f"{file} is not a checkpoint" in message
-    assert "--model.weights" in message
+    assert ("--model.weights FILE" in message) == (content == "weights")
 
 
 def test_checkpoint_of_another_architecture(trained: dict[str, Path], tmp_path: Path, refusal: Refusal) -> None:

@@ -126,7 +126,6 @@ def _become(words: list[str], folder: Path, log: Path, first: Callable[[], None]
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        os.environ["LARKIT_CACHE"] = str(folder.parent / "cache")
         os.chdir(folder)
         first()
         torch.set_num_threads(1)

@@ -69,8 +69,8 @@ def stopped(number: int) -> Fault:
         kept = last_epochs(folder)
         said = f"--ckpt_path {'/'.join(('checkpoints', 'last.ckpt'))}"
         if kept and number != signal.SIGKILL:
-            assert "last.ckpt" in command.printed().rsplit("To go on from it", 1)[-1], (
-                f"does not say how to go on, {said}"
+            assert "last.ckpt" in command.printed().rsplit("To resume, run:", 1)[-1], (
+                f"does not say how to resume, {said}"
             )
         return f"{status}, {_finish(words, folder, kept)}"
 
@@ -78,7 +78,7 @@ def stopped(number: int) -> Fault:
 
 
 def _finish(words: list[str], folder: Path, kept: dict[str, int]) -> str:
-    """Go on with the newest run, or begin again, and compare."""
+    """Resume the newest run, or start again, and compare."""
     status, command, _ = run(fit(words, *(["--ckpt_path", "last"] if kept else [])), folder)
     well(status, command)
     wrong = damaged_files(folder)
@@ -86,9 +86,9 @@ def _finish(words: list[str], folder: Path, kept: dict[str, int]) -> str:
     epochs = last_epochs(folder)
     assert max(epochs.values()) == EPOCHS - 1, f"ended at epoch {epochs}"
     if not kept:
-        return "nothing saved yet, began again"
-    assert set(epochs) == set(kept), f"went on in another folder: {sorted(epochs)}"
-    return f"went on after epoch {max(kept.values())}"
+        return "nothing saved yet, started again"
+    assert set(epochs) == set(kept), f"resumed in another folder: {sorted(epochs)}"
+    return f"resumed after epoch {max(kept.values())}"
 
 
 def _begun(words: list[str], folder: Path) -> dict[Path, bytes]:
@@ -144,7 +144,7 @@ def read_only(words: list[str], folder: Path, seconds: float) -> str:
 
 
 def two_at_once(words: list[str], folder: Path, seconds: float) -> str:
-    """Two runs begin in one folder at the same moment; then both want to go on with the newest."""
+    """Two runs begin in one folder at the same moment; then both resume the newest."""
     pair = [Command(fit(words), folder) for _ in range(2)]
     for command in pair:
         well(command.wait(), command)
@@ -158,7 +158,7 @@ def two_at_once(words: list[str], folder: Path, seconds: float) -> str:
             refused(status, command, "is in use: process")
     wrong = damaged_files(folder)
     assert not wrong, f"damaged: {wrong}"
-    return f"a folder for each; of two that go on {'one is refused' if len(done) == 1 else 'one came after the other'}"
+    return f"a folder for each; of two that resume {'one is refused' if len(done) == 1 else 'one came after the other'}"
 
 
 def dead_worker(words: list[str], folder: Path, seconds: float) -> str:
@@ -171,7 +171,7 @@ def dead_worker(words: list[str], folder: Path, seconds: float) -> str:
         os.kill(child, signal.SIGKILL)
     status = command.wait()
     message = refused(status, command, "a process that loads data died", "--data.num_workers")
-    assert "To go on from it, type:" in message, message
+    assert "To resume, run:" in message, message
     return f"1, {_finish(words, folder, last_epochs(folder))}"
 
 

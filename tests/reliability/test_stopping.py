@@ -1,4 +1,4 @@
-"""A command that is stopped or fails by the machine: exit status, message, and the way on that the message names."""
+"""A command that is stopped, or that the machine fails: exit status, one line, and how to resume."""
 
 import errno
 import json
@@ -14,18 +14,16 @@ from typing import Any
 
 import pytest
 from lightning import Callback, Trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer.event_file_writer import _AsyncWriter
 from torch.utils.data import get_worker_info
 from training.small_runs import Interrupt, add_callbacks, command, metric, runs, saved, write_config
 
 import core.cli
 from core.cli import main
-from core.stopping import Terminated, let_go, terminable, undisturbed
-from core.training.loggers import WholeTensorBoardLogger
-from core.training.run_folder import how_to_go_on
-from core.training.signals import EndedAtOnce
+from core.stopping import Terminated, terminable
+from core.training.callbacks import SigtermCallback
+from core.training.run_folder import resume_hint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 SWEEP = Path(__file__).with_name("sweep.py")
 
@@ -57,42 +55,6 @@ def test_sigterm_reaches_the_command_and_is_as_before_afterwards(monkeypatch: py
         main(["cost", "resnet50"])
     assert stopped.value.code == 143
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-
-
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
-def test_signal_waits_for_what_must_not_be_left_half_done(number: int, error: type[BaseException]) -> None:
-    done = []
-
-    def work() -> None:
-        with terminable():
-            with undisturbed():
-                os.kill(os.getpid(), number)
-                done.append("what is protected")
-            done.append("what comes after it")
-
-    before = signal.getsignal(number)
-    with pytest.raises(error):
-        work()
-    assert done == ["what is protected"]
-    assert signal.getsignal(number) == before
-
-
-def test_metrics_are_handed_over_before_a_signal_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = _AsyncWriter.write
-
-    def stopped(self: Any, event: bytes) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        write(self, event)
-
-    logger = WholeTensorBoardLogger(tmp_path, "a", "b")
-    _ = logger.experiment
-    with monkeypatch.context() as patch, terminable():
-        patch.setattr(_AsyncWriter, "write", stopped)
-        with pytest.raises(Terminated):
-            logger.log_metrics({"loss": 0.5}, step=3)
-    logger.finalize("failed")
-    events = EventAccumulator(logger.log_dir).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -147,46 +109,6 @@ def test_connection_to_a_data_loading_process_that_died(
     assert ("a process that loads data died" in str(stopped.value)) == died
 
 
-@pytest.mark.parametrize(("error", "said"), [(EOFError, False), (BrokenPipeError, False), (ValueError, True)])
-def test_loading_process_does_not_complain_that_the_command_ended(error: type[Exception], said: bool) -> None:
-    program = f"""
-import multiprocessing, os, sys
-from core.stopping import terminable
-
-def serve():  # as the thread that hands tensors over
-    sys.excepthook({error.__name__}, {error.__name__}(), None)
-
-with terminable():
-    process = multiprocessing.get_context("fork").Process(target=serve)
-    process.start()
-    process.join()
-assert sys.excepthook is sys.__excepthook__
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert (error.__name__ in ended.stderr) == said
-
-
-def test_what_was_half_made_ends_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended, said = [], []
-
-    class HalfMade:
-        def __init__(self) -> None:
-            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
-
-        def __del__(self) -> None:
-            ended.append(self)
-            raise AttributeError("no attribute '_workers_status'")
-
-    monkeypatch.setattr(sys, "unraisablehook", said.append)
-    try:
-        HalfMade()
-    except RuntimeError as error:
-        let_go(error)
-    assert len(ended) == 1
-    assert not said
-    assert sys.unraisablehook == said.append
-
-
 class _Stop(Callback):
     """A signal to this process in an epoch."""
 
@@ -199,7 +121,7 @@ class _Stop(Callback):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_run_goes_on_by_the_command_it_names(
+def test_stopped_run_is_resumed_by_the_command_it_names(
     number: int, status: int, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path / "photos.yaml", photos)
@@ -212,8 +134,8 @@ def test_stopped_run_goes_on_by_the_command_it_names(
     printed = capsys.readouterr().err
     assert "Traceback" not in printed
     (run,) = runs(tmp_path)
-    assert f"Saved is {run}/checkpoints/last.ckpt. To go on from it, type: lightning fit " in printed
-    main(shlex.split(printed.rpartition("type: lightning ")[2]))
+    assert f"Saved {run}/checkpoints/last.ckpt. To resume, run: lightning fit " in printed
+    main(shlex.split(printed.rpartition("run: lightning ")[2]))
     assert runs(tmp_path) == [run]
     assert saved(run)["epoch"] == 1
     assert len(metric(run, "val_acc")) == 2
@@ -226,7 +148,7 @@ def test_stopped_before_anything_was_saved(
     with pytest.raises(SystemExit) as stopped:
         command("fit", write_config(tmp_path / "photos.yaml", photos), tmp_path)
     assert stopped.value.code == 143
-    assert "nothing has been saved; to start again, repeat the command" in capsys.readouterr().err
+    assert "nothing was saved; to start again, repeat the command" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -238,11 +160,11 @@ def test_what_was_saved_before_belongs_to_a_resumed_run(words: list[str], names_
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     last.touch()
-    text = how_to_go_on(last, ["fit", "-c", "a.yaml", *words], since=last.stat().st_mtime + 1)
+    text = resume_hint(last, ["fit", "-c", "a.yaml", *words], since=last.stat().st_mtime + 1)
     if names_it:
-        assert text.endswith(f"type: lightning fit -c a.yaml --ckpt_path {last}")
+        assert text.endswith(f"run: lightning fit -c a.yaml --ckpt_path {last}")
     else:
-        assert "nothing has been saved" in text
+        assert "nothing was saved" in text
 
 
 def test_checkpoint_of_a_run_without_the_own_logger_is_named(
@@ -256,13 +178,13 @@ def test_checkpoint_of_a_run_without_the_own_logger_is_named(
         main()
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert stopped.value.code == 130
-    assert f"stopped by Ctrl-C. Saved is {last}. To go on from it, type: lightning fit" in capsys.readouterr().err
+    assert f"stopped by Ctrl-C. Saved {last}. To resume, run: lightning fit" in capsys.readouterr().err
     assert last.is_file()
 
 
 def test_what_ends_each_process_can_be_handed_to_spawned_ones() -> None:
     with terminable():  # whose handler is a function that cannot be pickled
-        callback = EndedAtOnce()
+        callback = SigtermCallback()
         copy = pickle.loads(pickle.dumps(callback))
     assert callable(callback.handler)
     assert copy.handler is None
@@ -287,7 +209,7 @@ def test_data_loading_process_that_dies(
         assert get_worker_info() is not None
         os._exit(3)
 
-    monkeypatch.setattr("vision.files.read_image", dies)
+    monkeypatch.setattr("vision.data.read_image", dies)
     config = write_config(tmp_path / "photos.yaml", photos, num_workers=1)
     with pytest.raises(SystemExit) as stopped:
         command("fit", config, tmp_path)
@@ -323,4 +245,4 @@ def test_sweep_of_a_few_faults(tmp_path: Path) -> None:
     happened = json.loads(results.read_text())["fit with"]["timeseries/configs/csv.yaml"]
     assert happened["SIGTERM"].startswith("143, ")
     assert happened["kill -9"].startswith("137, ")
-    assert "1, went on after epoch 0" in happened["disk full"]
+    assert "1, resumed after epoch 0" in happened["disk full"]
