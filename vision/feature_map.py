@@ -28,8 +28,8 @@ class PixelMap(FeatureMap):
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
     ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(list(mean)))
-        self.register_buffer("std", torch.tensor(list(std)))
+        self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Images (B, C, H, W), float in [0, 1] or uint8, to normalized maps of the same shape."""

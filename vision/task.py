@@ -2,8 +2,11 @@
 
 from typing import Any, ClassVar
 
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from core.data.images import PixelSpec
 from core.data.module import DataModule
 from core.data.spec import DataSpec
 from core.training.pixels import PixelClassification
@@ -26,6 +29,17 @@ class ImageClassifier(PixelClassification):
     def build_feature_map(self, spec: Any) -> PixelMap:
         """Normalization by the data's mean and standard deviation."""
         return PixelMap(spec.mean, spec.std)
+
+    def compare_with_pretrained(self, theirs: PixelSpec) -> None:
+        """Warn of other statistics, and in evaluation of another size than the published one."""
+        super().compare_with_pretrained(theirs)
+        known = self.pretrained_pixels()
+        shape = known.get("test_input_size") or known.get("input_size")
+        if shape and theirs.size != shape[-1] and self.trainer.state.fn != TrainerFn.FITTING:
+            rank_zero_warn(
+                f"the accuracy of these weights was published for images of {shape[-1]} pixels, the data have "
+                f"{theirs.size}; set --data.size {shape[-1]}"
+            )
 
     def show(self, raw: Tensor) -> Tensor:
         """The images themselves, (N, C, H, W) in [0, 1]."""

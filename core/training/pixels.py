@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
@@ -74,40 +73,46 @@ class PixelClassification(ClassificationTask):
         return super().augment_map(maps, target)
 
     def use_spec(self, theirs: Any) -> None:
-        """Compare classes, channels, and the normalization that pretrained weights know.
+        """Compare classes, channels and normalization, also with what pretrained weights know.
 
         Raises:
-            InputError: if classes or channels differ. Another normalization is a warning, and so is another size than
-                the published one in evaluation.
+            InputError: if classes, channels or statistics differ from those that the model was trained with. Weights
+                that were pretrained with other statistics are a warning.
         """
-        if self.knows_data and theirs.mode != self.spec.mode:
+        if self.knows_data:
+            self._refuse_other_pixels(theirs)
+        super().use_spec(theirs)
+        if self.hparams.get("pretrained") or self.hparams.get("weights"):
+            self.compare_with_pretrained(theirs)
+
+    def _refuse_other_pixels(self, theirs: PixelSpec) -> None:
+        if theirs.mode != self.spec.mode:
             raise InputError(
                 f"the model was built for pixels of mode {self.spec.mode!r}, the data have {theirs.mode!r}; set "
                 f"--data.mode {self.spec.mode}, with its mean and std"
             )
-        super().use_spec(theirs)
-        if self.hparams.get("pretrained") or self.hparams.get("weights"):
-            self._compare_with_pretrained(theirs)
+        for name in ("mean", "std"):
+            own = getattr(self.spec, name)
+            given = getattr(theirs, name)
+            if own != given:
+                raise InputError(
+                    f"the model normalizes pixels by {name} {list(own)}, the data say {list(given)}, which would have "
+                    f"no effect; leave --data.{name} out, or set it to '{list(own)}'"
+                )
 
-    def _compare_with_pretrained(self, theirs: PixelSpec) -> None:
-        known = self._pretrained_pixels()
-        for name, given in (("mean", theirs.mean), ("std", theirs.std)):
+    def compare_with_pretrained(self, theirs: PixelSpec) -> None:
+        """Warn of data that are normalized by other statistics than those that the pretrained weights know."""
+        known = self.pretrained_pixels()
+        for name in ("mean", "std"):
             trained = tuple(known.get(name) or ())
+            given = getattr(theirs, name)
             if len(trained) == len(given) and trained != given:
                 rank_zero_warn(
                     f"the pretrained weights know pixels with {name} {trained}, the data are normalized by {given}; "
                     f"set --data.{name} '{list(trained)}'"
                 )
 
-        # in training another size is ordinary
-        shape = known.get("test_input_size") or known.get("input_size")
-        if shape and theirs.size != shape[-1] and self.trainer.state.fn != TrainerFn.FITTING:
-            rank_zero_warn(
-                f"the accuracy of these weights was published for images of {shape[-1]} pixels, the data have "
-                f"{theirs.size}; set --data.size {shape[-1]}"
-            )
-
-    def _pretrained_pixels(self) -> dict[str, Any]:
+    def pretrained_pixels(self) -> dict[str, Any]:
         """Mean and std that the weights were trained with, of a run's checkpoint or of published weights."""
         weights = Path(self.hparams.get("weights") or "")
         if weights.suffix != ".ckpt":

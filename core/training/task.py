@@ -49,8 +49,8 @@ class Task(LightningModule, TaskHubMixin):
         raw batch ── feature_map ── maps (B, C, H, W) ── backbone ── head ── output
 
     ``task(*raw)`` takes what a person has (pixels, waveforms, points, a series, frames) and gives the output. The task
-    reads the :class:`~core.data.spec.DataSpec` of its data once, builds the feature map and the head from it, and stores it
-    in every checkpoint, so that a task that was saved, shared or exported needs nothing of its training data.
+    reads the :class:`~core.data.spec.DataSpec` of its data once, builds the feature map and the head from it, and
+    stores it in every checkpoint. So a task that was saved, shared or exported needs nothing of its training data.
 
     A modality fills in what differs: the feature map, ``read`` (backbone and head), ``loss``, ``update_metrics``,
     ``keep_examples``, ``report`` and ``rows``. The steps of training, evaluation and prediction are written here once.
@@ -462,7 +462,11 @@ class Task(LightningModule, TaskHubMixin):
 
     @classmethod
     def chosen_by(cls, args: Mapping[str, Any]) -> tuple[str, str]:
-        """Metric and mode ('min' or 'max') that choose the best checkpoint of a task with these arguments."""
+        """Metric and mode ('min' or 'max') that choose the best checkpoint.
+
+        Args:
+            args: the arguments of the data module and of the task.
+        """
         return cls.monitor, cls.monitor_mode
 
     def train(self, mode: bool = True) -> Self:
