@@ -96,7 +96,8 @@ class GlobalArchitecture:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The sizes that a checkpoint holds as plain values."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**plain)
 
 
 PUBLISHED = GlobalArchitecture()

@@ -332,13 +332,18 @@ class ForecastTask(SeriesTask):
         if any(low >= high for low, high in pairwise((0.0, *quantiles, 1.0))):
             raise InputError(f"quantiles={tuple(quantiles)}; give rising levels between 0 and 1")
         knows_data = spec is not None
-        spec = _merged(
-            self.to_spec(spec), knows_data, channels=channels, seq_len=seq_len, pred_len=pred_len, period=period
+        known = _merged(
+            self.to_spec(spec),
+            knows_data,
+            channels=channels,
+            seq_len=seq_len,
+            pred_len=pred_len,
+            period=period,
         )
         feature_map = SeriesMap(
-            len(spec.channels),
-            spec.seq_len,
-            period=spec.period,
+            len(known.channels),
+            known.seq_len,
+            period=known.period,
             layout=layout,
             enlarge=enlarge,
             embed_dim=embed_dim,
@@ -347,7 +352,7 @@ class ForecastTask(SeriesTask):
         )
         if isinstance(backbone, str):
             backbone_args = {"in_chans": feature_map.in_chans, "num_classes": 0, **(backbone_args or {})}
-        super().__init__(backbone, spec=spec, backbone_args=backbone_args, **kwargs)
+        super().__init__(backbone, spec=known, backbone_args=backbone_args, **kwargs)
 
         self.knows_data = knows_data
         self.criterion = criterion
@@ -356,16 +361,16 @@ class ForecastTask(SeriesTask):
         freeze_output_norm(self.backbone)
         self.head = ForecastHead(
             self._count_features(),
-            channels=len(spec.channels),
+            channels=len(known.channels),
             group=group,
-            pred_len=spec.pred_len,
+            pred_len=known.pred_len,
             outputs=max(1, len(self.quantiles)),
             dropout=dropout,
         )
         self.linear: nn.Linear | None = None
         if linear:
-            self.linear = nn.Linear(spec.seq_len, spec.pred_len)
-            nn.init.constant_(self.linear.weight, 1 / spec.seq_len)
+            self.linear = nn.Linear(known.seq_len, known.pred_len)
+            nn.init.constant_(self.linear.weight, 1 / known.seq_len)
             nn.init.zeros_(self.linear.bias)
         self._set_scale()
         if weights is not None:
@@ -491,10 +496,10 @@ class GlobalForecastTask(SeriesTask):
         self._set_stations()
 
     def _with_numbered_stations(self, spec: DataSpec | Mapping[str, Any] | None) -> GlobalSpec:
-        spec = self.to_spec(spec)
-        if spec.channels:
-            return spec
-        return replace(spec, channels=numbered_channels(self.architecture.leaves * self.architecture.stations))
+        known: GlobalSpec = self.to_spec(spec)
+        if known.channels:
+            return known
+        return replace(known, channels=numbered_channels(self.architecture.leaves * self.architecture.stations))
 
     def build(self, backbone: nn.Module) -> None:
         """Put the backbone into the whole net, as its encoder."""
@@ -569,7 +574,7 @@ class GlobalForecastTask(SeriesTask):
         raise InputError("GlobalForecastTask takes several inputs and Fourier transforms; it cannot be exported")
 
 
-def _merged(spec: Any, knows_data: bool, *, channels: int | None, **settings: int | None) -> Any:
+def _merged(spec: SeriesSpec, knows_data: bool, *, channels: int | None, **settings: int | None) -> SeriesSpec:
     """The specification with what was given to the task, which must not contradict the data.
 
     Raises:
@@ -591,7 +596,7 @@ def _merged(spec: Any, knows_data: bool, *, channels: int | None, **settings: in
         if channels is None:
             raise InputError("nothing says how many channels there are; give channels, or spec=data.spec()")
         spec = replace(spec, channels=numbered_channels(channels))
-    spec = replace(spec, **given)
+    spec = replace(spec, **cast(Any, given))
     if min(len(spec.channels), spec.seq_len, spec.pred_len) < 1:
         raise InputError(
             f"channels={len(spec.channels)}, seq_len={spec.seq_len}, pred_len={spec.pred_len}; all must be at least 1"
