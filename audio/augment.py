@@ -40,10 +40,12 @@ def mix_waveforms(
     """
     batch = len(wave_BT)
     device = wave_BT.device
+    dtype = wave_BT.dtype  # the default type may be narrower, and has no Beta distribution then
     wave_BT = centered(wave_BT, lengths_B)
 
-    share_B1 = torch.distributions.Beta(alpha, alpha).sample((batch, 1)).to(wave_BT)
-    chosen_B1 = torch.rand(batch, 1, device=device) < probability
+    parameter = torch.tensor(alpha, dtype=torch.float32)
+    share_B1 = torch.distributions.Beta(parameter, parameter).sample((batch, 1)).to(wave_BT)
+    chosen_B1 = torch.rand(batch, 1, device=device, dtype=dtype) < probability
     share_B1 = torch.where(chosen_B1, share_B1, torch.ones_like(share_B1))
     partner_B = torch.randperm(batch, device=device)
 
@@ -81,7 +83,7 @@ def noise_and_roll(x_BCFT: Tensor, *, noise: float, roll: int) -> Tensor:
 
     if noise > 0:
         noise_BCFT = torch.rand_like(x_BCFT)
-        strength_B111 = torch.rand(batch, 1, 1, 1, device=device) * noise
+        strength_B111 = torch.rand(batch, 1, 1, 1, device=device, dtype=x_BCFT.dtype) * noise
         x_BCFT = x_BCFT + noise_BCFT * strength_B111
 
     if roll > 0:

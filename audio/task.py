@@ -114,8 +114,7 @@ class AudioClassifier(ClassificationTask):
     @classmethod
     def chosen_by(cls, args: Mapping[str, Any]) -> tuple[str, str]:
         """``val_acc``, or ``val_mAP`` for several labels, which have no accuracy."""
-        several = cls.to_spec(args.get("spec")).multi_label
-        return ("val_mAP", "max") if several else super().chosen_by(args)
+        return ("val_mAP", "max") if args.get("multi_label") else super().chosen_by(args)
 
     # What the data say
 
