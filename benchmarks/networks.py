@@ -4,12 +4,12 @@
     python benchmarks/networks.py --mode train --models unireplknet_a unireplknet_t --dtypes float32
     python benchmarks/networks.py --models replknet_31b --no-compile --device cuda --batch 64
 
-``--mode eval`` is the network before folding, as validation runs it. Every way runs as it is and under torch.compile (``--no-compile`` leaves that out), and the ways take turns. The table
-has images a second (median of the rounds and range), the ratio to the official order as it is, the share of the
-arithmetic limit (the rate of a 1 x 1 convolution on channels_last maps, the best of several sizes, measured in the same
-run, times the model's multiplications), the largest error relative to the largest value in float64, and the peak of the
-maps of one image that live at once. Written to benchmarks/results/networks.json, one entry for each model, mode, dtype
-and device.
+``--mode eval`` is the network before folding, as validation runs it. Every way runs as it is and under torch.compile
+(``--no-compile`` leaves that out), and the ways take turns. The table has images a second (median of the rounds and
+range), the ratio to the official order as it is, the share of the arithmetic limit (the rate of a 1 x 1 convolution on
+channels_last maps, the best of several sizes, measured in the same run, times the model's multiplications), the largest
+error relative to the largest value in float64, and the peak of the maps of one image that live at once. Written to
+benchmarks/results/networks.json, one entry for each model, mode, dtype and device.
 """
 
 import argparse

@@ -429,11 +429,9 @@ def _check_branches(convs: Sequence[_ConvNd], identity: bool) -> None:
 def _reach_beyond_padding(conv: _ConvNd) -> tuple[int, ...]:
     """Size of the dilated kernel minus the padding on both sides, in pixels: 1 for the padding that keeps the size."""
     sizes = [(k - 1) * r + 1 for k, r in zip(conv.kernel_size, conv.dilation, strict=True)]
-    if conv.padding == "same":
-        return (1,) * len(sizes)
-    if conv.padding == "valid":
-        return tuple(sizes)
-    return tuple(size - 2 * int(p) for size, p in zip(sizes, conv.padding, strict=True))
+    if isinstance(conv.padding, str):
+        return (1,) * len(sizes) if conv.padding == "same" else tuple(sizes)
+    return tuple(size - 2 * p for size, p in zip(sizes, conv.padding, strict=True))
 
 
 def _per_dimension(value: int | Sequence[int], weight: Tensor) -> tuple[int, ...]:

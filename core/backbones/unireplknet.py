@@ -459,9 +459,8 @@ class UniRepLKNetBlock(nn.Module):
         y = self.se(self.norm(self.dwconv(x)))
         y = self.pwconv1(y)  # (B, H, W, 4C)
         if in_place:
-            gelu, grn = self.act
-            torch.ops.aten.gelu_(y, approximate=gelu.approximate)
-            y = grn.forward_in_place(y)
+            torch.ops.aten.gelu_(y, approximate=cast(nn.GELU, self.act[0]).approximate)
+            y = cast(GlobalResponseNorm, self.act[1]).forward_in_place(y)
         else:
             y = self.act(y)
         y = self.pwconv2(y)  # (B, C, H, W)
