@@ -1,4 +1,4 @@
-"""The papers' analyses: effective receptive field, shape bias, and what a model costs. Any timm or LarKit model."""
+"""The papers' analyses of any timm or LarKit model: effective receptive field, shape bias, and cost."""
 
 from core.analysis.cost import Cost, model_cost
 from core.analysis.receptive_field import ReceptiveField, effective_receptive_field, receptive_field_figure

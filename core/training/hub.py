@@ -246,7 +246,9 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, token: s
     weights = _get_file(source, WEIGHTS, revision, token)
     task = _build(config["class_path"], config["hyperparameters"], str(source))
     try:
-        task.load_state_dict(load_file(weights), assign=True)  # assign keeps the dtypes of the file
+        # Tensors that are mapped from the file are not aligned for the fastest kernels, copies are.
+        tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+        task.load_state_dict(tensors, assign=True)  # assign keeps the dtypes of the file
     except Exception as error:  # safetensors' own error derives from Exception alone
         raise InputError(f"{WEIGHTS} of {source} does not fit its {CONFIG}: {_shorten(error)}") from error
     return task.eval()
@@ -482,7 +484,8 @@ def _is_plain(value: Any) -> bool:
 
 def _card_results(task: "Task", config: dict[str, Any]) -> list[EvalResult]:
     """The metric that chose the checkpoint, and the same metric on the test split, where they were measured."""
-    chosen, _ = task.chosen_by(config["hyperparameters"])
+    args = config["hyperparameters"]
+    chosen, _ = task.chosen_by({**(args.get("spec") or {}), **args})
     data = (config["data_module"] or {}).get("class_path", "unnamed data").rpartition(".")[2]
     results = []
     for name in (chosen, chosen.replace("val_", "test_")):

@@ -180,7 +180,7 @@ def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path: Path, monkey
 def test_what_stands_where_runs_should_lie_is_named(kind: str, tmp_path: Path) -> None:
     place = tmp_path / "lightning_logs"
     place.symlink_to(tmp_path / "gone") if kind != "file" else place.write_text("")
-    with pytest.raises(InputError, match=r"lightning_logs is no folder.*--trainer.default_root_dir"):
+    with pytest.raises(InputError, match=r"lightning_logs is not a folder.*--trainer.default_root_dir"):
         _new_folder(place / "ImageClassifier")
 
 

@@ -138,12 +138,12 @@ def test_restriction_holds_whatever_the_environment_asks_for(
 
 
 def test_openmmlab_model_is_built_with_the_restriction(marker: Path, tmp_path: Path) -> None:
-    models = pytest.importorskip("vision.openmmlab.models")
+    config_files = pytest.importorskip("vision.openmmlab.config_files")
     file = _attack(tmp_path / "a.pth", marker)
     init = {"model.neck.init_cfg": {"type": "Pretrained", "checkpoint": str(file)}}
-    config = models.read_config("mask_rcnn_unireplknet_a_digit_scenes.py", init)
+    config = config_files.read_config("mask_rcnn_unireplknet_a_digit_scenes.py", init)
     with pytest.raises((pickle.UnpicklingError, InputError)):
-        models.build_model(config)
+        config_files.build_model(config)
     assert not marker.exists()
 
 

@@ -154,6 +154,12 @@ def test_the_card_of_a_forecast_names_its_error(tmp_path: Path) -> None:
     assert results == [("val_mse", "mse", 0.5, "validation"), ("test_mse", "mse", 0.75, "test")]
 
 
+def test_the_card_of_sounds_with_several_labels_names_their_metric(tmp_path: Path) -> None:
+    metrics = {"val_mAP": 0.5, "val_loss": 0.25}
+    card = ModelCard.load(save_pretrained(TASKS["sound"](), tmp_path / "shared", metrics=metrics) / "README.md")
+    assert [result.metric_name for result in card.data.eval_results] == ["val_mAP"]
+
+
 def test_dtypes_stay(tmp_path: Path) -> None:
     task = _changed(ImageClassifier(TINY, 3)).bfloat16()
     loaded = from_pretrained(save_pretrained(task, tmp_path / "shared"))

@@ -144,7 +144,8 @@ def test_checkpoints_that_are_none(trained: dict[str, Path], tmp_path: Path) -> 
     torch.save(content, tmp_path / "python.ckpt")
     with pytest.raises(InputError, match="does not say what task it holds"):
         save_pretrained(tmp_path / "python.ckpt", tmp_path / "shared")
-    content["hyper_parameters"] |= {"_class_path": "vision.ImageClassifier", "num_classes": 5}
+    content["hyper_parameters"]["_class_path"] = "vision.ImageClassifier"
+    content["hyper_parameters"] |= {"num_classes": None, "spec": {"classes": ["a", "b", "c", "d", "e"]}}
     torch.save(content, tmp_path / "edited.ckpt")
     with pytest.raises(InputError, match=r"does not fit its own hyperparameters: .*size mismatch"):
         save_pretrained(tmp_path / "edited.ckpt", tmp_path / "shared")
@@ -206,3 +207,14 @@ def test_a_copied_folder_needs_nothing_else(folder: Path, tmp_path: Path) -> Non
     shutil.copytree(folder, tmp_path / "copy")
     shutil.rmtree(folder)
     assert from_pretrained(tmp_path / "copy").num_classes == 3
+
+
+def test_a_shared_detector_runs_no_file_of_others(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mmdet")
+    marker, evil = tmp_path / "ran", tmp_path / "evil.py"
+    evil.write_text(f"import os\nos.mkdir({str(marker)!r})\n")
+    hyperparameters = {"backbone": TINY, "config": str(evil)}
+    _edit(folder, class_path="vision.openmmlab.detector.Detector", hyperparameters=hyperparameters)
+    with pytest.raises(InputError, match=r"names config=.*, which can run code; look into it"):
+        from_pretrained(folder)
+    assert not marker.exists()
