@@ -25,7 +25,10 @@ class MeanIoU(ConfusionCounts, MulticlassJaccardIndex):
 
 
 class Segmenter(OpenMMLabTask):
-    """A class for every pixel: logs ``val_miou``, the mean over classes of intersection over union, and ``val_acc``.
+    """Finds the class of every pixel.
+
+    Logs ``val_miou``, the mean over classes of intersection over union, and ``val_acc``, the share of pixels that are
+    right.
 
     ``task(pixels)`` takes images (B, 3, H, W) RGB, uint8 or float in [0, 1], and returns a data sample for each, with
     the label map (1, H, W) in ``pred_sem_seg.data``.
