@@ -25,8 +25,8 @@ __all__ = ["Detector"]
 class Detector(OpenMMLabTask):
     """Finds objects: their boxes, and their masks where the model has them.
 
-    Logs the mean average precision of boxes, ``val_bbox_map``, ``val_bbox_map_50`` and ``val_bbox_map_75``, and of masks,
-    ``val_segm_map`` and so on.
+    Logs the mean average precision of boxes, ``val_bbox_map``, ``val_bbox_map_50`` and ``val_bbox_map_75``, and that of
+    masks, ``val_segm_map`` and so on.
 
     ``task(pixels)`` takes images (B, 3, H, W) RGB, uint8 or float in [0, 1], and returns a data sample for each, with
     ``bboxes``, ``scores``, ``labels`` and ``masks`` in ``pred_instances``.
