@@ -294,7 +294,7 @@ def test_nothing_to_enlarge(name: str, options: dict[str, Any], message: str) ->
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), timm.create_model("test_convnext")])
 def test_no_shortcuts_to_take_away(model: nn.Module) -> None:
-    message = f"{type(model).__name__} has no identity shortcuts that can be taken away; known are those of timm's"
+    message = f"{type(model).__name__} has no identity shortcuts to remove; known are those of timm's"
     with pytest.raises(ValueError, match=message):
         remove_shortcuts(model)
 

@@ -158,7 +158,7 @@ def test_one_compilation_serves_other_sizes() -> None:
         for shape in [(2, 3, 32, 48), *SIZES]:  # the last map of the first is smaller than the kernel
             x = golden_input(*shape).double()
             assert relative_difference(compiled(x), model(x)) < 1e-10
-    assert counter.frame_count <= 2  # one more for a batch of 1
+    assert counter.frame_count <= 3  # one more for a batch of 1, one for maps smaller than the kernel
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_onnx_runs_at_other_sizes(tmp_path: Path) -> None:
 
 
 def test_export_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.export._write_pt2", lambda model, example, path, **_: 1.01 * model(example).detach())
+    monkeypatch.setattr("core.export._write_pt2", lambda model, inputs, *_, **__: [1.01 * model(*inputs).detach()])
     with pytest.raises(RuntimeError, match="differs from the model"):
         export_model(tiny(), golden_input(1, 3, 64, 64), tmp_path / "tiny", format="torch_export")
     assert not list(tmp_path.iterdir())
