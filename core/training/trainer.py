@@ -1,5 +1,7 @@
 """Lightning's trainer with two more verbs: export and stats."""
 
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +72,12 @@ class ExportingTrainer(Trainer):
         if source is not None:
             return _export_from(source, model, raw, folder, format, fixed_size=fixed_size)
 
+        printed = StringIO()
         try:
-            return _export_from("raw", model, raw, folder, format, fixed_size=fixed_size)
+            with redirect_stdout(printed), redirect_stderr(StringIO()):  # failing exporters print whole graphs
+                file = _export_from("raw", model, raw, folder, format, fixed_size=fixed_size)
+            print(printed.getvalue(), end="")
+            return file
         except Exception as error:  # the exporters raise errors of many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             rank_zero_info(

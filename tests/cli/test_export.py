@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import pytest
 import timm
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 from training.small_runs import command
@@ -88,14 +86,16 @@ def test_exported_file_runs_on_another_batch_size(
 def test_file_from_raw_pixels_predicts_what_the_command_predicts(trained: dict[str, Path], tmp_path: Path) -> None:
     file = _export(trained, tmp_path)
     task = _task(trained)
-    photo = next((trained["photos"] / "test" / "leaf").iterdir())
-    with Image.open(photo) as image:
-        pixels = np.asarray(image.convert("RGB").resize((32, 32)))
-    (row,) = task.predict(pixels)
-    logits = _run_onnx(file, torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None] / 255)
-    probability, label = logits.softmax(1).max(1)
+    folder = str(trained["photos"] / "test")
+    rows = task.predict(folder)
+
+    data = task.prediction_data(batch_size=len(rows), num_workers=0)
+    data.use_sources(folder)
+    pixels, _ = task.unpack(next(iter(data.predict_dataloader())))
+    probabilities, labels = _run_onnx(file, pixels / 255).softmax(1).max(1)
     names = json.loads(_metadata(file)["classes"])
-    assert (names[int(label)], round(float(probability), 4)) == (row["class"], round(row["probability"], 4))
+    assert [names[label] for label in labels.tolist()] == [row["class"] for row in rows]
+    assert probabilities.tolist() == pytest.approx([row["probability"] for row in rows], abs=1e-4)
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch_export"])
@@ -128,7 +128,7 @@ def test_way_from_raw_samples_that_cannot_be_followed(
     forward = PixelMap.forward
 
     def by_content(self: PixelMap, pixels: Tensor) -> Tensor:
-        return forward(self, pixels if pixels.mean() > 0.5 else pixels.clone())
+        return forward(self, pixels if pixels.float().mean() > 0.5 else pixels.clone())
 
     monkeypatch.setattr(PixelMap, "forward", by_content)
     file = _export(trained, tmp_path, "--format", "torch_export")
