@@ -1,7 +1,7 @@
 """The base of the feature maps, which turn a raw batch of any modality into 2D maps."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -21,11 +21,12 @@ class FeatureMap(nn.Module):
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before: dict[str, Any] = dict(self.named_buffers(recurse=False))
+        before = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
+        after = dict(self.named_buffers(recurse=False))
 
         for name, buffer in before.items():
             if buffer.is_floating_point():
-                self._buffers[name] = buffer.to(self._buffers[name].device)
+                self._buffers[name] = buffer.to(after[name].device)
 
         return self

@@ -162,8 +162,9 @@ class Task(LightningModule, TaskHubMixin):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """Lightning's, without first loading published or other weights, which the checkpoint replaces."""
-        return super().load_from_checkpoint(checkpoint_path, *args, **{"pretrained": False, "weights": None} | kwargs)
+        """Lightning's, without running code of the file or first loading weights that the checkpoint replaces."""
+        options = {"pretrained": False, "weights": None, "weights_only": True} | kwargs
+        return super().load_from_checkpoint(checkpoint_path, *args, **options)
 
     # What the task knows of its data
 
