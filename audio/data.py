@@ -72,10 +72,13 @@ class AudioSpec(DataSpec):
 
 
 class Waves(NamedTuple):
-    """A raw batch: waveforms with zeros beyond their lengths. A named tuple stays one when its memory is pinned."""
+    """A raw batch: waveforms (B, T) with zeros beyond their lengths (B,).
 
-    wave_BT: Tensor
-    lengths_B: Tensor
+    A named tuple, since pinning the memory of a batch turns plain tuples into lists.
+    """
+
+    waves: Tensor
+    lengths: Tensor
 
 
 class AudioDataModule(SampleDataModule):
@@ -125,7 +128,7 @@ class AudioDataModule(SampleDataModule):
             overlap=overlap,
         )
         self._feature_map = self._settings.feature_map()
-        self._measured: dict[str, float] | None = None
+        self._measured: tuple[float, float] | None = None
         self.collate = _collate
 
     def settings(self) -> AudioSpec:
@@ -144,12 +147,17 @@ class AudioDataModule(SampleDataModule):
 
         only_evaluates = self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING
         if self._measured is None and not only_evaluates:
-            self._measured = self.measure()
-        return replace(spec, **self._measured or {})
+            measured = self.measure()
+            self._measured = (measured["mean"], measured["std"])
+
+        if self._measured is None:
+            return spec
+        mean, std = self._measured
+        return replace(spec, mean=mean, std=std)
 
     def know_statistics(self, mean: float, std: float) -> None:
         """Take these for the measured statistics, as a run does that continues from a checkpoint."""
-        self._measured = {"mean": mean, "std": std}
+        self._measured = (mean, std)
 
     @classmethod
     def from_spec(cls, spec: AudioSpec, *, batch_size: int, num_workers: int) -> Self:
@@ -197,7 +205,11 @@ class AudioDataModule(SampleDataModule):
             recordings = Subset(recordings, sorted(chosen.tolist()))
 
         loader = DataLoader(
-            recordings, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=self.collate
+            recordings,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            generator=torch.Generator(),  # whether something is measured must not change the random numbers of a run
         )
         progress = tqdm(
             loader,

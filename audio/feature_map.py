@@ -3,8 +3,8 @@
     waveform ─ (mix) ─ frames ─ Kaldi's filter bank ─ pad or cut ─ normalize ─ (mask, noise, roll) ─► map (B, 1, F, T)
 
 The steps in brackets belong to training and are in :mod:`audio.augment`. Padding comes before the normalization, so
-that a padded cell has the value of log-mel 0 and not that of the mean. The published results depend on it: UniRepLKNet's
-code does so, and AST's, which it follows.
+that a padded cell has the value of log-mel 0 and not that of the mean. The published results depend on this order,
+which is that of UniRepLKNet's code and of AST's, which it follows.
 """
 
 import math
@@ -49,8 +49,8 @@ class LogMel(FeatureMap):
 
     mean: Tensor
     std: Tensor
-    hann_W: Tensor
-    bands_SF: Tensor
+    hann: Tensor
+    bands: Tensor
 
     def __init__(
         self,
@@ -89,8 +89,8 @@ class LogMel(FeatureMap):
         bands_FS, _ = get_mel_banks(
             num_mels, self.fft_size, float(sample_rate), _LOWEST_FREQUENCY, 0.0, 100.0, -500.0, 1.0
         )
-        self.register_buffer("hann_W", torch.hann_window(window, periodic=False), persistent=False)
-        self.register_buffer("bands_SF", F.pad(bands_FS, (0, 1)).T.contiguous(), persistent=False)
+        self.register_buffer("hann", torch.hann_window(window, periodic=False), persistent=False)
+        self.register_buffer("bands", F.pad(bands_FS, (0, 1)).T.contiguous(), persistent=False)
 
     def frames(self, length: int) -> int:
         """Number of frames that lie wholly inside a waveform of ``length`` samples; 0 if it is shorter than a frame."""
@@ -186,14 +186,14 @@ class LogMel(FeatureMap):
         wave_BT = wave_BT - wave_BT[:, : self.window].mean(dim=1, keepdim=True)  # smaller numbers keep more digits
         emphasized_BT = F.pad(wave_BT[:, 1:] - _PRE_EMPHASIS * wave_BT[:, :-1], (1, 0))
         mean_BN1 = wave_BT.unfold(1, self.window, self.shift).mean(dim=2, keepdim=True)
-        frames_BNW = emphasized_BT.unfold(1, self.window, self.shift) * self.hann_W
-        frames_BNW = torch.addcmul(frames_BNW, mean_BN1, self.hann_W, value=_PRE_EMPHASIS - 1)
+        frames_BNW = emphasized_BT.unfold(1, self.window, self.shift) * self.hann
+        frames_BNW = torch.addcmul(frames_BNW, mean_BN1, self.hann, value=_PRE_EMPHASIS - 1)
 
         spectrum_BNS = torch.fft.rfft(frames_BNW, n=self.fft_size)
         real, imaginary = torch.view_as_real(spectrum_BNS).unbind(-1)
         power_BNS = torch.addcmul(real.square(), imaginary, imaginary)
 
-        energy_BNF = (power_BNS @ self.bands_SF).clamp(min=torch.finfo(torch.float32).eps)
+        energy_BNF = (power_BNS @ self.bands).clamp(min=torch.finfo(torch.float32).eps)
         return energy_BNF.log().transpose(1, 2)
 
 

@@ -133,7 +133,7 @@ class AudioClassifier(ClassificationTask):
             data.know_statistics(self.spec.mean, self.spec.std)
         return super().read_spec(data)
 
-    def use_spec(self, theirs: AudioSpec) -> None:  # type: ignore[override]
+    def use_spec(self, theirs: AudioSpec) -> None:
         """Take statistics and overlap from the data, and refuse data for other maps.
 
         Raises:
@@ -216,9 +216,7 @@ class AudioClassifier(ClassificationTask):
         """Mix waveforms; targets become (B, num_classes) float."""
         wave_BT, lengths_B = raw if isinstance(raw, tuple) else (raw, torch.full((len(raw),), raw.shape[1]))
         target_BK = target if target.is_floating_point() else self._several(target).float()
-        mixed_BT, target_BK = mix_waveforms(
-            wave_BT.float(), lengths_B, target_BK, probability=self.mix_probability
-        )
+        mixed_BT, target_BK = mix_waveforms(wave_BT.float(), lengths_B, target_BK, probability=self.mix_probability)
         return Waves(mixed_BT, lengths_B), target_BK
 
     def augment_map(self, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

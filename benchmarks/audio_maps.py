@@ -25,15 +25,15 @@ from torch import Tensor
 from torchaudio.compliance.kaldi import fbank
 
 from audio import AudioClassifier, LogMel, SpokenWords
+from audio.demo import speak_words
 from audio.feature_map import pad_waves
 from audio.files import read_wave
-from audio.spoken_words import speak_words
 
 MEAN, STD, FRAMES = -6.845978, 5.5654526, 128
 
 
 def one_by_one(files: list[Path]) -> Tensor:
-    """The published calls for each recording: read, subtract the mean, filter bank, pad or cut, normalise."""
+    """The published calls for each recording: read, subtract the mean, filter bank, pad or cut, normalize."""
     maps = []
     for file in files:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
@@ -79,7 +79,7 @@ def waiting_share(root: Path) -> float:
     profiler = _Silent()
     data = SpokenWords(str(root), num_mels=64, frame_shift=15.0, target_length=64, mean=-5.7, std=3.6, batch_size=50)
     args = {"depths": [1, 1, 3, 1], "layer_scale_init_value": 0.1}
-    task = AudioClassifier("unireplknet_a", num_classes=35, backbone_args=args, lr=2e-3)
+    task = AudioClassifier("unireplknet_a", spec=data.spec(), backbone_args=args, lr=2e-3)
     quiet = {
         "logger": False,
         "enable_checkpointing": False,

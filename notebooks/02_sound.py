@@ -4,7 +4,7 @@
 # A recording is a long row of numbers. Cut into short overlapping frames, with the energy of each frame sorted into
 # bands of frequency, it becomes a picture: time runs to the right, pitch upwards. A net for images reads it.
 #
-# Here a speech synthesiser says the ten digits, which needs `pip install -e '.[speech]'` and no download. Everything
+# Here a speech synthesizer says the ten digits, which needs `pip install -e '.[speech]'` and no download. Everything
 # is written into a temporary folder.
 
 # %%
@@ -23,8 +23,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from audio import AudioClassifier, SpokenWords
-from audio.feature_map import resample_wave
-from audio.files import read_wave
+from audio.files import read_wave, resample_wave
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # the page shows what the cells print, and no hints
 warnings.simplefilter("ignore")
@@ -39,23 +38,28 @@ folder = Path(tempfile.mkdtemp())
 # `audio/configs/cls.yaml`: 40 bands, 64 frames, one every 15 milliseconds.
 
 # %%
-options = {
-    "root": str(folder / "words"),
-    "words": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
-    "num_mels": 40,
-    "frame_shift": 15.0,
-    "target_length": 64,
-    "mean": -5.1461,
-    "std": 3.603,
-    "batch_size": 32,
-    "num_workers": 0,
-}
-data = SpokenWords(**options, mixup=0.0, frequency_mask=4, time_mask=8, roll=4)
-data.prepare_data()
+data = SpokenWords(
+    str(folder / "words"),
+    words=["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
+    num_mels=40,
+    frame_shift=15.0,
+    target_length=64,
+    batch_size=32,
+    num_workers=0,
+)
 data.setup("fit")
 print(
     *(f"{len(part)} recordings {verb}" for part, verb in ((data.train_set, "train"), (data.test_set, "test"))), sep=", "
 )
+
+# %% [markdown]
+# What a model must know of the data is their specification: the classes, the settings of the map, and mean and
+# standard deviation of its values, which are measured on the training recordings.
+
+# %%
+spec = data.spec()
+print(f"classes: {', '.join(spec.classes)}")
+print(f"log-mel values: mean {spec.mean:.2f}, standard deviation {spec.std:.2f}")
 
 # %% [markdown]
 # One file, twice: the wave, and the map. Where the wave is loud, the map is bright; the bright lines that run along
@@ -64,7 +68,7 @@ print(
 # %%
 seven = folder / "words" / "seven" / "Alex.wav"
 wave = read_wave(seven, sample_rate=16_000)
-log_mel = data.maps.filter_bank(wave[None])[0]
+log_mel = spec.feature_map().filter_bank(wave[None])[0]
 
 figure, (above, below) = plt.subplots(2, 1, figsize=(7, 4), sharex=True, layout="constrained")
 above.plot(torch.arange(len(wave)) / 16_000, wave, lw=0.5)
@@ -79,12 +83,23 @@ plt.show()
 # %% [markdown]
 # ## Training
 #
-# A small UniRepLKNet and Lightning's `Trainer`. Training maps have bands and stretches of time masked, so that the
-# net leans on none of them alone.
+# A small UniRepLKNet and Lightning's `Trainer`. The task takes waveforms and makes the maps itself. Training maps have
+# bands and stretches of time masked, so that the net relies on none of them alone.
 
 # %%
 small = {"depths": (1, 1, 1, 1), "dims": (24, 48, 96, 192), "layer_scale_init_value": 0.1}
-task = AudioClassifier("unireplknet_a", num_classes=10, backbone_args=small, criterion="ce", lr=4e-3, warmup_epochs=1)
+task = AudioClassifier(
+    "unireplknet_a",
+    spec=spec,
+    backbone_args=small,
+    criterion="ce",
+    lr=4e-3,
+    warmup_epochs=1,
+    mixup=0.0,
+    frequency_mask=4,
+    time_mask=8,
+    roll=4,
+)
 trainer = Trainer(
     max_epochs=6,
     limit_val_batches=0,
@@ -106,7 +121,7 @@ print(f"accuracy on voices never heard: {measured['test_acc']:.3f}")
 # %%
 def rows(loader):
     """Maps as rows, and their labels."""
-    maps, labels = zip(*(data.on_after_batch_transfer(batch, 0) for batch in loader), strict=True)
+    maps, labels = zip(*((task.feature_map(*waves), y) for waves, y in loader), strict=True)
     return torch.cat(maps).flatten(1).numpy(), torch.cat(labels).numpy()
 
 
@@ -131,8 +146,8 @@ Image.open(run / "examples.png").convert("RGB").quantize(64)
 # %% [markdown]
 # ## A file of your own
 #
-# `predict` takes any recording: another rate, several channels, any length. A stereo file at 44.1 kHz stands in for
-# it here, in which a test voice says one word twice. A recording that is longer than a map is cut into overlapping
+# `task.predict` takes any recording: another rate, several channels, any length. A stereo file at 44.1 kHz stands in
+# for it here, in which a test voice says one word twice. A recording that is longer than a map is cut into overlapping
 # windows, and their probabilities are averaged.
 
 # %%
@@ -140,16 +155,23 @@ spoken, _ = data.test_set[7 * 17]
 twice = resample_wave(spoken.repeat(2), 16_000, 44_100)
 soundfile.write(folder / "question.wav", torch.stack([twice, twice], dim=1).numpy(), 44_100)
 
-(answer,) = trainer.predict(task, datamodule=SpokenWords(**options, predict_path=str(folder / "question.wav")))
-print(f"{answer['class'][0]}, probability {answer['probability'][0]:.2f}; spoken was {data.classes[7]}")
+(answer,) = task.predict(folder / "question.wav")
+print(f"{answer['class']}, probability {answer['probability']:.2f}; spoken was {spec.classes[7]}")
 
 # %% [markdown]
-# The same on the command line, for class folders of your own recordings (`audio/README.md` has the rest); `stats`
-# measures the mean and standard deviation that were given as numbers above:
+# A waveform from elsewhere, such as a microphone, goes straight into the task, and logits come out.
+
+# %%
+task.eval()
+with torch.no_grad():
+    probabilities = task.probabilities(task(spoken[None]))[0]
+print(f"{spec.classes[int(probabilities.argmax())]}, probability {float(probabilities.max()):.2f}")
+
+# %% [markdown]
+# The same on the command line, for class folders of your own recordings (`audio/README.md` has the rest):
 #
-#     lightning stats -c audio/configs/folder.yaml --data.root sounds
-#     lightning fit -c audio/configs/folder.yaml --data.root sounds --model.num_classes 2
-#     lightning predict -c audio/configs/folder.yaml --data.predict_path sounds --ckpt_path best
+#     lightning fit -c audio/configs/folder.yaml --data.root sounds
+#     lightning predict -c audio/configs/folder.yaml --ckpt_path best --data.predict_path recording.wav
 
 # %%
 shutil.rmtree(folder)

@@ -16,6 +16,7 @@ from training.small_runs import command, metric, saved, table
 from audio import AudioClassifier, AudioFolder
 from audio.files import read_wave
 
+
 def _best(trained: dict[str, Path]) -> list[str]:
     return ["--ckpt_path", str(trained["folder"] / "checkpoints" / "best.ckpt")]
 

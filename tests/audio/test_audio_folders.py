@@ -80,7 +80,7 @@ def test_batches_are_raw_and_the_specification_says_what_they_are(tmp_path: Path
     data = _set_up(AudioFolder(str(write_tones(tmp_path, train=2, val=1)), **KNOWN))
     raw, y = next(iter(data.val_dataloader()))
     assert isinstance(raw, Waves)
-    assert raw.wave_BT.dtype == torch.float32
+    assert raw.waves.dtype == torch.float32
     assert y.tolist() == [0, 1, 2]
     settings = {"sample_rate": 8_000, "num_mels": 32, "target_length": 32, "mean": -5.0, "std": 3.0}
     assert data.spec() == AudioSpec(classes=("high", "low", "mid"), **settings)

@@ -144,6 +144,13 @@ def test_batches_do_not_change_what_is_measured(options: dict[str, int], tmp_pat
     assert AudioFolder(str(root), **SMALL | options).measure() == _by_numpy(audio_files(root / "train"))
 
 
+def test_measuring_leaves_the_random_numbers_of_a_run_as_they_are(tmp_path: Path) -> None:
+    data = AudioFolder(str(write_tones(tmp_path, train=2, val=1)), **SMALL)
+    before = torch.get_rng_state()
+    data.measure()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_of_a_large_set_a_sample_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,8 +10,8 @@ import torch
 from small_sounds import SMALL, write_tone
 
 from audio import AudioTable
-from core.errors import InputError, MissingError
 from core.data.sampler import EpochSampler
+from core.errors import InputError, MissingError
 
 KNOWN: dict[str, Any] = {**SMALL, "mean": -5.0, "std": 3.0, "batch_size": 3}
 LABELS = 'index,mid,display_name\n1,/m/b,Bird song\n0,/m/a,"Bark, loud"\n2,/m/c,Cat\n'
