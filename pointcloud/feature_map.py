@@ -108,8 +108,8 @@ class PointViews(FeatureMap):
         self.views = nn.Parameter(torch.stack([angles, offset], dim=1), requires_grad=False)
 
         self.enc = Encoder(trans_dim=trans_dim, dim=dim, neighbors=neighbors, fusion=fusion)
-        self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(list(std)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, points_BN3: Tensor, pose_B33: Tensor | None = None, shift_B13: Tensor | None = None) -> Tensor:
         """Turns raw points into the views of one pose.

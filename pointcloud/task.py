@@ -238,7 +238,7 @@ class PointCloudClassifier(ClassificationTask):
             InputError: if the file should begin with points; their sampling is a loop that no exporter can follow.
         """
         if source == "raw":
-            raise InputError("sampling of points cannot be exported; type --from map")
+            raise InputError("exporters cannot follow the loop that samples points; --from map exports the rest")
         return super().to_export(raw, source)
 
     # Pictures
