@@ -21,12 +21,13 @@ from torch import Tensor
 from audio import LogMel, SpokenWords
 from audio.files import read_wave
 from core.figures import new_figure
-from core.layers import dilated_branches
+from core.backbones.unireplknet import dilated_branches
 from core.reparam import dilated_to_dense, embed_kernel
-from pointcloud.digit_clouds import digit_cloud
+from pointcloud.demo import digit_cloud
 from pointcloud.feature_map import unit_sphere
 from pointcloud.views import VIEWS, euler_matrices, pixels, splat
-from timeseries import NewYorkWeather, fold_by_period
+from timeseries import NewYorkWeather
+from timeseries.feature_map import fold_by_period
 from video import clip_to_map
 
 SIZE = 13
@@ -60,7 +61,7 @@ def draw_sound(signal: Axes, plane: Axes, root: Path) -> None:
 
 
 def draw_cloud(signal: Axes, plane: Axes) -> None:
-    """A cloud of points, coloured by its depth, and four views of it with the depth as the only feature."""
+    """A cloud of points, colored by its depth, and four views of it with the depth as the only feature."""
     images, labels = mnist_data()
     digit = images[labels == 3][7].reshape(28, 28)
     points = unit_sphere(torch.from_numpy(digit_cloud(digit, 1024, np.random.default_rng(0))))
