@@ -9,7 +9,7 @@ import signal
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
@@ -18,6 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from rich.progress import TimeRemainingColumn
 
 from core.data.labeled import SampleDataModule
+from core.data.module import attached_data_module
 from core.figures import new_figure
 from core.io.atomic import atomic_write
 from core.training.plots import draw_figure
@@ -36,6 +37,10 @@ __all__ = [
     "SigtermCallback",
     "run_summary",
 ]
+
+
+BASELINES = ("last", "seasonal", "linear")
+"""A task that compares itself with simple models logs their metrics under these endings, as in ``val_mse_last``."""
 
 
 # What a run keeps
@@ -303,7 +308,7 @@ def run_summary(trainer: Trainer) -> str:
         given = shlex.quote(_from_here(folder if is_in_folder and folder else checkpoint))
         lines += ["Next:", f"  lightning test --ckpt_path {given}"]
         predict = f"  lightning predict --ckpt_path {given}"
-        if isinstance(getattr(trainer, "datamodule", None), SampleDataModule):
+        if isinstance(attached_data_module(trainer), SampleDataModule):
             predict += " --data.predict_path FILE_OR_FOLDER"
         lines += [predict, f"  lightning export --ckpt_path {given}"]
 
@@ -311,9 +316,10 @@ def run_summary(trainer: Trainer) -> str:
 
 
 def _best_epoch(trainer: Trainer) -> list[str]:
-    """The monitored metric at its best, and its baselines: metrics whose names begin with its name."""
+    """The monitored metric at its best, and what the baselines of the task gave in the same epoch."""
     best = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
-    curves = next((c for c in trainer.callbacks if isinstance(c, LearningCurves)), None)
+    callbacks: list[Callback] = cast(Any, trainer).callbacks
+    curves = next((c for c in callbacks if isinstance(c, LearningCurves)), None)
     if not isinstance(best, ModelCheckpoint) or curves is None or best.monitor not in curves.history:
         return []
 
@@ -322,11 +328,11 @@ def _best_epoch(trainer: Trainer) -> list[str]:
     epoch, value = choose(points, key=lambda point: point[1])
     lines = [f"Best epoch: {epoch} (of 0 to {points[-1][0]}), {best.monitor} {value:.4g}"]
 
-    baselines = {
-        name: dict(values)[epoch]
-        for name, values in curves.history.items()
-        if name.startswith(f"{best.monitor}_") and epoch in dict(values)
-    }
+    baselines = {}
+    for baseline in BASELINES:
+        values = dict(curves.history.get(f"{best.monitor}_{baseline}", []))
+        if epoch in values:
+            baselines[f"{best.monitor}_{baseline}"] = values[epoch]
     if baselines:
         lines.append("Baselines: " + ", ".join(f"{name} {value:.4g}" for name, value in baselines.items()))
     return lines

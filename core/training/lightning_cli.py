@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning import LightningDataModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
@@ -477,7 +477,7 @@ def _trusted_configuration(checkpoint: TaskCheckpoint, given: set[str]) -> dict[
     for section, base in (("model", Task), ("data", DataModule)):
         content = config.get(section)
         class_path = content.get("class_path") if isinstance(content, dict) else None
-        if not isinstance(class_path, str):
+        if not isinstance(content, dict) or not isinstance(class_path, str):
             raise InputError(
                 f"the configuration in {checkpoint.path} names no class for {section}; give the configuration it was "
                 "trained with: -c FILE"

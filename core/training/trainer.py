@@ -1,6 +1,7 @@
 """Lightning's trainer with two more verbs: export and stats."""
 
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from lightning import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from core.data.module import DataModule
-from core.export import Format, Source, export_model
+from core.export import Exported, Format, Source, export_model
 from core.io.checkpoint import TaskCheckpoint
 from core.training.task import Task, first_samples
 
@@ -69,21 +70,24 @@ class ExportingTrainer(Trainer):
 
         raw = _validation_samples(self, model, datamodule)
         folder = Path(output or Path("exports", type(model).__name__))
+        export = partial(_export, model, folder, format, fixed_size=fixed_size)
         if source is not None:
-            return _export_from(source, model, raw, folder, format, fixed_size=fixed_size)
+            return export(model.to_export(raw, source), source)
 
         printed = StringIO()
         try:
             with redirect_stdout(printed), redirect_stderr(StringIO()):  # failing exporters print whole graphs
-                file = _export_from("raw", model, raw, folder, format, fixed_size=fixed_size)
-            print(printed.getvalue(), end="")
-            return file
+                file = export(model.to_export(raw, "raw"), "raw")
         except Exception as error:  # the exporters raise errors of many kinds
+            from_map = model.to_export(raw, "map")
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             rank_zero_info(
                 f"The way from raw samples cannot be exported ({reason[:200]}); the file begins with the map"
             )
-        return _export_from("map", model, raw, folder, format, fixed_size=fixed_size)
+            return export(from_map, "map")
+
+        print(printed.getvalue(), end="")
+        return file
 
 
 def _validation_samples(trainer: Trainer, model: Task, datamodule: DataModule, count: int = 4) -> tuple[Any, ...]:
@@ -99,10 +103,7 @@ def _validation_samples(trainer: Trainer, model: Task, datamodule: DataModule, c
 
 
 @torch.no_grad()
-def _export_from(
-    source: Source, model: Task, raw: tuple[Any, ...], folder: Path, format: Format, *, fixed_size: bool
-) -> Path:
-    parts = model.to_export(raw, source)
+def _export(model: Task, folder: Path, format: Format, parts: Exported, source: Source, *, fixed_size: bool) -> Path:
     print("exporting from raw samples to the answer" if source == "raw" else "exporting from the map to the answer")
     return export_model(
         parts.module,

@@ -206,9 +206,13 @@ def _series(folder: Path) -> Options:
 
 def _world(folder: Path) -> Options:
     make_world(folder / "world", regions=2, nodes=2, stations=2, hours=800)
-    sizes = {"tree": "[2,2]", "stations": "2", "d_model": "32", "d_ff": "8", "n_heads": "8"}
+    sizes = {"tree": "[2,2]", "stations": "2", "d_ff": "8", "n_heads": "8"}
     architecture = {f"model.architecture.{name}": value for name, value in sizes.items()}
     return {"data.root": str(folder / "world"), **architecture}
+
+
+def _published_world(folder: Path) -> Options:
+    return {**_world(folder), "model.architecture.d_model": "32"}
 
 
 SETS: dict[str, Callable[[Path], Options]] = {
@@ -229,7 +233,7 @@ SETS: dict[str, Callable[[Path], Options]] = {
     "video.VideoFolder": _video_folders,
     "video.VideoList": _video_list,
     "timeseries.CSVSeries": _series,
-    "timeseries.GlobalWeather": _world,
+    "timeseries.GlobalWeather": _published_world,
     "timeseries.MadeUpWorld": _world,
     "timeseries.NewYorkWeather": lambda folder: {},
 }

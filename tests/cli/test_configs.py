@@ -16,8 +16,9 @@ from lightning.pytorch.strategies import Strategy
 from torch import nn
 from training.small_runs import add_callbacks
 
+from core.backbones.replknet import ReparamLargeKernelConv, RepLKBlock
+from core.backbones.unireplknet import DilatedReparamBlock, UniRepLKNetBlock
 from core.cli import main
-from core.layers import DilatedReparamBlock, ReparamLargeKernelConv, RepLKBlock, UniRepLKNetBlock
 
 BY_NAME = [c for c in CONFIGS if c.parent.name != "engine" and c.name not in ("det.yaml", "seg.yaml")]
 """Configurations whose backbone timm builds; OpenMMLab's have configs of their own."""

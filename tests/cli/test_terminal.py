@@ -71,6 +71,7 @@ class _Baselines:
             "val_mse": [(0, 0.5), (1, 0.25), (2, 0.4)],
             "val_mse_last": [(0, 0.9), (1, 0.91), (2, 0.92)],
             "val_mse_seasonal": [(0, 0.7), (1, 0.71), (2, 0.72)],
+            "val_mse_50": [(0, 0.6), (1, 0.5), (2, 0.6)],  # as the map of a detector at another threshold
             "val_mae": [(0, 0.6), (1, 0.5), (2, 0.6)],
         }
         self.checkpoint_callbacks = [best]

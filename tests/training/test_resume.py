@@ -1,6 +1,7 @@
 """A run that was interrupted and resumed ends as one that was not, in one run folder."""
 
 from pathlib import Path
+
 import pytest
 from torch.testing import assert_close
 from training.small_runs import (
