@@ -250,7 +250,8 @@ def test_metrics_are_those_of_the_weights(accumulate: int, steps: set[int], phot
     losses = dict[int, float]()
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
     trainer = Trainer(**options, enable_progress_bar=False, enable_model_summary=False)
-    data = ImageFolder(str(photos), size=32, batch_size=6, num_workers=0, **PLAIN)
+    plain: dict[str, Any] = PLAIN
+    data = ImageFolder(str(photos), size=32, batch_size=6, num_workers=0, **plain)
     for file in (run / "checkpoints").glob("epoch=*.ckpt"):
         step = saved(run, file.stem)["global_step"]
         losses[step] = trainer.validate(ImageClassifier.load_from_checkpoint(file), data, verbose=False)[0]["val_loss"]
@@ -268,7 +269,7 @@ def test_a_task_knows_what_its_trainer_measured(photos: Path, tmp_path: Path) ->
     config = _config(save_pretrained(task, tmp_path / "shared"))
     assert config["metrics"] == pytest.approx(measured)
     assert config["hyperparameters"]["spec"]["classes"] == CLASSES
-    assert config["hyperparameters"]["spec"]["mean"] == list(data.spec().mean)
+    assert config["hyperparameters"]["spec"]["mean"] == data.spec().to_dict()["mean"]
     assert config["data_module"]["class_path"].endswith("ImageFolder")
 
 
