@@ -205,9 +205,8 @@ class WindowDataModule(DataModule):
         self.read_windows()
 
     def setup(self, stage: str | None = None) -> None:
-        """Fill the splits, unless ``predict`` continues other files."""
-        if not self.predicts_files:
-            self.train_set, self.val_set, self.test_set = self.read_windows()
+        """Fill all splits."""
+        self.train_set, self.val_set, self.test_set = self.read_windows()
         self.predict_set = self.continuations()  # type: ignore[assignment]
 
 
@@ -365,9 +364,16 @@ class SeriesDataModule(WindowDataModule):
             InputError: if it cannot be used.
         """
         if self.predicts_files:
-            self.continuations()
+            self.use_sources(self.predict_path)
         else:
             super().check_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Fill all splits; for ``predict`` with a path, read only the files that it names."""
+        if stage == "predict" and self.predict_path is not None:
+            self.use_sources(self.predict_path)
+        else:
+            super().setup(stage)
 
     def use_sources(self, given: Any) -> None:
         """Continue files, folders of files, or arrays of at least ``seq_len`` rows, in place of ``predict_path``.
@@ -389,13 +395,10 @@ class SeriesDataModule(WindowDataModule):
 
     def continuations(self) -> list[tuple[Any, list[dict[str, Any]]]]:
         """The last rows of each source; where there are several, the first column of their rows names the source."""
-        if self._sources is None and self.predicts_files:
-            assert self.predict_path is not None
-            self._sources = self._read_sources(self.predict_path)
-
         sources = self._sources
         if sources is None:
             sources = [self._series_source(self.read_series(), "the series")]
+
         self.channels = sources[0].channels
         for source in sources[1:]:
             if source.channels != self.channels:

@@ -42,8 +42,9 @@ class SeriesTask(Task):
     the history (B, L, C), or a tuple that begins with it.
 
     Logs ``train_loss``, ``lr``, ``val_mse`` and ``val_mae``, and the same for test. Three baselines are measured on the
-    same windows and logged as in ``val_mse_linear``: the last value, the last period, and one linear layer fitted on
-    the training rows. After each evaluation the run folder holds ``forecasts.png`` and ``errors.png``.
+    same windows, where the data come from a data module of this package, and logged as in ``val_mse_linear``: the last
+    value, the last period, and one linear layer fitted on the training rows. After each evaluation the run folder holds
+    ``forecasts.png`` and ``errors.png``.
     """
 
     monitor: ClassVar[str] = "val_mse"
@@ -56,7 +57,7 @@ class SeriesTask(Task):
     def __init__(self, backbone: Backbone, **kwargs: Any) -> None:
         super().__init__(backbone, **kwargs)
         self.baselines: Baselines | None = None
-        self.errors = nn.ModuleDict()
+        self.errors = nn.ModuleDict({"model": self._new_errors()})
         self.coverage = MeanMetric()
         self.examples: list[Example] = []
         self.batches_seen = 0
@@ -68,13 +69,12 @@ class SeriesTask(Task):
 
     # What the task knows of its data
 
-    def use_spec(self, theirs: DataSpec) -> None:
+    def use_spec(self, theirs: SeriesSpec) -> None:
         """Compare channels and lengths with those of the data, and take names and scale that the task lacks.
 
         Raises:
             InputError: if the data contradict the model.
         """
-        theirs = cast(SeriesSpec, theirs)
         for name in self.fixed_by_model():
             own, found = getattr(self.spec, name), getattr(theirs, name)
             if own != found:
@@ -99,10 +99,10 @@ class SeriesTask(Task):
         if not names or list(names) == own:
             return
         if len(names) != len(own):
-            raise InputError(
-                f"the model has {len(own)} channels and the data {len(names)} ({listed(names)}); give data with the "
-                f"channels {listed(own)}, or leave --model.channels out"
-            )
+            advice = "leave --model.channels out"
+            if self.knows_data:
+                advice = f"give data with the channels {listed(own)}, or choose columns with --data.channels"
+            raise InputError(f"the model has {len(own)} channels and the data {len(names)} ({listed(names)}); {advice}")
         if self.knows_data:
             raise InputError(
                 f"the model was trained on the channels {listed(own)}, the data have {listed(names)}; give data with "
@@ -130,15 +130,18 @@ class SeriesTask(Task):
         if stage == "predict":
             self.check_channels(data.channels)
             return
-        self.baselines = Baselines(
+        baselines = Baselines(
             data.training_rows(),
             self.spec.seq_len,
             self.spec.pred_len,
             self.spec.period,
-        ).to(self.device)
-        names = ("model", "last", "seasonal", "linear")
-        sizes = (self.spec.pred_len, len(self.spec.channels))
-        self.errors = nn.ModuleDict({name: ForecastErrors(*sizes) for name in names}).to(self.device)
+        )
+        self.baselines = baselines.to(self.device)
+        for name in ("last", "seasonal", "linear"):
+            self.errors[name] = self._new_errors()
+
+    def _new_errors(self) -> ForecastErrors:
+        return ForecastErrors(self.spec.pred_len, len(self.spec.channels)).to(self.device)
 
     # The flow
 
@@ -158,8 +161,9 @@ class SeriesTask(Task):
 
     def update_metrics(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Tensor) -> None:
         """Add the errors of the model and of the baselines."""
-        assert self.baselines is not None
-        forecasts = {"model": self.point_forecast(output), **self.baselines(_history(raw))}
+        forecasts = {"model": self.point_forecast(output)}
+        if self.baselines is not None:
+            forecasts |= self.baselines(_history(raw))
         for name, metric in self._metrics().items():
             metric.update(self.in_metric_units(forecasts[name] - target))
         if output.ndim == 4:

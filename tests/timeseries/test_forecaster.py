@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from lightning import Trainer
 from small_series import TINY
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
 
 import core  # noqa: F401  (registers the backbones)
 from core.errors import InputError
@@ -200,3 +202,22 @@ def test_the_scale_of_the_series_is_not_rounded_with_the_weights() -> None:
     task = task.to(torch.bfloat16)
     assert task.feature_map.mean[0] == 1013.25
     assert task(torch.randn(2, 48, 2)).dtype == torch.float32
+
+
+def test_training_on_plain_loaders_measures_the_model_alone() -> None:
+    x, y = torch.randn(8, 48, 2), torch.randn(8, 12, 2)
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    task = _task()
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(task, loader)
+    (measured,) = trainer.validate(task, loader, verbose=False)
+    with torch.no_grad():
+        error = (task.eval()(x) - y) / torch.tensor([2.0, 0.5])
+    assert measured == pytest.approx({"val_mse": float(error.square().mean()), "val_mae": float(error.abs().mean())})
