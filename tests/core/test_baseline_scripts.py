@@ -43,8 +43,8 @@ def test_help_measures_nothing(
         (None, "a.yaml cannot be read (No such file or directory); expected the file of a configuration of "),
         ("- 1\n", "a.yaml names no data; expected the file of a configuration of "),
         (
-            "data: {class_path: vision.openmmlab.scenes.DigitScenes}",
-            "is of vision.openmmlab.scenes.DigitScenes; expected",
+            "data: {class_path: vision.openmmlab.demo.DigitScenes}",
+            "is of vision.openmmlab.demo.DigitScenes; expected",
         ),
     ],
 )
