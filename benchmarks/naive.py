@@ -7,17 +7,39 @@ import torch
 from torch import Tensor, nn
 
 from core.backbones import LargeKernelNet
+from core.backbones.replknet import ConvFFN, RepLKBlock
 from core.backbones.unireplknet import DilatedReparamBlock, GlobalResponseNorm, UniRepLKNetBlock
 from core.layers import DepthwiseConv2d
 
 __all__ = ["naive_twin"]
 
 
-class _Block(UniRepLKNetBlock):
+class _UniRepLKNetBlock(UniRepLKNetBlock):
     """Every step makes a map of its own."""
 
-    def _works_in_place(self, x: Tensor) -> bool:
-        return False
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        y = self.pwconv2(self.act(self.pwconv1(self.se(self.norm(self.dwconv(x))))))
+        if self.gamma is not None:
+            y = y * self.gamma.view(-1, 1, 1)
+        return x + self.drop_path(y)
+
+
+class _RepLKBlock(RepLKBlock):
+    """Every step makes a map of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        y = self.lk_nonlinear(self.large_kernel(self.pw1(self.prelkb_bn(x))))
+        return x + self.drop_path(self.pw2(y))
+
+
+class _ConvFFN(ConvFFN):
+    """Every step makes a map of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return x + self.drop_path(self.pw2(self.nonlinear(self.pw1(self.preffn_bn(x)))))
 
 
 class _DilatedReparamBlock(DilatedReparamBlock):
@@ -41,7 +63,9 @@ _TWINS: dict[type[nn.Module], type[nn.Module]] = {
     DepthwiseConv2d: nn.Conv2d,
     DilatedReparamBlock: _DilatedReparamBlock,
     GlobalResponseNorm: _ResponseNorm,
-    UniRepLKNetBlock: _Block,
+    UniRepLKNetBlock: _UniRepLKNetBlock,
+    RepLKBlock: _RepLKBlock,
+    ConvFFN: _ConvFFN,
 }
 
 

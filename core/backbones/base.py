@@ -18,7 +18,7 @@ from core.io.downloads import download_pretrained
 from core.io.weights import checkpoint_filter_fn
 from core.ops import depthwise_conv2d, is_exporting, runs_on_onednn
 
-__all__ = ["LargeKernelNet", "build_variant", "evaluation_cfg"]
+__all__ = ["LargeKernelNet", "build_variant", "evaluation_cfg", "has_hooks", "may_overwrite"]
 
 Net = TypeVar("Net", bound="LargeKernelNet")
 
@@ -287,6 +287,26 @@ def _dilate(layers: nn.Module, factor: int) -> None:
             conv.stride = (1, 1)
             conv.dilation = tuple(factor * r for r in conv.dilation)
             conv.padding = tuple(r * (k - 1) // 2 for k, r in zip(conv.kernel_size, conv.dilation, strict=True))
+
+
+# What blocks ask before they depart from one module after the other
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at what goes into a module and comes out of it."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def may_overwrite(block: nn.Module, x: Tensor) -> bool:
+    """Whether a block may write over the maps that it makes of ``x``: no gradients, and nobody looks at them.
+
+    That is faster on a CPU, which would have to request memory for each new map. Compilers do it themselves.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exporting() or isinstance(x, torch.fx.Proxy):
+        return False
+    return not any(has_hooks(module) for module in block.modules())
 
 
 # Activation checkpointing

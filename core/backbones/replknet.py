@@ -21,7 +21,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models._input import update_model_args
 from torch import Tensor, nn
 
-from core.backbones.base import LargeKernelNet, build_variant, evaluation_cfg
+from core.backbones.base import LargeKernelNet, build_variant, evaluation_cfg, may_overwrite
 from core.errors import InputError
 from core.layers import DepthwiseConv2d
 from core.reparam import (
@@ -231,9 +231,13 @@ class RepLKBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        y = self.pw1(self.prelkb_bn(x))
-        y = self.lk_nonlinear(self.large_kernel(y))
-        return x + self.drop_path(self.pw2(y))
+        in_place = may_overwrite(self, x)
+        y = self.large_kernel(self.pw1(self.prelkb_bn(x)))
+        y = y.relu_() if in_place and type(self.lk_nonlinear) is nn.ReLU else self.lk_nonlinear(y)
+        y = self.drop_path(self.pw2(y))
+        if in_place and y.dtype == x.dtype:
+            return y.add_(x)
+        return x + y
 
     def reparameterize(self) -> None:
         """Fold the first norm, in place; ``core.reparameterize`` folds the parts after it.
@@ -270,8 +274,16 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        y = self.nonlinear(self.pw1(self.preffn_bn(x)))
-        return x + self.drop_path(self.pw2(y))
+        in_place = may_overwrite(self, x)
+        y = self.pw1(self.preffn_bn(x))
+        if in_place and type(self.nonlinear) is nn.GELU:
+            torch.ops.aten.gelu_(y, approximate=self.nonlinear.approximate)
+        else:
+            y = self.nonlinear(y)
+        y = self.drop_path(self.pw2(y))
+        if in_place and y.dtype == x.dtype:
+            return y.add_(x)
+        return x + y
 
     def reparameterize(self) -> None:
         """Fold the first norm, in place; ``core.reparameterize`` folds the parts after it.

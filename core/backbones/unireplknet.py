@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Permute
 
-from core.backbones.base import LargeKernelNet, build_variant, evaluation_cfg
+from core.backbones.base import LargeKernelNet, build_variant, evaluation_cfg, has_hooks, may_overwrite
 from core.errors import InputError
 from core.layers import DepthwiseConv2d
 from core.ops import depthwise_conv2d, is_exporting
@@ -250,13 +250,6 @@ def _add_kernel(large: Tensor, small: Tensor, dilation: int) -> Tensor:
     return total
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody looks at what goes into a module and comes out of it."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
 class SqueezeExcite(nn.Module):
     """Multiply each channel by a gate computed from the mean of all channels (SENet; UniRepLKNet section 3.1).
 
@@ -456,12 +449,13 @@ class UniRepLKNetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        in_place = self._works_in_place(x)
+        in_place = may_overwrite(self, x)
         y = self.se(self.norm(self.dwconv(x)))
         y = self.pwconv1(y)  # (B, H, W, 4C)
-        if in_place:
-            torch.ops.aten.gelu_(y, approximate=cast(nn.GELU, self.act[0]).approximate)
-            y = cast(GlobalResponseNorm, self.act[1]).forward_in_place(y)
+        gelu, grn = self.act
+        if in_place and type(gelu) is nn.GELU and type(grn) is GlobalResponseNorm:
+            torch.ops.aten.gelu_(y, approximate=gelu.approximate)
+            y = grn.forward_in_place(y)
         else:
             y = self.act(y)
         y = self.pwconv2(y)  # (B, C, H, W)
@@ -471,17 +465,6 @@ class UniRepLKNetBlock(nn.Module):
         if in_place and y.dtype == x.dtype:
             return y.add_(x)
         return x + y
-
-    def _works_in_place(self, x: Tensor) -> bool:
-        """Whether nobody needs the maps of four times the channels again: no gradients, no hooks.
-
-        Writing over them is faster on a CPU, which would have to request memory for each new map.
-        """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exporting() or isinstance(x, torch.fx.Proxy):
-            return False
-        gelu, grn = self.act
-        plain = type(gelu) is nn.GELU and type(grn) is GlobalResponseNorm
-        return plain and not any(has_hooks(module) for module in self.modules())
 
     def reparameterize(self) -> None:
         """Fold the block into its inference form, in place; nothing happens the second time.

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import core
+from core.backbones.replknet import ConvFFN
 from core.backbones.unireplknet import GlobalResponseNorm, UniRepLKNetBlock
 
 
@@ -138,3 +140,31 @@ def test_shortcut_of_a_folded_block_stays_wide_under_autocast() -> None:
     x = torch.randn(1, 8, 5, 5)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert block(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("net", ["test_unireplknet", "test_replknet"])
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_net_without_gradients_gives_the_same(net: str, folded: bool) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(net, num_classes=3).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            torch.nn.init.normal_(parameter)
+    model = core.reparameterize(model) if folded else model
+    x = torch.randn(2, 3, 64, 64)
+    before, wanted = x.clone(), model(x).detach()
+    with torch.no_grad():
+        got, maps = model.forward_intermediates(x)
+        assert_close(model(x), wanted, rtol=1e-5, atol=1e-5)
+    assert_close(x, before, rtol=0, atol=0)
+    assert_close(maps, [m.detach() for m in model.forward_intermediates(x)[1]], rtol=1e-5, atol=1e-5)
+    assert_close(got, maps[-1], rtol=0, atol=0)
+
+
+def test_replknet_blocks_leave_what_a_hook_has_seen() -> None:
+    block, seen = core.reparameterize(ConvFFN(8, 16).eval()), list[Tensor]()
+    x = torch.randn(2, 8, 5, 5)
+    block.pw1.register_forward_hook(lambda *args: seen.append(args[2]))
+    with torch.no_grad():
+        block(x)
+        assert_close(seen[0], block.pw1[0](x), rtol=0, atol=0)
