@@ -1,4 +1,4 @@
-"""Checkpoints of tasks: one reader of what ``lightning fit`` wrote, and a writer that never leaves half a file."""
+"""Checkpoints of tasks: the one reader of files that ``lightning fit`` wrote, and an atomic writer."""
 
 import io
 from contextlib import suppress
@@ -11,7 +11,7 @@ import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from core.errors import InputError, MissingError
+from core.errors import InputError, MissingError, listed
 from core.io.atomic import atomic_write
 from core.io.untrusted import read_torch_file
 
@@ -20,17 +20,19 @@ __all__ = ["AtomicCheckpointIO", "TaskCheckpoint"]
 
 @dataclass(frozen=True)
 class TaskCheckpoint:
-    """What a checkpoint of ``lightning fit`` says about the task, its data and its run.
+    """The content of a checkpoint of ``lightning fit``: the task, its data and its run.
 
     Attributes:
-        path: the file.
+        path: path of the file.
         class_path: import path of the task's class; empty if the task was trained without the command.
         hyperparameters: arguments of the task, without Lightning's own entries.
-        spec: what the task knows of its data (class names, statistics), as :class:`core.data.spec.DataSpec` stores it.
-        state_dict: tensors by name, on the CPU; the average of the weights if the run kept one.
-        config: the run's configuration, from the file or from ``config.yaml`` beside it; None if there is none.
-        metrics: what validation measured on exactly these weights; empty if it did not.
-        epoch: the epoch in which the file was written, counted from 0.
+        spec: class names, statistics and whatever else the task knows about its data, see
+            :meth:`core.data.spec.DataSpec.to_dict`.
+        state_dict: tensors by name, on the CPU. If the run kept an average of its weights, this is the average.
+        config: configuration of the run, from the checkpoint or from ``config.yaml`` in the run folder; None if neither
+            has it.
+        metrics: validation metrics of exactly these weights; empty if they were not validated.
+        epoch: epoch in which the file was written, counted from 0.
         step: number of optimizer steps taken.
         averaged: whether the run kept an average of its weights.
     """
@@ -51,12 +53,12 @@ class TaskCheckpoint:
         """Read a checkpoint; nothing in it is executed.
 
         Args:
-            path: a file that ``lightning fit`` wrote, or the folder of a run, whose best checkpoint is taken, or the
-                last one if there is no best.
+            path: a file that ``lightning fit`` wrote, or the folder of a run, of which the best checkpoint is read, or
+                the last one if there is no best.
 
         Raises:
             MissingError: if there is no such file, or the folder has no checkpoint.
-            InputError: if the file is damaged, or is not a checkpoint of a task.
+            InputError: if the file is damaged, is not a checkpoint of a task, or holds weights that are not finite.
         """
         path = _find_file(Path(path))
         content = read_torch_file(path)
@@ -66,6 +68,8 @@ class TaskCheckpoint:
                     f"{path} is not a checkpoint that lightning fit wrote: it has no {entry!r}. Weights alone go to "
                     "--model.weights FILE, or NAME=FILE in an analysis"
                 )
+
+        _refuse_not_finite(content["state_dict"], path)
 
         stored = content["hyper_parameters"]
         hyperparameters = {name: value for name, value in stored.items() if not str(name).startswith("_")}
@@ -84,29 +88,44 @@ class TaskCheckpoint:
 
 
 def _find_file(path: Path) -> Path:
+    """Return the path of a checkpoint, given the file itself or the folder of a run."""
     if path.is_file():
         return path
+
     if not path.is_dir():
         raise MissingError(
             f"there is no checkpoint {path}; give a file that lightning fit wrote, or the folder of a run"
         )
+
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt"):
         if (path / name).is_file():
             return path / name
+
     raise MissingError(
         f"{path} has no checkpoints/best.ckpt and no checkpoints/last.ckpt; give the folder of a run, such as "
         "lightning_logs/ImageClassifier/version_0, or a file that lightning fit wrote"
     )
 
 
+def _refuse_not_finite(state_dict: dict[str, Tensor], path: Path) -> None:
+    """Refuse the weights of a run that diverged: whatever they compute is not a number, and looks like class 0."""
+    broken = [name for name, value in state_dict.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{path} holds weights that are not finite ({listed(broken, limit=3)}): its run diverged. Give an earlier "
+            "checkpoint, or train again with a lower --model.lr"
+        )
+
+
 def _read_config(content: dict[str, Any], path: Path) -> dict[str, Any] | None:
     """Parse the run's configuration, which is YAML text in the checkpoint or a file in the run folder."""
     text = content.get("config")
-    beside = path.parent.parent / "config.yaml"
-    if text is None and beside.is_file():
-        text = beside.read_text(encoding="utf-8")
+    file = path.parent.parent / "config.yaml"
+    if text is None and file.is_file():
+        text = file.read_text(encoding="utf-8")
     if text is None:
         return None
+
     try:
         config = yaml.safe_load(str(text))
     except yaml.YAMLError as error:
@@ -115,13 +134,14 @@ def _read_config(content: dict[str, Any], path: Path) -> dict[str, Any] | None:
 
 
 def _read_metrics(content: dict[str, Any], path: Path) -> dict[str, float]:
-    """Find what was measured on the stored weights.
+    """Find the validation metrics of the stored weights.
 
-    The command writes it into each checkpoint. A checkpoint of a plain Trainer has at least the score by which its
-    callback chose it, if it is still the best one of that callback.
+    The command writes them into each checkpoint. A checkpoint of a plain Trainer has only the score by which its
+    ``ModelCheckpoint`` callback chose it, and only if this file is still the best one of that callback.
     """
     if isinstance(content.get("metrics"), dict):
         return {str(name): float(value) for name, value in content["metrics"].items()}
+
     metrics = {}
     for state in content.get("callbacks", {}).values():
         if not isinstance(state, dict) or not state.get("monitor"):
@@ -133,31 +153,34 @@ def _read_metrics(content: dict[str, Any], path: Path) -> dict[str, float]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's plugin that writes checkpoints, with a last step that cannot be interrupted on local disks.
+    """Lightning's plugin for checkpoints, with atomic writes on local disks.
 
-    Lightning writes into the system's folder for temporary files and moves the file from there. If that folder lies on
-    another file system than the run, moving means copying, and a full disk or ``kill -9`` leaves half a checkpoint in
-    place of a complete one. Here the file is written beside the old one, flushed to the disk, and renamed.
+    Lightning writes a checkpoint into the system's folder for temporary files and moves it from there. If that folder
+    is on another file system, moving means copying, and a full disk or ``kill -9`` leaves half a checkpoint in place of
+    a complete one. Here the file is written next to the old one, flushed to the disk, and renamed.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write the checkpoint; until it is complete, the old file keeps its name.
 
         Raises:
-            OSError: naming the file, if the disk is full or may not be written.
+            OSError: if the disk is full or cannot be written; the error names the file.
         """
+        # Addresses of remote storage, and options for it, are left to Lightning.
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         file = Path(path)
 
-        # torch.save hides the reason why a disk could not be written, so it writes into memory.
+        # The checkpoint is serialized in memory first, since errors of torch.save hide why a disk cannot be written.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
 
-        for leftover in file.parent.glob(f".{file.name}.*.part"):  # of a run that was killed
+        # A run that was killed may have left unfinished files.
+        for leftover in file.parent.glob(f".{file.name}.*.part"):
             with suppress(OSError):
                 leftover.unlink()
+
         with atomic_write(file) as unfinished:
             unfinished.write_bytes(buffer.getbuffer())
 

@@ -19,6 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from core.backbones.build import build_backbone
@@ -27,6 +28,7 @@ from core.data.spec import DataSpec, numbered_classes
 from core.errors import InputError, listed
 from core.export import Exported, exported
 from core.io.weights import load_weights
+from core.training.finite import check_gradients, check_loss, check_output
 from core.training.hub import TaskHubMixin
 from core.training.optim import check_recipe, parameter_groups, run_factor
 
@@ -318,8 +320,14 @@ class Task(LightningModule, TaskHubMixin):
         """The loss of one batch; logs ``train_loss`` and ``lr``."""
         raw, target = self.unpack(batch)
         loss = self.training_loss(raw, target)
+        check_loss(loss, self.global_step, self, lambda: self.training_output(raw, target))
         self.log_training(loss, self.batch_length(raw))
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Stop before a gradient that is not finite spoils the weights; a gradient scaler skips such steps itself."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            check_gradients(self.parameters(), self.global_step)
 
     def log_training(self, loss: Tensor, samples: int) -> None:
         """Log ``train_loss``, a mean over the epoch, and ``lr`` of the step."""
@@ -339,6 +347,7 @@ class Task(LightningModule, TaskHubMixin):
     def _evaluate(self, split: EvaluationSplit, batch: Any, batch_idx: int, loader: Any) -> None:
         raw, target = self.unpack(batch)
         output = self(*_arguments(raw))
+        check_output(output, self, lambda: self(*_arguments(raw)))
 
         # several processes get equally many samples, of which the last ones may be repetitions
         length = self.batch_length(raw)
@@ -393,6 +402,7 @@ class Task(LightningModule, TaskHubMixin):
         """Columns of ``predictions.csv`` for one batch."""
         raw, names = self.unpack(batch)
         output = self(*_arguments(raw))
+        check_output(output, self, lambda: self(*_arguments(raw)))
         self.keep_examples("predict", raw, output, names)
         return self.rows(output, names)
 
