@@ -6,17 +6,20 @@ __all__ = ["InputError", "MissingError", "listed"]
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message says what was got, what was expected and what to do."""
+    """An input of the user cannot be used. The message says what it was, what was expected and what to do."""
 
 
 class MissingError(InputError, FileNotFoundError):
-    """A file or folder the user named is not there, or has nothing in it."""
+    """A file or folder that the user named is missing or empty."""
 
     def __str__(self) -> str:  # OSError would print an errno tuple
         return str(self.args[0])
 
 
 def listed(names: Iterable[object], limit: int = 8) -> str:
-    """Names in a message: 'a, b, c', of more than ``limit`` the first and how many more there are."""
+    """List names for a message, as in 'a, b, c'. After ``limit`` names, their number replaces the others."""
     words = [str(name) for name in names]
-    return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")
+    text = ", ".join(words[:limit])
+    if len(words) > limit:
+        text += f" and {len(words) - limit} more"
+    return text

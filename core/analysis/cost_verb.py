@@ -1,4 +1,4 @@
-"""The verb cost: a table of what models cost in each of their forms."""
+"""The command ``lightning cost``: a table of the cost of models in training and inference form."""
 
 import platform
 from dataclasses import asdict
@@ -24,37 +24,41 @@ def cost_verb(
     device: str = "cpu",
     output: str = "cost",
 ) -> None:
-    """Parameters, multiplications, memory and speed of models in both forms: table, cost.png and cost.json.
+    """Measure parameters, MACs, memory and speed of models in both forms: a table, cost.png and cost.json.
 
     Args:
-        models: timm or LarKit names, or checkpoints that fit wrote; weights do not matter.
+        models: timm or LarKit names, or checkpoints that fit wrote; the weights do not matter.
         size: height of the input in pixels.
         width: width of the input in pixels; by default the height.
-        batch_size: images of a timed batch.
-        rounds: timed batches of each form; the forms of a model take turns. 0 leaves the timing out.
+        batch_size: number of images in a timed batch.
+        rounds: number of timed batches for each form; the forms of a model take turns. 0 leaves the timing out.
         device: cpu, cuda, ...
         output: folder for the picture and the JSON file.
 
     Raises:
-        InputError: if a number is out of range, the folder cannot be one, or there is no such model, or it does not
-            take this input.
+        InputError: if a number is out of range, the output folder cannot be used, or there is no such model or it does
+            not take this input.
     """
     check_positive(size=size, batch_size=batch_size, width=1 if width is None else width)
     check_output(output)
     if rounds < 0:
         raise InputError(f"--rounds is {rounds}; give 0 for no timing, or more")
+
     costs = []
     for name in models:
         model = open_model(name, device=device)
         input_size = (input_channels(model), size, width or size)
         costs += model_cost(model, input_size, name=name, batch_size=batch_size, rounds=rounds)
+
     print_table(
         ["model", "form", "parameters", "GMACs", "saved for backward", "peak activations", "images/s"],
         [_row(cost) for cost in costs],
     )
+
     where = {"device": _device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
     title = f"input {size} x {width or size}, batch {batch_size}, {where['device']}, torch {where['torch']}"
     print(f"one image of {size} x {width or size}; speed: batches of {batch_size} on {where['device']}")
+
     content = {"costs": [asdict(cost) for cost in costs], "batch_size": batch_size, **where}
     write_report(output, "cost", cost_figure(costs, title) if rounds else None, content)
 

@@ -1,4 +1,4 @@
-"""Models named on the command line, with their weights and the preparation of images that belongs to them."""
+"""Open models that are named on the command line, with their weights and their preprocessing of images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,20 +24,20 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def open_model(name: str, *, pretrained: bool = False, device: str = "cpu") -> nn.Module:
-    """Build a model in eval mode from one word of the command line.
+    """Build a model in eval mode from its name on the command line.
 
     Args:
         name: a timm or LarKit name (``unireplknet_t.in1k``), a name with a file of weights (``unireplknet_t=FILE``), or
-            a checkpoint of ``lightning fit`` or the folder of a run, which say what model they hold.
-        pretrained: load the published weights of a model named without a file.
+            a checkpoint of ``lightning fit`` or the folder of a run, which know their model.
+        pretrained: load the published weights of a model that is named without a file.
         device: device of the model.
 
     Raises:
-        MissingError: if a file is not there.
+        MissingError: if a file is missing.
         InputError: if there is no such model, or a file does not fit it.
     """
     if names_checkpoint(name):
-        from core.io.checkpoint import TaskCheckpoint  # imports lightning, which other models need not wait for
+        from core.io.checkpoint import TaskCheckpoint  # imports lightning, which takes seconds and is needed only here
 
         model = _backbone_of(TaskCheckpoint.read(name))
     else:
@@ -49,6 +49,7 @@ def open_model(name: str, *, pretrained: bool = False, device: str = "cpu") -> n
             raise InputError(f"{error}{hint}") from error
         if file:
             load_weights(model, file)
+
     try:
         return model.eval().to(device)
     except (RuntimeError, AssertionError) as error:
@@ -56,7 +57,7 @@ def open_model(name: str, *, pretrained: bool = False, device: str = "cpu") -> n
 
 
 def names_checkpoint(name: str) -> bool:
-    """Tell a checkpoint or a run folder from NAME and NAME=FILE."""
+    """Return whether a name is that of a checkpoint or run folder, and not NAME or NAME=FILE."""
     path = Path(name)
     if path.is_dir():
         return True
@@ -64,7 +65,7 @@ def names_checkpoint(name: str) -> bool:
 
 
 def _backbone_of(checkpoint: "TaskCheckpoint") -> nn.Module:
-    """Build the backbone of a task with its weights, and keep mean and std of the data that it was trained on."""
+    """Build the backbone of a task with its weights, and with mean and std of the task in its timm configuration."""
     args = checkpoint.hyperparameters
     if "backbone" not in args and "config" in args:
         raise InputError(
@@ -78,11 +79,13 @@ def _backbone_of(checkpoint: "TaskCheckpoint") -> nn.Module:
     num_classes = args.get("num_classes") or len(checkpoint.spec.get("classes") or ())
     if num_classes:
         options["num_classes"] = num_classes
-    # The task gave its backbone the channels of its maps, which the first convolution tells.
-    convolutions = (tensor for key, tensor in checkpoint.state_dict.items() if "backbone." in key and tensor.ndim == 4)
-    stem = next(convolutions, None)
+
+    # The maps of the task may have another number of channels than 3, which the weights of the stem show.
+    kernels = (tensor for key, tensor in checkpoint.state_dict.items() if "backbone." in key and tensor.ndim == 4)
+    stem = next(kernels, None)
     if stem is not None:
         options.setdefault("in_chans", stem.shape[1])
+
     model = load_weights(build_backbone(args["backbone"], **options), checkpoint.path)
 
     statistics = {
@@ -90,16 +93,15 @@ def _backbone_of(checkpoint: "TaskCheckpoint") -> nn.Module:
         for name in ("mean", "std")
         if isinstance(checkpoint.spec.get(name), list | tuple)
     }
-    described = cast(Any, model)
-    described.pretrained_cfg = {**described.pretrained_cfg, **statistics}
+    cast(Any, model).pretrained_cfg = {**cast(Any, model).pretrained_cfg, **statistics}
     return model
 
 
 def image_mode(model: nn.Module) -> Mode:
-    """'RGB' or 'L', by the number of channels that the model takes.
+    """Return the mode of images for a model: 'RGB' if it takes 3 channels, 'L' if it takes 1.
 
     Raises:
-        InputError: if that is neither 1 nor 3.
+        InputError: if it takes another number of channels.
     """
     channels = input_channels(model)
     if channels not in (1, 3):
@@ -108,18 +110,18 @@ def image_mode(model: nn.Module) -> Mode:
 
 
 def normalization(model: nn.Module) -> Normalization:
-    """Mean and standard deviation that the model was trained with, one value for each channel."""
+    """Return mean and standard deviation that the model was trained with, one value for each channel."""
     config: dict[str, Any] = resolve_model_data_config(model)
     mean = tuple(config["mean"])
     std = tuple(config["std"])
     if len(image_mode(model)) == 1 and len(mean) == 3:
-        # A gray image has the luminance of the three channels.
+        # timm's configuration is for three channels, of which a gray image is about the average.
         return (sum(mean) / 3,), (sum(std) / 3,)
     return mean, std
 
 
 def square_transform(size: int, norm: Normalization) -> Callable[[Image.Image], Tensor]:
-    """Make a transform from an image to a map (C, size, size) in float32: squashed with bicubic filter, normalized."""
+    """Make a transform from an image to a map (C, size, size) float32: bicubic resize to a square, normalization."""
     mean, std = norm
     transform: Callable[[Image.Image], Tensor] = create_transform(
         size,

@@ -1,4 +1,4 @@
-"""Effective receptive field: which pixels the center of the last map depends on, and over how large an area."""
+"""Effective receptive field: the pixels on which the center of the last map depends, and the area that they cover."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["THRESHOLDS", "ReceptiveField", "effective_receptive_field", "receptive_field_figure"]
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
-"""Shares of all contributions in the papers' table of high-contribution area ratios."""
+"""Shares of the total contribution in the papers' table of high-contribution area ratios."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class ReceptiveField:
 
     Attributes:
         contributions: (H, W) float64, at least 0: the positive part of the gradient, summed over channels.
-        images: number of images averaged.
-        skipped: number of images left out because their gradients were not finite.
+        images: number of images that were averaged.
+        skipped: number of images that were left out because their gradients were not finite.
     """
 
     contributions: np.ndarray
@@ -39,15 +39,15 @@ class ReceptiveField:
 
     @property
     def scores(self) -> np.ndarray:
-        """log10(contributions + 1) over its largest value, (H, W) in [0, 1]; what the papers draw and measure."""
+        """Scores log10(contributions + 1) divided by their maximum, (H, W) in [0, 1], as plotted in the papers."""
         scores = np.log10(self.contributions + 1)
         return scores / max(float(scores.max()), np.finfo(float).tiny)
 
     def area_ratios(self, thresholds: Sequence[float] = THRESHOLDS) -> dict[float, float | None]:
-        """Share of the input that the smallest centered square with more than a share t of the scores covers.
+        """Return the share of the input area that the smallest centered square with a share t of the scores covers.
 
-        As in RepLKNet's analysis, squares have odd sides from 3 up to below the shorter side of the input, around pixel
-        (H // 2, W // 2). A share that none of them reaches has None.
+        As in RepLKNet's analysis, squares are centered on pixel (H // 2, W // 2) and have odd sides from 3 up to below
+        the shorter side of the input. The result is None if none of them holds more than t of the scores.
 
         Args:
             thresholds: shares t in (0, 1).
@@ -55,17 +55,17 @@ class ReceptiveField:
         scores = self.scores
         height, width = scores.shape
 
-        # The ring of a pixel is its Chebyshev distance from the center: a square of side 2 r + 1 holds rings 0 to r.
+        # Ring r has the pixels at Chebyshev distance r from the center, so a square of side 2 r + 1 has rings 0 to r.
         rows = np.abs(np.arange(height) - height // 2)
         columns = np.abs(np.arange(width) - width // 2)
         rings = np.maximum(rows[:, None], columns[None, :])
-        total = max(scores.sum(), np.finfo(float).tiny)
-        within = np.cumsum(np.bincount(rings.ravel(), scores.ravel())) / total
+        score_of_ring = np.bincount(rings.ravel(), weights=scores.ravel())
+        share_within = np.cumsum(score_of_ring) / max(scores.sum(), np.finfo(float).tiny)
 
         ratios: dict[float, float | None] = {}
         for threshold in thresholds:
             radii = range(1, min(height, width) // 2)
-            radius = next((radius for radius in radii if within[radius] > threshold), None)
+            radius = next((radius for radius in radii if share_within[radius] > threshold), None)
             ratios[threshold] = None if radius is None else (2 * radius + 1) ** 2 / (height * width)
         return ratios
 
@@ -79,11 +79,11 @@ def effective_receptive_field(model: nn.Module, batches: Iterable[Tensor]) -> Re
 
     Args:
         model: a timm or LarKit model in eval mode.
-        batches: (B, C, H, W) float32, normalized, all of one size, on the model's device.
+        batches: normalized images (B, C, H, W) float32, all of the same size, on the model's device.
 
     Raises:
-        InputError: if the model is in training mode, its last map is not 4-D, there are no images, they differ in size,
-            or no image has finite gradients.
+        InputError: if the model is in training mode, its last map is not 4-D, images differ in size, or there is no
+            image with finite gradients.
     """
     if model.training:
         raise InputError("the receptive field is that of eval mode; call model.eval() first")
@@ -109,7 +109,7 @@ def effective_receptive_field(model: nn.Module, batches: Iterable[Tensor]) -> Re
 
 
 def _center_gradient(model: nn.Module, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient (B, C, H, W), and whether the gradient and the last map of each image are finite (B,), on the CPU."""
+    """Compute the gradient (B, C, H, W) at the input, and whether gradient and last map are finite, (B,) bool."""
     x_BCHW = x_BCHW.detach().requires_grad_()
     with torch.enable_grad():
         last = _last_map(model, x_BCHW)
@@ -120,7 +120,7 @@ def _center_gradient(model: nn.Module, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _last_map(model: nn.Module, x: Tensor) -> Tensor:
-    """The last map (B, C, h, w), whatever the model's own order of axes is."""
+    """Compute the last map (B, C, h, w), for models with channels last as well."""
     name = type(model).__name__
     forward = getattr(model, "forward_features", None)
     if not callable(forward):
@@ -141,11 +141,11 @@ def _last_map(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def receptive_field_figure(fields: dict[str, ReceptiveField], title: str) -> Figure:
-    """Draw heat maps side by side, each with its area ratios below.
+    """Plot heat maps side by side, each with its area ratios below.
 
     Args:
-        fields: receptive fields by the title of their panel.
-        title: title of the figure: images, size, normalization.
+        fields: receptive fields, by the titles of their panels.
+        title: title of the figure.
     """
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
@@ -153,20 +153,22 @@ def receptive_field_figure(fields: dict[str, ReceptiveField], title: str) -> Fig
     figure = new_figure(3.6 * len(fields) + 0.8, 5)
     figure.suptitle(title, fontsize=10)
     panels = figure.subplots(1, len(fields), squeeze=False)[0]
-    upper_half = colormaps["RdYlGn"](np.linspace(0.5, 1, 128))  # the papers center their color map at 0
+    upper_half = colormaps["RdYlGn"](np.linspace(0.5, 1, 128))  # the papers use this color map centered at 0
     for axes, (name, field) in zip(panels, fields.items(), strict=True):
         image = axes.imshow(field.scores, cmap=ListedColormap(upper_half), vmin=0, vmax=1)
         axes.set_title("\n".join(textwrap.fill(line, 38) for line in name.splitlines()), fontsize=8)
         axes.set(xticks=[], yticks=[])
+
         lines = []
         for threshold, ratio in field.area_ratios().items():
             unit = "" if ratio is None else " of the area"
             lines.append(f"{threshold:.0%}: {ratio_text(ratio)}{unit}")
         axes.set_xlabel("\n".join(lines), fontsize=8)
+
     figure.colorbar(image, ax=list(panels), shrink=0.6, label="log contribution / largest")
     return figure
 
 
 def ratio_text(ratio: float | None) -> str:
-    """An area ratio in percent, or 'not reached'."""
+    """Format an area ratio in percent; None becomes 'not reached'."""
     return "not reached" if ratio is None else f"{ratio:.2%}"

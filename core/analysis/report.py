@@ -1,4 +1,4 @@
-"""What an analysis leaves: a table on the screen, and a picture and a JSON file in a folder."""
+"""The output of an analysis: a table on the screen, and a picture and a JSON file in a folder."""
 
 import json
 import os
@@ -15,7 +15,7 @@ __all__ = ["check_output", "check_positive", "print_table", "write_report"]
 
 
 def print_table(head: list[str], rows: list[list[str]]) -> None:
-    """Print rows below their heads, the first column aligned to the left and the others to the right."""
+    """Print a table with its first column aligned to the left and the others to the right."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     rule = ["-" * width for width in widths]
     for row in [head, rule, *rows]:
@@ -25,10 +25,10 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
 
 
 def check_output(output: str) -> None:
-    """Refuse an output folder that cannot be written, before anything is measured.
+    """Check that the output folder can be written, before anything is measured.
 
     Raises:
-        InputError: if the path is a file, is below one, or may not be written to.
+        InputError: if the path is a file or below one, or there is no permission to write.
     """
     candidates = (Path(output), *Path(output).resolve().parents)
     existing = next(path for path in candidates if path.exists())
@@ -39,10 +39,10 @@ def check_output(output: str) -> None:
 
 
 def check_positive(**numbers: int) -> None:
-    """Refuse options below 1.
+    """Check that options are at least 1.
 
     Raises:
-        InputError: naming the option.
+        InputError: if one is not; the message names it.
     """
     for name, value in numbers.items():
         if value < 1:

@@ -1,4 +1,4 @@
-"""Shape bias: of images whose shape and texture show different things, how many are classified by shape."""
+"""Shape bias: the share of images with conflicting shape and texture that a model classifies by shape."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ CATEGORIES: dict[str, tuple[int, ...]] = {
     "oven": (766,),
     "truck": (555, 569, 656, 675, 717, 734, 864, 867),
 }
-"""The 16 categories of the cue-conflict images (Geirhos et al., ICLR 2019) and their ImageNet-1K class numbers."""
+"""The 16 categories of the cue-conflict images (Geirhos et al., ICLR 2019), with their ImageNet-1K class indices."""
 
-_NAME = re.compile(r"([a-z]+)\d+-([a-z]+)\d+")
+_NAME = re.compile(r"([a-z]+)\d+-([a-z]+)\d+")  # cat3-knife1: the shape of a cat and the texture of a knife
 
 
 @dataclass
 class ShapeBias:
-    """Decisions of a model on cue-conflict images, counted by the category of the shape.
+    """Decisions of a model on cue-conflict images, counted for each category of the shape.
 
     Attributes:
         shape: number of images classified by shape.
@@ -63,12 +63,12 @@ class ShapeBias:
 
     @property
     def overall(self) -> float | None:
-        """Shape decisions over shape plus texture decisions, in [0, 1]; None if there are none of both."""
+        """Shape decisions divided by shape and texture decisions, in [0, 1]; None if there are neither."""
         return _share(sum(self.shape.values()), sum(self.texture.values()))
 
     @property
     def by_category(self) -> dict[str, float | None]:
-        """The shape bias of each category of the shape."""
+        """Shape bias for each category of the shape."""
         return {name: _share(self.shape[name], self.texture[name]) for name in CATEGORIES}
 
 
@@ -77,13 +77,14 @@ def _share(shape: int, texture: int) -> float | None:
 
 
 def conflict_images(folder: str | Path) -> list[tuple[Path, str, str]]:
-    """Files of a cue-conflict folder with their shape and texture, which their names say: ``cat3-knife1.png``.
+    """List the images of a cue-conflict folder with their shape and texture, as their names give them.
 
-    Images whose shape and texture agree show no conflict and are left out.
+    ``cat3-knife1.png`` has the shape of a cat and the texture of a knife. Images whose shape and texture agree are left
+    out.
 
     Raises:
         MissingError: if there are no images.
-        InputError: if a name has no shape and texture, a category is none of the 16, or no image shows a conflict.
+        InputError: if a name does not consist of two of the 16 categories, or shape and texture agree in all images.
     """
     conflicts = []
     files = image_files(Path(folder))
@@ -105,13 +106,14 @@ def conflict_images(folder: str | Path) -> list[tuple[Path, str, str]]:
 
 
 def category_probabilities(logits: Tensor) -> Tensor:
-    """Probabilities of the 16 categories, each the mean over its classes, in the order of :data:`CATEGORIES`.
+    """Compute the probability of each of the 16 categories, which is the mean over its classes.
 
     Args:
-        logits: (B, 1000) of an ImageNet-1K classifier.
+        logits: (B, 1000), the output of an ImageNet-1K classifier.
 
     Returns:
-        (B, 16) float64 in [0, 1]; they do not add up to 1, since most classes belong to no category.
+        (B, 16) float64 in [0, 1], in the order of :data:`CATEGORIES`; the sum is not 1, since most classes belong to no
+        category.
 
     Raises:
         InputError: if there are not 1000 classes.
@@ -138,7 +140,7 @@ def shape_bias(
     Args:
         model: an ImageNet-1K classifier in eval mode.
         folder: cue-conflict images, at any depth; see :func:`conflict_images`.
-        transform: from an image to the model's map (C, H, W), normalized.
+        transform: function from an image to a normalized map (C, H, W), the input of the model.
         batch_size: number of images in a batch.
         mode: 'RGB' or 'L', to which the images are converted.
 
@@ -159,13 +161,14 @@ def shape_bias(
         with torch.no_grad():
             decisions = category_probabilities(model(x_BCHW)).argmax(dim=1).tolist()
         for (_, shape, texture), decision in zip(batch, decisions, strict=True):
-            counts = {shape: result.shape, texture: result.texture}.get(names[decision], result.other)
+            by_cue = {shape: result.shape, texture: result.texture}
+            counts = by_cue.get(names[decision], result.other)
             counts[shape] += 1
     return result
 
 
 def shape_bias_figure(results: dict[str, ShapeBias]) -> Figure:
-    """Draw the shape bias of each category as bars, one color for each model, with a line at its overall value."""
+    """Plot the shape bias of each category as bars, in one color per model, with a line at the overall value."""
     figure = new_figure(8, 6.5)
     axes = figure.subplots()
     thickness = 0.8 / len(results)
@@ -182,7 +185,7 @@ def shape_bias_figure(results: dict[str, ShapeBias]) -> Figure:
         if result.overall is not None:
             axes.axvline(result.overall, color=bars[0].get_facecolor(), linestyle="--")
 
-        # An absent bar is not a shape bias of 0.
+        # A missing bar would look like a shape bias of 0.
         for position, (category, share) in zip(positions, shares.items(), strict=True):
             if share is None:
                 text = "neither" if result.other[category] else "no images"

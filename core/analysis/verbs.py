@@ -1,4 +1,4 @@
-"""The analyses as verbs of the command: each prints a table, and writes a picture and a JSON file."""
+"""The analyses as commands: each prints a table, and writes a picture and a JSON file."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -44,17 +44,17 @@ def erf_verb(
     device: str = "cpu",
     output: str = "erf",
 ) -> None:
-    """Effective receptive field of models on images: table, erf.png and erf.json.
+    """Measure the effective receptive field of models on images: a table, erf.png and erf.json.
 
     Args:
         models: timm or LarKit names, NAME=FILE for weights of your own, or checkpoints that fit wrote.
-        images: an image or a folder of images; the first ones by name are used.
-        size: side in pixels to which every image is squashed, bicubic.
+        images: an image or a folder of images, of which the first ones by name are used.
+        size: side in pixels of the square to which every image is resized.
         num_images: number of images.
-        batch_size: images in a batch; the result does not depend on it.
+        batch_size: number of images in a batch; the result does not depend on it.
         pretrained: load published weights for models named without a file; false measures random weights.
-        mean: of each channel, for pixels in [0, 1]; by default each model's own.
-        std: of each channel.
+        mean: mean of each channel, for pixels in [0, 1]; by default each model's own.
+        std: standard deviation of each channel; by default each model's own.
         device: cpu, cuda, ...
         output: folder for the picture and the JSON file.
     """
@@ -96,12 +96,12 @@ def shape_bias_verb(
     device: str = "cpu",
     output: str = "shape_bias",
 ) -> None:
-    """Shape bias of ImageNet classifiers on cue-conflict images: table, shape_bias.png and shape_bias.json.
+    """Measure the shape bias of ImageNet classifiers: a table, shape_bias.png and shape_bias.json.
 
     Args:
         models: timm or LarKit names, NAME=FILE for weights of your own, or checkpoints that fit wrote; 1000 classes.
-        images: folder of images named after shape and texture, as cat3-knife1.png.
-        batch_size: images in a batch.
+        images: folder of cue-conflict images, which are named after shape and texture, as in cat3-knife1.png.
+        batch_size: number of images in a batch.
         pretrained: load published weights for models named without a file.
         device: cpu, cuda, ...
         output: folder for the picture and the JSON file.
@@ -136,7 +136,7 @@ VERBS: dict[str, Callable[..., None]] = {"erf": erf_verb, "shape-bias": shape_bi
 
 
 def run_analysis(words: Sequence[str]) -> None:
-    """Run one verb from the words of the command line, the verb first.
+    """Run an analysis with the words of the command line, of which the first is its name.
 
     Raises:
         InputError: if an option is unknown, or a value cannot be used.
@@ -160,11 +160,12 @@ def run_analysis(words: Sequence[str]) -> None:
 def _batches(
     files: Sequence[Path], model: nn.Module, size: int, norm: Normalization, batch_size: int, device: str
 ) -> Iterator[Tensor]:
-    """Read images as normalized batches (B, C, size, size) on the device."""
+    """Yield images as normalized batches (B, C, size, size) on the device."""
     mode = image_mode(model)
     mean, std = norm
     if not len(mean) == len(std) == len(mode):
         raise InputError(f"--mean has {len(mean)} and --std {len(std)} values; the model takes {len(mode)}")
+
     transform = square_transform(size, norm)
     for first in range(0, len(files), batch_size):
         images = [transform(read_image(file, mode)) for file in files[first : first + batch_size]]
@@ -172,6 +173,7 @@ def _batches(
 
 
 def _given_normalization(mean: list[float] | None, std: list[float] | None) -> Normalization | None:
+    """Return the normalization that the user gave, or None to use that of each model."""
     if mean is None and std is None:
         return None
     if mean is None or std is None:
@@ -182,13 +184,13 @@ def _given_normalization(mean: list[float] | None, std: list[float] | None) -> N
 
 
 def _label(name: str, pretrained: bool) -> str:
-    """The model's name, with a note if weights are random."""
+    """Return the name of a model in the table, with a note if weights are random."""
     has_file = "=" in name or names_checkpoint(name)
     if has_file:
         return name
     if not pretrained:
         return f"{name} (random weights)"
-    return f"{name} (large kernels random)" if name.startswith("lk_") else name
+    return f"{name} (large kernels random)" if name.startswith("lk_") else name  # published with small kernels
 
 
 def _short(values: Sequence[float]) -> str:

@@ -1,1 +1,1 @@
-"""Data for any modality: samples and splits, the bases of all data modules, and what a model must know of its data."""
+"""Data of any modality: samples, splits, the bases of all data modules, and what a model must know about its data."""

@@ -1,4 +1,4 @@
-"""Files of one kind below a folder, and class folders: ImageNet's layout, or one folder for each class."""
+"""Find files below a folder, and read class folders: ImageNet's layout, or one folder for each class without splits."""
 
 import os
 from collections import Counter
@@ -14,27 +14,27 @@ from core.errors import InputError, MissingError, listed
 __all__ = ["ClassFolders", "Labeled", "class_files", "find_files"]
 
 Labeled = list[tuple[Path, int]]
-"""Files with their class numbers."""
+"""Pairs of a file and its class number."""
 
 _OTHER_NAMES = {
     "train": ("train", "training", "trains"),
     "val": ("val", "vali", "valid", "validate", "validation", "dev", "eval", "evaluation"),
     "test": ("test", "tests", "testing", "eval", "evaluation"),
 }
-"""Names that split folders have elsewhere, in lower case."""
+"""Other names in use for split folders, in lower case."""
 
 
 def find_files(path: Path, suffixes: Sequence[str], kind: str) -> list[Path]:
-    """The file itself, or all files below a folder that end in one of the suffixes, sorted, without hidden ones.
+    """Find all files below a folder that have one of the suffixes, sorted; hidden files are skipped.
 
     Args:
-        path: a file or a folder.
-        suffixes: in lower case, with the dot.
-        kind: the word for the files in messages, as in 'images'.
+        path: a folder, or a single file, which is returned alone whatever its suffix is.
+        suffixes: suffixes in lower case, with the dot.
+        kind: the word for such files in messages, as in 'images'.
 
     Raises:
-        MissingError: if there is none.
-        InputError: if a folder may not be read.
+        MissingError: if the path does not exist, or the folder has no such file.
+        InputError: if there is no permission to read a folder.
     """
     try:
         if path.is_file():
@@ -52,13 +52,14 @@ def find_files(path: Path, suffixes: Sequence[str], kind: str) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All files below a folder; a folder that may not be listed is an error, not an empty folder."""
+    """Yield all files below a folder. A folder that cannot be listed raises an error instead of counting as empty."""
 
-    def refuse(error: OSError) -> None:
+    def raise_error(error: OSError) -> None:
         raise error
 
-    for inner, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(inner) / name for name in names)
+    for parent, _, names in os.walk(folder, onerror=raise_error):
+        for name in names:
+            yield Path(parent) / name
 
 
 def class_files(
@@ -68,36 +69,38 @@ def class_files(
     pattern: str = "*",
     classes: Sequence[str] | None = None,
 ) -> tuple[list[str], Labeled]:
-    """Class names and (file, label) pairs below a folder that holds one folder for each class.
+    """List the class names and the (file, label) pairs of a folder that holds one folder for each class.
 
     Args:
-        folder: holds the class folders.
-        find: gives the files of a class folder.
-        pattern: the form of a file in messages, as in '*.jpg'.
-        classes: the names in the order of their labels; by default the folders' names, sorted.
+        folder: folder that holds the class folders.
+        find: function that lists the files of a class folder.
+        pattern: pattern of the file names in messages, as in '*.jpg'.
+        classes: class names in the order of their labels; by default the names of the folders, sorted.
 
     Raises:
-        MissingError: if there are fewer than two class folders, or one without files.
-        InputError: if a folder is none of ``classes``.
+        MissingError: if there are fewer than two class folders, or one of them has no files.
+        InputError: if the name of a folder is not in ``classes``.
     """
     layout = f"{folder}/<class>/{pattern}"
     if not folder.is_dir():
         raise MissingError(f"there is no folder {folder}; expected {layout}, one folder for each class")
 
-    found = _class_names(folder)
-    if len(found) < 2:
-        raise MissingError(f"{folder} has {len(found)} class folders; expected at least two: {layout}")
+    folder_names = _class_names(folder)
+    if len(folder_names) < 2:
+        raise MissingError(f"{folder} has {len(folder_names)} class folders; expected at least two: {layout}")
 
-    names = found if classes is None else list(classes)
-    unknown = sorted(set(found) - set(names))
+    names = folder_names if classes is None else list(classes)
+    unknown = sorted(set(folder_names) - set(names))
     if unknown:
         raise InputError(f"{folder} has classes that training has not: {listed(unknown)}; expected {listed(names)}")
 
-    label = {name: i for i, name in enumerate(names)}
-    return names, [(file, label[name]) for name in found for file in find(folder / name)]
+    label_of = {name: i for i, name in enumerate(names)}
+    labeled = [(file, label_of[name]) for name in folder_names for file in find(folder / name)]
+    return names, labeled
 
 
 def _class_names(folder: Path) -> list[str]:
+    """List the class folders by name; folders that begin with a dot or an underscore are left out."""
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
 
 
@@ -108,20 +111,20 @@ class ClassFolders:
     ::
 
         root/<split>/<class>/<file>     ImageNet's, with splits train, val and test
-        root/<class>/<file>             no splits: all files train, but for a share that is held out
+        root/<class>/<file>             no splits: a share of the files is held out, and all others are for training
 
-    Without a validation folder a share of each class is held out of the training files. ``root/test`` is the test
-    split if it is there, else the validation split is. Without a training folder the other splits serve evaluation,
-    and the first of them names the classes. A folder that looks like a split under another name, such as ``valid`` or
-    ``Test``, is refused instead of being left out.
+    Without a validation folder, a share of each class is held out of the training files. Without ``root/test``, the
+    validation split is the test split as well. Without a training folder, the other splits can still be evaluated, and
+    the first of them defines the classes. A folder that looks like a split under another name, such as ``valid`` or
+    ``Test``, raises an error, since it would otherwise be left out silently.
 
     Attributes:
-        root: folder of the data; None where a user may still leave it out.
-        find: gives the files of a class folder.
-        pattern: the form of a file in messages.
+        root: folder of the data; None if the user gave none, which is an error only when the files are needed.
+        find: function that lists the files of a class folder.
+        pattern: pattern of the file names in messages, as in '*.jpg'.
         train_split: name of the training folder.
         val_split: name of the validation folder.
-        val_share: share of each class held out, in (0, 1); always the same files.
+        val_share: share of each class to hold out, in (0, 1); the same files are held out in every run.
 
     Raises:
         InputError: if ``val_share`` is out of range.
@@ -139,24 +142,24 @@ class ClassFolders:
             raise InputError(f"val_share={self.val_share}; give a share between 0 and 1")
 
     def has_training(self) -> bool:
-        """Whether there are files to train on."""
+        """Return whether there are files to train on."""
         return self._is_there(self.train_split) or self._is_flat()
 
     def check_training(self) -> None:
-        """Refuse folders without training files.
+        """Check that there are files to train on.
 
         Raises:
-            MissingError: naming the folder that was expected.
+            MissingError: if there are none; the message names the expected folder.
         """
         if not self.has_training():
-            self._files(self.train_split)
+            self._files(self.train_split)  # raises the error
 
     def check(self) -> None:
-        """Look at the folder that names the classes.
+        """Check the folder that defines the classes.
 
         Raises:
-            MissingError: if it is missing, or a class folder is empty.
-            InputError: if a split has another name than the one that is read.
+            MissingError: if the folder is missing, or one of its class folders is empty.
+            InputError: if a folder looks like a split under another name.
         """
         if self._is_flat():
             self._flat_files()
@@ -169,8 +172,8 @@ class ClassFolders:
 
         Raises:
             MissingError: if a folder is missing or empty.
-            InputError: if a split has another name than the one that is read, or classes that training has not, or if
-                a class is too small to hold some files out.
+            InputError: if a folder looks like a split under another name, if a split has classes that the training
+                split does not have, or if a class has too few files to hold some out.
         """
         if self._is_flat():
             classes, files = self._flat_files()
@@ -191,7 +194,10 @@ class ClassFolders:
         else:
             val = first
 
-        test = self._files("test", classes)[1] if self._is_there("test") else val
+        test = val
+        if self._is_there("test"):
+            _, test = self._files("test", classes)
+
         return Splits(classes, train, val, test)
 
     def _folder(self, split: str) -> Path:
@@ -209,11 +215,14 @@ class ClassFolders:
         return class_files(self._folder(split), self.find, pattern=self.pattern, classes=classes)
 
     def _first_split(self) -> str:
-        """The split that names the classes."""
-        return next(filter(self._is_there, (self.train_split, self.val_split, "test")), self.train_split)
+        """Return the split that defines the classes: the first one whose folder exists."""
+        for split in (self.train_split, self.val_split, "test"):
+            if self._is_there(split):
+                return split
+        return self.train_split
 
     def _is_flat(self) -> bool:
-        """Whether the root holds class folders instead of split folders."""
+        """Return whether the root holds class folders instead of split folders."""
         root = self._folder(".")
         if not root.is_dir() or any(map(self._is_there, (self.train_split, self.val_split, "test"))):
             return False
@@ -221,7 +230,7 @@ class ClassFolders:
         return len(_class_names(root)) >= 2
 
     def _flat_files(self) -> tuple[list[str], Labeled]:
-        """The class names and files of a root without split folders, unless it has some under other names."""
+        """List the class names and files of a root without splits; a split under another name raises an error."""
         root = self._folder(".")
         for name in _class_names(root):
             for split, others in _OTHER_NAMES.items():
@@ -235,14 +244,14 @@ class ClassFolders:
         return class_files(root, self.find, pattern=self.pattern)
 
     def _refuse_other_names(self) -> None:
-        """Refuse splits that would be left out silently, while a share of the training files takes their place."""
+        """Raise an error for a split under another name, which would otherwise be left out silently."""
         root = self._folder(".")
-        read = (self.train_split, self.val_split, "test")
+        known = (self.train_split, self.val_split, "test")
         for split, wanted in (("val", self.val_split), ("test", "test")):
             if self._is_there(wanted):
                 continue
             for folder in sorted(root.iterdir()):
-                if folder.name.lower() in _OTHER_NAMES[split] and folder.name not in read and folder.is_dir():
+                if folder.name.lower() in _OTHER_NAMES[split] and folder.name not in known and folder.is_dir():
                     option = f"type --data.val_split {folder.name}" if split == "val" else "rename it to test"
                     raise InputError(
                         f"{root} has no folder {wanted}, and {folder.name} would not be read: {option}, or rename it "
@@ -250,6 +259,7 @@ class ClassFolders:
                     )
 
     def _hold_out(self, classes: Sequence[str], files: Labeled) -> tuple[Labeled, Labeled]:
+        """Divide the training files into those to train on and those held out for validation."""
         labels = [label for _, label in files]
         counts = Counter(labels)
         for label, name in enumerate(classes):

@@ -1,4 +1,4 @@
-"""Images: files found below a folder, decoded, named when they are broken, and what a model must know of its pixels."""
+"""Find and decode image files, and describe what a model must know about its pixels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +19,17 @@ Mode = Literal["RGB", "L"]
 """'RGB' for three channels, 'L' for one (gray)."""
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Decoders that may be tried: PIL goes by the content, and would hand PostScript to Ghostscript, which runs it."""
+"""The only decoders that PIL may use. It chooses by content, and would have Ghostscript execute a PostScript file."""
 
 
 @dataclass(frozen=True)
 class PixelSpec(DataSpec):
-    """What a model must know of pixels, of images or of the frames of videos.
+    """What a model must know about the pixels of its images or video frames.
 
     Attributes:
         size: side of an image or frame, in pixels.
         mode: 'RGB' or 'L'.
-        mean: of each channel, for pixels in [0, 1].
+        mean: mean of each channel, for pixels in [0, 1].
         std: standard deviation of each channel, for pixels in [0, 1].
     """
 
@@ -40,55 +40,63 @@ class PixelSpec(DataSpec):
 
 
 def image_files(path: Path) -> list[Path]:
-    """The image itself, or all images below a folder, sorted.
+    """Find all images below a folder, sorted; a path to an image gives that image alone.
 
     Raises:
-        MissingError: if there is none.
-        InputError: if a folder may not be read.
+        MissingError: if there is no image.
+        InputError: if there is no permission to read a folder.
     """
     return find_files(path, SUFFIXES, "images")
 
 
 def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
-    """The decoded image, 'RGB' or 'L' (gray), of 8 bits; of an image of 16 bits the upper 8.
+    """Decode an image to 8 bits in mode 'RGB' or 'L' (gray). Of 16-bit values, the upper 8 bits are kept.
 
-    It is turned as its EXIF flag says, which Hugging Face's, mmcv's and OpenCV's readers do too, torchvision's and
-    timm's do not.
+    The image is rotated as its EXIF orientation says. The readers of Hugging Face, mmcv and OpenCV do the same; those
+    of torchvision and timm do not.
 
     Raises:
         MissingError: if there is no such file.
-        InputError: naming the file that cannot be decoded, or whose numbers have no known range.
+        InputError: if the file cannot be decoded, or its values have an unknown range; the message names the file.
     """
     if not path.is_file():
         raise MissingError(f"there is no image {path}; correct the list that names it")
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            image.filename = ""  # else PIL maps the file, and scrambles a gray TIFF that lies on its side
-            return _upright(_of_8_bits(image, path).convert(mode), image)
+            # With a file name, PIL memory-maps the file, which scrambles gray TIFFs that have an orientation flag.
+            image.filename = ""
+            pixels = _to_8_bits(image, path).convert(mode)
+            return _apply_orientation(pixels, image)
     except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be decoded as an image: {error}; replace it") from error
 
 
-def _of_8_bits(image: Image.Image, path: Path) -> Image.Image:
-    """PIL itself would cut larger numbers off at 255, which makes most of the image white."""
+def _to_8_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Reduce 16-bit values to 8 bits. PIL itself would clip them at 255, which turns most of the image white."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
-    if image.mode in ("I", "F") and image.format != "PNG":  # PIL has read 16 bits of a PNG as mode I
+
+    # PIL reads a PNG of 16 bits as mode I; in other formats this mode stands for 32 bits.
+    if image.mode in ("I", "F") and image.format != "PNG":
         raise InputError(
-            f"{path} holds {'whole' if image.mode == 'I' else 'real'} numbers of 32 bits, whose range nothing says; "
-            "expected 8 or 16 bits. Convert all images alike"
+            f"{path} holds {'whole' if image.mode == 'I' else 'real'} numbers of 32 bits in an unknown range; "
+            "expected 8 or 16 bits. Convert all images in the same way"
         )
-    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+
+    upper_bits = np.asarray(image).astype(np.uint32) >> 8
+    return Image.fromarray(upper_bits.astype(np.uint8))
 
 
-def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
-    """The pixels of a decoded image turned by its flag; a camera on its side writes one instead of turning them."""
+def _apply_orientation(pixels: Image.Image, image: Image.Image) -> Image.Image:
+    """Rotate or flip decoded pixels by the EXIF orientation of their image."""
     try:
         flag = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # of any type, where the flag is damaged; the pixels are not
+    except Exception:  # damaged EXIF data raises errors of any type, and the pixels are still good
         flag = 1
     if flag == 1:
         return pixels
-    pixels.info.clear()  # PIL would write back all that the camera says, also what is broken
+
+    # exif_transpose writes all other EXIF data back, damaged entries too, so keep the orientation alone.
+    pixels.info.clear()
     pixels.getexif()[ExifTags.Base.Orientation] = flag
     return ImageOps.exif_transpose(pixels)

@@ -1,9 +1,9 @@
 """Data modules of labeled samples: splits, class folders, and prediction on any files.
 
-A modality and a data set each fill one half of a data module::
+A modality and a data set each implement one half of a data module::
 
     modality    find, dataset, settings, from_spec    its files, the raw samples they become, what a model must know
-    data set    check_data, splits                    whether the data are there, and which pairs train and evaluate
+    data set    check_data, splits                    whether the data exist, and which samples belong to which split
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ Split = Literal["train", "val", "test", "predict"]
 
 
 class SampleDataModule(DataModule):
-    """Base of the data modules of labeled samples; ``predict`` without a path reads the test split.
+    """Base of the data modules of labeled samples. Without ``predict_path``, ``predict`` reads the test split.
 
     Args:
         predict_path: a file or a folder of files for ``predict``; by default the test split.
@@ -52,10 +52,10 @@ class SampleDataModule(DataModule):
         self.skip_broken = skip_broken
         self._splits: Splits | None = None
 
-    # A modality says
+    # A modality implements these
 
     def find(self, path: Path) -> list[Any]:
-        """The file itself, or all sources of the modality below a folder, sorted.
+        """Find all sources of the modality below a folder, sorted; a path to a file gives that file alone.
 
         Raises:
             MissingError: if there is none.
@@ -63,29 +63,29 @@ class SampleDataModule(DataModule):
         raise NotImplementedError
 
     def dataset(self, samples: Samples, split: Split) -> Dataset[Any]:
-        """A data set that reads (source, target) pairs as (raw sample, target)."""
+        """Return a dataset that reads each (source, target) pair as (raw sample, target)."""
         raise NotImplementedError
 
     @classmethod
     def from_spec(cls, spec: Any, *, batch_size: int, num_workers: int) -> Self:
-        """A data module that reads files as a model with this spec needs them, for prediction."""
+        """Build a data module for prediction that reads files as a model with this spec needs them."""
         raise NotImplementedError
 
-    # A data set says
+    # A data set implements this, and check_data
 
     def splits(self) -> Splits:
-        """Class names and the (source, target) pairs of the splits.
+        """List the class names and the (source, target) pairs of each split.
 
         Raises:
-            MissingError: if something is not there.
-            InputError: if it cannot be used.
+            MissingError: if a file or folder is missing.
+            InputError: if the data cannot be used.
         """
         raise NotImplementedError
 
-    # What follows
+    # Written once for all of them
 
     def read_splits(self) -> Splits:
-        """The splits, listed at the first call and kept: large sets take minutes to list."""
+        """Return the splits. They are listed at the first call and kept, since large data sets take minutes to list."""
         if self._splits is None:
             self.check_data()
             self._splits = self.splits()
@@ -93,20 +93,20 @@ class SampleDataModule(DataModule):
         return self._splits
 
     def spec(self) -> DataSpec:
-        """The settings with the class names of the data."""
+        """Return the settings, completed by the class names of the data."""
         return replace(self.settings(), classes=tuple(self.read_splits().classes))
 
     @property
     def predicts_files(self) -> bool:
-        """Whether ``predict`` reads ``predict_path``."""
+        """Whether this is a run of ``predict`` that reads ``predict_path``."""
         return self.predict_path is not None and self.trainer is not None and bool(self.trainer.predicting)
 
     def prepare_data(self) -> None:
-        """Check the files to predict on, or the data, before training starts.
+        """Check that the files to predict on exist or, in all other runs, that the data do.
 
         Raises:
             MissingError: if there is nothing to read.
-            InputError: if it cannot be used.
+            InputError: if the data cannot be used.
         """
         if self.predicts_files and self.predict_path is not None:
             self.find(self.predict_path)
@@ -114,7 +114,7 @@ class SampleDataModule(DataModule):
             self.read_splits()
 
     def setup(self, stage: str | None = None) -> None:
-        """List the samples of all splits; for ``predict`` with a path only the files that it names."""
+        """List the samples of all splits, or, for ``predict`` with a path, only the files to predict on."""
         if stage == "predict" and self.predict_path is not None:
             self.predict_set = self._prediction_set(self.find(self.predict_path))
             return
@@ -130,16 +130,19 @@ class SampleDataModule(DataModule):
         self.predict_set = self._prediction_set(self.sources(given))
 
     def sources(self, given: Any) -> list[Any]:
-        """The sources that something names: a path, a folder, an array of one sample, or a list of these.
+        """Turn user input into a list of sources.
 
-        Arrays are named 'array 0', 'array 1' and so on.
+        Args:
+            given: a path, a folder, an array of one sample, or a list of these. An array gets the name 'array i', where
+                i is its place in the result.
 
         Raises:
             MissingError: if there is no such file.
-            InputError: if something is neither a path nor an array of numbers.
+            InputError: if an item is neither a path nor an array of numbers.
         """
+        items = given if isinstance(given, list | tuple) else [given]
         sources: list[Any] = []
-        for item in given if isinstance(given, list | tuple) else [given]:
+        for item in items:
             if isinstance(item, str | Path):
                 sources += self.find(Path(item))
             else:
@@ -147,31 +150,32 @@ class SampleDataModule(DataModule):
         return sources
 
     def _prediction_set(self, sources: Sequence[Any]) -> Dataset[Any]:
-        return self.dataset(named([(source, None) for source in sources]), "predict")
+        samples = named([(source, None) for source in sources])
+        return self.dataset(samples, "predict")
 
 
 class FolderDataModule(SampleDataModule):
     """Class folders: ``root/train/<class>/<file>`` and ``root/val/<class>/<file>``, or ``root/<class>/<file>``.
 
-    Classes are numbered by name. ``root/test`` is used for ``test`` if it is there, else the validation files are.
-    Without a ``val`` folder a share of each class is held out of the training files, and a line says so. Folders that
-    begin with an underscore are left out. Evaluation alone needs no training folder.
+    Labels follow the sorted class names. ``root/test`` is the test split; without it, the validation files are. Without
+    a ``val`` folder, a share of each class is held out of the training files, and a message says so. Folders that begin
+    with an underscore are left out. Evaluation needs no training folder.
 
-    A modality's class folders derive from this class and from the modality's base, in this order.
+    The class of a modality derives from this class and from the modality's data module, in this order.
 
     Args:
-        root: folder of the data; may be left out for ``predict`` alone.
+        root: folder of the data; only ``predict`` works without it.
         train_split: name of the training folder.
         val_split: name of the validation folder.
         val_share: share of each class held out when there is no validation folder.
         kwargs: arguments of the modality's data module.
 
     Attributes:
-        folders: finds the files.
+        folders: the class folders, which find the files.
     """
 
     pattern: ClassVar[str] = "*"
-    """The form of a file in messages, as in '*.jpg'."""
+    """Pattern of the file names in messages, as in '*.jpg'."""
 
     def __init__(
         self,
@@ -193,22 +197,22 @@ class FolderDataModule(SampleDataModule):
         )
 
     def check_data(self) -> None:
-        """Look at the folder that names the classes.
+        """Check the folder that defines the classes.
 
         Raises:
-            MissingError: if it is missing, or a class folder is empty.
-            InputError: if a split has another name than the one that is read.
+            MissingError: if the folder is missing, or one of its class folders is empty.
+            InputError: if a folder looks like a split under another name.
         """
         self.folders.check()
 
     def prepare_data(self) -> None:
-        """Check the files to predict on, or the data; to fit, there must be some to train on."""
+        """Check the files to predict on or the data; ``fit`` needs training files."""
         super().prepare_data()
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.folders.check_training()
 
     def setup(self, stage: str | None = None) -> None:
-        """List the files of all splits; to fit, there must be some to train on."""
+        """List the files of all splits; ``fit`` needs training files."""
         if stage in ("fit", None):
             self.folders.check_training()
         super().setup(stage)
@@ -219,6 +223,7 @@ class FolderDataModule(SampleDataModule):
 
 
 def _to_array(item: Any) -> np.ndarray:
+    """Convert a tensor, array or nested list to an array of numbers."""
     array = item.detach().cpu().numpy() if isinstance(item, Tensor) else np.asarray(item)
     if array.dtype.kind not in "biuf":
         raise InputError(

@@ -21,9 +21,9 @@ __all__ = ["DataModule", "attached_data_module", "padding_in_batch"]
 class DataModule(LightningDataModule):
     """Base of all data modules.
 
-    Subclasses fill ``train_set``, ``val_set``, ``test_set`` and ``predict_set`` in ``setup``, with raw samples, and say
-    in ``settings`` and ``spec`` what a model must know of the data. Data modules of labeled samples derive from
-    :class:`core.data.labeled.SampleDataModule`.
+    Subclasses set ``train_set``, ``val_set``, ``test_set`` and ``predict_set`` to datasets of raw samples in ``setup``,
+    and describe in ``settings`` and ``spec`` what a model must know about the data. Data modules of labeled samples
+    derive from :class:`core.data.labeled.SampleDataModule`.
 
     Args:
         batch_size: samples for each process and step.
@@ -32,16 +32,16 @@ class DataModule(LightningDataModule):
             batch norm would take its statistics from that sample alone.
 
     Attributes:
-        classes: names of the classes in the order of their labels; empty where there are none.
-        train_weights: draw training samples by these weights with replacement; None takes each once an epoch.
-        collate: makes a batch of samples; None for torch's own way.
+        classes: names of the classes in the order of their labels; empty if there are no classes.
+        train_weights: draw training samples by these weights with replacement; None takes each one once an epoch.
+        collate: function that makes a batch of samples; None for torch's default.
 
     Raises:
         InputError: if ``batch_size`` or ``num_workers`` is out of range.
     """
 
     runs_files: ClassVar[tuple[str, ...]] = ()
-    """Arguments that name files with code, which are run; a checkpoint of somebody else must not choose them."""
+    """Arguments that name files whose code is executed; an untrusted checkpoint must not choose them."""
 
     def __init__(self, *, batch_size: int = 64, num_workers: int = 2, drop_last: bool = True) -> None:
         super().__init__()
@@ -60,28 +60,30 @@ class DataModule(LightningDataModule):
         self.train_weights: Sequence[float] | None = None
         self.collate: Callable[[list[Any]], Any] | None = None
 
-    # What a model must know of the data
+    # What a model must know about the data
 
     def settings(self) -> DataSpec:
-        """The options of this data module that a model must agree with, without a look at the data."""
+        """Return the options of this data module that a model must agree with, without reading the data."""
         return DataSpec(classes=tuple(self.classes))
 
     def spec(self) -> DataSpec:
-        """The settings with what the data say: class names, statistics. Read once, and kept.
+        """Return the settings, completed by what is read from the data: class names and statistics.
+
+        Subclasses read the data once and keep the result.
 
         Raises:
-            MissingError: if the data are not there.
-            InputError: if they cannot be used.
+            MissingError: if the data are missing.
+            InputError: if the data cannot be used.
         """
         return self.settings()
 
     @property
     def predicts_files(self) -> bool:
-        """Whether ``predict`` reads files that the user named, so that no other data need to be there."""
+        """Whether this is a run of ``predict`` on files that the user named, which needs no other data."""
         return False
 
     def measure(self) -> dict[str, float]:
-        """Measure what the training data say of themselves, for the verb ``stats``.
+        """Measure statistics of the training data, for the command ``lightning stats``.
 
         Raises:
             InputError: if there is nothing to measure.
@@ -92,29 +94,29 @@ class DataModule(LightningDataModule):
 
     @classmethod
     def trusts_file(cls, name: str, value: Any) -> bool:
-        """Whether an argument of ``runs_files`` that a checkpoint names may run this file; by default none."""
+        """Return whether a checkpoint may set this argument of ``runs_files`` to this value; by default never."""
         return False
 
     # Lightning's hooks
 
     def prepare_data(self) -> None:
-        """Check the data before training starts; raises what :meth:`check_data` raises."""
+        """Check the data before the run starts, see :meth:`check_data`."""
         self.check_data()
 
     def check_data(self) -> None:
-        """Look at the data on disk, or make them; a data set says how.
+        """Check that the data exist on disk, or create them; by default there is nothing to check.
 
         Raises:
-            MissingError: if they are not there.
-            InputError: if they cannot be used.
+            MissingError: if the data are missing.
+            InputError: if the data cannot be used.
         """
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches of ``train_set``.
+        """Return a loader of shuffled batches of ``train_set``.
 
         Raises:
             MissingError: if there is no training set.
-            InputError: if a process would have a single sample.
+            InputError: if a process would get a single sample.
         """
         dataset = self._filled(self.train_set, "train")
         rank, replicas = self._rank_and_replicas()
@@ -131,6 +133,7 @@ class DataModule(LightningDataModule):
                 "batch norm would take the statistics of all steps from that sample alone"
             )
 
+        # A set that is smaller than one batch is used, and a last batch of a single sample never is.
         drop_last = self.drop_last and len(sampler) >= self.batch_size
         if len(sampler) % self.batch_size == 1 and self.batch_size > 1:
             drop_last = True
@@ -138,26 +141,26 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, sampler, drop_last=drop_last, generator=sampler.generator)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """``val_set`` in order.
+        """Return a loader of ``val_set`` in order.
 
         Raises:
-            MissingError: if there is none.
+            MissingError: if there is no validation set.
         """
         return self.ordered_loader(self._filled(self.val_set, "val"))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """``test_set`` in order.
+        """Return a loader of ``test_set`` in order.
 
         Raises:
-            MissingError: if there is none.
+            MissingError: if there is no test set.
         """
         return self.ordered_loader(self._filled(self.test_set, "test"))
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """``predict_set`` in order, shared between processes without repetition.
+        """Return a loader of ``predict_set`` in order, divided among the processes without repetition.
 
         Raises:
-            MissingError: if there is none.
+            MissingError: if there is nothing to predict on.
             InputError: if there are fewer samples than processes.
         """
         dataset = self._filled(self.predict_set, "predict")
@@ -169,10 +172,10 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, sampler)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Refuse class labels outside [0, len(classes)) while they are still on the CPU.
+        """Check that class labels are in [0, len(classes)) while they are still on the CPU.
 
         Raises:
-            InputError: naming the label.
+            InputError: if one is not; the message names it.
         """
         labels = batch[1] if isinstance(batch, list | tuple) else None
         if self.classes and isinstance(labels, Tensor) and labels.dtype == torch.int64 and len(labels):
@@ -185,7 +188,7 @@ class DataModule(LightningDataModule):
     # Loaders
 
     def ordered_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        """Batches in order; several processes share them, and the last round repeats the first samples."""
+        """Return a loader in order, which processes share; the last round may repeat the first samples."""
         rank, replicas = self._rank_and_replicas()
         return self._loader(dataset, DistributedSampler(dataset, replicas, rank, shuffle=False))
 
@@ -209,6 +212,7 @@ class DataModule(LightningDataModule):
         )
 
     def _filled(self, dataset: Dataset[Any] | None, split: str) -> Dataset[Any]:
+        """Return the dataset of a split, and raise an error if it has no samples."""
         if dataset is None or (isinstance(dataset, Sized) and len(dataset) == 0):
             raise MissingError(f"{type(self).__name__} has no {split} samples; call setup(), or give it such data")
         return dataset
@@ -220,22 +224,23 @@ class DataModule(LightningDataModule):
 
 
 class _LazyLoader(DataLoader[Any]):
-    """A loader whose workers start with the first batch, not with the iterator.
+    """A loader whose workers start with the first batch, not when the iterator is created.
 
-    Lightning opens an iterator before it has restored the epoch of a resumed run; workers that started then would
-    already hold batches in the order of epoch 0.
+    Lightning creates an iterator before it restores the epoch of a resumed run; workers that started then would already
+    hold batches in the order of epoch 0.
 
-    Batches in which every sample is broken are left out. In training the last good batch is repeated for each of them,
-    since schedules, validation and the other processes count the steps of an epoch.
+    Batches in which every sample is broken are left out. In training, the last good batch is repeated once for each of
+    them, because schedules, validation and other processes count on the number of steps of an epoch.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # This method is a generator, so nothing happens before the first batch is asked for.
         last = None
         empty: list[EmptyBatch] = []
         for batch in super().__iter__():
             if isinstance(batch, EmptyBatch):
                 empty.append(batch)
-                self._check_alone(batch)
+                self._check_may_skip(batch)
             else:
                 last = batch
                 yield batch
@@ -246,10 +251,10 @@ class _LazyLoader(DataLoader[Any]):
             for _ in empty:
                 yield last
 
-    def _check_alone(self, batch: EmptyBatch) -> None:
-        """Refuse an empty batch where several processes evaluate, since they wait for each other at every batch."""
-        shared = isinstance(self.sampler, DistributedSampler) and self.sampler.num_replicas > 1
-        if shared and not isinstance(self.sampler, EpochSampler | UnrepeatedDistributedSampler):
+    def _check_may_skip(self, batch: EmptyBatch) -> None:
+        """Raise an error if several processes evaluate: they wait for each other, so none may skip a batch."""
+        is_shared = isinstance(self.sampler, DistributedSampler) and self.sampler.num_replicas > 1
+        if is_shared and not isinstance(self.sampler, EpochSampler | UnrepeatedDistributedSampler):
             raise InputError(
                 f"no {batch.kind} of a whole batch can be used; replace the files named in the warnings, or type "
                 "--trainer.devices 1, which leaves such a batch out"
@@ -257,21 +262,21 @@ class _LazyLoader(DataLoader[Any]):
 
 
 def attached_data_module(trainer: Trainer) -> DataModule | None:
-    """The data module that a trainer was given, if it is one of this project."""
+    """Return the data module that a trainer was given, or None if it is not a LarKit data module."""
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, DataModule) else None
 
 
 def padding_in_batch(loader: Any, batch_idx: int, size: int) -> int:
-    """The number of samples at the end of a batch that only repeat others.
+    """Count the samples at the end of a batch that only repeat other samples.
 
-    ``DistributedSampler`` gives sample i to process i mod P and fills the last round from the beginning, so that every
-    process has the same number. Leaving those samples out makes a metric over P processes equal to that of one.
+    ``DistributedSampler`` gives sample i to process i mod P and fills the last round with the first samples, so that
+    every process has equally many. Without these repetitions, a metric over P processes equals that of one process.
 
     Args:
-        loader: the evaluation loader of this process, alone or in a list.
-        batch_idx: index of the batch in it.
-        size: samples in the batch.
+        loader: evaluation loader of this process, alone or in a list.
+        batch_idx: index of the batch in the loader.
+        size: number of samples in the batch.
     """
     loader = loader[0] if isinstance(loader, list | tuple) else loader
     sampler = getattr(loader, "sampler", None)  # Lightning takes any iterable
@@ -280,5 +285,6 @@ def padding_in_batch(loader: Any, batch_idx: int, size: int) -> int:
 
     first = batch_idx * loader.batch_size
     last = min(first + loader.batch_size, len(sampler))  # not first + size: broken files may have been left out
-    places = (place * sampler.num_replicas + sampler.rank for place in range(first, last))
-    return min(size, sum(place >= len(loader.dataset) for place in places))
+    positions = (i * sampler.num_replicas + sampler.rank for i in range(first, last))  # in the order of the dataset
+    repeated = sum(position >= len(loader.dataset) for position in positions)
+    return min(size, repeated)

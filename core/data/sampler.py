@@ -1,4 +1,4 @@
-"""The order of the training samples, which depends on the seed and the epoch alone."""
+"""The order of the training samples, which depends on nothing but the seed and the epoch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,17 +10,17 @@ __all__ = ["EpochSampler"]
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffles by (seed, epoch) alone, for one process or many: a resumed run sees the order it would have seen.
+    """Shuffles by (seed, epoch) alone, in one process or many, so that a resumed run keeps the order of the samples.
 
-    ``generator`` is re-seeded with each epoch too. A loader that draws its workers' seeds from it repeats their random
-    augmentation.
+    ``generator`` is seeded for each epoch as well. A loader that draws the seeds of its workers from it repeats their
+    random augmentation.
 
     Args:
-        dataset: the samples; it has a length.
+        dataset: dataset with a length.
         replicas: number of processes.
-        rank: of this process among them.
-        seed: the same in all processes.
-        weights: one for each sample; samples are then drawn by them with replacement. None takes each sample once.
+        rank: rank of this process.
+        seed: seed, which must be the same in all processes.
+        weights: weight of each sample, by which samples are drawn with replacement. None takes each sample once.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class EpochSampler(DistributedSampler[Any]):
         self.set_epoch(0)
 
     def __iter__(self) -> Iterator[int]:
-        """The samples of this process: all of them once, or by weight with replacement."""
+        """Iterate over the sample indices of this process."""
         if self.weights is None:
             return super().__iter__()
 
@@ -47,6 +47,6 @@ class EpochSampler(DistributedSampler[Any]):
         return iter(drawn[self.rank :: self.num_replicas].tolist())
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the worker seeds of the next pass."""
+        """Choose the order and the worker seeds of the next epoch."""
         super().set_epoch(epoch)
         self.generator.manual_seed(hash((self.seed, epoch, self.rank)) % 2**63)

@@ -1,4 +1,4 @@
-"""Samples and splits of a data set: their sources and targets, held-out shares, and broken ones left out on request."""
+"""Samples and splits of a data set: sources and targets, hold-out splits, and how broken samples are skipped."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Sample = tuple[Any, Any]
-"""The source of a sample (a path, a name with an array, or what else a modality reads), and its target."""
+"""The source of a sample (a path, a pair of a name and an array, or anything else a modality reads) and its target."""
 
 Samples = Sequence[Sample]
 
@@ -42,12 +42,12 @@ class Splits:
 
 
 def named(samples: Samples) -> list[tuple[Any, str]]:
-    """The same samples with their names as targets, for prediction."""
+    """Replace the targets of samples by the names of their sources, for prediction."""
     return [(source, source_name(source)) for source, _ in samples]
 
 
 def source_name(source: Any) -> str:
-    """The name of a source: a file's path, or the name that stands beside an array."""
+    """Return the name of a source: the path of a file, or the name that comes with an array."""
     if isinstance(source, tuple) and isinstance(source[1], np.ndarray):
         return str(source[0])
 
@@ -55,15 +55,15 @@ def source_name(source: Any) -> str:
 
 
 def read_or_skip(read: Callable[[], T], *, skip_broken: bool) -> T | None:
-    """The result of ``read``, or None with a warning if the sample is broken and may be left out.
+    """Return the result of ``read``, or None after a warning if the sample is broken and may be skipped.
 
     Args:
-        read: reads the sample, and raises InputError or MissingError if it cannot.
-        skip_broken: whether a broken sample may be left out.
+        read: function that reads the sample, and raises InputError or MissingError if it cannot.
+        skip_broken: whether a broken sample may be skipped.
 
     Raises:
-        MissingError: from ``read``; a file that is not there means a wrong list, and is never skipped.
-        InputError: from ``read``, with the option that leaves such samples out.
+        MissingError: from ``read``. A missing file is never skipped, since it means that the list of files is wrong.
+        InputError: from ``read``; the message names the option that skips such samples.
     """
     try:
         return read()
@@ -89,12 +89,12 @@ class EmptyBatch:
 
 
 def collate_found(samples: Sequence[Any], kind: str, collate: Callable[[list[Any]], Any] = default_collate) -> Any:
-    """A batch of the samples that were read.
+    """Collate the samples that were read, without those that were skipped.
 
     Args:
-        samples: of a batch; None for one that was skipped.
+        samples: samples of a batch, with None in place of each one that was skipped.
         kind: the word for a sample in messages, as in 'image'.
-        collate: makes the batch; by default as torch does.
+        collate: function that makes the batch; by default torch's.
 
     Returns:
         The batch, or :class:`EmptyBatch` if all samples were skipped.
@@ -104,19 +104,23 @@ def collate_found(samples: Sequence[Any], kind: str, collate: Callable[[list[Any
 
 
 def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
-    """Positions to keep and positions to hold out: a share of each class, the same at every call, in order.
+    """Hold out a share of each class, with a fixed seed.
 
     Args:
         labels: class of each sample.
-        share: in (0, 1). At least one sample of a class is held out and at least one is kept; a single one is kept.
+        share: share to hold out, in (0, 1). At least one sample of a class is held out and at least one is kept; the
+            only sample of a class is kept.
+
+    Returns:
+        The sorted indices of the samples to keep, and those of the samples that are held out.
     """
-    positions: dict[int, list[int]] = {}
+    indices_of_class: dict[int, list[int]] = {}
     for i, label in enumerate(labels):
-        positions.setdefault(label, []).append(i)
+        indices_of_class.setdefault(label, []).append(i)
 
     generator = np.random.default_rng(0)
     held_out: set[int] = set()
-    for _, members in sorted(positions.items()):
+    for _, members in sorted(indices_of_class.items()):
         count = min(max(1, round(share * len(members))), len(members) - 1)
         held_out.update(generator.permutation(members)[:count].tolist())
 
@@ -126,14 +130,14 @@ def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class Validation:
-    """The validation split of a data set that is published with a training and a test split alone.
+    """How to choose the validation split of a data set that is published with a training and a test split only.
 
     Attributes:
         val_split: 'held_out' for a share of each class of the training split, 'test' for the test split.
-        val_share: the share held out, in (0, 1).
+        val_share: share of each class to hold out, in (0, 1).
 
     Raises:
-        InputError: if ``val_share`` is out of range.
+        InputError: if ``val_split`` is unknown or ``val_share`` is out of range.
     """
 
     val_split: Literal["held_out", "test"]
@@ -147,7 +151,7 @@ class Validation:
             )
 
     def splits(self, classes: Sequence[str], train: Samples, test: Samples) -> Splits:
-        """All three splits, made of the two that are published."""
+        """Make all three splits from the two that are published."""
         if self.val_split == "test":
             return Splits(classes, train, test, test)
 

@@ -1,4 +1,4 @@
-"""What a model must know of its data, as plain values that are stored in checkpoints."""
+"""What a model must know about its data, as plain values that are stored in checkpoints."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,27 +11,27 @@ __all__ = ["DataSpec", "numbered_classes"]
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Everything about the data that a model is built from and must agree with.
+    """Everything that a model must know about its data, such as class names and statistics.
 
-    A data module makes it once, the task reads it in one place, and every checkpoint holds it. Each modality derives
-    its own class with further fields. Values are plain: numbers, texts, None, and tuples of these.
+    A data module creates it once, the task reads it in one place, and every checkpoint stores it. Each modality derives
+    a class with further fields. All values are plain: numbers, strings, None, and tuples of these.
 
     Attributes:
-        classes: class names in the order of the labels; empty where there are none.
+        classes: class names in the order of the labels; empty if there are no classes.
     """
 
     classes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them: tuples become lists."""
+        """Return the fields as JSON values; tuples become lists."""
         return {field.name: _to_plain(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`to_dict`.
+        """Build a specification from the result of :meth:`to_dict`.
 
         Raises:
-            InputError: if there are fields that this class does not have.
+            InputError: if there is a field that this class does not have.
         """
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
@@ -42,17 +42,19 @@ class DataSpec:
 
 
 def numbered_classes(count: int) -> tuple[str, ...]:
-    """Class names for a model whose data are not known: '0', '1', ..."""
+    """Return the class names '0', '1', ... for a model whose data are not known."""
     return tuple(str(i) for i in range(count))
 
 
 def _to_plain(value: Any) -> Any:
+    """Turn tuples into lists, at any depth."""
     if isinstance(value, tuple | list):
         return [_to_plain(item) for item in value]
     return value
 
 
 def _to_tuples(value: Any) -> Any:
+    """Turn lists into tuples, at any depth."""
     if isinstance(value, tuple | list):
         return tuple(_to_tuples(item) for item in value)
     return value

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, read without running what they ask for, downloaded with their hashes compared."""
+"""Files: atomic writes, reading that never executes code, and downloads that are compared with their hashes."""

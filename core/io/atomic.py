@@ -13,16 +13,16 @@ __all__ = ["atomic_folder", "atomic_write"]
 def atomic_write(path: Path, *, keep_suffix: bool = False) -> Iterator[Path]:
     """Give a temporary path to write to, and rename it to ``path`` when the block ends without an error.
 
-    The temporary file lies in the same folder, because a rename is atomic only within one file system. Until the
-    rename, ``path`` keeps its old content. An error leaves nothing behind; ``kill -9`` leaves a hidden file that ends
-    in ``.part``.
+    The temporary file is in the same folder, because a rename is atomic only within one file system. Until the rename,
+    ``path`` keeps its old content. An error leaves nothing behind; ``kill -9`` leaves a hidden file with ``.part`` in
+    its name.
 
     Args:
-        path: file to write; its folder is created.
-        keep_suffix: let the temporary name end in the suffix of ``path``, for writers that choose a format by it.
+        path: file to write; its folder is created if it does not exist.
+        keep_suffix: give the temporary file the suffix of ``path``, for writers that choose a format by it.
 
     Raises:
-        OSError: from the writing; it names ``path``, not the temporary file.
+        OSError: if the file cannot be written; the error names ``path``, not the temporary file.
     """
     suffix = path.suffix if keep_suffix else ""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part{suffix}")

@@ -18,10 +18,10 @@ _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 
 
 def web_file(url: str) -> Path:
-    """Download a file into torch's cache, or find it there.
+    """Return the path of a file in torch's cache, and download the file first if it is not there.
 
-    A name such as ``net-fd08e268.pth`` ends in the beginning of the file's SHA-256, which is compared after the
-    download. Other names say nothing about the content, and nothing is compared.
+    A name such as ``model-fd08e268.pth`` ends in the first digits of the file's SHA-256, which are compared after the
+    download. With any other name, nothing is compared.
 
     Raises:
         MissingError: if the file cannot be downloaded, or does not have the hash in its name.
@@ -35,14 +35,14 @@ def web_file(url: str) -> Path:
 
 
 def hub_file(repository: str, name: str, *, revision: str | None = None, token: str | None = None) -> Path:
-    """Download a file of a Hub repository into the Hub's cache, or find it there, and compare it with its hash.
+    """Return the path of a Hub file in the Hub's cache, download it first if necessary, and verify its hash.
 
-    The Hub names the content of a file by its SHA-256 (small files by git's SHA-1), and the cache stores it under that
-    name. Where the cache cannot link files (Windows without the right to), there is no such name and nothing is
-    compared.
+    The Hub identifies the content of a file by its SHA-256 (of a small file, by git's SHA-1), and the cache stores the
+    content under that name. If the cache cannot create links (on Windows without the permission), there is no such name
+    and nothing is compared.
 
     Args:
-        repository: OWNER/NAME.
+        repository: name of the repository, OWNER/NAME.
         name: path of the file in the repository.
         revision: branch, tag or commit; by default the main branch.
         token: for private repositories; by default the one that ``hf auth login`` stored.
@@ -63,16 +63,17 @@ def hub_file(repository: str, name: str, *, revision: str | None = None, token: 
 
 
 def download_pretrained(cfg: PretrainedCfg) -> None:
-    """Download the weights of a timm configuration and compare their hash, before timm finds them in the same cache.
+    """Download the weights of a timm configuration and verify their hash, before timm finds them in the same cache.
 
-    timm compares hashes in names only if told so for the whole process, and files of the Hub never. A file that is not
-    there is left to timm, whose message names it.
+    timm itself compares the hash in a file name only if a global option asks for it, and never for files of the Hub.
+    If a file does not exist, the error is left to timm, whose message names the file.
 
     Raises:
         InputError: if a file does not have the hash that its name or the Hub gives.
     """
     if cfg.file or cfg.state_dict:
         return
+
     if cfg.hf_hub_id:
         repository, _, revision = cfg.hf_hub_id.partition("@")
         _download_from_hub(repository, cfg.hf_hub_filename or "pytorch_model.bin", revision or None)
@@ -81,20 +82,20 @@ def download_pretrained(cfg: PretrainedCfg) -> None:
 
 
 def _download_from_hub(repository: str, name: str, revision: str | None) -> None:
-    """Download the file that timm will choose: safetensors where the repository has them."""
+    """Download the file that timm will choose: the safetensors file if the repository has one."""
     safe_name = "model.safetensors" if name == "pytorch_model.bin" else str(Path(name).with_suffix(".safetensors"))
     for candidate in (safe_name, name):
         try:
             hub_file(repository, candidate, revision=revision)
         except InputError:
             raise
-        except (OSError, ValueError):  # it is not there
+        except (OSError, ValueError):  # the repository has no such file
             continue
         return
 
 
 def _download(url: str) -> Path:
-    """Download into the folder in which torch and timm look, unless the file is there already."""
+    """Download a file into the cache of torch and timm, unless it is already there."""
     name = Path(urlparse(url).path).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not path.is_file():
@@ -105,13 +106,14 @@ def _download(url: str) -> Path:
 
 
 def _has_hash(path: Path, name: str) -> bool:
-    """Compare a file's hash with the Hub's name for its content; a name that is no hash is accepted."""
+    """Return whether a file has the hash in its name, of the length of SHA-256 or git's SHA-1; other names pass."""
     if len(name) == 64:
         digest = hashlib.sha256()
     elif len(name) == 40:
         digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     else:
         return True
+
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)

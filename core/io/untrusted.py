@@ -1,4 +1,4 @@
-"""Read files from strangers: nothing in them is executed, and damage is found before it is used."""
+"""Read untrusted files: nothing in them is executed, and damage is detected first."""
 
 import argparse
 import os
@@ -23,8 +23,8 @@ _CHUNK = 2**24  # bytes
 def read_torch_file(path: Path) -> Any:
     """Read a file that ``torch.save`` wrote; only tensors, numbers, texts and containers are accepted.
 
-    ``torch.load`` does not verify the checksums inside the file, so a flipped bit would silently become a weight. They
-    are verified here first, at the speed of reading.
+    ``torch.load`` does not verify the checksums inside the file, so a flipped bit would silently become a wrong weight.
+    They are verified here first, at the speed of reading.
 
     Args:
         path: file to read.
@@ -33,7 +33,7 @@ def read_torch_file(path: Path) -> Any:
         The content, with tensors on the CPU.
 
     Raises:
-        InputError: if torch cannot read the file, if it is damaged, or if it asks for code.
+        InputError: if torch cannot read the file, if it is damaged, or if it would execute code.
     """
     damage = _failed_checksum(path)
     if damage is not None:
@@ -60,9 +60,10 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _failed_checksum(path: Path) -> str | None:
-    """Say what is wrong with a zip file by its own checksums; None if they hold, or if the file has none."""
+    """Verify the checksums inside a zip file, and describe the damage; None if they match or the file has none."""
     if not zipfile.is_zipfile(path):
         return None
+
     try:
         with zipfile.ZipFile(path) as archive:
             for part in archive.infolist():
@@ -78,13 +79,14 @@ def _failed_checksum(path: Path) -> str | None:
 
 @contextmanager
 def restricted_pickles() -> Iterator[None]:
-    """Make every ``torch.load`` of this process and its children refuse code, even where a library allows it.
+    """Make every ``torch.load`` of this process and its children refuse code, even if a library would allow it.
 
-    MMEngine, for one, loads what the ``init_cfg`` of a config names without the restriction.
+    MMEngine, for example, loads the file named in the ``init_cfg`` of a config without the restriction.
     """
     force = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    opposite = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-    before = {name: os.environ.pop(name, None) for name in (force, opposite)}
+    prevent = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = {name: os.environ.pop(name, None) for name in (force, prevent)}
+
     os.environ[force] = "1"
     try:
         yield
@@ -96,17 +98,17 @@ def restricted_pickles() -> Iterator[None]:
 
 
 def read_arrays(path: Path) -> Any:
-    """Read a pickle of numpy arrays, numbers and texts in lists, tuples and dicts; nothing else is accepted.
+    """Read a pickle of numpy arrays, numbers and strings in lists, tuples and dicts; nothing else is accepted.
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if the file is damaged, or asks for anything else; none of it has been executed then.
+        InputError: if the file is damaged or holds anything else, of which nothing has been executed.
     """
     if not path.is_file():
         raise MissingError(f"there is no {path}; download it, or correct the folder")
     try:
         with path.open("rb") as file:
-            # Python 2 wrote texts, and the content of arrays, as bytes.
+            # Pickles of Python 2 hold strings and the content of arrays as bytes.
             return _ArrayUnpickler(file, encoding="latin1").load()
     except InputError as error:
         raise InputError(f"{path} {error}") from None
@@ -115,7 +117,7 @@ def read_arrays(path: Path) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler that finds only what arrays are rebuilt with, under the names that numpy has given it over time."""
+    """Unpickler that finds nothing but the functions that rebuild arrays, under their names in any version of numpy."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         module = module.replace("numpy._core", "numpy.core")
@@ -136,26 +138,29 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _empty_array(kind: Any, shape: Any, dtype: Any) -> np.ndarray:
-    """Stand in for numpy's ``_reconstruct``: an empty array, which the pickle then fills."""
+    """Replacement for numpy's ``_reconstruct``: makes an empty array, which the pickle then fills."""
     if kind is not np.ndarray or shape != (0,):
         raise InputError("builds an array in an unusual way and is not opened further; save it again with numpy")
     return np.empty(0, dtype)
 
 
 def _scalar(dtype: np.dtype, value: bytes) -> Any:
+    """Replacement for numpy's ``scalar``, for numbers alone."""
     return np.frombuffer(value, _without_objects(dtype), 1)[0]
 
 
 def _array_from_buffer(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
+    """Replacement for numpy's ``_frombuffer``, for arrays of numbers alone."""
     return np.frombuffer(buffer, _without_objects(dtype)).reshape(shape, order=order)
 
 
 def _without_objects(dtype: np.dtype) -> np.dtype:
+    """Return the dtype, and raise an error if its values are Python objects."""
     if dtype.hasobject:
         raise InputError("holds arrays of objects; only arrays of numbers are read. Save it again as numbers")
     return dtype
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stand in for ``codecs.encode``, by which pickles of protocol 2 write bytes."""
+    """Replacement for ``codecs.encode``, with which pickles of protocol 2 rebuild bytes."""
     return text.encode("latin1" if encoding == "latin1" else "ascii")

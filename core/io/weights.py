@@ -1,6 +1,6 @@
-"""Load weights into a model: from a file, an address or the Hub, under whichever names they were saved.
+"""Load weights into a model from a file, an address or the Hub, and translate the names of other projects.
 
-Files are read with ``weights_only=True`` or as safetensors, so a downloaded checkpoint never runs code.
+Files are read with ``weights_only=True`` or as safetensors, so that a downloaded checkpoint never executes code.
 """
 
 import logging
@@ -27,11 +27,12 @@ StateDict = dict[str, Tensor]
 Model = TypeVar("Model", bound=nn.Module)
 
 _HUB_PREFIX = "hf-hub:"
-_REPOSITORY = re.compile(r"[\w.-]+/[\w-]+(\.\d[\w-]*)*")  # 'org/net.v1.5', but not the path 'folder/net.pth'
+_REPOSITORY = re.compile(r"[\w.-]+/[\w-]+(\.\d[\w-]*)*")  # 'org/model.v1.5', but not the path 'folder/model.pth'
 _WRAPPERS = ("state_dict", "model", "module")
 _PREFIXES = ("_orig_mod.", "module.", "backbone.", "model.", "encoder.")
 
-# Norms that follow the stages: the last one, and those on the maps of the stages (of UniRepLKNet, of RepLKNet).
+# Norms after the stages. The last norm is 'norm'; those on the maps of single stages are 'norm0' to 'norm3' in
+# UniRepLKNet and 'stages.0.norm' to 'stages.3.norm' in RepLKNet.
 _OUTPUT_NORM = re.compile(r"(norm\d*|stages\.\d+\.norm)\.")
 _FEATURE_NORM = re.compile(r"(norm\d+|stages\.\d+\.norm)\.")
 _STAGE_NORM = re.compile(r"(backbone\.)?stages\.\d+\.norm\.")
@@ -50,39 +51,43 @@ _FORM_ADVICE = {
     ("inference", "training"): "The file is in inference form: build the model with inference_mode=True.",
     ("inference", "merged"): "The file is in inference form: build the model with inference_mode=True.",
 }
-"""What to do about a file of one form and a model of another."""
+"""Advice in the error message, by the form of the file and the form of the model."""
 
 
 def load_weights(model: Model, source: str | Path) -> Model:
     """Load published weights, or your own, into a model in place.
 
-    Supported formats: official ``.pth`` files, plain or wrapped in ``'model'`` or ``'state_dict'`` (of a training state
-    that holds ``'model_ema'`` too, ``'model'`` is loaded, where timm's ``checkpoint_path`` takes the average);
-    mmpretrain's RepLKNet files; checkpoints of detectors and segmentors (``backbone.`` prefixes; ``ema_`` copies are
-    ignored); safetensors; this project's Lightning checkpoints; and files in inference form for models in inference
-    form.
+    Supported formats:
 
-    The first convolution adapts to another number of input channels as in timm. A classifier of another size, and norms
-    after the stages that the file lacks, keep their initial weights, with a warning. The statistics of a task's feature
-    map stay those of its own data. Everything else must fit exactly.
+    - official ``.pth`` files, plain or wrapped in ``'model'`` or ``'state_dict'``. If a training state holds
+      ``'model_ema'`` as well, ``'model'`` is loaded, whereas timm's ``checkpoint_path`` loads the average;
+    - mmpretrain's RepLKNet files;
+    - checkpoints of detectors and segmentors, with the prefix ``backbone.``; copies named ``ema_`` are ignored;
+    - safetensors files;
+    - Lightning checkpoints of this project;
+    - files in inference form, for models in inference form.
+
+    The first convolution adapts to another number of input channels as in timm. A classifier of another size and norms
+    after the stages that are missing from the file keep their initial weights, with a warning. The statistics of a
+    task's feature map stay those of its own data. Everything else must match exactly.
 
     Args:
         model: a backbone, a ``features_only`` model, or a module with a ``backbone``.
-        source: path of a file, its address (https://...), a Hub repository ``org/name``, or a file in one,
+        source: path of a file, web address (https://...), Hub repository ``org/name``, or file in a Hub repository,
             ``hf-hub:org/name/file.pth``.
 
     Returns:
-        The same model.
+        The model itself.
 
     Raises:
         MissingError: if there is no such file or repository.
-        InputError: if the file is not a checkpoint, or its tensors do not fit the model; the message names them.
+        InputError: if the file is not a checkpoint, or tensors do not fit the model; the message names them.
     """
     state_dict = _from_mmpretrain(read_state_dict(source))
     target = _find_target(model, state_dict)
     state_dict = _strip_prefixes(state_dict, target)
 
-    # A model that was built for some maps only has no use for the rest of the file.
+    # A model that was built for the maps of some stages does not have the tensors of the others.
     is_feature_model = isinstance(model, FeatureGetterNet)
     if is_feature_model or getattr(target, "pruned", False):
         own = target.state_dict()
@@ -96,10 +101,10 @@ def load_weights(model: Model, source: str | Path) -> Model:
 
 
 def read_state_dict(source: str | Path) -> StateDict:
-    """Read the tensors of a checkpoint by name, unwrapped, on the CPU.
+    """Read the tensors of a checkpoint by name, on the CPU, without the dictionaries that wrap them.
 
     Args:
-        source: as for :func:`load_weights`.
+        source: file, address or repository, see :func:`load_weights`.
 
     Raises:
         MissingError: if there is no such file or repository.
@@ -122,7 +127,7 @@ def read_state_dict(source: str | Path) -> StateDict:
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> StateDict:
-    """Unwrap a pretrained file and compare it with the model; timm calls this hook before it loads the file."""
+    """Convert a pretrained file and compare it with the model; timm calls this hook before it loads the tensors."""
     unwrapped = _strip_prefixes(_from_mmpretrain(_unwrap(state_dict, "the pretrained file")), model)
     return _fit(unwrapped, model, "the pretrained file", adapt_stem=False)
 
@@ -130,6 +135,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> Sta
 def _read_file(path: Path) -> Any:
     if path.suffix != ".safetensors":
         return read_torch_file(path)
+
     try:
         return load_file(path)
     except Exception as error:  # safetensors' own error derives from Exception alone
@@ -137,7 +143,7 @@ def _read_file(path: Path) -> Any:
 
 
 def _hub_weights(name: str) -> Path:
-    """Download 'org/name/file', or the weights of 'org/name'."""
+    """Download the file 'org/name/file', or the weights of the repository 'org/name'."""
     parts = name.split("/")
     repository = "/".join(parts[:2])
     files = ["/".join(parts[2:])] if len(parts) > 2 else ["model.safetensors", "pytorch_model.bin"]
@@ -148,6 +154,7 @@ def _hub_weights(name: str) -> Path:
             raise
         except (OSError, ValueError) as error:  # the Hub's own errors derive from these
             reason = error
+
     raise MissingError(
         f"could not get {' or '.join(files)} of {repository!r} from the Hugging Face Hub: {reason}; check the name and "
         "the network, or download the file and pass its path"
@@ -155,7 +162,7 @@ def _hub_weights(name: str) -> Path:
 
 
 def _unwrap(content: Any, source: str) -> StateDict:
-    """Find the state dict in what a file holds."""
+    """Find the state dict in the content of a file, which may wrap it in dictionaries."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -173,9 +180,10 @@ def _unwrap(content: Any, source: str) -> StateDict:
 
 
 def _find_target(model: nn.Module, state_dict: StateDict) -> nn.Module:
-    """Find the part of the model that the file describes: inside a feature wrapper, or a task's backbone."""
+    """Find the part of the model that the file describes: the model itself, or the backbone inside it."""
     if isinstance(model, FeatureGetterNet):
         return _find_target(model.model, state_dict)
+
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, nn.Module):
         return model
@@ -185,7 +193,7 @@ def _find_target(model: nn.Module, state_dict: StateDict) -> nn.Module:
     model_has_backbone = any(name.startswith("backbone.") for name in own)
     model_is_backbone = all(name.startswith("backbone.") for name in own)
     if not model_has_backbone and any(name in own for name in state_dict):
-        return model  # the tensors of `backbone` have other names here, and the file uses them
+        return model  # the model gives the tensors of `backbone` other names, and the file uses those
     if model_is_backbone or not file_has_backbone:
         return _find_target(backbone, state_dict)
     return model
@@ -197,7 +205,7 @@ def _strip_prefixes(state_dict: StateDict, model: nn.Module) -> StateDict:
     foreign = [prefix for prefix in _PREFIXES if not any(name.startswith(prefix) for name in own)]
     state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith("ema_")}
 
-    # Wrappers nest, so look again after each prefix.
+    # Wrappers can be nested, so look for another prefix after each one.
     while prefix := next((p for p in foreign if any(name.startswith(p) for name in state_dict)), None):
         state_dict = {
             name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)
@@ -206,10 +214,12 @@ def _strip_prefixes(state_dict: StateDict, model: nn.Module) -> StateDict:
 
 
 def _from_mmpretrain(state_dict: StateDict) -> StateDict:
-    """Give a RepLKNet file of mmpretrain its official names; mmpretrain keeps the last norm in the last stage."""
+    """Rename the tensors of mmpretrain's RepLKNet files to the official names; other files stay as they are."""
     norms = [name for name in state_dict if re.match(r"backbone\.stages\.\d+\.norm\.", name)]
     if "head.fc.weight" not in state_dict or not norms:
         return state_dict
+
+    # mmpretrain keeps the norm before the classifier in the last stage.
     last_norm = max(norms).rpartition(".")[0] + "."
     renamed = {}
     for name, tensor in state_dict.items():
@@ -219,13 +229,13 @@ def _from_mmpretrain(state_dict: StateDict) -> StateDict:
 
 
 def _fit(state_dict: StateDict, model: nn.Module, source: str, *, adapt_stem: bool = True) -> StateDict:
-    """Choose the tensors of a file that the model loads, and refuse the file if any other difference is left.
+    """Choose the tensors of a file that the model loads, and raise an error if any other difference is left.
 
     Args:
         state_dict: tensors of the file, under the model's names.
         model: the model that will load them.
         source: name of the file in messages.
-        adapt_stem: adapt the first convolution to the model's input channels; False leaves that to timm.
+        adapt_stem: adapt the first convolution to the input channels of the model; False leaves this to timm.
     """
     statistics = _statistics(model)
     own = {name: tensor for name, tensor in model.state_dict().items() if name not in statistics}
@@ -240,14 +250,16 @@ def _fit(state_dict: StateDict, model: nn.Module, source: str, *, adapt_stem: bo
 
     _refuse_lost_norm(state_dict, own, model, source)
 
-    # From here on, both sides lose what may differ: a classifier of another size, and norms after the stages.
+    # Remove the parts that may differ from both sides: a classifier of another size, and norms after the stages.
     classifier = _classifier_name(model)
     _drop_other_classifier(state_dict, own, classifier, source)
-    initial = _initial_parts(state_dict, own, classifier)
+
+    initial = _parts_left_initial(state_dict, own, classifier)
     for name in initial:
         del own[name]
     if initial:
         _logger.warning("%s has no %s: they keep their initial weights", source, listed(initial))
+
     unused = [name for name in state_dict if _OUTPUT_NORM.match(name) and name not in own]
     for name in unused:
         del state_dict[name]
@@ -257,7 +269,7 @@ def _fit(state_dict: StateDict, model: nn.Module, source: str, *, adapt_stem: bo
 
 
 def _statistics(model: nn.Module) -> set[str]:
-    """Name the statistics of the data that a task's feature map holds, such as a mean and a standard deviation."""
+    """List the statistics of the data in a task's feature map by name, such as a mean and a standard deviation."""
     feature_map = getattr(model, "feature_map", None)
     if not isinstance(feature_map, FeatureMap):
         return set()
@@ -265,10 +277,12 @@ def _statistics(model: nn.Module) -> set[str]:
 
 
 def _stem_name(model: nn.Module) -> str:
+    """Return the name of the weight of the first convolution."""
     return next((f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), "")
 
 
 def _classifier_name(model: nn.Module) -> str:
+    """Return the name of the classifier, which timm's models give by ``get_classifier``; by default 'head'."""
     get_classifier = getattr(model, "get_classifier", None)
     classifier = get_classifier() if callable(get_classifier) else None
     return next((name for name, module in model.named_modules() if module is classifier), "head")
@@ -285,7 +299,10 @@ def _adapt_stem(weight: Tensor, channels: int, where: str) -> Tensor:
 
 
 def _refuse_lost_norm(state_dict: StateDict, own: StateDict, model: nn.Module, source: str) -> None:
-    """Refuse a folded file whose classifier holds the last norm's scale and shift, for a model without classifier."""
+    """Raise an error for a model without classifier and a folded file whose last norm is part of its classifier.
+
+    The embeddings of such a model would lack the scale and shift of the norm.
+    """
     can_fold = hasattr(model, "norm_in_head")
     classifier_is_lost = "head.weight" in state_dict and "head.weight" not in own and "norm.weight" in own
     if not (can_fold and classifier_is_lost) or _form(state_dict) != "inference":
@@ -293,7 +310,7 @@ def _refuse_lost_norm(state_dict: StateDict, own: StateDict, model: nn.Module, s
     scale = state_dict.get("norm.weight")
     shift = state_dict.get("norm.bias")
     if scale is not None and shift is not None and not (bool((scale == 1).all()) and bool((shift == 0).all())):
-        return  # the official converter keeps the last norm apart
+        return  # the official converter does not fold the last norm, so the file still has it
     raise InputError(
         f"{source} is folded, with the last norm in its classifier, and the model has none: its vectors would lack "
         f"the norm. Build it with num_classes={len(state_dict['head.weight'])}, or load what was not folded"
@@ -301,37 +318,41 @@ def _refuse_lost_norm(state_dict: StateDict, own: StateDict, model: nn.Module, s
 
 
 def _drop_other_classifier(state_dict: StateDict, own: StateDict, classifier: str, source: str) -> None:
-    """Remove the file's classifier from both sides unless the model has one for as many classes."""
+    """Remove the classifier from both sides, unless file and model have equally many classes."""
     weight = f"{classifier}.weight"
     if weight not in state_dict:
         return
-    in_file = len(state_dict[weight])
-    in_model = len(own[weight]) if weight in own else 0
-    if in_file == in_model:
+
+    file_classes = len(state_dict[weight])
+    model_classes = len(own[weight]) if weight in own else 0
+    if file_classes == model_classes:
         return
-    if in_model:
-        _logger.warning("%s has %d classes, the model %d: a new classifier is trained", source, in_file, in_model)
+
+    if model_classes:
+        _logger.warning(
+            "%s has %d classes, the model %d: a new classifier is trained", source, file_classes, model_classes
+        )
     for name in (weight, f"{classifier}.bias"):
         state_dict.pop(name, None)
         own.pop(name, None)
 
 
-def _initial_parts(state_dict: StateDict, own: StateDict, classifier: str) -> list[str]:
-    """List what the model has after its stages and the file may lack."""
+def _parts_left_initial(state_dict: StateDict, own: StateDict, classifier: str) -> list[str]:
+    """List the tensors after the stages that the model has and the file may lack: the classifier and norms."""
     in_file = f"{classifier}.weight" in state_dict
     in_model = f"{classifier}.weight" in own
     head = [name for name in own if name.startswith(f"{classifier}.")] if in_model and not in_file else []
 
-    # A classifier that comes from the file was trained on its last norm, which must not be missing then.
+    # A classifier from the file was trained on the output of the last norm, which must then be in the file as well.
     norm = _FEATURE_NORM if in_model and in_file else _OUTPUT_NORM
     return head + [name for name in own if norm.match(name) and name not in state_dict]
 
 
 def _compare(state_dict: StateDict, own: StateDict, source: str) -> None:
-    """Name every tensor that is missing, unexpected, or of another shape.
+    """Compare names and shapes of all tensors.
 
     Raises:
-        InputError: if there is one.
+        InputError: if a tensor is missing, unexpected, or of another shape; the message names all of them.
     """
     missing = [name for name in own if name not in state_dict]
     unexpected = [name for name in state_dict if name not in own]
@@ -340,6 +361,7 @@ def _compare(state_dict: StateDict, own: StateDict, source: str) -> None:
         for name, tensor in own.items()
         if name in state_dict and state_dict[name].shape != tensor.shape
     ]
+
     lines = []
     for title, names in (("Missing", missing), ("Unexpected", unexpected), ("Other shape", shapes)):
         if names:
@@ -347,6 +369,7 @@ def _compare(state_dict: StateDict, own: StateDict, source: str) -> None:
     if not lines:
         return
 
+    # By default the file is from another variant; some differences have a known reason.
     advice = "Build the variant that the file was saved from: same depths, dims and kernel_sizes."
     forms = _form(state_dict), _form(own)
     if shapes and not missing and not unexpected and all("head." in line for line in shapes):
@@ -359,7 +382,7 @@ def _compare(state_dict: StateDict, own: StateDict, source: str) -> None:
 
 
 def _form(names: Iterable[str]) -> str:
-    """Tell the form of a network from its tensors: 'training', 'merged' (small kernels only) or 'inference'."""
+    """Return the form of a network by the names of its tensors: 'training', 'merged' (small kernels) or 'inference'."""
     names = list(names)
     if not any(name.endswith("running_var") for name in names):
         return "inference"
@@ -367,7 +390,7 @@ def _form(names: Iterable[str]) -> str:
 
 
 def _warn_of_lost_norms(state_dict: StateDict, own: StateDict, source: str) -> None:
-    """Warn if the file has norms for the maps of stages that the model has, too, but without norms."""
+    """Warn if the file has norms on the maps of stages, and the model has these stages without norms."""
     stages = {name.rpartition(".norm.")[0] for name in state_dict if _STAGE_NORM.match(name)}
     lost = sorted(stage for stage in stages if any(name.startswith(f"{stage}.") for name in own))
     if lost:

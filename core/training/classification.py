@@ -1,4 +1,4 @@
-"""Classification of anything that has become a 2D map."""
+"""The base of all classification tasks, whose modalities turn their data into 2D maps."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,21 +26,23 @@ MAX_CONFUSION_CLASSES = 2000
 
 
 class ClassificationTask(Task):
-    """A backbone with a linear classifier: cross entropy with mixup, cutmix and label smoothing; top-1 and top-5.
+    """A backbone with a linear classifier, trained by cross entropy with mixup, cutmix and label smoothing.
 
-    Batches for training and evaluation are (raw, y) with y (B,) int64 in [0, num_classes), batches for prediction are
-    (raw, names). Logs ``train_loss``, ``lr``, ``val_loss``, ``val_acc``, ``val_acc5`` (from ten classes on), and the
-    same for test. After each evaluation the run folder holds ``confusion_matrix.png``, up to 2000 classes, and
-    ``examples.png``, samples from the whole split with the predicted class and its probability, in red with the true
-    class where it is wrong, if the modality can show its samples.
+    Batches for training and evaluation are (raw, y) with y (B,) int64 in [0, num_classes), and batches for prediction
+    are (raw, names). Logs ``train_loss``, ``lr``, ``val_loss``, ``val_acc``, ``val_acc5`` (with ten or more classes),
+    and the same metrics for the test split.
+
+    Each evaluation draws ``confusion_matrix.png`` (up to 2000 classes) and, if the modality can show its samples,
+    ``examples.png``: samples from all of the split with the predicted class and its probability. Wrong predictions are
+    red, and the true class is added.
 
     Args:
         backbone: name of a LarKit or timm model, or a module; its classifier gets one output for each class.
         num_classes: number of classes; taken from the data where they are known.
-        spec: what the data are; the command passes it.
-        label_smoothing: share of the target spread over all classes.
-        mixup_alpha: Beta(a, a) of mixup, 0 for none.
-        cutmix_alpha: Beta(a, a) of cutmix, 0 for none; with both, one is drawn for each batch.
+        spec: description of the data; the command passes it.
+        label_smoothing: share of the target that is spread over all classes.
+        mixup_alpha: a of the distribution Beta(a, a) of mixup; 0 for none.
+        cutmix_alpha: a of the distribution Beta(a, a) of cutmix; 0 for none. With both, one is drawn for each batch.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         kwargs: the other arguments of :class:`core.training.Task`.
 
@@ -93,10 +95,10 @@ class ClassificationTask(Task):
         return len(self.spec.classes)
 
     def complete_spec(self, spec: Any) -> Any:
-        """The specification with classes: those of the data, which ``num_classes`` must not contradict, or numbers.
+        """Complete the specification by numbered classes if the class names are not known.
 
         Raises:
-            InputError: if the number contradicts the data, or nothing says how many classes there are.
+            InputError: if ``num_classes`` contradicts the data, or the number of classes is not known at all.
         """
         num_classes = self.hparams.get("num_classes")
         if not spec.classes:
@@ -114,22 +116,22 @@ class ClassificationTask(Task):
         return spec
 
     def complete_backbone_args(self, backbone_args: dict[str, Any]) -> dict[str, Any]:
-        """The channels of the maps, unless the user has given another number, and the number of classes."""
+        """Add the number of classes and, unless the user has given ``in_chans``, the number of channels of the maps."""
         return {"in_chans": self.map_channels(self.spec), **backbone_args, "num_classes": self.num_classes}
 
-    # A modality says
+    # A modality implements these
 
     @classmethod
     def map_channels(cls, spec: Any) -> int:
-        """Channels of the maps, which a backbone that is built by name gets as ``in_chans``."""
+        """Return the number of channels of the maps, which becomes ``in_chans`` of a backbone that is built by name."""
         return 3
 
     def build_feature_map(self, spec: Any) -> nn.Module:
-        """The modality's feature map, from raw batches to normalized maps."""
+        """Build the modality's feature map, which turns raw batches into normalized maps."""
         raise NotImplementedError
 
     def show(self, raw: Any) -> Tensor | None:
-        """Pictures (N, C, H, W), C 1 or 3, in [0, 1], of N raw samples; None, as here, for no sheet of examples."""
+        """Return N raw samples as pictures (N, C, H, W) in [0, 1] with C = 1 or 3, or None to draw no examples."""
         return None
 
     # The flow
@@ -144,10 +146,10 @@ class ClassificationTask(Task):
             self.check_channels()
 
     def check_channels(self) -> None:
-        """Refuse a backbone for maps with another number of channels.
+        """Check that the backbone takes maps with this number of channels.
 
         Raises:
-            InputError: saying how to build it.
+            InputError: if it takes another number; the message says how to build it.
         """
         wanted = self.map_channels(self.spec)
         channels = input_channels(self.backbone, without=wanted)
@@ -158,7 +160,10 @@ class ClassificationTask(Task):
             )
 
     def adopt_spec(self, theirs: DataSpec) -> None:
-        """Take over a specification, and rebuild the feature map from it; all but its statistics stay."""
+        """Adopt the specification of the data and rebuild the feature map from it.
+
+        The new feature map has the statistics of the data and keeps all other values, such as trained weights.
+        """
         super().adopt_spec(theirs)
         before = self.feature_map
         statistics = dict(before.named_buffers(recurse=False))
@@ -169,39 +174,40 @@ class ClassificationTask(Task):
         self.check_channels()
 
     def augment_map(self, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixup or cutmix, if asked for; targets then become (B, num_classes) float, smoothed."""
+        """Apply mixup or cutmix, which turn the labels into smoothed targets (B, num_classes) float."""
         if self.mixup is None or len(maps) < 2:
             return maps, target
 
-        even = len(maps) // 2 * 2  # pairs are mixed; the odd sample of an incomplete batch is left out
+        even = len(maps) // 2 * 2  # samples are mixed in pairs, so the last one of an odd number is left out
         return self.mix(self.mixup, maps[:even], target[:even])
 
     def mix(self, mixup: Mixup, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed maps and their targets (B, num_classes), of an even number of maps with labels (B,)."""
+        """Mix an even number of maps with labels (B,): the mixed maps, and their targets (B, num_classes)."""
         return mixup(maps, target)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Cross entropy.
+        """Return the cross entropy.
 
         Args:
             output: logits (B, num_classes).
-            target: labels (B,) int64, which are smoothed here, or probabilities (B, num_classes), which are not.
+            target: labels (B,) int64, to which label smoothing is applied, or probabilities (B, num_classes), to which
+                it is not.
         """
         smoothing = 0.0 if target.is_floating_point() else self.label_smoothing
         return F.cross_entropy(output, target, label_smoothing=smoothing)
 
     def evaluation_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Cross entropy without smoothing, which ``val_loss`` and ``test_loss`` log."""
+        """Return the cross entropy without smoothing, which is logged as ``val_loss`` and ``test_loss``."""
         return F.cross_entropy(output, target)
 
     def probabilities(self, output: Tensor) -> Tensor:
-        """Logits (B, num_classes) to probabilities in [0, 1]."""
+        """Turn logits (B, num_classes) into probabilities in [0, 1]."""
         return output.float().softmax(dim=1)
 
     # Metrics
 
     def use_metrics(self, scores: MetricCollection) -> None:
-        """Measure these on the validation and test split; each is updated by :meth:`update_scores`."""
+        """Set the metrics of the validation and test splits, which :meth:`update_scores` updates."""
         self.scores["val"] = scores.clone(prefix="val_")
         self.scores["test"] = scores.clone(prefix="test_")
 
@@ -224,7 +230,7 @@ class ClassificationTask(Task):
     # Pictures
 
     def keep_examples(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Any) -> None:
-        """Keep some samples of a batch with the predicted class, in ``predict`` without a true one."""
+        """Keep some samples of a batch with the predicted class and, except in ``predict``, the true class."""
         probability, label = self.probabilities(output).max(dim=1)
         names = self.class_names
         titles = [f"{names[c]} {p:.2f}" for c, p in zip(label.tolist(), probability.tolist(), strict=True)]
@@ -232,20 +238,22 @@ class ClassificationTask(Task):
         if split != "predict":
             wrong = self.is_wrong(label, target).tolist()
             truths = self.truths(target)
-            titles = [f"{title} ({truths[i]})" if wrong[i] and truths else title for i, title in enumerate(titles)]
+            if truths:
+                titles = [f"{title} ({truths[i]})" if wrong[i] else title for i, title in enumerate(titles)]
 
         self.examples.keep(partial(self._show_some, raw), titles, wrong, self.batch_count(split))
 
     def is_wrong(self, label: Tensor, target: Tensor) -> Tensor:
-        """Whether each predicted label (B,) is wrong."""
+        """Return which predicted labels (B,) are wrong, (B,) bool."""
         return label != target
 
     def truths(self, target: Tensor) -> list[str]:
-        """The names of the true classes."""
+        """Return the names of the true classes."""
         names = self.class_names
         return [names[c] for c in target.tolist()]
 
     def _show_some(self, raw: Any, chosen: list[int]) -> Tensor | None:
+        """Draw the chosen samples of a raw batch."""
         return self.show(_choose(raw, chosen))
 
     def report(self, split: EvaluationSplit) -> None:
@@ -257,7 +265,7 @@ class ClassificationTask(Task):
     # Prediction
 
     def rows(self, output: Tensor, names: Any) -> dict[str, list[Any]]:
-        """The file, the most probable class and its probability."""
+        """Return the file, the most probable class and its probability for each sample."""
         probability, label = self.probabilities(output).max(dim=1)
         return {
             "file": list(names),
@@ -267,13 +275,14 @@ class ClassificationTask(Task):
 
 
 class ConfusionCounts(MulticlassConfusionMatrix):
-    """torchmetrics' confusion matrix, counted in place, in deterministic mode too.
+    """torchmetrics' confusion matrix with counts that are added in place, in deterministic mode as well.
 
-    There torchmetrics compares each sample with each of the squared number of classes: 59 GiB for an image of ADE20K.
+    In deterministic mode, torchmetrics compares each sample with each pair of classes, which would take 59 GiB for one
+    image of ADE20K.
     """
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add logits (B, num_classes, ...) or labels (B, ...), with true labels (B, ...)."""
+        """Add predictions, logits (B, num_classes, ...) or labels (B, ...), with true labels (B, ...)."""
         labels = preds.argmax(1) if preds.ndim > target.ndim else preds
         labels = labels.flatten()
         target = target.flatten()
@@ -287,7 +296,7 @@ class ConfusionCounts(MulticlassConfusionMatrix):
 
 
 class Confusion(nn.Module):
-    """Counts pairs of a true and a predicted class and draws them; does nothing above 2000 classes.
+    """Counts and draws the confusion matrix; does nothing with more than 2000 classes.
 
     Args:
         num_classes: number of classes.
@@ -303,18 +312,18 @@ class Confusion(nn.Module):
             self.counts.update(logits, target)
 
     def draw(self, trainer: Trainer, class_names: list[str]) -> None:
-        """Draw ``confusion_matrix``, unless Lightning only tries out validation, and begin anew."""
+        """Draw ``confusion_matrix``, except in Lightning's sanity check, and reset the counts."""
         if self.counts is None:
             return
 
         if not trainer.sanity_checking:
-            counts = self.counts.compute().cpu()  # in every process, since it talks to the others
+            counts = self.counts.compute().cpu()  # in every process, since it synchronizes them
             draw_figure(trainer, "confusion_matrix", partial(confusion_figure, counts, class_names))
         self.counts.reset()
 
 
 def accuracies(num_classes: int) -> MetricCollection:
-    """Top-1 accuracy, and from ten classes on top-5."""
+    """Return the metrics top-1 accuracy and, with ten or more classes, top-5 accuracy."""
     metrics: dict[str, Metric | MetricCollection] = {"acc": MulticlassAccuracy(num_classes, average="micro")}
     if num_classes >= 10:
         metrics["acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
@@ -322,7 +331,7 @@ def accuracies(num_classes: int) -> MetricCollection:
 
 
 def _choose(raw: Any, chosen: list[int]) -> Any:
-    """Some samples of a raw batch: a tensor, a list, or a tuple of these."""
+    """Choose samples of a raw batch, which is a tensor, a list, or a tuple of these."""
     if isinstance(raw, tuple):
         return tuple(_choose(part, chosen) for part in raw)
     if isinstance(raw, Tensor):

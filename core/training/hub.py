@@ -1,7 +1,7 @@
 """Share tasks on the Hugging Face Hub, or in folders of the same layout: weights, configuration and a model card.
 
-Nothing in such a folder is executed: weights are safetensors, the configuration is JSON, and the class is looked up
-among those that the installed modalities export. Backbones alone are shared by timm's ``timm.models.push_to_hf_hub``.
+Nothing in such a folder is executed: the weights are safetensors, the configuration is JSON, and the class is looked up
+among those that the installed modalities export. To share a backbone alone, use ``timm.models.push_to_hf_hub``.
 """
 
 import json
@@ -44,7 +44,9 @@ CARD = "README.md"
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _OTHER_WEIGHTS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
+"""Arguments of a backbone that would load other weights than those of the file."""
 _FORMS = ("inference_mode", "small_kernel_merged")
+"""Arguments of a backbone that build it in a folded form."""
 
 _PROGRAM = """\
 from core.training.hub import from_pretrained
@@ -54,16 +56,16 @@ for row in task.predict("FILE"):
     print(row)
 """
 
-Kind = TypeVar("Kind")
+Base = TypeVar("Base")
 
 
 # Save, push and load
 
 
 class TaskHubMixin(ModelHubMixin, library_name="larkit"):
-    """The methods of huggingface_hub's mixin for tasks; the functions of this module take checkpoints as well.
+    """Gives tasks the methods of huggingface_hub's mixin. The functions of this module also take checkpoints.
 
-    ``config`` is the content of ``config.json``, by default what the task and its trainer know, and
+    In all methods, ``config`` is the content of ``config.json``, by default what the task and its trainer know, and
     ``model_card_kwargs`` are arguments of :meth:`generate_model_card`.
     """
 
@@ -74,7 +76,7 @@ class TaskHubMixin(ModelHubMixin, library_name="larkit"):
         config: dict[str, Any] | None = None,
         model_card_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        """Write the task into a folder, completely or not at all; see the function :func:`save_pretrained`."""
+        """Write the task into a new folder, atomically; see the function :func:`save_pretrained`."""
         folder = Path(save_directory)
         if folder.resolve() == Path.cwd():
             raise InputError(f"{folder} is the folder you are in; give a new one below it")
@@ -87,6 +89,7 @@ class TaskHubMixin(ModelHubMixin, library_name="larkit"):
             super().save_pretrained(unfinished, config=config, model_card_kwargs=card)
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the weights; huggingface_hub's mixin calls this method and writes the other files itself."""
         state_dict = cast("Task", self).state_dict()
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
         save_file(tensors, save_directory / WEIGHTS, metadata={"format": "pt"})
@@ -105,6 +108,7 @@ class TaskHubMixin(ModelHubMixin, library_name="larkit"):
         config = config or _describe(cast("Task", self))
         card = {"config": config, "source": repo_id} | (model_card_kwargs or {})
         try:
+            # A model card that somebody has edited stays.
             if HfApi(token=options.get("token")).file_exists(repo_id, CARD):
                 options["ignore_patterns"] = CARD
             return str(super().push_to_hub(repo_id, config=config, model_card_kwargs=card, **options))
@@ -126,12 +130,12 @@ class TaskHubMixin(ModelHubMixin, library_name="larkit"):
         return task
 
     def generate_model_card(self, *, config: dict[str, Any], source: str, license: str = "apache-2.0") -> ModelCard:
-        """Describe the task: metrics, a program that loads it, class names, and what it knows of its data.
+        """Write the model card: metrics, a program that loads the task, class names, and what it knows about its data.
 
         Args:
             config: content of ``config.json``.
-            source: what :func:`from_pretrained` will be given, a repository or a folder.
-            license: the Hub's word for the license of the weights.
+            source: repository or folder from which :func:`from_pretrained` will load the task.
+            license: the Hub's identifier of the license of the weights.
         """
         task = cast("Task", self)
         name = source.rstrip("/").rpartition("/")[2]
@@ -164,18 +168,19 @@ def save_pretrained(
 ) -> Path:
     """Write a task into a folder: ``model.safetensors``, ``config.json`` and the model card ``README.md``.
 
-    ``config.json`` holds the class and its arguments, with what the task knows of its data; the numbers among the data
-    module's settings (no text, which could be a path of yours); the metrics; and the versions of the libraries.
+    ``config.json`` holds the class of the task and its arguments, including what the task knows about its data; the
+    numbers among the settings of the data module (text is left out, since it could be a private path); the metrics; and
+    the versions of the libraries.
 
     Args:
-        task: a task whose backbone was given by name, in training or inference form; or a checkpoint of
-            ``lightning fit``, or the folder of a run.
-        folder: a folder that does not exist, or is empty.
-        metrics: further measurements, as in ``{"test_acc": 0.98}``, beside those of the run or the trainer.
-        license: the Hub's word for the license of the weights.
+        task: a task whose backbone was built by name, in training or inference form, a checkpoint of ``lightning fit``,
+            or the folder of a run.
+        folder: folder that does not exist or is empty.
+        metrics: further metrics in addition to those of the run or the trainer, as in ``{"test_acc": 0.98}``.
+        license: the Hub's identifier of the license of the weights.
 
     Returns:
-        The folder.
+        The path of the folder.
 
     Raises:
         MissingError: if there is no such checkpoint.
@@ -196,23 +201,23 @@ def push_to_hub(
     token: str | None = None,
     commit_message: str = "Add model",
 ) -> str:
-    """Upload a task to the Hugging Face Hub, as :func:`save_pretrained` writes it; a model card that is there stays.
+    """Upload a task to the Hugging Face Hub, as :func:`save_pretrained` writes it. An existing model card is kept.
 
     Args:
-        task: as for :func:`save_pretrained`.
-        repo_id: ``owner/name``; created if it does not exist.
-        metrics: as for :func:`save_pretrained`.
-        license: as for :func:`save_pretrained`.
+        task: task, checkpoint or run folder, see :func:`save_pretrained`.
+        repo_id: repository ``owner/name``, which is created if it does not exist.
+        metrics: further metrics, see :func:`save_pretrained`.
+        license: the Hub's identifier of the license of the weights.
         private: whether a new repository is visible to its owner only.
-        token: of the Hub; by default the one that ``hf auth login`` stored.
-        commit_message: of the upload.
+        token: token of the Hub; by default the one that ``hf auth login`` stored.
+        commit_message: message of the commit on the Hub.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
         MissingError: if there is no such checkpoint.
-        InputError: if the task cannot be rebuilt from its arguments, or the Hub refuses.
+        InputError: if the task cannot be rebuilt from its arguments, or the upload fails.
     """
     task, config = _task_and_config(task, metrics)
     return task.push_to_hub(
@@ -232,11 +237,11 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, token: s
         source: a Hub repository ``owner/name``, a folder that :func:`save_pretrained` wrote, a checkpoint of
             ``lightning fit``, or the folder of a run.
         revision: branch, tag or commit of the repository.
-        token: of the Hub, for private repositories; by default the one that ``hf auth login`` stored.
+        token: token of the Hub for private repositories; by default the one that ``hf auth login`` stored.
 
     Raises:
-        MissingError: if a file is not there.
-        InputError: if the files hold no LarKit task, or the weights do not fit it.
+        MissingError: if a file is missing.
+        InputError: if the files are not those of a LarKit task, or the weights do not fit it.
     """
     path = Path(source)
     if path.is_file() or (path / "checkpoints").is_dir():
@@ -246,16 +251,16 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, token: s
     weights = _get_file(source, WEIGHTS, revision, token)
     task = _build(config["class_path"], config["hyperparameters"], str(source))
     try:
-        # Tensors that are mapped from the file are not aligned for the fastest kernels, copies are.
+        # Tensors that safetensors maps from the file are not aligned for the fastest kernels, but copies are.
         tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
-        task.load_state_dict(tensors, assign=True)  # assign keeps the dtypes of the file
+        task.load_state_dict(tensors, assign=True)  # with assign, the tensors keep the dtypes of the file
     except Exception as error:  # safetensors' own error derives from Exception alone
         raise InputError(f"{WEIGHTS} of {source} does not fit its {CONFIG}: {_shorten(error)}") from error
     return task.eval()
 
 
 def build_task(checkpoint: TaskCheckpoint) -> "Task":
-    """Build the task of a checkpoint, which may come from anybody, with its weights, in eval mode.
+    """Build the task of an untrusted checkpoint with its weights, in eval mode.
 
     Raises:
         InputError: if no installed modality exports its class, or the checkpoint does not fit its own hyperparameters.
@@ -273,7 +278,7 @@ def build_task(checkpoint: TaskCheckpoint) -> "Task":
     return task.eval()
 
 
-# Classes, which a file must not choose freely
+# Classes: a file may choose only among those that modalities export
 
 
 def task_class(class_path: str) -> "type[Task]":
@@ -281,12 +286,12 @@ def task_class(class_path: str) -> "type[Task]":
     return cast("type[Task]", modality_class(class_path, TaskHubMixin))
 
 
-def modality_class(class_path: str, base: type[Kind]) -> type[Kind]:
+def modality_class(class_path: str, base: type[Base]) -> type[Base]:
     """Find a class that an installed modality exports; nothing else is imported because a file names it.
 
     Args:
-        class_path: such as ``vision.ImageClassifier``.
-        base: what the class must derive from.
+        class_path: import path of the class, such as ``vision.ImageClassifier``.
+        base: base class from which the class must derive.
 
     Raises:
         InputError: if no installed modality exports such a class.
@@ -313,12 +318,12 @@ def modality_class(class_path: str, base: type[Kind]) -> type[Kind]:
 
 
 def _modalities() -> list[str]:
-    """Packages of the installed modalities, by their entry points."""
+    """List the packages of the installed modalities, which declare themselves as entry points."""
     return sorted(entry.value for entry in entry_points(group="larkit.modalities"))
 
 
 def _class_path_of(task: "Task") -> str:
-    """Name a task's class so that :func:`modality_class` finds it.
+    """Return an import path of a task's class with which :func:`modality_class` finds it.
 
     Raises:
         InputError: if no modality exports the class.
@@ -342,46 +347,49 @@ def _class_path_of(task: "Task") -> str:
 
 
 def _build(class_path: str, hyperparameters: Mapping[str, Any], source: str) -> "Task":
-    """Build a task with random weights from a file that may come from anybody.
+    """Build a task with random weights from the hyperparameters in an untrusted file.
 
     Raises:
         InputError: if no installed modality exports the class, or it does not take the arguments.
     """
-    kind = task_class(class_path)
+    cls = task_class(class_path)
     args = {name: value for name, value in hyperparameters.items() if not name.startswith("_")}
 
-    # The file's own weights follow; no argument may load others or run code.
+    # The weights of the file are loaded later. No argument may load other weights or execute code.
     if "pretrained" in args:
         args["pretrained"] = False
     if "weights" in args:
         args["weights"] = None
+
     refused = _OTHER_WEIGHTS & set(args.get("backbone_args") or {})
     if refused:
         raise InputError(f"backbone_args of {source} name other weights ({', '.join(sorted(refused))}); leave them out")
-    for name in kind.runs_files:
-        if args.get(name) is not None and not kind.trusts_file(name, args[name]):
+
+    for name in cls.runs_files:
+        if args.get(name) is not None and not cls.trusts_file(name, args[name]):
             raise InputError(
                 f"{source} names {name}={args[name]!r}, which can run code; look into it, and if you trust it build "
-                f"{kind.__name__} yourself and load the weights with core.load_weights"
+                f"{cls.__name__} yourself and load the weights with core.load_weights"
             )
 
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*frozen backbone has random weights.*")
-            return kind(**args)
+            return cls(**args)
     except InputError as error:
         raise InputError(f"{class_path} of {source} cannot be built: {error}") from error
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise InputError(f"{class_path} does not take the hyperparameters of {source}: {error}") from error
 
 
-# What is written about a task
+# The content of config.json and of the model card
 
 
 def _task_and_config(task: "Task | str | Path", metrics: Mapping[str, float] | None) -> tuple["Task", dict[str, Any]]:
-    """The task itself or that of a checkpoint, and what ``config.json`` will hold."""
+    """Return the task itself or that of a checkpoint, and the content of ``config.json``."""
     if not isinstance(task, str | Path):
         return task, _describe(task, metrics)
+
     checkpoint = TaskCheckpoint.read(task)
     data = (checkpoint.config or {}).get("data")
     data_module = None
@@ -395,12 +403,12 @@ def _task_and_config(task: "Task | str | Path", metrics: Mapping[str, float] | N
 def _describe(
     task: "Task", metrics: Mapping[str, float] | None = None, data_module: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Collect what ``config.json`` holds.
+    """Collect the content of ``config.json``.
 
     Args:
-        task: the task.
-        metrics: beside those that its trainer has.
-        data_module: class path and settings of its data module; by default the class that its trainer has.
+        task: task to describe.
+        metrics: further metrics in addition to those of its trainer.
+        data_module: class path and settings of the data module; by default the class of the trainer's data module.
 
     Raises:
         InputError: if the task cannot be rebuilt from its arguments.
@@ -409,6 +417,7 @@ def _describe(
     if task._trainer is not None:
         values = task.trainer.callback_metrics.items()
         measured = {name: float(value) for name, value in values if name.startswith(("val_", "test_"))}
+
         data = attached_data_module(task.trainer)
         if data is not None and data_module is None:
             data_module = {"class_path": f"{type(data).__module__}.{type(data).__name__}", "init_args": {}}
@@ -433,7 +442,7 @@ def _describe(
 
 
 def _hyperparameters(task: "Task") -> dict[str, Any]:
-    """The arguments that build a task of the same form, without loading weights.
+    """Return the arguments that build a task of the same form, without loading weights.
 
     Raises:
         InputError: if the backbone was given as a module.
@@ -445,7 +454,7 @@ def _hyperparameters(task: "Task") -> dict[str, Any]:
             "give backbone='unireplknet_...' and backbone_args"
         )
 
-    # A backbone that was folded after it was built says so in the arguments that timm stores with it.
+    # A backbone that was folded after it was built records the form in the arguments that timm stores with it.
     stored: Any = next((module._model_args for module in task.modules() if hasattr(module, "_model_args")), None)
     forms = {form: True for form in _FORMS if (stored or {}).get(form)}
     backbone_args = {**(args.get("backbone_args") or {}), **forms}
@@ -453,10 +462,10 @@ def _hyperparameters(task: "Task") -> dict[str, Any]:
 
 
 def _check_rebuilds(config: dict[str, Any], state_dict: dict[str, Tensor]) -> None:
-    """Refuse to write what could not be read.
+    """Check that the task can be rebuilt from its configuration, before anything is written.
 
     Raises:
-        InputError: if a task built from the configuration has other tensors.
+        InputError: if a task that is built from the configuration has other tensors.
     """
     rebuilt = _build(config["class_path"], config["hyperparameters"], "the task").state_dict()
     expected = {name: tensor.shape for name, tensor in rebuilt.items()}
@@ -470,20 +479,21 @@ def _check_rebuilds(config: dict[str, Any], state_dict: dict[str, Tensor]) -> No
 
 
 def _without_text(value: Any) -> Any:
-    """Settings without text, which may be paths, or names of people or machines."""
+    """Remove text from settings, since it may be a path or the name of a person or machine."""
     if isinstance(value, dict):
         return {name: _without_text(inner) for name, inner in value.items() if _is_plain(inner)}
     return value
 
 
 def _is_plain(value: Any) -> bool:
+    """Return whether a setting is a number, a dictionary, or a list of these."""
     if isinstance(value, list):
         return all(_is_plain(item) for item in value)
     return isinstance(value, bool | int | float | dict)
 
 
 def _card_results(task: "Task", config: dict[str, Any]) -> list[EvalResult]:
-    """The metric that chose the checkpoint, and the same metric on the test split, where they were measured."""
+    """List the metric that chose the checkpoint and the same metric on the test split, if they were measured."""
     args = config["hyperparameters"]
     chosen, _ = task.chosen_by({**(args.get("spec") or {}), **args})
     data = (config["data_module"] or {}).get("class_path", "unnamed data").rpartition(".")[2]
@@ -499,14 +509,14 @@ def _card_results(task: "Task", config: dict[str, Any]) -> list[EvalResult]:
             dataset_split="validation" if split == "val" else split,
             metric_type="accuracy" if metric == "acc" else metric,
             metric_name=name,
-            metric_value=float(f"{config['metrics'][name]:.6g}"),  # it was a float32
+            metric_value=float(f"{config['metrics'][name]:.6g}"),  # drop the digits that a float32 does not have
         )
         results.append(result)
     return results
 
 
 def _card_facts(config: dict[str, Any]) -> list[str]:
-    """Metrics, class names, what the task knows of its data, and versions."""
+    """Write the parts of the model card on metrics, class names, the data, and versions of libraries."""
     parts = []
     if config["metrics"]:
         rows = [f"| {name} | {value:.6g} |" for name, value in config["metrics"].items()]
@@ -530,7 +540,7 @@ def _short_json(value: Any, limit: int = 100) -> str:
     return text if len(text) <= limit else f"{text[:limit]} ..."
 
 
-# What is read
+# Reading the files
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -549,7 +559,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _get_file(source: str | Path, name: str, revision: str | None, token: str | None) -> Path:
-    """A file of a folder or of a Hub repository."""
+    """Return the path of a file in a folder or, after a download, in a Hub repository."""
     folder = Path(source)
     if folder.is_dir():
         if not (folder / name).is_file():
@@ -573,11 +583,11 @@ def _shorten(error: Exception, limit: int = 400) -> str:
     return text if len(text) <= limit else f"{text[:limit]} ..."
 
 
-# The verb
+# The command
 
 
 def run_push(words: Sequence[str]) -> None:
-    """Run the verb ``push`` from the words of the command line, the verb first.
+    """Run ``lightning push`` with the words of the command line, of which the first is ``push``.
 
     Raises:
         InputError: if an option is unknown, or the checkpoint cannot be read or pushed.

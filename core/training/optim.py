@@ -15,17 +15,17 @@ __all__ = ["check_recipe", "parameter_groups", "run_factor", "warmup_cosine"]
 def parameter_groups(
     module: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Groups of the trainable parameters of a module that has a ``backbone``.
+    """Build parameter groups for the optimizer from the trainable parameters of a module with a ``backbone``.
 
-    Parameters with one dimension and biases do not decay. With layer decay d, the learning rate of a backbone parameter
-    is lr * d^(n - i), where i is its group from the input (``backbone.group_matcher``) and n the last one; parameters
-    outside the backbone get the full rate. timm stores that factor as ``lr_scale``, which torch's schedulers ignore, so
-    here it is multiplied into each group's ``lr``.
+    Biases and parameters with one dimension have no weight decay. With layer decay d, the learning rate of a backbone
+    parameter is lr * d^(n - i), where i is the index of its layer group, counted from the input
+    (``backbone.group_matcher``), and n the index of the last group. Parameters outside the backbone get the full rate.
+    timm stores this factor as ``lr_scale``, which torch's schedulers ignore, so it is multiplied into ``lr`` here.
 
     Args:
-        module: a task; its ``backbone`` may be any timm model.
-        lr: learning rate of the last group.
-        weight_decay: decay of the parameters that decay.
+        module: a task, whose ``backbone`` may be any timm model.
+        lr: learning rate of the last layer group.
+        weight_decay: weight decay of all other parameters.
         layer_decay: d, in (0, 1].
     """
     backbone = module.get_submodule("backbone")
@@ -34,19 +34,22 @@ def parameter_groups(
         groups = param_groups_layer_decay(backbone, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
     else:
         groups = param_groups_weight_decay(backbone, weight_decay, no_weight_decay_list=exempt)
-    inside = {id(p) for p in backbone.parameters()}
-    rest = nn.ParameterList([p for p in module.parameters() if id(p) not in inside and p.requires_grad])
-    groups += param_groups_weight_decay(rest, weight_decay)
+
+    # The head, and a feature map that is trained
+    in_backbone = {id(p) for p in backbone.parameters()}
+    others = nn.ParameterList([p for p in module.parameters() if id(p) not in in_backbone and p.requires_grad])
+    groups += param_groups_weight_decay(others, weight_decay)
+
     return [{**group, "lr": lr * group.get("lr_scale", 1.0)} for group in groups if group["params"]]
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int, floor: float = 0.0) -> float:
-    """Factor on the learning rate at a step: linear from 0 to 1 over the warm-up, then half a cosine down to ``floor``.
+    """Return the factor on the learning rate: linear from 0 to 1 in the warm-up, then half a cosine to ``floor``.
 
     Args:
         step: optimizer steps taken so far.
         warmup: steps of the warm-up.
-        total: steps of the whole run.
+        total: steps of the run.
         floor: last factor, min_lr / lr.
 
     Returns:
@@ -58,6 +61,7 @@ def warmup_cosine(step: int, *, warmup: int, total: int, floor: float = 0.0) -> 
     """
     if step < warmup:
         return step / warmup
+
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -65,37 +69,39 @@ def warmup_cosine(step: int, *, warmup: int, total: int, floor: float = 0.0) -> 
 def run_factor(
     step: int, *, epoch: int, decay_rate: float | None, decay_start: int, warmup: int, total: int, floor: float
 ) -> float:
-    """Factor on the learning rate at a step: a linear warm-up, then half a cosine or a decay by epoch.
+    """Return the factor on the learning rate: a linear warm-up, then half a cosine or a decay by epoch.
 
     Args:
         step: optimizer steps taken so far.
-        epoch: steps of an epoch; only the decay needs it.
-        decay_rate: what each epoch from ``decay_start`` on multiplies the rate by; None for the cosine.
-        decay_start: last epoch, counted from 1, at the full rate.
+        epoch: steps of an epoch; used by the decay only.
+        decay_rate: factor on the learning rate after each epoch from ``decay_start`` on; None for the cosine.
+        decay_start: last epoch at the full rate, counted from 1.
         warmup: steps of the warm-up.
-        total: steps of the whole run; only the cosine needs it.
+        total: steps of the run; used by the cosine only.
         floor: last factor of the cosine.
     """
     if decay_rate is None or step < warmup:
         return warmup_cosine(step, warmup=warmup, total=total, floor=floor)
-    return float(decay_rate ** max(0, step // epoch - decay_start + 1))
+
+    decays = max(0, step // epoch - decay_start + 1)
+    return float(decay_rate**decays)
 
 
 def check_recipe(
     opt: str, lr: float, min_lr: float, weight_decay: float, layer_decay: float, warmup_epochs: float
 ) -> None:
-    """Refuse an optimizer that timm does not have and numbers that train nothing.
+    """Check the options of the optimizer and the schedule.
 
     Args:
-        opt: timm's name.
-        lr: highest rate, above 0.
-        min_lr: rate at the end, at most ``lr``.
-        weight_decay: 0 or more.
-        layer_decay: factor on the rate from one layer group to the one before it, in (0, 1].
-        warmup_epochs: 0 or more.
+        opt: timm's name of the optimizer.
+        lr: highest learning rate, above 0.
+        min_lr: learning rate at the end, at most ``lr``.
+        weight_decay: weight decay, 0 or more.
+        layer_decay: factor on the learning rate from each layer group to the one before it, in (0, 1].
+        warmup_epochs: length of the warm-up, 0 or more.
 
     Raises:
-        InputError: saying what is expected.
+        InputError: if timm has no such optimizer, or a number is out of range.
     """
     if opt not in list_optimizers():
         near = difflib.get_close_matches(opt, list_optimizers(), n=3)

@@ -1,4 +1,4 @@
-"""Classification of pixels that cameras take: images, and the frames of videos."""
+"""Classification of images and video frames, whose maps are normalized pixels."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ class PixelClassification(ClassificationTask):
         kwargs: the other arguments of :class:`ClassificationTask`.
 
     Raises:
-        InputError: if ``erasing`` is no probability, or an argument contradicts the data.
+        InputError: if ``erasing`` is not a probability, or an argument contradicts the data.
     """
 
     spec_class: ClassVar[type[DataSpec]] = PixelSpec
@@ -50,11 +50,11 @@ class PixelClassification(ClassificationTask):
 
     @classmethod
     def map_channels(cls, spec: PixelSpec) -> int:
-        """One channel for each letter of the mode."""
+        """Return 3 for the mode 'RGB' and 1 for 'L': one channel for each character."""
         return len(spec.mode)
 
     def build(self, backbone: nn.Module) -> None:
-        """Build for gray images if the data are not known yet and the backbone takes one channel."""
+        """Build the task; it takes gray images if the backbone has one channel and the data are not known yet."""
         if not self.knows_data and input_channels(backbone) == 1 and len(self.spec.mode) == 3:
             gray = replace(
                 self.spec,
@@ -66,18 +66,19 @@ class PixelClassification(ClassificationTask):
         super().build(backbone)
 
     def augment_map(self, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Erase rectangles, then mix: the order of timm and of the papers' recipes."""
+        """Erase rectangles and then mix, in the order of timm and of the papers' recipes."""
         if self.erasing > 0:
             erase = RandomErasing(self.erasing, mode="pixel", device=maps.device)
             maps = erase(maps)
         return super().augment_map(maps, target)
 
     def use_spec(self, theirs: Any) -> None:
-        """Compare classes, channels and normalization, also with what pretrained weights know.
+        """Compare the classes, channels and statistics of the data with those of the model.
+
+        Pretrained weights that were trained with other statistics cause a warning.
 
         Raises:
-            InputError: if classes, channels or statistics differ from those that the model was trained with. Weights
-                that were pretrained with other statistics are a warning.
+            InputError: if classes, channels or statistics differ from those that the model was trained with.
         """
         if self.knows_data:
             self._refuse_other_pixels(theirs)
@@ -86,6 +87,7 @@ class PixelClassification(ClassificationTask):
             self.compare_with_pretrained(theirs)
 
     def _refuse_other_pixels(self, theirs: PixelSpec) -> None:
+        """Raise an error if the data have another mode or other statistics than the model."""
         if theirs.mode != self.spec.mode:
             raise InputError(
                 f"the model was built for pixels of mode {self.spec.mode!r}, the data have {theirs.mode!r}; set "
@@ -101,23 +103,23 @@ class PixelClassification(ClassificationTask):
                 )
 
     def compare_with_pretrained(self, theirs: PixelSpec) -> None:
-        """Warn of data that are normalized by other statistics than those that the pretrained weights know."""
+        """Warn if the data are normalized by other statistics than those that the weights were pretrained with."""
         known = self.pretrained_pixels()
         for name in ("mean", "std"):
             trained = tuple(known.get(name) or ())
             given = getattr(theirs, name)
             if len(trained) == len(given) and trained != given:
                 rank_zero_warn(
-                    f"the pretrained weights know pixels with {name} {trained}, the data are normalized by {given}; "
+                    f"the weights were pretrained with {name} {trained}, but the data are normalized by {given}; "
                     f"set --data.{name} '{list(trained)}'"
                 )
 
     def pretrained_pixels(self) -> dict[str, Any]:
-        """Mean and std that the weights were trained with, of a run's checkpoint or of published weights."""
+        """Return mean and std that the weights were pretrained with, from a checkpoint or from timm's configuration."""
         weights = Path(self.hparams.get("weights") or "")
         if weights.suffix != ".ckpt":
             return getattr(self.backbone, "pretrained_cfg", None) or {}
-        if not weights.is_file():  # an address, of which nothing is known
+        if not weights.is_file():  # a web address, of which nothing is known
             return {}
 
         spec = TaskCheckpoint.read(weights).spec

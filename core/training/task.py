@@ -1,4 +1,4 @@
-"""The base of all tasks: raw batch, feature map, backbone, head, and one way to train, evaluate, predict and draw."""
+"""The base of all tasks: feature map, backbone and head, and one way to train, evaluate, predict and draw."""
 
 import math
 import os
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     Backbone = str | nn.Module
     """The name of a LarKit or timm model, or a module."""
 else:
-    Backbone = str  # what the command takes; with nn.Module its help would list every module of the process
+    Backbone = str  # for jsonargparse: with nn.Module, the help would list every imported subclass of it
 
 EvaluationSplit = Literal["val", "test", "predict"]
 
@@ -50,48 +50,51 @@ class Task(LightningModule, TaskHubMixin):
 
         raw batch ── feature_map ── maps (B, C, H, W) ── backbone ── head ── output
 
-    ``task(*raw)`` takes what a person has (pixels, waveforms, points, a series, frames) and gives the output. The task
+    ``task(*raw)`` takes a raw batch (pixels, waveforms, points, series or frames) and returns the output. The task
     reads the :class:`~core.data.spec.DataSpec` of its data once, builds the feature map and the head from it, and
-    stores it in every checkpoint. So a task that was saved, shared or exported needs nothing of its training data.
+    stores it in every checkpoint. A task that was saved, shared or exported therefore needs nothing from its training
+    data.
 
-    A modality fills in what differs: the feature map, ``read`` (backbone and head), ``loss``, ``update_metrics``,
-    ``keep_examples``, ``report`` and ``rows``. The steps of training, evaluation and prediction are written here once.
+    A modality implements only the parts that differ: the feature map, ``read`` (backbone and head), ``loss``,
+    ``update_metrics``, ``keep_examples``, ``report`` and ``rows``. This class has the steps of training, evaluation and
+    prediction.
 
-    Optimization follows the papers (UniRepLKNet, appendix A): AdamW, no decay on norms and biases, layer-wise decay of
-    the learning rate for fine-tuning, linear warm-up and a cosine, both by step.
+    Optimization follows the papers (UniRepLKNet, appendix A): AdamW, no weight decay on norms and biases, layer-wise
+    decay of the learning rate for fine-tuning, a linear warm-up and a cosine schedule, both by step.
 
     Args:
         backbone: name of a LarKit or timm model, or a module.
-        spec: what the data are, from a data module's ``spec()`` or a checkpoint; the command passes it.
+        spec: description of the data, from a data module's ``spec()`` or a checkpoint; the command passes it.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         pretrained: load the published weights of the named model.
         weights: file or Hub name for :func:`core.load_weights`, instead of the published weights. Class names and
-            statistics stay those of the data; to continue a run, give its checkpoint as ``--ckpt_path``.
+            statistics stay those of the data. To resume a run, pass its checkpoint as ``--ckpt_path`` instead.
         opt: name of a timm optimizer.
-        lr: learning rate after the warm-up; for ``lr_batch`` samples a step if that is given.
-        lr_batch: scale ``lr`` by the real global batch (samples x processes x accumulation) over this number.
+        lr: learning rate after the warm-up; with ``lr_batch``, the rate for a global batch of that size.
+        lr_batch: scale ``lr`` by the actual global batch size (samples x processes x accumulation) over this number.
         min_lr: learning rate at the end of the cosine, scaled like ``lr``.
-        weight_decay: decay of parameters with two and more dimensions.
-        layer_decay: factor on the learning rate for each layer group further from the output.
+        weight_decay: weight decay of parameters with two or more dimensions.
+        layer_decay: factor on the learning rate from each layer group to the one before it.
         warmup_epochs: length of the linear warm-up.
         opt_args: further arguments of the optimizer, such as ``betas``.
-        decay_rate: instead of the cosine, multiply the learning rate by this after each epoch from ``decay_start`` on.
-        decay_start: last epoch, counted from 1, at the full rate when ``decay_rate`` is given.
-        norm_eval: keep batch norms in eval mode while training, for small batches; their weights still train.
+        decay_rate: multiply the learning rate by this factor after each epoch from ``decay_start`` on, instead of the
+            cosine.
+        decay_start: last epoch at the full learning rate, counted from 1; used with ``decay_rate`` only.
+        norm_eval: keep batch norms in eval mode during training, for small batches; their weights are still trained.
 
     Raises:
-        InputError: if a name is unknown or a number out of range.
+        InputError: if a name is unknown or a number is out of range.
     """
 
     monitor: ClassVar[str] = "val_loss"
     """The metric that chooses the best checkpoint."""
     monitor_mode: ClassVar[Literal["min", "max"]] = "min"
     spec_class: ClassVar[type[DataSpec]] = DataSpec
-    """The modality's class of data specifications."""
+    """The modality's subclass of ``DataSpec``."""
     data_class: ClassVar[type[DataModule]] = DataModule
     """The modality's data module, which reads files for :meth:`predict`."""
     runs_files: ClassVar[tuple[str, ...]] = ()
-    """Arguments that name files with code, which are run; a checkpoint of somebody else must not choose them."""
+    """Arguments that name files whose code is executed; an untrusted checkpoint must not choose them."""
     pipeline_tag: ClassVar[str | None] = None
     """The Hugging Face Hub's name for this kind of task, if it has one."""
 
@@ -138,7 +141,7 @@ class Task(LightningModule, TaskHubMixin):
         self.decay_rate = decay_rate
         self.decay_start = decay_start
         self.norm_eval = norm_eval
-        self._planned: tuple[float, ...] | None = None
+        self._planned: tuple[float, ...] | None = None  # see _plan
 
         self.knows_data = spec is not None
         self.store_spec(self.complete_spec(self.to_spec(spec)))
@@ -152,51 +155,54 @@ class Task(LightningModule, TaskHubMixin):
 
         if weights is not None:
             self.load(weights)
-        self.train()  # Lightning keeps the modes that it finds
+        self.train()  # a backbone may come in eval mode, and Lightning keeps the modes that it finds
 
     def build(self, backbone: nn.Module) -> None:
-        """Keep the backbone, and build the feature map and the head from ``self.spec``; a modality adds its own."""
+        """Store the backbone; subclasses also build the feature map and the head from ``self.spec``."""
         self.backbone = backbone
 
     def load(self, source: str) -> None:
-        """Load weights from a file or the Hub; the statistics of the data stay those of the spec."""
+        """Load weights from a file or the Hub; the statistics of the data stay those of the specification."""
         load_weights(self, source)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """Lightning's, without running code of the file or first loading weights that the checkpoint replaces."""
+        """Load a task as Lightning does, without executing code of the file.
+
+        Weights that the task loaded when it was built are not loaded again, since those of the checkpoint replace them.
+        """
         options = {"pretrained": False, "weights": None, "weights_only": True} | kwargs
         return super().load_from_checkpoint(checkpoint_path, *args, **options)
 
-    # What the task knows of its data
+    # What the task knows about its data
 
     @classmethod
     def to_spec(cls, spec: DataSpec | Mapping[str, Any] | None) -> Any:
-        """A specification of this modality from one, from the dictionary in a checkpoint, or from nothing."""
+        """Return a specification as it is, or build one from the dictionary in a checkpoint or from defaults."""
         if isinstance(spec, DataSpec):
             return spec
         return cls.spec_class.from_dict(spec or {})
 
     def complete_spec(self, spec: Any) -> Any:
-        """The specification with what the task's own arguments say, for instance the number of classes."""
+        """Complete the specification from the task's own arguments, such as the number of classes."""
         return spec
 
     def complete_backbone_args(self, backbone_args: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a backbone built by name, with those that follow from the specification."""
+        """Complete the arguments of a backbone that is built by name from the specification."""
         return backbone_args
 
     def store_spec(self, spec: DataSpec) -> None:
-        """Keep the specification, also among the hyperparameters, which every checkpoint holds."""
+        """Store the specification in the task and in its hyperparameters, which are part of every checkpoint."""
         self.spec = spec
         self.hparams["spec"] = spec.to_dict()
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of their labels; numbers while the data are not known."""
+        """Names of the classes in the order of their labels; numbers as long as the data are not known."""
         return list(self.spec.classes)
 
     def setup(self, stage: str) -> None:
-        """Read the specification of the attached data module: the one place where the task asks for its data.
+        """Read the specification of the attached data module, in the one place where the task looks at its data.
 
         Raises:
             InputError: if the data contradict the model.
@@ -208,19 +214,19 @@ class Task(LightningModule, TaskHubMixin):
         theirs = self.read_spec(data)
         if isinstance(theirs, self.spec_class):
             self.use_spec(theirs)
-        else:  # a data module of the user's own, which may name its classes and nothing else
+        else:  # a user's own data module may describe nothing but its classes
             self.use_classes(theirs.classes)
         self.use_data(data, stage)
 
     def read_spec(self, data: DataModule) -> DataSpec:
-        """The specification of the data; of files to predict on alone, what the options say."""
+        """Return the specification of the data, or only the settings when files are predicted, which need no data."""
         return data.settings() if data.predicts_files else data.spec()
 
     def use_spec(self, theirs: Any) -> None:
-        """Take from the data what the task does not know yet, and refuse data that contradict what it knows.
+        """Adopt the specification of the data if the task has none, and check that it does not contradict the task.
 
         Args:
-            theirs: of ``spec_class``.
+            theirs: specification of the data, of type ``spec_class``.
 
         Raises:
             InputError: if the data have other classes.
@@ -230,10 +236,10 @@ class Task(LightningModule, TaskHubMixin):
             self.adopt_spec(replace(theirs, classes=self.spec.classes))
 
     def use_classes(self, theirs: tuple[str, ...]) -> None:
-        """Take the class names of the data, if only their number was known, and refuse other classes.
+        """Adopt the class names of the data if only their number was known, and check that the classes agree.
 
         Raises:
-            InputError: naming the classes that differ.
+            InputError: if the data have other classes; the message names them.
         """
         own = self.spec.classes
         if not own or not theirs or own == theirs:
@@ -249,10 +255,10 @@ class Task(LightningModule, TaskHubMixin):
             self.store_spec(replace(self.spec, classes=theirs))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to continue a run on data with other classes.
+        """Check that a resumed run has the classes with which it began.
 
         Raises:
-            InputError: naming the classes that differ.
+            InputError: if the data have other classes; the message names them.
         """
         stored = checkpoint.get("hyper_parameters", {}).get("spec") or {}
         trained = tuple(stored.get("classes", ()))
@@ -260,64 +266,64 @@ class Task(LightningModule, TaskHubMixin):
             _refuse_other_names(trained=trained, given=self.spec.classes)
 
     def adopt_spec(self, theirs: DataSpec) -> None:
-        """Take over a whole specification; a modality rebuilds what depends on it."""
+        """Adopt the specification of the data; subclasses rebuild the parts that depend on it."""
         self.store_spec(theirs)
         self.knows_data = True
 
     def use_data(self, data: DataModule, stage: str) -> None:
-        """Take from the data what a specification cannot hold; a modality says what, for instance a baseline."""
+        """Take from the data module what a specification cannot hold, such as a baseline; by default nothing."""
 
     # The flow
 
     def read(self, maps: Tensor) -> Any:
-        """Maps (B, C, H, W) to the output: backbone and head. A timm backbone's own classifier counts as the head."""
+        """Apply backbone and head to maps (B, C, H, W). The classifier of a timm backbone counts as the head."""
         return self.backbone(maps)
 
     def to_maps(self, raw: Any) -> Tensor:
-        """A raw batch to maps (B, C, H, W), in the dtype of the backbone."""
+        """Turn a raw batch into maps (B, C, H, W), in the dtype of the backbone."""
         maps: Tensor = self.feature_map(*_arguments(raw))
         return maps.to(next(self.backbone.parameters()).dtype)
 
     def forward(self, *raw: Any) -> Any:
-        """A raw batch to the output of the model."""
+        """Return the output of the model for a raw batch."""
         return self.read(self.to_maps(raw))
 
     def augment_batch(self, raw: Any, target: Any) -> tuple[Any, Any]:
-        """Augment a raw training batch; by default nothing is done."""
+        """Augment a raw training batch; by default it stays as it is."""
         return raw, target
 
     def augment_map(self, maps: Tensor, target: Any) -> tuple[Tensor, Any]:
-        """Augment training maps (B, C, H, W); by default nothing is done."""
+        """Augment training maps (B, C, H, W); by default they stay as they are."""
         return maps, target
 
     def training_output(self, raw: Any, target: Any) -> tuple[Any, Any]:
-        """The output for an augmented training batch, and the target that goes with it."""
+        """Augment a training batch, and return its output and its targets."""
         raw, target = self.augment_batch(raw, target)
         maps, target = self.augment_map(self.to_maps(raw), target)
         return self.read(maps), target
 
     def loss(self, output: Any, target: Any) -> Tensor:
-        """The training loss, a scalar."""
+        """Return the training loss, a scalar."""
         raise NotImplementedError
 
     def training_loss(self, raw: Any, target: Any) -> Tensor:
-        """The loss of one raw training batch."""
+        """Return the loss of one raw training batch."""
         output, target = self.training_output(raw, target)
         return self.loss(output, target)
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """The raw batch, which is what ``task(raw)`` takes or a tuple of such arguments, and the targets or names."""
+        """Split a batch into the argument of ``task(raw)`` or a tuple of arguments, and the targets or names."""
         raw, target = batch
         return raw, target
 
     def batch_length(self, raw: Any) -> int:
-        """The number of samples in a raw batch."""
+        """Return the number of samples in a raw batch."""
         return len(_arguments(raw)[0])
 
     # Training
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of one batch; logs ``train_loss`` and ``lr``."""
+        """Return the loss of one batch, and log ``train_loss`` and ``lr``."""
         raw, target = self.unpack(batch)
         loss = self.training_loss(raw, target)
         check_loss(loss, self.global_step, self, lambda: self.training_output(raw, target))
@@ -330,7 +336,7 @@ class Task(LightningModule, TaskHubMixin):
             check_gradients(self.parameters(), self.global_step)
 
     def log_training(self, loss: Tensor, samples: int) -> None:
-        """Log ``train_loss``, a mean over the epoch, and ``lr`` of the step."""
+        """Log ``train_loss`` as a mean over the epoch, and ``lr`` at each step."""
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=samples, sync_dist=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"], on_step=True, on_epoch=False)
 
@@ -349,25 +355,25 @@ class Task(LightningModule, TaskHubMixin):
         output = self(*_arguments(raw))
         check_output(output, self, lambda: self(*_arguments(raw)))
 
-        # several processes get equally many samples, of which the last ones may be repetitions
+        # Every process gets equally many samples, so the last ones may repeat samples of other processes.
         length = self.batch_length(raw)
-        own = length - padding_in_batch(loader, batch_idx, length)
-        if own < length:
-            raw = first_samples(raw, own)
-            output = first_samples(output, own)
-            target = first_samples(target, own)
+        unique = length - padding_in_batch(loader, batch_idx, length)
+        if unique < length:
+            raw = first_samples(raw, unique)
+            output = first_samples(output, unique)
+            target = first_samples(target, unique)
 
-        if own:
+        if unique:
             self.update_metrics(split, raw, output, target)
             self.keep_examples(split, raw, output, target)
         self.log_metrics(split)
 
     def on_validation_epoch_end(self) -> None:
-        """Log and draw what the whole split gives."""
+        """Log and draw the results of the validation split."""
         self.report("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log and draw what the whole split gives."""
+        """Log and draw the results of the test split."""
         self.report("test")
 
     def on_predict_epoch_end(self) -> None:
@@ -375,19 +381,19 @@ class Task(LightningModule, TaskHubMixin):
         self.report("predict")
 
     def update_metrics(self, split: EvaluationSplit, raw: Any, output: Any, target: Any) -> None:
-        """Add one batch to the metrics of a split, without samples that only repeat others."""
+        """Add one batch to the metrics of a split; repeated samples have been removed."""
 
     def log_metrics(self, split: EvaluationSplit) -> None:
         """Log the metric objects of a split; called after every batch, in every process."""
 
     def keep_examples(self, split: EvaluationSplit, raw: Any, output: Any, target: Any) -> None:
-        """Keep some samples of a batch for the pictures; in ``predict`` the target holds the names."""
+        """Keep some samples of a batch for the pictures; in ``predict``, the target holds the names of the samples."""
 
     def report(self, split: EvaluationSplit) -> None:
-        """At the end of a split: log what is computed from the whole of it, draw, and begin anew."""
+        """Log the results of a split, draw its pictures, and reset; called at the end of the split."""
 
     def batch_count(self, split: EvaluationSplit) -> int:
-        """The number of batches of a split, in Lightning's sanity check of the few that it takes."""
+        """Return the number of batches of a split; Lightning's sanity check takes only a few."""
         trainer = self.trainer
         counts = {
             "val": trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches,
@@ -399,7 +405,7 @@ class Task(LightningModule, TaskHubMixin):
     # Prediction
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, list[Any]]:
-        """Columns of ``predictions.csv`` for one batch."""
+        """Return the columns of ``predictions.csv`` for one batch."""
         raw, names = self.unpack(batch)
         output = self(*_arguments(raw))
         check_output(output, self, lambda: self(*_arguments(raw)))
@@ -407,21 +413,21 @@ class Task(LightningModule, TaskHubMixin):
         return self.rows(output, names)
 
     def rows(self, output: Any, names: Any) -> dict[str, list[Any]]:
-        """Columns of ``predictions.csv``, all of one length.
+        """Return the columns of ``predictions.csv`` for one batch, all of the same length.
 
         Args:
-            output: of the model.
-            names: of the samples.
+            output: output of the model.
+            names: names of the samples.
         """
         raise NotImplementedError
 
     @torch.no_grad()
     def predict(self, source: Any, *, batch_size: int = 32, num_workers: int = 0) -> list[dict[str, Any]]:
-        """Predict on files as the command does, from the task alone.
+        """Predict on files or arrays, as ``lightning predict`` does, without a trainer.
 
         Args:
             source: a file, a folder, an array of one sample in the form that ``task(raw)`` takes, or a list of these.
-            batch_size: samples at a time.
+            batch_size: number of samples in a batch.
             num_workers: processes that read files; 0 reads in this process.
 
         Returns:
@@ -429,7 +435,7 @@ class Task(LightningModule, TaskHubMixin):
 
         Raises:
             MissingError: if there is no such file.
-            InputError: if a file cannot be read, or nothing is known of the data that the task was trained on.
+            InputError: if a file cannot be read, or the task does not know the data that it was trained on.
         """
         data = self.prediction_data(batch_size=batch_size, num_workers=num_workers)
         data.use_sources(source)
@@ -446,42 +452,42 @@ class Task(LightningModule, TaskHubMixin):
         return rows
 
     def prediction_data(self, *, batch_size: int, num_workers: int) -> Any:
-        """A data module that reads files as this task needs them."""
+        """Build a data module that reads files as this task needs them."""
         data_class: Any = self.data_class
         return data_class.from_spec(self.spec, batch_size=batch_size, num_workers=num_workers)
 
     # Export
 
     def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
-        """The module that the verb ``export`` writes, and inputs to compare on.
+        """Return the module that ``lightning export`` writes, and inputs on which its outputs are compared.
 
         Args:
-            raw: up to four validation samples, as ``task(*raw)`` takes them.
-            source: whether the file begins with raw samples or with their maps.
+            raw: up to four validation samples, as the arguments of ``task(*raw)``.
+            source: whether the input of the exported module is a raw batch or its maps.
 
         Raises:
-            InputError: if this task has nothing to export.
+            InputError: if this task cannot be exported.
         """
         return exported(self, raw, source)
 
     @classmethod
     def trusts_file(cls, name: str, value: Any) -> bool:
-        """Whether an argument of ``runs_files`` that a checkpoint names may run this file; by default none."""
+        """Return whether a checkpoint may set this argument of ``runs_files`` to this value; by default never."""
         return False
 
     # Modes, seeds and the optimizer
 
     @classmethod
     def chosen_by(cls, args: Mapping[str, Any]) -> tuple[str, str]:
-        """Metric and mode ('min' or 'max') that choose the best checkpoint.
+        """Return the metric that chooses the best checkpoint, and its mode, 'min' or 'max'.
 
         Args:
-            args: the arguments of the data module and of the task.
+            args: arguments of the data module and of the task.
         """
         return cls.monitor, cls.monitor_mode
 
     def train(self, mode: bool = True) -> Self:
-        """Set train or eval mode; with ``norm_eval`` batch norms stay in eval mode."""
+        """Set train or eval mode; with ``norm_eval``, batch norms stay in eval mode."""
         super().train(mode)
         if self.norm_eval:
             for module in self.modules():
@@ -499,12 +505,12 @@ class Task(LightningModule, TaskHubMixin):
             torch.manual_seed(epoch_seed)
 
     def on_fit_start(self) -> None:
-        """Plan again if a callback such as ``LearningRateFinder`` has changed the rate or the number of steps."""
+        """Set up the optimizer again if a callback such as ``LearningRateFinder`` has changed the plan."""
         if self._planned is not None and self._planned != self._plan():
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer with its groups, and a schedule that takes one step with it.
+        """Build the optimizer with its parameter groups, and a schedule that changes the learning rate at each step.
 
         Raises:
             InputError: if the optimizer does not take ``opt_args``, or a callback would add parameters to it later.
@@ -525,6 +531,7 @@ class Task(LightningModule, TaskHubMixin):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _refuse_unfreezing(self) -> None:
+        """Raise an error for callbacks that unfreeze parameters during training."""
         for callback in getattr(self.trainer, "callbacks", ()):
             if isinstance(callback, BaseFinetuning):
                 raise InputError(
@@ -534,7 +541,7 @@ class Task(LightningModule, TaskHubMixin):
                 )
 
     def _schedule(self) -> Callable[[int], float]:
-        """The factor on the learning rate by step; a partial of a function, so that it can be pickled."""
+        """Return the factor on the learning rate as a function of the step; it is a partial, so it can be pickled."""
         steps, epoch = self._steps()
         if math.isinf(epoch) and (self.warmup_epochs or self.decay_rate is not None):
             raise InputError(
@@ -564,21 +571,23 @@ class Task(LightningModule, TaskHubMixin):
         )
 
     def _plan(self) -> tuple[float, ...]:
-        """What the optimizer and the schedule are made of and a callback may change before training starts."""
+        """Return the numbers that the optimizer is built from and that a callback may change before training starts."""
         return self.lr, self._batch_scale(), *self._steps()
 
     def _steps(self) -> tuple[float, float]:
-        """Optimizer steps of the run and of an epoch; infinite where nothing says how many."""
+        """Return the numbers of optimizer steps of the run and of an epoch; infinite if they are unknown."""
         trainer = self.trainer
         trainer.fit_loop.setup_data()  # where only steps are limited, Lightning has not counted the batches yet
         batches = trainer.num_training_batches if trainer.limit_train_batches else 0
         if math.isinf(batches):
-            # Lightning gives -1 for a run of such data without max_steps
-            return (trainer.max_steps if trainer.max_steps != -1 else math.inf), math.inf
+            # Without a length of the data only max_steps limits the run, and -1 stands for no limit.
+            steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
+            return steps, math.inf
 
         return trainer.estimated_stepping_batches, math.ceil(batches / trainer.accumulate_grad_batches)
 
     def _batch_scale(self) -> float:
+        """Return the actual global batch size over ``lr_batch``, by which the learning rate is scaled."""
         if self.lr_batch is None:
             return 1.0
 
@@ -589,7 +598,7 @@ class Task(LightningModule, TaskHubMixin):
 
 
 def _refuse_other_names(*, trained: tuple[str, ...], given: tuple[str, ...]) -> None:
-    """Refuse as many classes under other names, unless one side knows only their number."""
+    """Raise an error for other class names of the same number, unless one side knows only the number."""
     unnamed = numbered_classes(len(trained))
     if trained == given or unnamed in (trained, given):
         return
@@ -602,12 +611,12 @@ def _refuse_other_names(*, trained: tuple[str, ...], given: tuple[str, ...]) -> 
 
 
 def _arguments(raw: Any) -> tuple[Any, ...]:
-    """The arguments of ``task(*raw)``."""
+    """Return the arguments of ``task(...)``: a tuple as it is, anything else as the only argument."""
     return raw if isinstance(raw, tuple) else (raw,)
 
 
 def first_samples(values: Any, count: int) -> Any:
-    """The first samples of a batch, whatever it is made of."""
+    """Return the first samples of a batch: of a tensor or list, or of those in tuples and dictionaries."""
     if isinstance(values, tuple):
         return tuple(first_samples(value, count) for value in values)
     if isinstance(values, dict):
