@@ -15,6 +15,7 @@ import core.analysis.verbs
 import core.cli
 from core.cli import ANALYSES, HELP, VERBS, main
 from core.training.lightning_cli import LarKitCLI
+from core.training.run_folder import new_run
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -228,3 +229,18 @@ def test_python_callers_may_pass_a_dictionary(trained: dict[str, Path], caplog: 
     content["trainer"] |= {"fast_dev_run": True, "logger": False}
     core.cli.main({"subcommand": "fit", "fit": content})
     assert "fast_dev_run" in caplog.text
+
+
+def test_run_folder_of_a_slurm_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes of a step agree on it, and a requeued job finds it again."""
+    for name, value in {"NTASKS": "8", "JOB_ID": "71", "JOB_NAME": "train", "STEP_ID": "2"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert [new_run(tmp_path / "Task") for _ in range(2)] == ["job_71_step_2"] * 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_folder_of_a_resumed_run_is_that_of_the_run(tmp_path: Path) -> None:
+    last = tmp_path / "Task" / "version_3" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    assert new_run(tmp_path / "Task", resumed=last) == "version_3"
+    assert new_run(tmp_path / "Other", resumed=last) == "version_0"
