@@ -1,7 +1,7 @@
 """Structural re-parameterization: fold branches and norms into single kernels, with the same outputs in eval mode.
 
-:func:`reparameterize` folds a whole model; the other functions are its pieces, for your own blocks. Every fold is
-computed in float64 on the CPU, whatever the dtype and device of the model, and cast back at the end: in half precision
+:func:`reparameterize` folds a model; the other functions are building blocks for your own modules. Every fold is
+computed in float64 on the CPU, whatever the dtype and device of the model, and cast back at the end: in half precision,
 the folded model would no longer equal the original one. Fold after training and after fine-tuning, since a folded model
 has lost the branches and norms that training needs.
 """
@@ -41,24 +41,24 @@ Model = TypeVar("Model", bound=nn.Module)
 Conv = TypeVar("Conv", bound=_ConvNd)
 Layer = TypeVar("Layer", bound=_ConvNd | nn.Linear)
 ConvAndNorm = tuple[_ConvNd, nn.Module | None]
-"""A convolution and the batch norm after it, or None."""
+"""A convolution and the batch norm after it, or None if it has no norm."""
 
 
 def reparameterize(model: Model) -> Model:
-    """A new model in inference form with the same outputs; the model passed in stays as it is.
+    """Return a new model in inference form with the same outputs; the given model is not changed.
 
-    Every part that has a method ``reparameterize()`` without arguments is folded, wherever it sits: in a backbone, a
-    detector, a LightningModule. A model that is already in inference form comes back as an equal copy.
+    Every submodule with a method ``reparameterize()`` without arguments is folded, at any depth: in a backbone, a
+    detector or a LightningModule. Of a model that is already in inference form, an equal copy is returned.
 
-    The last norm of a backbone folds into its classifier, so ``forward_head(..., pre_logits=True)`` is refused
+    The last norm of a backbone is folded into its classifier, so ``forward_head(..., pre_logits=True)`` raises an error
     afterwards. For embeddings, fold a model with ``num_classes=0``. ``timm.utils.reparameterize_model`` gives the same
-    outputs but leaves the last norm of a bare backbone apart.
+    outputs, but does not fold the last norm if the model is a backbone itself.
 
     Args:
-        model: any module in eval mode, any dtype, any device.
+        model: any module in eval mode, in any dtype and on any device.
 
     Raises:
-        RuntimeError: if the model, or a part of it that folds, is in train mode.
+        RuntimeError: if the model, or a submodule that can be folded, is in train mode.
 
     Example:
         >>> import core, timm
@@ -70,16 +70,16 @@ def reparameterize(model: Model) -> Model:
     require_eval(model)
     folded = copy.deepcopy(model)
     for module in list(folded.modules()):
-        # A task of the user may call this function in a method of the same name: do not call that one in turn.
+        # A user's module may define a method of this name that calls this function: calling it here would not end.
         if folds(module) and (module is not folded or _defined_here(module)):
             module.reparameterize()  # type: ignore[operator]
     return folded
 
 
 def folds(module: nn.Module) -> bool:
-    """Whether a module has a method ``reparameterize`` that needs no arguments.
+    """Return whether a module can be folded: it has a method ``reparameterize`` that needs no arguments.
 
-    The method of the same name in a variational autoencoder takes a mean and a variance, and is left alone.
+    Variational autoencoders often have a method of the same name that takes a mean and a variance; it is not called.
     """
     method = getattr(module, "reparameterize", None)
     if not callable(method):
@@ -91,18 +91,18 @@ def folds(module: nn.Module) -> bool:
 
 
 def _defined_here(module: nn.Module) -> bool:
-    """Whether the method ``reparameterize`` of a module was written in this project or in timm."""
+    """Return whether the method ``reparameterize`` of a module is defined in this project or in timm."""
     for cls in type(module).__mro__:
         if "reparameterize" in vars(cls):
             return cls.__module__.partition(".")[0] in ("core", "timm")
-    return False  # a wrapper that forwards attributes to what it wraps
+    return False  # a wrapper that forwards attributes to the module inside it
 
 
 def require_eval(module: nn.Module) -> None:
-    """Refuse to fold a module in training mode.
+    """Check that a module is in eval mode.
 
     Raises:
-        RuntimeError: if ``module.training``.
+        RuntimeError: if it is in training mode.
     """
     if module.training:
         raise RuntimeError(
@@ -112,17 +112,17 @@ def require_eval(module: nn.Module) -> None:
 
 
 def to_float64_cpu(x: Tensor) -> Tensor:
-    """The values of a tensor of any shape as float64 on the CPU, detached."""
+    """Return the values of a tensor as float64 on the CPU, detached."""
     return x.detach().to("cpu", torch.float64)
 
 
 def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
-    """Whether a module normalizes by running statistics, as plain, synchronized and frozen batch norms do."""
+    """Return whether a module normalizes by running statistics, as plain, synchronized and frozen batch norms do."""
     return isinstance(getattr(module, "running_var", None), Tensor)
 
 
 def set_folded(layer: _ConvNd | nn.Linear, weight: Tensor, bias: Tensor) -> None:
-    """Give ``layer`` a folded weight and bias, in the dtype, device and ``requires_grad`` of its weight."""
+    """Replace weight and bias by folded ones, with the dtype, device and ``requires_grad`` of the old weight."""
     like = layer.weight
     layer.weight = nn.Parameter(weight.to(like), requires_grad=like.requires_grad)
     layer.bias = nn.Parameter(bias.to(like), requires_grad=like.requires_grad)
@@ -132,10 +132,11 @@ def set_folded(layer: _ConvNd | nn.Linear, weight: Tensor, bias: Tensor) -> None
 
 
 def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """The scale and shift of a norm, (C,) each, float64 on the CPU, so that y = x * scale + shift.
+    """Return the scale and shift of a norm, (C,) each, float64 on the CPU, so that y = x * scale + shift.
 
-    A batch norm in eval mode does nothing else: scale = weight / sqrt(var + eps), shift = bias - mean * scale. Of a
-    layer norm this is the part after the normalization, its weight and bias.
+    A batch norm in eval mode is such an affine function, with scale = weight / sqrt(var + eps) and
+    shift = bias - mean * scale. For a layer norm, x is its normalized input, and scale and shift are its weight and
+    bias.
 
     Raises:
         RuntimeError: if a batch norm is in training mode.
@@ -173,20 +174,21 @@ def fold_bn(
     transposed: bool = False,
     groups: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the layer that equals a convolution or linear layer and the batch norm after it.
+    """Fold a batch norm into the convolution or linear layer before it.
 
-    With s = weight / sqrt(var + eps): K' = K * s for each output channel, b' = beta + (b - mean) * s.
+    With s = gamma / sqrt(var + eps), the folded kernel is K' = K * s for each output channel, and the folded bias is
+    b' = beta + (b - mean) * s.
 
     Args:
-        weight: (C, ...) of the layer, C outputs, in any number of spatial dimensions; (C_in, C / groups, ...) if
-            ``transposed``.
-        bias: (C,) of the layer, or None.
-        bn: batch norm over those C channels, plain or synchronized.
+        weight: weight of the layer, (C, ...) with C outputs and any number of spatial dimensions; (C_in, C / groups,
+            ...) if ``transposed``.
+        bias: bias of the layer, (C,), or None.
+        bn: batch norm over the C output channels, plain or synchronized.
         transposed: whether the layer is a transposed convolution.
-        groups: of the transposed convolution.
+        groups: number of groups of the transposed convolution.
 
     Returns:
-        The weight in its shape and the bias (C,), float64 on the CPU.
+        The folded weight in the shape of ``weight``, and the folded bias (C,), float64 on the CPU.
 
     Raises:
         RuntimeError: if ``bn`` is in training mode.
@@ -200,7 +202,7 @@ def fold_bn(
         shift = shift + to_float64_cpu(bias) * scale
 
     if transposed:
-        # (G, C_in / G, C / G, ...): the outputs are the second dimension of a transposed kernel
+        # The outputs are the second dimension of a transposed kernel: (G, C_in / G, C / G, ...).
         kernel = kernel.reshape(groups, -1, *kernel.shape[1:])
         scale = scale.view(groups, 1, -1, *[1] * (kernel.ndim - 3))
         return (kernel * scale).reshape(weight.shape), shift
@@ -215,18 +217,18 @@ def fold_affine(
     *,
     groups: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the layer that equals ``x * scale + shift`` and a pointwise layer after it.
+    """Fold ``x * scale + shift`` into the pointwise layer after it.
 
     Args:
-        weight: (C_out, C_in / groups) of a linear layer or (C_out, C_in / groups, 1, ...) of a 1x1 convolution. A
-            larger kernel would not do, since its zero padding comes after the shift.
-        bias: (C_out,) or None.
+        weight: weight (C_out, C_in / groups) of a linear layer, or (C_out, C_in / groups, 1, ...) of a 1x1 convolution.
+            A larger kernel cannot be folded exactly, since its zero padding is added after the shift.
+        bias: bias of the layer, (C_out,), or None.
         scale: (C_in,).
         shift: (C_in,).
-        groups: of the convolution.
+        groups: number of groups of the convolution.
 
     Returns:
-        The weight in its shape and the bias (C_out,), float64 on the CPU.
+        The folded weight in the shape of ``weight``, and the folded bias (C_out,), float64 on the CPU.
     """
     matrix = to_float64_cpu(weight).reshape(groups, -1, weight.shape[1])  # (G, C_out / G, C_in / G)
     scale = to_float64_cpu(scale).view(groups, 1, -1)
@@ -238,7 +240,7 @@ def fold_affine(
 
 
 def fuse_conv_bn(conv: Conv, bn: nn.Module) -> Conv:
-    """A new convolution that equals ``bn(conv(x))``: 1-D, 2-D or 3-D, plain or transposed, any groups.
+    """Return a new convolution that equals ``bn(conv(x))``: 1-D, 2-D or 3-D, plain or transposed, any groups.
 
     Raises:
         RuntimeError: if ``bn`` is in training mode.
@@ -251,17 +253,18 @@ def fuse_conv_bn(conv: Conv, bn: nn.Module) -> Conv:
 
 
 def fuse_bn_conv(bn: nn.Module, layer: Layer) -> Layer:
-    """A new layer that equals ``layer(bn(x))`` for a 1x1 convolution without padding, or a linear layer.
+    """Return a new layer that equals ``layer(bn(x))``, for a 1x1 convolution without padding or a linear layer.
 
     Raises:
         RuntimeError: if ``bn`` is in training mode.
-        InputError: if the layer is transposed, padded or larger than 1x1, where this would not be exact at the border.
+        InputError: if the layer is transposed, padded or larger than 1x1: the result would not be exact at the border.
     """
     groups = 1
     channels = layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features
     if isinstance(layer, _ConvNd):
         groups = layer.groups
-        padded = not isinstance(layer.padding, str) and set(layer.padding) != {0}  # a 1x1 kernel pads by number only
+        # With a 1x1 kernel, neither 'same' nor 'valid' pads.
+        padded = not isinstance(layer.padding, str) and set(layer.padding) != {0}
         if isinstance(layer, _ConvTransposeNd) or set(layer.kernel_size) != {1} or padded:
             raise InputError(
                 f"a norm folds into the layer after it only if that is pointwise; got {layer}: kernel_size 1 and "
@@ -274,6 +277,7 @@ def fuse_bn_conv(bn: nn.Module, layer: Layer) -> Layer:
 
 
 def _check_norm(bn: nn.Module, channels: int) -> None:
+    """Check that a norm is a plain batch norm over this number of channels."""
     activation = getattr(bn, "act", None)  # timm's BatchNormAct2d
     if not is_batch_norm(bn) or not isinstance(activation, nn.Identity | None):
         raise InputError(
@@ -289,14 +293,14 @@ def _check_norm(bn: nn.Module, channels: int) -> None:
 
 
 def dilated_to_dense(weight: Tensor, dilation: int | Sequence[int]) -> Tensor:
-    """The dense kernel that equals a dilated one: r - 1 zeros between two taps (UniRepLKNet section 3.2, equation 1).
+    """Turn a dilated kernel into a dense one, with r - 1 zeros between taps (UniRepLKNet section 3.2, equation 1).
 
     Args:
-        weight: (A, B, k, ...) of a plain or transposed convolution in 1, 2 or 3 dimensions.
-        dilation: r, in pixels, for all spatial dimensions or for each.
+        weight: kernel (A, B, k, ...) of a plain or transposed convolution in 1, 2 or 3 dimensions.
+        dilation: r, in pixels, one for all spatial dimensions or one for each.
 
     Returns:
-        (A, B, (k-1)r+1, ...), the dtype of ``weight``.
+        (A, B, (k-1)r+1, ...), in the dtype of ``weight``.
 
     Raises:
         InputError: if a dilation is below 1.
@@ -336,12 +340,13 @@ def embed_kernel(weight: Tensor, size: int | Sequence[int]) -> Tensor:
 
 
 def merged_kernel(branches: Sequence[ConvAndNorm], *, identity: bool = False) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one convolution that equals a sum of parallel ones, each with its batch norm.
+    """Compute weight and bias of the single convolution that equals a sum of parallel ones, each with its batch norm.
 
     Args:
-        branches: (convolution, batch norm or None), which agree in channels, groups and stride, and whose paddings
-            align their centers; the largest kernel (after undoing dilation) gives the size.
-        identity: add the input itself to the sum; needs as many outputs as inputs, stride 1 and the 'same' padding.
+        branches: pairs of a convolution and its batch norm or None. The convolutions agree in channels, groups and
+            stride, and their paddings align the centers of their kernels. The largest dense kernel gives the size.
+        identity: add the input itself to the sum, which requires as many outputs as inputs, stride 1 and 'same'
+            padding.
 
     Returns:
         The weight (A, B, K, ...) in the layout of the convolutions, and the bias (C_out,), float64 on the CPU.
@@ -372,9 +377,10 @@ def merged_kernel(branches: Sequence[ConvAndNorm], *, identity: bool = False) ->
 
 
 def merge_kernels(branches: Sequence[ConvAndNorm], *, identity: bool = False) -> _ConvNd:
-    """The one convolution, of the class of the first, that equals a sum of parallel ones; see :func:`merged_kernel`.
+    """Return the single convolution that equals a sum of parallel ones; see :func:`merged_kernel`.
 
-    Plain and transposed convolutions in 1, 2 and 3 dimensions, depthwise or in any groups.
+    It is a copy of the first convolution with another kernel. Plain and transposed convolutions in 1, 2 and 3
+    dimensions can be merged, with any number of groups.
 
     Example:
         >>> large, small = nn.Conv1d(4, 4, 9, padding=4, groups=4), nn.Conv1d(4, 4, 3, padding=2, dilation=2, groups=4)
@@ -392,7 +398,7 @@ def merge_kernels(branches: Sequence[ConvAndNorm], *, identity: bool = False) ->
 
 
 def _folded(conv: _ConvNd, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution and the norm after it, float64 on the CPU."""
+    """Return weight and bias of a convolution with its norm folded in, float64 on the CPU."""
     if norm is not None:
         transposed = isinstance(conv, _ConvTransposeNd)
         return fold_bn(conv.weight, conv.bias, norm, transposed=transposed, groups=conv.groups)
@@ -402,6 +408,7 @@ def _folded(conv: _ConvNd, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
 
 
 def _check_branches(convs: Sequence[_ConvNd], identity: bool) -> None:
+    """Check that parallel convolutions can be merged exactly."""
     first = convs[0]
     for name in ("in_channels", "out_channels", "groups", "stride", "transposed", "output_padding"):
         values = {str(getattr(conv, name)) for conv in convs}
@@ -427,7 +434,7 @@ def _check_branches(convs: Sequence[_ConvNd], identity: bool) -> None:
 
 
 def _reach_beyond_padding(conv: _ConvNd) -> tuple[int, ...]:
-    """Size of the dilated kernel minus the padding on both sides, in pixels: 1 for the padding that keeps the size."""
+    """Return the size of the dilated kernel minus the padding on both sides: 1 for padding that keeps the size."""
     sizes = [(k - 1) * r + 1 for k, r in zip(conv.kernel_size, conv.dilation, strict=True)]
     if isinstance(conv.padding, str):
         return (1,) * len(sizes) if conv.padding == "same" else tuple(sizes)
@@ -435,5 +442,5 @@ def _reach_beyond_padding(conv: _ConvNd) -> tuple[int, ...]:
 
 
 def _per_dimension(value: int | Sequence[int], weight: Tensor) -> tuple[int, ...]:
-    """One value for each spatial dimension of a kernel."""
+    """Return one value for each spatial dimension of a kernel."""
     return (value,) * (weight.ndim - 2) if isinstance(value, int) else tuple(value)

@@ -1,4 +1,4 @@
-"""Point clouds: points become views, which an image backbone classifies."""
+"""Classification of point clouds: points are drawn as views, which an image backbone classifies."""
 
 from pointcloud.data import PointDataModule, PointSpec
 from pointcloud.demo import DigitClouds

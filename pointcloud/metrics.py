@@ -1,4 +1,4 @@
-"""Mean class accuracy, which results on point clouds are published in beside the overall accuracy."""
+"""Mean class accuracy, a usual metric for point clouds in addition to the overall accuracy."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ __all__ = ["MeanClassAccuracy"]
 class MeanClassAccuracy(MulticlassStatScores):
     """Mean of the accuracies of the classes that occur in a split.
 
-    The macro average of torchmetrics counts a class that is predicted but does not occur with an accuracy of 0.
+    torchmetrics' macro average also counts classes that are predicted but do not occur, with an accuracy of 0.
 
     Args:
         num_classes: number of classes.
@@ -24,6 +24,6 @@ class MeanClassAccuracy(MulticlassStatScores):
         super().__init__(num_classes, average="none", **kwargs)
 
     def compute(self) -> Tensor:
-        """Scalar in [0, 1]."""
+        """Return the mean accuracy, a scalar in [0, 1]."""
         correct, _, _, _, samples = super().compute().float().unbind(dim=1)
         return (correct / samples)[samples > 0].mean()

@@ -1,4 +1,4 @@
-"""Published data sets of clouds in their usual layouts, and class folders."""
+"""Point-cloud data sets: class folders, ModelNet40 and ScanObjectNN in their usual layouts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,9 +44,9 @@ class _PublishedSet(PointDataModule):
 
     Args:
         root: folder of the files.
-        val_split: 'held_out' holds a share of each class out of the training split; 'test' chooses the checkpoint by
-            the test split, as the published results do.
-        val_share: share of each class held out.
+        val_split: 'held_out' to hold out a share of each class of the training split; 'test' to validate on the test
+            split, by which the published results choose their checkpoint.
+        val_share: share of each class to hold out.
         kwargs: arguments of :class:`PointDataModule`.
 
     Raises:
@@ -69,7 +69,7 @@ class _PublishedSet(PointDataModule):
         self.validation = Validation(val_split, val_share)
 
     def splits(self) -> Splits:
-        """Read both splits, and choose the validation clouds.
+        """Read the training and the test split, and choose the validation clouds.
 
         Raises:
             MissingError: if a file is missing.
@@ -86,21 +86,22 @@ class _PublishedSet(PointDataModule):
         return self.validation.splits(self.names, train, test)
 
     def _read(self, split: str) -> Samples:
+        """List the clouds and labels of the split 'train' or 'test'."""
         raise NotImplementedError
 
 
 class ModelNet40(_PublishedSet):
     """ModelNet40, 40 classes of CAD models, in one of the three layouts in use.
 
-    - ``modelnet40_{train,test}_8192pts_fps.dat``: Point-BERT's pickles with 8,192 points of each model, the input of
-      the published recipe. Untrusted pickles never execute code.
-    - ``train_files.txt``, ``test_files.txt`` and the files ``ply_data_*.h5`` that they name: 2,048 points of each.
+    - ``modelnet40_{train,test}_8192pts_fps.dat``: Point-BERT's pickles with 8,192 points of each model, which the
+      published recipe uses. Untrusted pickles never execute code.
+    - ``train_files.txt``, ``test_files.txt`` and the files ``ply_data_*.h5`` that they list: 2,048 points of each.
     - ``<class>/{train,test}/*.off``: the meshes, from which points are drawn uniformly by area.
 
     Args:
         root: folder of the files.
-        kwargs: arguments of :class:`PointDataModule`, and ``val_split`` ('held_out', or 'test' to choose the
-            checkpoint by the test split as published) and ``val_share`` (share of each class held out).
+        kwargs: arguments of :class:`PointDataModule`, and ``val_split`` ('held_out', or 'test' to validate on the test
+            split as published) and ``val_share`` (share of each class to hold out).
     """
 
     names = MODELNET40
@@ -109,7 +110,7 @@ class ModelNet40(_PublishedSet):
         super().__init__(root, **kwargs)
 
     def check_data(self) -> None:
-        """Look for one of the layouts.
+        """Check that the folder has one of the layouts.
 
         Raises:
             MissingError: if there is none.
@@ -143,7 +144,7 @@ class ModelNet40(_PublishedSet):
         if not file_list.is_file():
             raise MissingError(f"there is no {file_list}; unpack the whole archive")
 
-        # The list names paths of another machine.
+        # The list has paths of the machine on which it was written.
         names = [Path(line).name for line in file_list.read_text(encoding="utf-8").split()]
         return [cloud for name in names for cloud in read_h5(self.root / name)]
 
@@ -160,7 +161,7 @@ def _pickle_file(root: Path, split: str) -> Path:
 
 
 def _read_pickle(path: Path) -> list[Sample]:
-    """Reads a pair of a list of arrays (points, 3 or more) and a list of labels."""
+    """Read a pickle of a list of arrays (points, 3 or more) and a list of labels."""
     content = read_arrays(path)
     try:
         arrays, labels = content
@@ -173,11 +174,11 @@ def _read_pickle(path: Path) -> list[Sample]:
 
 
 def read_h5(path: Path) -> list[Sample]:
-    """Reads clouds and labels of an h5 file with the data sets ``data`` (N, points, 3) and ``label`` (N,) or (N, 1).
+    """Read clouds and labels of an HDF5 file with datasets ``data`` (N, points, 3) and ``label`` (N,) or (N, 1).
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is broken, or has other data sets.
+        InputError: if the file is broken, or does not have these datasets.
     """
     import h5py  # only the published sets need it
 
@@ -208,11 +209,11 @@ class ScanObjectNN(_PublishedSet):
 
     Args:
         root: the folder ``main_split``, or ``main_split_nobg`` for objects without background.
-        variant: ending of the file names: by default that of the hardest variant, PB_T50_RS; '' for the objects as
-            they were scanned.
-        load_points: number of points read from each cloud; the files hold 2,048.
-        num_points: number of farthest points that are sampled from these.
-        normalize: center and scale each cloud.
+        variant: ending of the file names. The default is the hardest variant, PB_T50_RS; '' is the objects as they were
+            scanned.
+        load_points: number of points read from each cloud; the files have 2,048.
+        num_points: number of points that the model selects from these by farthest point sampling.
+        normalize: center each cloud and scale it into the unit sphere.
         kwargs: arguments of :class:`PointDataModule`, and ``val_split`` and ``val_share`` as in :class:`ModelNet40`.
     """
 
@@ -232,7 +233,7 @@ class ScanObjectNN(_PublishedSet):
         self.variant = variant
 
     def check_data(self) -> None:
-        """Look for both files.
+        """Check that both files exist.
 
         Raises:
             MissingError: if one is missing.

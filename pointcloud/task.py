@@ -1,4 +1,4 @@
-"""Classification of point clouds by their views."""
+"""Classification of point clouds by an image backbone that reads their views."""
 
 import math
 from collections.abc import Mapping
@@ -32,30 +32,31 @@ PICTURE_SIDE = 120
 
 
 class PointCloudClassifier(ClassificationTask):
-    """:class:`core.training.ClassificationTask` for clouds of points, whose views an image backbone reads.
+    """:class:`core.training.ClassificationTask` for point clouds, which are drawn as views for an image backbone.
 
-    ``task(points)`` takes points (B, N, 3) in the unit of the files. In training each cloud is seen in a random pose;
-    evaluation and prediction average the logits over the poses of a list. Logs ``val_acc`` (overall accuracy),
-    ``val_macc`` (mean class accuracy), ``val_acc5`` (from ten classes on), and the same for test.
+    ``task(points)`` takes points (B, N, 3) in the unit of the files. In training, each cloud gets a random pose;
+    evaluation and prediction average the logits over a list of poses. Logs ``val_acc`` (overall accuracy), ``val_macc``
+    (mean class accuracy), ``val_acc5`` (with ten or more classes), and the same metrics for the test split.
 
     Args:
         backbone: name of a LarKit or timm model for images, or a module with timm's methods.
         num_classes: number of classes; taken from the data where they are known.
-        spec: what the data are; the command passes it.
-        head: 'concat' for the published head on the features of all views side by side, or 'mean' for the mean of the
+        spec: description of the data; the command passes it.
+        head: 'concat' for the published head on the concatenated features of all views, or 'mean' for the mean of the
             logits of the views.
-        frozen: 'all' keeps the weights and the norms of the backbone as they were loaded; 'but_norms' trains the
-            parameters of the backbone whose names contain 'norm', as P2P does. Views and head always train.
-        num_views: V, the first ones of the ten published views.
-        obj_size: side of the square that an object is drawn into, in pixels; even.
+        frozen: 'all' keeps all weights and statistics of the backbone as they were loaded; 'but_norms' trains only the
+            parameters of the backbone whose names contain 'norm', as P2P does; 'none' trains everything. The feature
+            map and the head are always trained.
+        num_views: V, the number of views; the first ones of the ten published views are used.
+        obj_size: side of the square into which an object is drawn, in pixels; even.
         img_size: side of the images in pixels; by default ``obj_size``.
-        neighbors: number of neighbors in the edge features; the point itself is one of them.
+        neighbors: number of neighbors in the edge features, including the point itself.
         trans_dim: channels of the first features of a point.
         dim: channels of the maps before they become images.
-        fusion: let the views attend to each other; needs an ``img_size`` divisible by 7.
+        fusion: let the views attend to each other; requires an ``img_size`` divisible by 7.
         poses: changes to the defaults of :class:`pointcloud.augment.Poses`: theta, phi, scale, shift, val_theta,
             val_phi, test_theta, test_phi.
-        label_smoothing: share of the target spread over the other classes.
+        label_smoothing: share of the target that is spread over the other classes.
         kwargs: the other arguments of :class:`core.training.Task`.
 
     Raises:
@@ -120,18 +121,18 @@ class PointCloudClassifier(ClassificationTask):
     def build(self, backbone: nn.Module) -> None:
         """Build the feature map and the head."""
         super().build(backbone)
-        self.check_channels()  # colors, whatever the data are
+        self.check_channels()  # views have three channels even if the data are not known yet
 
         self.cls_head: ViewHead | None = None
         if self.head == "concat":
-            net = cast(Any, backbone)
-            net.reset_classifier(0)
-            if isinstance(net, LargeKernelNet):
-                net.norm.requires_grad_(False)  # the head reads the map before this norm
-            self.cls_head = ViewHead(self.num_views * net.num_features, self.num_classes)
+            model = cast(Any, backbone)
+            model.reset_classifier(0)
+            if isinstance(model, LargeKernelNet):
+                model.norm.requires_grad_(False)  # unused: the head reads the map before this norm
+            self.cls_head = ViewHead(self.num_views * model.num_features, self.num_classes)
 
     def build_feature_map(self, spec: PointSpec) -> PointViews:
-        """The views of a cloud, a feature map with trained weights."""
+        """Build the feature map that draws the views of a cloud, which has trained weights."""
         return PointViews(
             load_points=spec.load_points,
             num_points=spec.num_points,
@@ -147,12 +148,13 @@ class PointCloudClassifier(ClassificationTask):
         )
 
     def get_classifier(self) -> nn.Module:
-        """The last layer, which may have another number of classes in a file of weights."""
+        """Return the last layer, which is replaced if a file of weights has another number of classes."""
         if self.cls_head is None:
             return cast(Any, self.backbone).get_classifier()
         return self.cls_head.cls_head
 
     def _freeze_backbone(self, *, is_loaded: bool) -> None:
+        """Freeze the backbone as ``frozen`` says, and warn if it has random weights."""
         if self.frozen == "none":
             return
         if not is_loaded:
@@ -166,7 +168,7 @@ class PointCloudClassifier(ClassificationTask):
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """Set train or eval mode; a backbone that is frozen as a whole stays in eval mode."""
+        """Set train or eval mode; a completely frozen backbone stays in eval mode."""
         super().train(mode)
         if self.frozen == "all":
             self.backbone.eval()
@@ -175,23 +177,24 @@ class PointCloudClassifier(ClassificationTask):
     # The flow
 
     def forward(self, points: Tensor) -> Tensor:
-        """Clouds to logits, averaged over the poses of evaluation.
+        """Compute logits, averaged over the poses of evaluation.
 
         Args:
             points: (B, N, 3) in any unit, float32 or float64.
 
         Returns:
-            (B, num_classes).
+            Logits (B, num_classes).
         """
         sampled = self.feature_map.sample(points)
         features = self.feature_map.enc(sampled)
         dtype = next(self.backbone.parameters()).dtype
 
-        votes = []
+        # The features of a cloud are the same in all poses.
+        logits = []
         for pose in self.poses.grid(test=self._is_testing()).to(sampled):
             maps = self.feature_map.render(sampled, features, pose.expand(len(points), 3, 3))
-            votes.append(self.read(maps.to(dtype)))
-        return torch.stack(votes).mean(dim=0)
+            logits.append(self.read(maps.to(dtype)))
+        return torch.stack(logits).mean(dim=0)
 
     def _is_testing(self) -> bool:
         return self._trainer is not None and bool(self._trainer.testing)
@@ -202,7 +205,7 @@ class PointCloudClassifier(ClassificationTask):
         return (raw, pose.to(raw.device), shift.to(raw.device)), target
 
     def read(self, maps: Tensor) -> Tensor:
-        """Views (B, V * 3, H, W) through the backbone and the head to logits (B, num_classes)."""
+        """Apply the backbone and the head to views (B, V * 3, H, W), and return logits (B, num_classes)."""
         images = maps.reshape(-1, maps.shape[1] // self.num_views, *maps.shape[2:])
         if self.cls_head is None:
             return self.backbone(images).unflatten(0, (-1, self.num_views)).mean(dim=1)
@@ -211,15 +214,16 @@ class PointCloudClassifier(ClassificationTask):
         return self.cls_head(features.unflatten(0, (-1, self.num_views)).flatten(1))
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Cross entropy of logits (B, num_classes) and labels (B,); smoothing goes to the other classes alone."""
+        """Return the cross entropy of logits (B, num_classes) and labels (B,), smoothed over the other classes only."""
+        # torch spreads the smoothing over all classes, so that the true class gets a part of it back.
         smoothing = self.label_smoothing * self.num_classes / (self.num_classes - 1)
         return F.cross_entropy(output, target, label_smoothing=smoothing)
 
     def use_spec(self, theirs: PointSpec) -> None:
-        """Compare the classes with those of the data, and read the points as the data module says.
+        """Compare the classes with those of the data, and adopt all other options of the data.
 
-        The numbers of points, the unit sphere and the vertical axis go with the files and not with the weights: a
-        trained model reads other files with other options.
+        The numbers of points, the normalization and the vertical axis depend on the files and not on the weights, so
+        that a trained model can read other files with other options.
 
         Raises:
             InputError: if the data have other classes.
@@ -232,10 +236,10 @@ class PointCloudClassifier(ClassificationTask):
         self.feature_map.y_up = theirs.y_up
 
     def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
-        """Backbone and head, which read the views of a cloud.
+        """Return the backbone and the head, which take the views of a cloud.
 
         Raises:
-            InputError: if the file should begin with points; their sampling is a loop that no exporter can follow.
+            InputError: if the exported module should take points; exporters cannot follow the loop that samples them.
         """
         if source == "raw":
             raise InputError("exporters cannot follow the loop that samples points; --from map exports the rest")
@@ -245,7 +249,7 @@ class PointCloudClassifier(ClassificationTask):
 
     @torch.no_grad()
     def show(self, raw: Tensor) -> Tensor:
-        """Draws clouds (N, P, 3) seen obliquely from above, and to the right the views that the backbone gets."""
+        """Draw clouds (N, P, 3) seen obliquely from above and, to the right, the views that the backbone gets."""
         was_training = self.feature_map.training
         self.feature_map.eval()
         points = self.feature_map.sample(raw.to(self.device))
@@ -258,7 +262,7 @@ class PointCloudClassifier(ClassificationTask):
 
 
 class ViewHead(nn.Module):
-    """The published head: layer norm and linear layer on the features of all views. Names of tensors are published.
+    """The published head: a layer norm and a linear layer on the features of all views, with published tensor names.
 
     Args:
         dim: number of features of all views together.
@@ -271,12 +275,12 @@ class ViewHead(nn.Module):
         self.cls_head = nn.Linear(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, dim) to (B, num_classes)."""
+        """Compute logits (B, num_classes) from features (B, dim)."""
         return self.cls_head(self.norm(x))
 
 
 def _pooled_features(backbone: Any, images: Tensor) -> Tensor:
-    """The mean over the last map, before any final norm; of a net without maps, its own embedding."""
+    """Average the last map, before any final norm; of a network without maps, return its own embedding."""
     features = backbone.forward_features(images)
     if features.ndim != 4:
         return backbone.forward_head(features, pre_logits=True)
@@ -286,7 +290,7 @@ def _pooled_features(backbone: Any, images: Tensor) -> Tensor:
 
 
 def _scores(num_classes: int) -> MetricCollection:
-    """Overall accuracy, mean class accuracy, and from ten classes on top-5 accuracy."""
+    """Return the metrics overall accuracy, mean class accuracy and, with ten or more classes, top-5 accuracy."""
     scores: dict[str, Metric | MetricCollection] = {
         "acc": MulticlassAccuracy(num_classes, average="micro"),
         "macc": MeanClassAccuracy(num_classes),
@@ -297,7 +301,7 @@ def _scores(num_classes: int) -> MetricCollection:
 
 
 def _tiles(views: Tensor) -> Tensor:
-    """Views (N, V, 3, H, W) as one picture of each cloud, in up to two rows, stretched to the range of [0, 1]."""
+    """Arrange the views (N, V, 3, H, W) of each cloud in one or two rows of a picture, stretched to [0, 1]."""
     low = views.amin(dim=(1, 3, 4), keepdim=True)
     high = views.amax(dim=(1, 3, 4), keepdim=True)
     views = (views - low) / (high - low).clamp(min=1e-6)
@@ -313,19 +317,19 @@ def _tiles(views: Tensor) -> Tensor:
 
 
 def _drawings(points: Tensor) -> Tensor:
-    """Clouds (N, P, 3) as gray pictures (N, 3, side, side), seen obliquely from above, near points dark."""
+    """Draw clouds (N, P, 3) as gray pictures (N, 3, side, side), seen obliquely from above, with near points dark."""
     theta = torch.tensor([0.25 * math.pi]).to(points)
     phi = torch.tensor([-0.35 * math.pi]).to(points)
     seen = points @ pose_matrices(theta, phi)[0].T
-    place = pixels(seen, PICTURE_SIDE)
+    pixel = pixels(seen, PICTURE_SIDE)
 
     height = seen[..., 2] - seen[..., 2].amin(dim=1, keepdim=True)
     shade = 0.85 * (1 - height / height.amax(dim=1, keepdim=True).clamp(min=1e-6))
 
-    # A point takes 2 x 2 pixels, and the nearest point in a pixel is seen.
+    # A point covers 2 x 2 pixels, and a pixel shows the nearest of its points.
     picture = torch.ones(len(seen), PICTURE_SIDE**2, device=seen.device)
     for row in (0, 1):
         for column in (0, 1):
-            index = (place[..., 0] + row) * PICTURE_SIDE + place[..., 1] + column
+            index = (pixel[..., 0] + row) * PICTURE_SIDE + pixel[..., 1] + column
             picture.scatter_reduce_(1, index, shade, "amin")
     return picture.view(-1, 1, PICTURE_SIDE, PICTURE_SIDE).expand(-1, 3, -1, -1)

@@ -1,6 +1,6 @@
-"""Geometry of the views: rotations, the ten fixed views, and points drawn into the pixels of a view.
+"""Geometry of the views: rotations, the ten fixed views, and drawing points into the pixels of a view.
 
-Suffixes of names are shapes: B clouds, N points, V views, C channels.
+Suffixes of variable names give shapes: B clouds, N points, V views, C channels.
 """
 
 import math
@@ -17,33 +17,35 @@ VIEWS: tuple[tuple[float, float, float], ...] = (
     *((7 * math.pi / 4, side * math.pi / 4, _HALF) for side in (-1, 1)),
     *((0.0, side * _HALF, _HALF) for side in (-1, 1)),
 )
-"""Euler angles (a, b, c) of the ten published views: four around the object, four oblique ones, and the two poles."""
+"""Euler angles (a, b, c) of the ten published views: four around the object, four oblique ones and two poles."""
 
 
 def euler_matrices(angles_V3: Tensor) -> Tensor:
-    """Rotation matrices Rx(a) Ry(b) Rz(c) of angles (V, 3) in radians: (V, 3, 3)."""
+    """Compute rotation matrices Rx(a) Ry(b) Rz(c), (V, 3, 3), from angles (V, 3) in radians."""
     a, b, c = (_rotation(angles_V3[:, axis], axis) for axis in range(3))
     return a @ b @ c
 
 
 def _rotation(angle_V: Tensor, axis: int) -> Tensor:
-    """Right-handed rotations about a coordinate axis: (V,) radians to (V, 3, 3)."""
+    """Compute right-handed rotations (V, 3, 3) about a coordinate axis from angles (V,) in radians."""
     matrix = torch.eye(3, dtype=angle_V.dtype, device=angle_V.device).repeat(len(angle_V), 1, 1)
-    i, j = (axis + 1) % 3, (axis + 2) % 3
-    matrix[:, i, i] = matrix[:, j, j] = angle_V.cos()
+    i = (axis + 1) % 3
+    j = (axis + 2) % 3
+    matrix[:, i, i] = angle_V.cos()
+    matrix[:, j, j] = angle_V.cos()
     matrix[:, j, i] = angle_V.sin()
     matrix[:, i, j] = -angle_V.sin()
     return matrix
 
 
 def pose_matrices(theta_B: Tensor, phi_B: Tensor) -> Tensor:
-    """Matrices of the published poses: a tilt by -phi about a horizontal axis, then Rz(-theta).
+    """Compute the matrices of the published poses: a tilt by -phi about a horizontal axis, then Rz(-theta).
 
     The axis of the tilt is (sin theta, -cos theta, 0).
 
     Args:
-        theta_B: (B,) turn about the vertical axis, in radians.
-        phi_B: (B,) tilt, in radians.
+        theta_B: turns about the vertical axis in radians, (B,).
+        phi_B: tilts in radians, (B,).
 
     Returns:
         (B, 3, 3).
@@ -63,18 +65,17 @@ def pose_matrices(theta_B: Tensor, phi_B: Tensor) -> Tensor:
 
 
 def pixels(points_BN3: Tensor, size: int) -> Tensor:
-    """The central pixel of each point's 3 x 3 splat, in a view along z.
+    """Compute the central pixel of each point's 3 x 3 splat, in a view along z.
 
-    The object fills the view up to a margin of one pixel: the larger of its extents in x and y becomes size - 3
-    pixels, and the other one is centered. x counts rows and y counts columns. A cloud without extent lies in the
-    center.
+    The object fills the view up to a margin of one pixel: its larger extent in x or y is scaled to size - 3 pixels, and
+    it is centered along the other axis. x is the row and y the column. A cloud without extent is drawn in the center.
 
     Args:
         points_BN3: (B, N, 3) float.
         size: side of the view in pixels; even.
 
     Returns:
-        (B, N, 2) int64 row and column, in [1, size - 2].
+        Row and column of each point, (B, N, 2) int64 in [1, size - 2].
     """
     xy_BN2 = points_BN3[..., :2]
     low = xy_BN2.amin(dim=1, keepdim=True)
@@ -87,10 +88,10 @@ def pixels(points_BN3: Tensor, size: int) -> Tensor:
 
 
 def splat(features_BNC: Tensor, pixels_BVN2: Tensor, size: int) -> Tensor:
-    """Draws each point into 3 x 3 pixels of each view. Features that meet in a pixel add up; the background is 0.
+    """Draw each point into 3 x 3 pixels of each view. Features in the same pixel are added; the background is 0.
 
-    Sums have a fixed order on a CPU. On a GPU they have one after ``torch.use_deterministic_algorithms(True)``, the
-    option ``--trainer.deterministic true``.
+    The order of the additions is fixed on CPUs. On GPUs, it is fixed by ``torch.use_deterministic_algorithms(True)``,
+    which the option ``--trainer.deterministic true`` sets.
 
     Args:
         features_BNC: (B, N, C) float.
@@ -98,10 +99,12 @@ def splat(features_BNC: Tensor, pixels_BVN2: Tensor, size: int) -> Tensor:
         size: side of the views in pixels.
 
     Returns:
-        (B * V, C, size, size), all views of a cloud after each other, in channels-last memory format.
+        (B * V, C, size, size) in channels-last memory format, with the views of a cloud after each other.
     """
     batch, views = pixels_BVN2.shape[:2]
     channels = features_BNC.shape[2]
+
+    # Index of each central pixel among the pixels of all views
     first = torch.arange(batch * views, device=pixels_BVN2.device).view(batch, views, 1) * size**2
     center = (first + pixels_BVN2[..., 0] * size + pixels_BVN2[..., 1]).flatten()
     values = features_BNC[:, None].expand(-1, views, -1, -1).reshape(-1, channels)

@@ -1,4 +1,4 @@
-"""From an image to pixels: the papers' training augmentation and test-time crop, as timm writes them."""
+"""From an image to pixels: the papers' training augmentation and test-time crop, built from timm's transforms."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -22,15 +22,15 @@ def train_transform(
     hflip: float = 0.5,
     auto_augment: str | None = "rand-m9-mstd0.5-inc1",
 ) -> Transform:
-    """Random crop, flip and RandAugment of the papers' recipes (UniRepLKNet, appendix A).
+    """Build the random crop, flip and RandAugment of the papers' recipes (UniRepLKNet, appendix A).
 
-    Erasing comes later, on the normalized map: it is an option of the task.
+    Random erasing is applied later, to the normalized map, and is an option of the task.
 
     Args:
         size: side of the result, in pixels.
-        mean: of each channel, for pixels in [0, 1]; the color that a policy fills empty corners with.
+        mean: mean of each channel, for pixels in [0, 1]; the color with which a policy fills empty corners.
         scale: range of the share of the image that the crop covers.
-        ratio: range of the crop's width over its height.
+        ratio: range of the aspect ratio of the crop, width over height.
         hflip: probability of a horizontal flip.
         auto_augment: timm's RandAugment or AutoAugment policy, or None.
 
@@ -53,10 +53,10 @@ def train_transform(
 
 
 def eval_transform(size: int, *, crop: Crop = "auto") -> Transform:
-    """Resize and crop of the papers' evaluation.
+    """Build the resize and crop of the papers' evaluation.
 
-    'center' resizes the shorter side to size / 0.875 and cuts the center; 'squash' resizes the whole image to a square.
-    'auto' is the official rule: center below 384 pixels, squash from there on.
+    'center' resizes the shorter side to size / 0.875 and crops the center; 'squash' resizes the image to a square.
+    'auto' is the official rule: 'center' below 384 pixels, 'squash' for 384 pixels and more.
 
     Args:
         size: side of the result, in pixels.

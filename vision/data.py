@@ -1,4 +1,4 @@
-"""What all image data modules share: files and arrays become pixels, augmented in training."""
+"""The base of all image data modules, which turn files and arrays into pixels and augment them in training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ __all__ = ["ImageDataModule", "ImageSpec", "Images"]
 
 @dataclass(frozen=True)
 class ImageSpec(PixelSpec):
-    """What a model must know of images.
+    """What a model must know about images.
 
     Attributes:
         crop: how a rectangle becomes a square: 'center', 'squash', or 'auto' for the papers' rule by size.
@@ -33,14 +33,14 @@ class ImageSpec(PixelSpec):
 
 
 class ImageDataModule(SampleDataModule):
-    """Base of the image data modules: the size of the images, their augmentation, and prediction on any files.
+    """Base of the image data modules: size and augmentation of the images, and prediction on any files.
 
-    Batches are (pixels (B, C, size, size) uint8, labels (B,) int64), for prediction (pixels, names).
+    Batches are (pixels (B, C, size, size) uint8, labels (B,) int64) or, for prediction, (pixels, names).
 
     Args:
         size: side of an image, in pixels.
         mode: 'RGB' for three channels or 'L' for one.
-        mean: of each channel, for pixels in [0, 1].
+        mean: mean of each channel, for pixels in [0, 1].
         std: standard deviation of each channel, for pixels in [0, 1].
         scale: range of the share of a training image that its crop covers.
         hflip: probability of a horizontal flip in training.
@@ -49,7 +49,7 @@ class ImageDataModule(SampleDataModule):
         kwargs: arguments of :class:`core.data.labeled.SampleDataModule`.
 
     Raises:
-        InputError: if ``mean`` and ``std`` do not go with the channels, or an option is out of range.
+        InputError: if ``mean`` or ``std`` do not have one value for each channel, or an option is out of range.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class ImageDataModule(SampleDataModule):
         self.eval_transform = eval_transform(size, crop=crop)
 
     def settings(self) -> ImageSpec:
-        """Size, crop, mode and statistics."""
+        """Return the size, crop, mode and statistics."""
         return ImageSpec(size=self.size, mode=self.mode, mean=self.mean, std=self.std, crop=self.crop)
 
     @classmethod
     def from_spec(cls, spec: ImageSpec, *, batch_size: int, num_workers: int) -> Self:
-        """A data module that reads images as a model with this spec needs them."""
+        """Build a data module that reads images as a model with this spec needs them."""
         return cls(
             size=spec.size,
             mode=spec.mode,
@@ -111,21 +111,21 @@ class ImageDataModule(SampleDataModule):
         )
 
     def find(self, path: Path) -> list[Path]:
-        """The image itself, or all images below a folder."""
+        """Find all images below a folder; a path to an image gives that image alone."""
         return image_files(path)
 
     def dataset(self, samples: Samples, split: Split) -> "Images":
-        """Images with the transform of the split."""
+        """Return the dataset of a split, with the training or the evaluation transform."""
         transform = self.train_transform if split == "train" else self.eval_transform
         return Images(samples, transform, mode=self.mode, skip_broken=self.skip_broken)
 
 
 class Images(Dataset[tuple[Tensor, Any] | None]):
-    """Images of files and arrays, each with a target.
+    """A dataset of images from files and arrays, each with a target.
 
     Args:
-        samples: (image, target) pairs; an image is a file, or a name and an array, see :func:`to_image`.
-        transform: from a PIL image to pixels (C, H, W).
+        samples: (image, target) pairs; an image is a file, or a pair of a name and an array, see :func:`to_image`.
+        transform: function from a PIL image to pixels (C, H, W).
         mode: 'RGB' or 'L' (gray); images are converted to it.
         skip_broken: leave out files that cannot be decoded, with a warning, instead of stopping.
     """
@@ -148,11 +148,11 @@ class Images(Dataset[tuple[Tensor, Any] | None]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
-        """The pixels and the target of one image, or None if it is broken and may be skipped.
+        """Return the pixels and the target of an image, or None if it is broken and skipped.
 
         Raises:
-            MissingError: if the file is not there.
-            InputError: naming the file that cannot be decoded.
+            MissingError: if the file is missing.
+            InputError: if the file cannot be decoded; the message names it.
         """
         source, target = self.samples[index]
         image = read_or_skip(lambda: self._read(source), skip_broken=self.skip_broken)
@@ -170,11 +170,12 @@ class Images(Dataset[tuple[Tensor, Any] | None]):
 
 
 def to_image(array: np.ndarray, name: str) -> Image.Image:
-    """An image from an array: (H, W), (H, W, 3) or (3, H, W), uint8 or float in [0, 1].
+    """Make an image from an array: (H, W), (H, W, 1 or 3) or (1 or 3, H, W), uint8 or float in [0, 1].
 
     Raises:
-        InputError: if the array has another shape, or floats outside [0, 1].
+        InputError: if the array has another shape or dtype, or floats outside [0, 1].
     """
+    # Move the channels to the end, and drop a single channel.
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:

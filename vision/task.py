@@ -1,4 +1,4 @@
-"""Image classification as a LightningModule."""
+"""The image classifier."""
 
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ __all__ = ["ImageClassifier"]
 class ImageClassifier(PixelClassification):
     """:class:`core.training.ClassificationTask` for images.
 
-    ``task(pixels)`` takes images (B, C, H, W), float in [0, 1] or uint8, and gives logits (B, num_classes).
+    ``task(pixels)`` takes images (B, C, H, W), float in [0, 1] or uint8, and returns logits (B, num_classes).
     """
 
     spec_class: ClassVar[type[DataSpec]] = ImageSpec
@@ -27,11 +27,11 @@ class ImageClassifier(PixelClassification):
     pipeline_tag: ClassVar[str | None] = "image-classification"
 
     def build_feature_map(self, spec: Any) -> PixelMap:
-        """Normalization by the data's mean and standard deviation."""
+        """Build the normalization by mean and standard deviation of the data."""
         return PixelMap(spec.mean, spec.std)
 
     def compare_with_pretrained(self, theirs: PixelSpec) -> None:
-        """Warn of other statistics, and in evaluation of another size than the published one."""
+        """Warn if statistics or, in evaluation, the image size differ from those of the pretrained weights."""
         super().compare_with_pretrained(theirs)
         known = self.pretrained_pixels()
         shape = known.get("test_input_size") or known.get("input_size")
@@ -42,5 +42,5 @@ class ImageClassifier(PixelClassification):
             )
 
     def show(self, raw: Tensor) -> Tensor:
-        """The images themselves, (N, C, H, W) in [0, 1]."""
+        """Return the images themselves, (N, C, H, W) in [0, 1]."""
         return raw if raw.is_floating_point() else raw.float() / 255

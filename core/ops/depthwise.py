@@ -1,15 +1,16 @@
-"""The depthwise convolution: the one function through which every depthwise convolution of the project goes.
+"""The depthwise convolution, as one function that all models of the project use.
 
-Its values are those of ``F.conv2d``. The rule for what computes them:
+Its results are those of ``F.conv2d``. How they are computed depends on the kernel and the device:
 
-- **A kernel that is larger than the map** is cut to the taps that can meet the map, on every device.
-- **On CPUs, in float32 and bfloat16**, where oneDNN computes, maps keep their memory format, except that kernels of
-  more than 13 columns run in channels_last. A kernel of 13 columns on a channels_last map gets a column of zeros on
-  each side, because oneDNN is faster with 15. The gradient of the weight of kernels above 3 x 3 is a convolution of the
-  map with the output gradient, 2 to 20 times as fast as oneDNN's own.
-- **Everything else** is ``F.conv2d`` with PyTorch's gradients. So are exported files, which need nothing of LarKit.
+- **A kernel that is larger than the map** is cropped to the taps that can reach the map, on every device.
+- **On CPUs in float32 and bfloat16**, oneDNN computes the convolution. Maps keep their memory format, but kernels of
+  more than 13 columns run in channels_last. A kernel of 13 columns on a channels_last map is padded with a column of
+  zeros on each side, because oneDNN is faster with 15. The weight gradient of kernels above 3 x 3 is computed as a
+  convolution of the map with the output gradient, 2 to 20 times as fast as oneDNN's own.
+- **In all other cases**, and in exported files, which must not depend on LarKit, ``F.conv2d`` and PyTorch's gradients
+  are used.
 
-The figures behind this rule are in ``benchmarks/README.md``.
+``benchmarks/README.md`` has the measurements behind these rules.
 """
 
 import os
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 __all__ = ["depthwise_conv2d", "is_exporting", "runs_on_onednn"]
 
 USE_TRITON = os.environ.get("LARKIT_TRITON") == "1"
-"""Compute with the kernels of :mod:`core.ops.triton` on NVIDIA GPUs. Read once, when this module is imported."""
+"""Whether to use the kernels of :mod:`core.ops.triton` on NVIDIA GPUs; read once, when this module is imported."""
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
@@ -45,10 +46,11 @@ def depthwise_conv2d(
         dilation: distance between two taps, in pixels.
 
     Returns:
-        (B, C, ceil(H / stride), ceil(W / stride)) in the dtype and memory format of ``x``; under autocast in its dtype.
+        (B, C, ceil(H / stride), ceil(W / stride)) in the dtype and memory format of ``x``; under autocast, in the dtype
+        of autocast.
 
     Raises:
-        ValueError: if the weight is not depthwise for ``x`` or its kernel is even.
+        ValueError: if the weight is not depthwise for ``x``, or the kernel size is even.
     """
     channels, per_group, rows, columns = weight.shape
     if channels != x.shape[1] or per_group != 1 or rows % 2 == 0 or columns % 2 == 0:
@@ -79,25 +81,25 @@ def depthwise_conv2d(
 
 
 def is_exporting() -> bool:
-    """Whether the operators go into a file for another machine or program, for maps of any size."""
+    """Return whether operators are being recorded for a file, which may be used elsewhere and with maps of any size."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def runs_on_onednn(x: Tensor) -> bool:
-    """Whether oneDNN computes the convolutions of ``x``: on a CPU, in float32 or bfloat16."""
+    """Return whether oneDNN computes the convolutions of ``x``: on a CPU, in float32 or bfloat16."""
     return _HAS_ONEDNN and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, stride: int = 1) -> Tensor:
-    """PyTorch's own convolution, with its own gradients."""
+    """Convolve with PyTorch's own operator and gradients."""
     padding = [dilation * (size // 2) for size in weight.shape[2:]]
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])
 
 
 def _taps_that_meet(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """The middle of a kernel (C, 1, Kh, Kw): the taps that meet a map of the size of ``x`` at all."""
+    """Crop a kernel (C, 1, Kh, Kw) to the taps in its middle that can reach a map of the size of ``x``."""
     for dim in (2, 3):
-        reach = (x.shape[dim] - 1) // dilation  # steps from one side of the map to the other
+        reach = (x.shape[dim] - 1) // dilation  # the largest distance between two pixels, in taps
         half = weight.shape[dim] // 2
         if reach < half:
             weight = weight.narrow(dim, half - reach, 2 * reach + 1)
@@ -105,7 +107,7 @@ def _taps_that_meet(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
-    """The convolution of stride 1 where oneDNN computes, with its own gradients."""
+    """The convolution with stride 1 on oneDNN, with gradients of its own."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
@@ -119,7 +121,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Both gradients are made of differentiable functions, so that there are second derivatives.
+        # Both gradients are computed by differentiable functions, so that second derivatives exist.
         x, weight = ctx.saved_tensors
         to_x = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
@@ -132,7 +134,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
 
 
 class _EagerDepthwiseConv2d(_DepthwiseConv2d):
-    """The same for the transforms of ``torch.func`` too, whose rules ``torch.compile`` does not take."""
+    """The same function with the rules for ``torch.func`` transforms, which ``torch.compile`` does not support."""
 
     generate_vmap_rule = True
 
@@ -155,12 +157,12 @@ class _EagerDepthwiseConv2d(_DepthwiseConv2d):
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """``F.conv2d`` in the memory format and with the kernel width that oneDNN is fastest for."""
+    """Convolve in the memory format and with the kernel width that are fastest in oneDNN."""
     columns = weight.shape[3]
     channels_last = _is_channels_last(x)
 
-    # oneDNN does not return from kernels of 15 columns or more on channels_last bfloat16 maps of up to 16 channels,
-    # seen with torch 2.12.1 and AVX-512.
+    # With kernels of 15 or more columns on channels_last bfloat16 maps of up to 16 channels, oneDNN hangs (observed
+    # with torch 2.12.1 and AVX-512).
     hangs = x.dtype == torch.bfloat16 and x.shape[1] <= 16
     if dilation > 1 or (hangs and columns < 15):
         return _conv2d(x, weight, bias, dilation)
@@ -176,21 +178,21 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
 
 
 def _widened(weight: Tensor) -> Tensor:
-    """A kernel of 13 columns with a column of zeros on each side; others as they are."""
+    """Pad a kernel of 13 columns with a column of zeros on each side; other kernels stay as they are."""
     return F.pad(weight, (1, 1)) if weight.shape[3] == 13 else weight
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, kernel_size: tuple[int, int], dilation: int) -> Tensor:
-    """The gradient of the weight, (C, 1, Kh, Kw), as a convolution of each padded map with its output gradient.
+    """Compute the weight gradient (C, 1, Kh, Kw) as a convolution of each padded map with its output gradient.
 
-    The maps of all samples and channels are the B * C groups of one convolution, whose kernels are the gradients, whose
-    stride is the dilation, and whose output has a pixel for each tap. oneDNN's own weight gradient of kernels above
-    3 x 3 takes 2 to 20 times as long.
+    The maps of all samples and channels are the B * C groups of a single convolution. Its kernels are the output
+    gradients, its stride is the dilation, and its output has one pixel for each tap of the weight. oneDNN's own weight
+    gradient of kernels above 3 x 3 takes 2 to 20 times as long.
     """
     batch, channels, height, width = x.shape
     down, right = (dilation * (size // 2) for size in kernel_size)
     padded = x.new_zeros(batch, channels, height + 2 * down, width + 2 * right)
-    padded[:, :, down : down + height, right : right + width] = x  # pads and changes the format in one copy
+    padded[:, :, down : down + height, right : right + width] = x  # one copy both pads and changes the memory format
 
     groups = batch * channels
     maps = padded.view(1, groups, height + 2 * down, width + 2 * right)
@@ -200,10 +202,10 @@ def _weight_gradient(x: Tensor, grad: Tensor, kernel_size: tuple[int, int], dila
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Whether neighbors in memory are channels, in a slice of a larger map too."""
+    """Return whether a map is in channels_last format; it may be a slice of a larger map."""
     return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
 
 
 def _to_channels_last(x: Tensor) -> Tensor:
-    """``x.contiguous(memory_format=torch.channels_last)``, which ``torch.func.vmap`` does not take."""
+    """Do ``x.contiguous(memory_format=torch.channels_last)`` in a way that ``torch.func.vmap`` supports."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
