@@ -128,7 +128,7 @@ class AudioDataModule(SampleDataModule):
             overlap=overlap,
         )
         self._feature_map = self._settings.feature_map()
-        self._measured: tuple[float, float] | None = None
+        self._statistics: tuple[float, float] | None = None
         self.collate = _collate
 
     def settings(self) -> AudioSpec:
@@ -146,18 +146,17 @@ class AudioDataModule(SampleDataModule):
             return spec
 
         only_evaluates = self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING
-        if self._measured is None and not only_evaluates:
-            measured = self.measure()
-            self._measured = (measured["mean"], measured["std"])
+        if self._statistics is None and not only_evaluates:
+            self.measure()
 
-        if self._measured is None:
+        if self._statistics is None:
             return spec
-        mean, std = self._measured
+        mean, std = self._statistics
         return replace(spec, mean=mean, std=std)
 
     def know_statistics(self, mean: float, std: float) -> None:
         """Take these for the measured statistics, as a run does that continues from a checkpoint."""
-        self._measured = (mean, std)
+        self._statistics = (mean, std)
 
     @classmethod
     def from_spec(cls, spec: AudioSpec, *, batch_size: int, num_workers: int) -> Self:
@@ -189,7 +188,7 @@ class AudioDataModule(SampleDataModule):
     def measure(self) -> dict[str, float]:
         """Mean and standard deviation of the log-mel values of the training recordings, padding included.
 
-        Of more than 5,000 recordings a sample of so many is measured, the same in every run.
+        Of more than 5,000 recordings a sample of so many is measured, the same in every run. The result is kept.
 
         Returns:
             ``mean`` and ``std``, rounded to six digits after the point.
@@ -197,6 +196,12 @@ class AudioDataModule(SampleDataModule):
         Raises:
             InputError: if a recording cannot be used, or all values are the same.
         """
+        if self._statistics is None:
+            self._statistics = self._measure()
+        mean, std = self._statistics
+        return {"mean": mean, "std": std}
+
+    def _measure(self) -> tuple[float, float]:
         recordings: Dataset[Any] = self._filled(self.dataset(self.read_splits().train, "train"), "train")
         every = count = len(self.read_splits().train)
         if every > _MEASURED:
@@ -215,7 +220,8 @@ class AudioDataModule(SampleDataModule):
             loader,
             desc=f"Measuring mean and std on {count} of {every} recordings",
             leave=False,
-            disable=bool(getattr(rank_zero_only, "rank", 0)),
+            # of several processes one shows it, and only on a terminal
+            disable=True if getattr(rank_zero_only, "rank", 0) else None,
         )
 
         values = 0
@@ -238,7 +244,7 @@ class AudioDataModule(SampleDataModule):
             raise InputError("the maps of all training recordings are the same; check the recordings")
 
         rank_zero_info(f"Mean {mean:.6f} and std {std:.6f} of the log-mel values, measured on {count} recordings")
-        return {"mean": round(mean, 6), "std": round(std, 6)}
+        return round(mean, 6), round(std, 6)
 
 
 class Recordings(Dataset[tuple[Tensor, Any] | None]):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from audio.augment import mix_waveforms, noise_and_roll, spec_augment
@@ -265,7 +265,7 @@ class AudioClassifier(ClassificationTask):
         """Add one batch to the metrics of a split."""
         super().update_metrics(split, raw, output, target)
         if not self.spec.multi_label:
-            cast(MulticlassAccuracy, self.top1[split]).update(output, target)
+            cast(Metric, self.top1[split]).update(output, target)
 
     def update_scores(self, scores: MetricCollection, output: Tensor, target: Tensor) -> None:
         """Add one batch to the tagging metrics and the confusion matrix."""
@@ -274,11 +274,12 @@ class AudioClassifier(ClassificationTask):
             self.confusion.update(output, target)
 
     def log_metrics(self, split: EvaluationSplit) -> None:
-        """Log the loss and the metrics of a split."""
-        super().log_metrics(split)
-        if not self.spec.multi_label:
-            accuracy = cast(MulticlassAccuracy, self.top1[split])
-            self.log(f"{split}_acc", accuracy, prog_bar=split == "val", batch_size=1)
+        """Log the loss and the metrics of a split; the progress line shows the accuracy, or with several labels all."""
+        several = self.spec.multi_label
+        self.log(f"{split}_loss", cast(Metric, self.losses[split]), batch_size=1)
+        if not several:
+            self.log(f"{split}_acc", cast(Metric, self.top1[split]), prog_bar=split == "val", batch_size=1)
+        self.log_dict(cast(Any, self.scores[split]), prog_bar=several and split == "val", batch_size=1)
 
     def report(self, split: EvaluationSplit) -> None:
         """Draw the examples, and the confusion matrix unless a recording may belong to several of its rows."""
