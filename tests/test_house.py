@@ -172,5 +172,5 @@ def test_the_modalities_are_described_in_one_order() -> None:
         assert text.index("| config | data | metric |") < text.index("## ")
         assert sections[0] == "The built-in data"
         assert sections[1].startswith("Your own ")
-        assert sections[-1] == "What differs from the published code"
+        assert sections[-1] == "Differences from the published code"
         assert sections.index("Speed") == len(sections) - 2 if "Speed" in sections else modality == "vision"
