@@ -28,11 +28,12 @@ def rebuild(script: Path) -> nbformat.NotebookNode:
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         if "image/png" in output.get("data", {}):
             output.data["image/png"] = small_png(output.data["image/png"])
+            output.data.pop("image/jpeg", None)  # PIL gives its images in both formats
     return notebook
 
 
 def small_png(picture: str) -> str:
-    """A picture in base64 with a palette of 256 colours: a half to a quarter of its bytes, and hardly another look."""
+    """A picture in base64 with a palette of 256 colors: a half to a quarter of its bytes, and hardly another look."""
     written = BytesIO()
     with Image.open(BytesIO(b64decode(picture))) as image:
         image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(written, "png", optimize=True)
