@@ -52,7 +52,7 @@ def weights(tmp_path: Path) -> Path:
 def test_weights_of_the_largest_net_want_pixels_around_a_half(weights: Path) -> None:
     told = _setup(_task(weights), *IMAGENET)
     assert len(told) == 2
-    assert "mean (0.5, 0.5, 0.5), the data are normalized by (0.485, 0.456, 0.406)" in told[0]
+    assert "mean (0.5, 0.5, 0.5), but the data are normalized by (0.485, 0.456, 0.406)" in told[0]
     assert "set --data.std '[0.5, 0.5, 0.5]'" in told[1]
     assert _setup(_task(weights), *HALVES) == []
 
@@ -74,7 +74,7 @@ def test_weights_of_ones_own_run_know_the_pixels_of_that_run(weights: Path, tmp_
     torch.save(own, tmp_path / "run.ckpt")
     assert _setup(_task(tmp_path / "run.ckpt"), HALVES[0], (0.25,) * 3, size=64, verb="test") == []
     (told,) = _setup(_task(tmp_path / "run.ckpt"), *HALVES)
-    assert "std (0.25, 0.25, 0.25), the data are normalized by (0.5, 0.5, 0.5)" in told
+    assert "std (0.25, 0.25, 0.25), but the data are normalized by (0.5, 0.5, 0.5)" in told
 
 
 def test_a_checkpoint_that_came_from_elsewhere_is_not_looked_for_again(weights: Path) -> None:
