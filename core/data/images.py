@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from core.data.folders import find_files
@@ -20,6 +20,12 @@ Mode = Literal["RGB", "L"]
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The only decoders that PIL may use. It chooses by content, and would have Ghostscript execute a PostScript file."""
+
+_BITS_PER_SAMPLE = 258
+"""The tag of a TIFF that holds the bits of each of its channels."""
+
+_PHOTOMETRIC = 262
+"""The tag of a TIFF that says what its numbers mean; in gray images 0 stands for white where this tag is 0."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ def image_files(path: Path) -> list[Path]:
 
 
 def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
-    """Decode an image to 8 bits in mode 'RGB' or 'L' (gray). Of 16-bit values, the upper 8 bits are kept.
+    """Decode an image to 8 bits in mode 'RGB' or 'L' (gray). Of values of 12 or 16 bits, the upper 8 are kept.
 
     The image is rotated as its EXIF orientation says. The readers of Hugging Face, mmcv and OpenCV do the same; those
     of torchvision and timm do not.
@@ -65,9 +71,13 @@ def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
         with Image.open(path, formats=_FORMATS) as image:
             # With a file name, PIL memory-maps the file, which scrambles gray TIFFs that have an orientation flag.
             image.filename = ""
-            pixels = _to_8_bits(image, path).convert(mode)
-            return _apply_orientation(pixels, image)
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+            pixels = _to_8_bits(image, path)
+            if pixels.mode == "LAB":
+                pixels = pixels.convert("RGB")  # PIL knows no direct way to gray
+            return _apply_orientation(pixels.convert(mode), image)
+    except InputError:
+        raise
+    except Exception as error:  # PIL's decoders raise errors of any type
         raise InputError(f"{path} cannot be decoded as an image: {error}; replace it") from error
 
 
@@ -76,15 +86,21 @@ def _to_8_bits(image: Image.Image, path: Path) -> Image.Image:
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
 
-    # PIL reads a PNG of 16 bits as mode I; in other formats this mode stands for 32 bits.
-    if image.mode in ("I", "F") and image.format != "PNG":
+    # PIL reads a PNG or PPM of 16 bits as mode I; in other formats this mode stands for 32 bits.
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise InputError(
             f"{path} holds {'whole' if image.mode == 'I' else 'real'} numbers of 32 bits in an unknown range; "
             "expected 8 or 16 bits. Convert all images in the same way"
         )
 
-    upper_bits = np.asarray(image).astype(np.uint32) >> 8
-    return Image.fromarray(upper_bits.astype(np.uint8))
+    # A TIFF of 12 bits has this mode too. PIL turns TIFFs in which 0 is white around if they have 8 bits only.
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    upper_bits = (np.asarray(image).astype(np.uint32) >> (bits - 8)).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == 0:
+        upper_bits = 255 - upper_bits
+
+    return Image.fromarray(upper_bits)
 
 
 def _apply_orientation(pixels: Image.Image, image: Image.Image) -> Image.Image:

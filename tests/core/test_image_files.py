@@ -1,12 +1,14 @@
 """Images of every color mode: decoded to 8 bits without losing what they show, or refused."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from core.data.images import Mode, read_image
+from core.data.samples import read_or_skip
 from core.errors import InputError
 
 RAMP = np.linspace(0, 65535, 48 * 64).reshape(48, 64)
@@ -29,6 +31,59 @@ def test_numbers_of_32_bits_are_refused(dtype: type, kind: str, tmp_path: Path) 
     Image.fromarray(RAMP.astype(dtype)).save(file)
     with pytest.raises(InputError, match=f"{kind} numbers of 32 bits"):
         read_image(file)
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_tiffs_of_16_bits_in_which_zero_is_white(compression: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.tif"
+    stored = RAMP.astype(np.uint16)
+    Image.fromarray(stored).save(file, tiffinfo={262: 0}, compression=compression)
+    assert np.array_equal(np.asarray(read_image(file, "L")), (65_535 - stored) >> 8)
+
+
+def test_pgm_of_16_bits(tmp_path: Path) -> None:
+    file = tmp_path / "a.ppm"
+    values = RAMP.astype(np.uint16)
+    file.write_bytes(b"P5 64 48 65535\n" + values.astype(">u2").tobytes())
+    assert np.array_equal(np.asarray(read_image(file, "L")), values >> 8)
+
+
+def test_lab_images_are_converted(tmp_path: Path) -> None:
+    file = tmp_path / "a.tif"
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    lab = ImageCms.applyTransform(Image.new("RGB", (4, 3), (200, 30, 40)), to_lab)
+    assert lab is not None
+    lab.save(file)
+
+    assert np.abs(np.asarray(read_image(file)).astype(int) - (200, 30, 40)).max() <= 2
+    assert np.abs(np.asarray(read_image(file, "L")).astype(int) - 82).max() <= 2
+
+
+def _text_chunk(size: int) -> bytes:
+    """A PNG with a compressed text of so many characters, more than PIL unpacks."""
+    stream = BytesIO()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "a" * size, zip=True)
+    Image.new("RGB", (8, 8)).save(stream, "PNG", pnginfo=text)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.ppm", b"P3 4 4 255\n1 2 3 4 5 6\n"),
+        ("letters.ppm", b"P3 2 1 255\n1 2 three 4 5 6\n"),
+        ("text.png", _text_chunk(2_000_000)),
+        ("cut.tif", b"II*\0\x08\0\0\0\x09\0\x12\x01"),
+    ],
+)
+def test_whatever_a_decoder_raises_names_the_file(name: str, content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^{file} cannot be decoded as an image: .*; replace it$"):
+        read_image(file)
+    with pytest.warns(UserWarning, match=f"skipped: {file} cannot be decoded"):
+        assert read_or_skip(lambda: read_image(file), skip_broken=True) is None
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
