@@ -415,9 +415,10 @@ class NodeEmbedding(nn.Module):
         dim = architecture.d_model
         conv = _circular(stations, dim)
         nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="leaky_relu")
+        calendar = nn.Linear(architecture.marks, dim, bias=False)
         location = nn.Linear(architecture.coordinates * stations, dim)
         self.value_embedding = nn.ModuleDict({"tokenConv": conv})
-        self.temporal_embedding = nn.ModuleDict({"embed": nn.Linear(architecture.marks, dim, bias=False)})
+        self.temporal_embedding = nn.ModuleDict({"embed": calendar})
         self.national_embedding = nn.ModuleDict({"location_embedding": location})
         self.dropout = nn.Dropout(architecture.dropout)
 

@@ -49,6 +49,7 @@ class SeriesTask(Task):
 
     monitor: ClassVar[str] = "val_mse"
     monitor_mode: ClassVar[Literal["min", "max"]] = "min"
+    baseline_names: ClassVar[tuple[str, ...]] = ("last", "seasonal", "linear")
     pipeline_tag: ClassVar[str | None] = "time-series-forecasting"
     spec_class: ClassVar[type[SeriesSpec]] = SeriesSpec
     data_class: ClassVar[type[DataModule]] = CSVSeries
