@@ -208,3 +208,28 @@ def test_scenes_are_read_where_they_were_written(config: str, tmp_path: Path) ->
     assert found == [3, 2]
     assert data.options is not None
     assert data.options["train_dataloader.batch_size"] == 7
+
+
+def test_digits_of_a_scene_are_as_the_page_says(tmp_path: Path) -> None:
+    """One to five digits, each visible for the most part, of at most 56 pixels, in light colors over a darker photo."""
+    draw_scenes(tmp_path / "digits", {"train": 40})
+    coco = COCO(str(tmp_path / "digits" / "annotations" / "train.json"))
+    counts = []
+    sides = []
+    for image in coco.dataset["images"]:
+        pixels = np.array(Image.open(tmp_path / "digits" / "images" / "train" / image["file_name"]))
+        assert pixels.shape == (96, 96, 3)
+        notes = coco.loadAnns(coco.getAnnIds(image["id"]))
+        counts.append(len(notes))
+        sides += [max(note["bbox"][2:]) for note in notes]
+        masks = np.array([coco.annToMask(note) for note in notes])
+        assert masks.sum(axis=0).max() == 1
+        assert pixels[masks.any(axis=0)].max(axis=1).mean() > pixels[~masks.any(axis=0)].max(axis=1).mean()
+        assert pixels[~masks.any(axis=0)].min() < 0.7 * 255
+    assert (min(counts), max(counts)) <= (2, 5)
+    assert min(counts) >= 1
+    assert max(counts) >= 4
+    assert 15 < min(sides) < 32 < 40 < max(sides) <= 56
+    assert sorted(path.name for path in (tmp_path / "digits" / "labels" / "train").iterdir()) == [
+        f"{i:04d}.png" for i in range(40)
+    ]

@@ -1,46 +1,196 @@
 """Checks of annotations before training starts: MMDetection's COCO format and MMSegmentation's label maps.
 
-MMDetection leaves out what it cannot use, and finds a missing image in the middle of an epoch. Here the first such
+MMDetection numbers the classes by the order of the annotation file, leaves out objects that it cannot use, and finds a
+missing image or mask in the middle of an epoch. Here label i is ``classes[i]``, by name, in every file, and the first
 error stops the run before it begins. :class:`vision.openmmlab.data.OpenMMLabData` uses these checks; OpenMMLab's own
 training scripts keep OpenMMLab's classes.
 """
 
+import contextlib
+import difflib
 import json
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
+from mmdet.registry import DATASETS as DET_DATASETS
 from mmengine.registry import DATASETS
+from PIL import Image, UnidentifiedImageError
 
-from core.errors import InputError, MissingError
+from core.errors import InputError, MissingError, listed
 
-__all__ = ["CheckedCocoDataset", "category_ids", "check_label_maps"]
+__all__ = [
+    "CheckedCocoDataset",
+    "category_ids",
+    "check_label_maps",
+    "check_label_values",
+    "check_same_labels",
+    "checked_coco",
+]
+
+_EXIF_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
+
+
+# COCO's format
 
 
 class _CheckedCOCO(COCO):
-    """COCO's index, which refuses annotations of images that the file does not list."""
+    """COCO's index of a file, read by category names; it refuses what the data set could not use.
+
+    Args:
+        annotation_file: path of a JSON file in UTF-8.
+    """
+
+    needs_masks = False
+
+    def __init__(self, annotation_file: str) -> None:
+        super().__init__()
+        self.file = annotation_file
+        self.dataset = _read_json(annotation_file)
+        self.createIndex()
+        self.img_ann_map = self.imgToAnns
+        self.cat_img_map = self.catToImgs
 
     def createIndex(self) -> None:  # noqa: N802
-        """Index the annotations by image.
+        """Index the annotations by image and category, each with an area.
 
         Raises:
-            InputError: naming the annotation.
+            InputError: naming the file and the annotation.
         """
-        images = {image["id"] for image in self.dataset.get("images", [])}
+        images = self._images()
+        categories = {category["id"] for category in _categories(self.dataset, self.file)}
         for annotation in self.dataset.get("annotations", []):
-            if annotation["image_id"] not in images:
-                raise InputError(
-                    f"annotation {annotation.get('id')} belongs to image {annotation['image_id']}, which the "
-                    "annotation file does not list under 'images'; correct the file"
-                )
+            self._check_annotation(annotation, images, categories)
+            area = annotation.get("area")
+            if not area or area < 0:
+                width, height = annotation["bbox"][2:]
+                annotation["area"] = width * height
         super().createIndex()
+
+    def get_cat_ids(  # type: ignore[override]
+        self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (), cat_ids: Sequence[int] = ()
+    ) -> list[int]:
+        """The ids of categories; of categories given by name, in the order of the names.
+
+        Raises:
+            InputError: if the file has no such category.
+        """
+        if not cat_names:
+            found: list[int] = super().get_cat_ids([], list(sup_names), list(cat_ids))
+            return found
+
+        ids = _ids_of(cat_names, _categories(self.dataset, self.file), self.file)
+        self._name_what_is_left_out(ids)
+        return ids
+
+    def _images(self) -> dict[Any, Mapping[str, Any]]:
+        """The images by id."""
+        images: dict[Any, Mapping[str, Any]] = {}
+        for image in self.dataset.get("images", []):
+            missing = [key for key in ("id", "file_name", "width", "height") if image.get(key) is None]
+            if missing:
+                raise InputError(f"{self.file}: the image {_short(image)} has no {listed(missing)}; add it")
+            if image["id"] in images:
+                raise InputError(
+                    f"{self.file} lists two images with the id {image['id']}: {images[image['id']]['file_name']} and "
+                    f"{image['file_name']}; give each its own"
+                )
+            images[image["id"]] = image
+        return images
+
+    def _check_annotation(
+        self, annotation: Mapping[str, Any], images: Mapping[Any, Mapping[str, Any]], categories: set[int]
+    ) -> None:
+        name = f"annotation {annotation.get('id')}"
+        missing = [key for key in ("image_id", "category_id", "bbox") if annotation.get(key) is None]
+        if missing:
+            raise InputError(f"{self.file}: {name} has no {listed(missing)}; add it, or remove the annotation")
+
+        image = images.get(annotation["image_id"])
+        if image is None:
+            raise InputError(
+                f"{self.file}: {name} belongs to image {annotation['image_id']}, which the annotation file does not "
+                "list under 'images'; correct the file"
+            )
+
+        category = annotation["category_id"]
+        if not _is_whole(category) or category not in categories:
+            raise InputError(
+                f"{self.file}: {name} has category_id {category!r}; expected one of the whole numbers that the file "
+                f"lists under 'categories': {listed(sorted(categories))}"
+            )
+
+        self._check_box(name, annotation["bbox"], image)
+        if self.needs_masks and not annotation.get("ignore"):
+            self._check_mask(name, annotation.get("segmentation"), image)
+
+    def _check_box(self, name: str, box: Any, image: Mapping[str, Any]) -> None:
+        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+            raise InputError(f"{self.file}: {name} has bbox {box}; expected [x, y, width, height] in pixels")
+
+        x, y, width, height = box
+        # files round boxes in their own ways: one pixel outside is tolerated
+        inside = x >= -1 and y >= -1 and x + width <= image["width"] + 1 and y + height <= image["height"] + 1
+        if not inside or min(width, height) <= 0:
+            raise InputError(
+                f"{self.file}: box {box} (x, y, width, height) of {name} is not inside its image "
+                f"{image['file_name']} of {image['width']} x {image['height']} pixels"
+            )
+
+    def _check_mask(self, name: str, mask: Any, image: Mapping[str, Any]) -> None:
+        advice = (
+            "the model learns masks. Add it, remove the annotation, or take a config of a model of boxes alone, with "
+            "with_mask=False in LoadAnnotations"
+        )
+        if not mask:
+            raise InputError(f"{self.file}: {name} has no segmentation, and {advice}")
+
+        size = [image["height"], image["width"]]
+        if isinstance(mask, dict):
+            usable = isinstance(mask.get("counts"), str | list) and mask.get("size") == size
+            expected = f"RLE with counts and the size {size} (height, width) of its image"
+        else:
+            usable = isinstance(mask, list) and any(_is_polygon(polygon) for polygon in mask)
+            expected = "polygons [[x1, y1, x2, y2, x3, y3, ...], ...], or RLE"
+        if not usable:
+            raise InputError(f"{self.file}: {name} has segmentation {_short(mask)}; expected {expected}, as {advice}")
+
+    def _name_what_is_left_out(self, ids: Sequence[int]) -> None:
+        """Warn of objects that MMDetection leaves out: those of other categories, and those thinner than a pixel."""
+        annotations = self.dataset.get("annotations", [])
+        others = Counter(note["category_id"] for note in annotations if note["category_id"] not in set(ids))
+        if others:
+            names = [f"{self.cats[category]['name']} ({count})" for category, count in others.most_common()]
+            rank_zero_warn(
+                f"{self.file}: objects of categories that are not among the classes of the config are left out: "
+                f"{listed(names)}"
+            )
+
+        thin = [note for note in annotations if min(note["bbox"][2:]) < 1]
+        if thin:
+            rank_zero_warn(
+                f"{self.file}: {len(thin)} boxes thinner than one pixel are left out, for example {thin[0]['bbox']} of "
+                f"annotation {thin[0].get('id')}; boxes are in pixels, not in shares of the image"
+            )
+
+
+class _CheckedMaskCOCO(_CheckedCOCO):
+    """The index for a pipeline that loads masks."""
+
+    needs_masks = True
 
 
 @DATASETS.register_module()
 class CheckedCocoDataset(CocoDataset):
-    """:class:`mmdet.datasets.CocoDataset` that refuses missing images and boxes outside their image."""
+    """:class:`mmdet.datasets.CocoDataset` that refuses missing images, and annotations that cannot be used."""
 
     COCOAPI = _CheckedCOCO
 
@@ -49,7 +199,6 @@ class CheckedCocoDataset(CocoDataset):
 
         Raises:
             MissingError: if the image is missing.
-            InputError: if a box lies outside its image.
         """
         image = raw_data_info["raw_img_info"]
         file = Path(self.data_prefix["img"]) / image["file_name"]
@@ -57,30 +206,37 @@ class CheckedCocoDataset(CocoDataset):
             raise MissingError(
                 f"{self.ann_file} names the image {file}, which is not there; set data_prefix, or add it"
             )
-
-        for annotation in raw_data_info["raw_ann_info"]:
-            x, y, width, height = annotation["bbox"]
-            # files round boxes in their own ways: one pixel outside is tolerated
-            inside = x >= -1 and y >= -1 and x + width <= image["width"] + 1 and y + height <= image["height"] + 1
-            if not inside or min(width, height) <= 0:
-                raise InputError(
-                    f"{self.ann_file}: box {annotation['bbox']} (x, y, width, height) of annotation "
-                    f"{annotation.get('id')} is not inside its image {image['file_name']} of {image['width']} x "
-                    f"{image['height']} pixels"
-                )
         return super().parse_data_info(raw_data_info)
 
 
-def check_label_maps(dataset: Any) -> None:
-    """Check that every image of a data set of MMSegmentation has its label map.
+@contextlib.contextmanager
+def checked_coco(parts: Sequence[Any]) -> Iterator[None]:
+    """Let the data sets that are built inside index their annotation files with the checks of this module.
 
-    Raises:
-        MissingError: naming the first label map that is missing.
+    Args:
+        parts: settings of data sets. Those of other formats, and those that read their files in a way of their own,
+            are left as they are.
     """
-    for info in dataset.load_data_list():
-        path = info.get("seg_map_path")
-        if path is not None and not Path(path).is_file():
-            raise MissingError(f"the image {info['img_path']} has no label map {path}; add it, or set seg_map_suffix")
+    kept: dict[type[CocoDataset], Any] = {}
+    for part in parts:
+        kind = DET_DATASETS.get(part["type"]) if isinstance(part["type"], str) else part["type"]
+        is_coco = isinstance(kind, type) and issubclass(kind, CocoDataset)
+        if not is_coco or kind.load_data_list is not CocoDataset.load_data_list:
+            continue
+
+        kept.setdefault(kind, kind.__dict__.get("COCOAPI"))
+        needs_masks = any(step.get("with_mask") for step in part.get("pipeline") or [])
+        if needs_masks or kind.COCOAPI is not _CheckedMaskCOCO:
+            kind.COCOAPI = _CheckedMaskCOCO if needs_masks else _CheckedCOCO
+
+    try:
+        yield
+    finally:
+        for kind, api in kept.items():
+            if api is None:
+                del kind.COCOAPI
+            else:
+                kind.COCOAPI = api
 
 
 def category_ids(dataset: Any) -> tuple[int, ...]:
@@ -91,6 +247,9 @@ def category_ids(dataset: Any) -> tuple[int, ...]:
 
     Returns:
         One id for each class; empty for other formats, or if there is no such file.
+
+    Raises:
+        InputError: if the file lacks a class.
     """
     if not isinstance(dataset, CocoDataset):
         return ()
@@ -100,6 +259,214 @@ def category_ids(dataset: Any) -> tuple[int, ...]:
     file = Path(dataset.ann_file)
     if not file.is_file():
         return ()
-    categories = json.loads(file.read_text(encoding="utf-8"))["categories"]
-    classes = set(dataset.metainfo["classes"])
-    return tuple(category["id"] for category in categories if category["name"] in classes)
+    return tuple(_ids_of(dataset.metainfo["classes"], _categories(_read_json(file), file), file))
+
+
+def _read_json(file: str | Path) -> dict[str, Any]:
+    """The content of an annotation file, with or without a byte-order mark."""
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{file} is not JSON in UTF-8: {error}") from error
+
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{file} holds a {type(content).__name__}; expected COCO's format, an object with 'images', 'annotations' "
+            "and 'categories'"
+        )
+    return content
+
+
+def _categories(content: Mapping[str, Any], file: str | Path) -> list[Mapping[str, Any]]:
+    """The categories of a file: whole numbers as ids, and names, none of them twice."""
+    categories: list[Mapping[str, Any]] = content.get("categories") or []
+    for category in categories:
+        if not _is_whole(category.get("id")) or not isinstance(category.get("name"), str):
+            raise InputError(
+                f"{file}: the category {_short(category)} has no whole number as 'id' and text as 'name'; correct it "
+                "under 'categories'"
+            )
+
+    for key in ("id", "name"):
+        counts = Counter(category[key] for category in categories)
+        twice = [value for value, count in counts.items() if count > 1]
+        if twice:
+            raise InputError(
+                f"{file} lists several categories with the {key} {listed(map(repr, twice))}; keep one of each under "
+                "'categories'"
+            )
+    return categories
+
+
+def _ids_of(classes: Sequence[str], categories: Sequence[Mapping[str, Any]], file: str | Path) -> list[int]:
+    """The id of each class in a file, by name."""
+    ids = {category["name"]: category["id"] for category in categories}
+    missing = [name for name in classes if name not in ids]
+    if not missing:
+        return [ids[name] for name in classes]
+
+    guesses = []
+    for name in missing:
+        for near in difflib.get_close_matches(name, set(ids) - set(classes), n=1):
+            guesses.append(f"{near} for {name}")
+    hint = f" (perhaps {listed(guesses)})" if guesses else ""
+    raise InputError(
+        f"{file} has no category {listed(missing)}{hint}; its categories are {listed(ids) or 'none'}, and the classes "
+        f"of the config {listed(classes)}. Correct metainfo.classes of the config, or add the category to the file, "
+        "also where the file has no objects of it"
+    )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_polygon(points: Any) -> bool:
+    return isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+# Label maps
+
+
+def check_label_maps(dataset: Any) -> None:
+    """Check that every image of a data set of MMSegmentation has a label map of its size.
+
+    Sizes and formats are read from the beginnings of the files.
+
+    Raises:
+        MissingError: naming the first label map that is missing.
+        InputError: naming the first label map of another size, or whose pixels are no class numbers.
+    """
+    for info in dataset.load_data_list():
+        path = info.get("seg_map_path")
+        if path is None:
+            continue
+        if not Path(path).is_file():
+            raise MissingError(f"the image {info['img_path']} has no label map {path}; add it, or set seg_map_suffix")
+        _check_size(info["img_path"], path)
+
+
+def _check_size(image_path: str, label_path: str) -> None:
+    """Compare an image and its label map; formats that Pillow does not know are left to MMSegmentation's readers."""
+    try:
+        with Image.open(image_path) as image, Image.open(label_path) as labels:
+            size = image.size
+            if image.getexif().get(_EXIF_ORIENTATION) in _TURNED:
+                size = (size[1], size[0])  # MMSegmentation turns the image upright
+            if labels.mode in ("RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr"):
+                raise InputError(
+                    f"the label map {label_path} is a color picture ({labels.mode}); expected one channel, whose "
+                    "values are the numbers of the classes, as in a PNG of mode L or P"
+                )
+            _check_depth(labels, label_path)
+            label_size = labels.size
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        return
+
+    if label_size != size:
+        raise InputError(
+            f"the label map {label_path} has {label_size[0]} x {label_size[1]} pixels and its image {image_path} "
+            f"{size[0]} x {size[1]}; make them equal, scaling label maps without interpolation (nearest)"
+        )
+
+
+def _check_depth(labels: Image.Image, path: str) -> None:
+    """MMSegmentation keeps 8 bits of a pixel, so that 256 would become 0; deeper maps, which are rare, are read."""
+    if labels.mode in ("1", "L", "P"):
+        return
+
+    low, high = np.asarray(labels).min(), np.asarray(labels).max()
+    if low < 0 or high > 255:
+        raise InputError(
+            f"the label map {path} holds values from {low} to {high}; MMSegmentation reads 0 to 255, so renumber the "
+            "classes"
+        )
+
+
+def check_label_values(dataset: Any, *, num_classes: int, ignore_index: int, count: int = 8) -> None:
+    """Check the values of some label maps, spread over a data set of MMSegmentation, as its pipeline loads them.
+
+    Reading all of them would take as long as an epoch; the others are checked when they are used.
+
+    Args:
+        dataset: innermost, that is, without wrappers.
+        num_classes: classes of the model.
+        ignore_index: the value that the model leaves out.
+        count: how many label maps are read.
+
+    Raises:
+        InputError: naming the label map and the value.
+    """
+    transforms = getattr(dataset.pipeline, "transforms", [])
+    loader: Any = next((step for step in transforms if hasattr(step, "_load_seg_map")), None)
+    if loader is None or len(dataset) == 0:
+        return
+
+    for index in np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist():
+        info = dataset.get_data_info(index)
+        if info.get("seg_map_path") is None:
+            continue
+
+        loaded = loader.transform(info)
+        values = np.unique(loaded["gt_seg_map"])
+        wrong = values[(values >= num_classes) & (values != ignore_index)]
+        if len(wrong):
+            raise InputError(_wrong_label(loaded["seg_map_path"], int(wrong[0]), num_classes, ignore_index, dataset))
+
+
+def _wrong_label(path: str, value: int, num_classes: int, ignore_index: int, dataset: Any) -> str:
+    """What to do about a value that is no class of the model."""
+    message = (
+        f"the label map {path} gives {value}; the model has classes 0 to {num_classes - 1}, and {ignore_index} is "
+        "ignored"
+    )
+    if value == 255:
+        return f"{message}. Set ignore_index=255 in the heads of the config, which is what 255 stands for"
+
+    if value == num_classes and not dataset.metainfo.get("reduce_zero_label"):
+        message += ". If classes are numbered from 1 there and 0 is to be ignored, set reduce_zero_label=True"
+    return f"{message}. Else correct the map, or set the class count of the heads with --model.options"
+
+
+def check_same_labels(datasets: Mapping[str, Sequence[Any]]) -> None:
+    """Check that a label has one meaning in all splits: the same classes, in one order, from the same values.
+
+    Args:
+        datasets: for each split its data sets, without wrappers.
+
+    Raises:
+        InputError: naming the two splits and what differs.
+    """
+    first: tuple[str, dict[str, Any]] | None = None
+    for split, parts in datasets.items():
+        for part in parts:
+            meaning = {
+                "classes": tuple(part.metainfo.get("classes") or ()),
+                "reduce_zero_label": bool(part.metainfo.get("reduce_zero_label")),
+            }
+            if first is None:
+                first = (split, meaning)
+            for name, value in meaning.items():
+                expected = first[1][name]
+                if value != expected:
+                    raise InputError(
+                        f"the {first[0]} and the {split} data differ in {name}: {_difference(expected, value)}; give "
+                        "all data sets of the config the same"
+                    )
+
+
+def _difference(first: Any, second: Any) -> str:
+    """Two values, of long tuples the places that differ."""
+    if not isinstance(first, tuple) or len(first) != len(second):
+        return f"{_short(first)} and {_short(second)}"
+    pairs = [f"label {i} is {a} and {b}" for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
+    return listed(pairs)

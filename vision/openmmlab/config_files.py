@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from core.errors import InputError, MissingError
+from core.errors import InputError, MissingError, listed
 from core.io.untrusted import restricted_pickles
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "build_test_pipeline",
     "build_unread_dataset",
     "check_order",
+    "config_path",
     "innermost",
     "is_harmless",
     "packaged_config",
@@ -71,6 +72,11 @@ def packaged_config(config: str | Path) -> Path | None:
     return path if inside and path.is_file() else None
 
 
+def config_path(config: str | Path) -> Path | None:
+    """The file that ``config`` means: a path, or the name of a config of the package; None if there is none."""
+    return Path(config) if Path(config).is_file() else packaged_config(config)
+
+
 def is_harmless(name: str, value: Any) -> bool:
     """Whether a ``config`` or ``options`` that a checkpoint names runs no code from elsewhere.
 
@@ -106,7 +112,7 @@ def read_config(config: str | Path, options: Mapping[str, Any] | None = None) ->
         MissingError: if there is no such file.
         InputError: if it cannot be read, or is neither for MMDetection nor for MMSegmentation.
     """
-    path = Path(config) if Path(config).is_file() else packaged_config(config)
+    path = config_path(config)
     if path is None:
         known = [file.name for file in sorted(_PACKAGED.glob("*.py"))]
         near = difflib.get_close_matches(str(config), known, n=3, cutoff=0.3) or known[:3]
@@ -172,14 +178,16 @@ def build_dataset(config: Config, split: str) -> Any:
         MissingError: if its files are missing.
         InputError: if it cannot be built, or has no samples.
     """
-    from vision.openmmlab.annotations import check_label_maps  # it imports mmdet
+    from vision.openmmlab.annotations import check_label_maps, checked_coco  # it imports mmdet
 
     settings = copy.deepcopy(config[f"{split}_dataloader"].dataset)
-    for part in innermost(settings):
+    parts = innermost(settings)
+    for part in parts:
         if part.type in ("CocoDataset", "mmdet.CocoDataset"):
             part.type = "CheckedCocoDataset"
 
-    dataset = _build(settings, config, split)
+    with checked_coco(parts):
+        dataset = _build(settings, config, split)
     if config.default_scope == "mmseg":
         for part in innermost(dataset):
             check_label_maps(part)
@@ -200,6 +208,9 @@ def build_unread_dataset(config: Config, split: str) -> Any:
 
 
 def _build(settings: Any, config: Config, split: str) -> Any:
+    for part in innermost(settings):
+        _check_class_names(part, config)
+
     with DefaultScope.overwrite_default_scope(config.default_scope), quiet():
         try:
             return DATASETS.build(settings)
@@ -211,6 +222,20 @@ def _build(settings: Any, config: Config, split: str) -> Any:
             ) from error
         except _BUILD_ERRORS as error:
             raise InputError(f"the {split} data of {config.filename} cannot be read: {error!r}") from error
+
+
+def _check_class_names(settings: Any, config: Config) -> None:
+    """Refuse a text where a tuple of names belongs: of ('red') Python makes 'red', which counts as three classes."""
+    classes = (settings.get("metainfo") or {}).get("classes")
+    if isinstance(classes, str) and not Path(classes).is_file():
+        raise InputError(
+            f"metainfo of {config.filename} has classes={classes!r}, which is one text; expected a tuple, for one "
+            f"class with a comma: classes=({classes!r},)"
+        )
+
+    if isinstance(classes, list | tuple) and len(set(classes)) < len(classes):
+        twice = sorted({str(name) for name in classes if classes.count(name) > 1})
+        raise InputError(f"metainfo of {config.filename} names the class {listed(twice)} twice; keep one of each")
 
 
 def build_test_pipeline(config: Config, *, from_arrays: bool = False) -> Compose:

@@ -151,9 +151,12 @@ class OpenMMLabData(SampleDataModule):
             self.predict_set = self._prediction_set(self.find(self.predict_path))
             return
 
+        from vision.openmmlab.annotations import check_same_labels  # it imports mmdet
+
         config = self.read_config()
         for split in _SPLITS[stage or "fit"]:
             dataset = build_dataset(config, split)
+            check_same_labels({"train": [build_unread_dataset(config, "train")], split: innermost(dataset)})
             if split != "train":
                 check_order(config, split)
 

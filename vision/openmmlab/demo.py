@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.config import Config
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from core.data.images import read_image
 from core.io.atomic import atomic_folder
 from vision.demo import handwritten_digits, split_digits
+from vision.openmmlab.config_files import innermost
 from vision.openmmlab.data import OpenMMLabData
 
 __all__ = ["DigitScenes", "draw_scenes"]
@@ -28,6 +30,9 @@ PHOTOS = {
 }
 """Package and file of each split's backgrounds: public domain or CC0, china.jpg (danielbuechele) and flower.jpg
 (vultilion) CC BY 2.0."""
+
+_DATA_ROOT = "data/digit_scenes/"
+"""The folder that configs of the scenes name."""
 
 _SIDE = 96
 """Side of a scene, in pixels."""
@@ -43,7 +48,8 @@ class DigitScenes(OpenMMLabData):
     are disjoint: 1,500 scenes train, 60 validate, 120 test.
 
     Args:
-        config: an OpenMMLab config that reads scenes of digits, by name or path.
+        config: an OpenMMLab config that reads scenes of digits, by name or path. The data of another config are read
+            as it says, so that in ``det.yaml`` and ``seg.yaml`` the two options ``config`` are all that changes.
         root: folder that the scenes are written to and read from.
         options: values of the config to replace, by dotted name.
         predict_path: an image or a folder of images for ``predict``; by default the test images.
@@ -63,10 +69,9 @@ class DigitScenes(OpenMMLabData):
         num_workers: int = 2,
         drop_last: bool = True,
     ) -> None:
-        places = {f"{split}_dataloader.dataset.data_root": f"{root}/" for split in _COUNTS}
         super().__init__(
             config,
-            options={**places, **(options or {})},
+            options=options,
             predict_path=predict_path,
             batch_size=batch_size,
             num_workers=num_workers,
@@ -74,11 +79,26 @@ class DigitScenes(OpenMMLabData):
         )
         self.root = Path(root)
 
+    def read_config(self) -> Config:
+        """The config with the options, whose scenes are those in :attr:`root`."""
+        if self._config is None:
+            for part in _parts(super().read_config()):
+                if part.get("data_root") == _DATA_ROOT:
+                    part.data_root = f"{self.root}/"
+        return super().read_config()
+
     def check_data(self) -> None:
-        """Draw the scenes unless they are there."""
-        if not self.root.exists():
-            draw_scenes(self.root)
+        """Draw the scenes unless they are there, or the config reads other data."""
         super().check_data()
+        reads_scenes = any(part.get("data_root") == f"{self.root}/" for part in _parts(self.read_config()))
+        if reads_scenes and not self.root.exists():
+            draw_scenes(self.root)
+
+
+def _parts(config: Config) -> list[Any]:
+    """The settings of the data sets of a config."""
+    loaders = [config[f"{split}_dataloader"] for split in _COUNTS if f"{split}_dataloader" in config]
+    return [part for loader in loaders for part in innermost(loader.dataset)]
 
 
 def draw_scenes(root: Path, counts: dict[str, int] | None = None) -> None:

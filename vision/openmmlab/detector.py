@@ -1,11 +1,13 @@
 """MMDetection's detectors as LightningModules."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
@@ -39,6 +41,7 @@ class Detector(OpenMMLabTask):
     monitor: ClassVar[str] = "val_bbox_map"
     spec_class = DetectionSpec
     scope = "mmdet"
+    can_export: ClassVar[bool] = False
     shown_score: ClassVar[float] = 0.3
     """Objects with a lower score are not drawn; ``predictions.json`` has them all."""
 
@@ -84,6 +87,12 @@ class Detector(OpenMMLabTask):
                     f"{sample.img_path} has a box of class {int(labels.max())} and the model classes 0 to "
                     f"{self.num_classes - 1}; set the class count of its heads with --model.options"
                 )
+
+    def use_spec(self, theirs: DetectionSpec) -> None:
+        """Take and check what the data say; ids of categories are those of the file that is read now."""
+        super().use_spec(theirs)
+        if theirs.category_ids:
+            self.store_spec(replace(self.spec, category_ids=theirs.category_ids))
 
     # Evaluation
 
@@ -172,6 +181,9 @@ class Detector(OpenMMLabTask):
 
     def report(self, split: EvaluationSplit) -> None:
         """Log the scores and draw the examples; of predictions, write the objects as ``predictions.json``."""
+        has_objects = any(len(labels) for labels in self.score(split).groundtruth_labels)
+        if split != "predict" and not has_objects and not self.trainer.sanity_checking:
+            rank_zero_warn(f"The {split} data have no objects; their mean average precision is given as -1, as by COCO")
         super().report(split)
         if split != "predict":
             return

@@ -7,21 +7,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassJaccardIndex
 
+from core.data.module import DataModule
 from core.errors import InputError
 from core.export import Exported
 from core.training.classification import ConfusionCounts
 from core.training.task import EvaluationSplit
-from vision.openmmlab.data import SegmentationSpec
+from vision.openmmlab.config_files import innermost
+from vision.openmmlab.data import OpenMMLabData, SegmentationSpec
 from vision.openmmlab.overlays import class_colors, draw_label_map
 from vision.openmmlab.task import Batch, OpenMMLabTask, write_png
 
-__all__ = ["MeanIoU", "Segmenter"]
+__all__ = ["MeanIoU", "PixelAccuracy", "Segmenter"]
 
 
 class MeanIoU(ConfusionCounts, MulticlassJaccardIndex):
     """torchmetrics' intersection over union from our counts."""
+
+
+class PixelAccuracy(ConfusionCounts):
+    """The share of labeled pixels that are right; not a number where no pixel is labeled."""
+
+    def compute(self) -> Tensor:
+        """A scalar in [0, 1]."""
+        return self.confmat.trace() / self.confmat.sum()
 
 
 class Segmenter(OpenMMLabTask):
@@ -50,28 +60,58 @@ class Segmenter(OpenMMLabTask):
         scores = MetricCollection(
             {
                 "miou": MeanIoU(num_classes=self.num_classes, ignore_index=self.ignore_index),
-                "acc": MulticlassAccuracy(self.num_classes, average="micro", ignore_index=self.ignore_index),
+                "acc": PixelAccuracy(num_classes=self.num_classes, ignore_index=self.ignore_index),
             }
         )
         self.val_score = scores
         self.test_score = scores.clone()
 
     def count_classes(self, model: nn.Module) -> int:
-        """The number of classes of the head that predicts."""
+        """The number of classes of the head that predicts.
+
+        Raises:
+            InputError: if there is one class.
+        """
         count: int = _last_head(model).num_classes
+        if count < 2:
+            raise InputError(
+                "the heads of the model have one class, and a segmentor tells at least two apart, since every pixel "
+                "has a class; give the rest of the image one: classes=('background', 'object') in metainfo, and "
+                "num_classes=2 in the heads"
+            )
         return count
+
+    def use_data(self, data: DataModule, stage: str) -> None:
+        """Look at some label maps, so that wrong values stop the run before it begins.
+
+        Raises:
+            InputError: naming the label map.
+        """
+        super().use_data(data, stage)
+        if stage == "predict" or not isinstance(data, OpenMMLabData):
+            return
+
+        from vision.openmmlab.annotations import check_label_values  # it imports mmdet
+
+        for dataset in (data.train_set, data.val_set, data.test_set):
+            for part in innermost(dataset) if dataset is not None else []:
+                check_label_values(part, num_classes=self.num_classes, ignore_index=self.ignore_index)
 
     def predict_samples(self, batch: Batch) -> list[Any]:
         """Label maps of a batch; MMSegmentation takes images of one size, others pass one at a time."""
         images = batch["inputs"]
         samples = batch["data_samples"]
         sizes = {(image.shape, sample.metainfo.get("ori_shape")) for image, sample in zip(images, samples, strict=True)}
-        if len(sizes) == 1:
-            return super().predict_samples(batch)
-
         predictions = []
-        for image, sample in zip(images, samples, strict=True):
-            predictions += super().predict_samples({"inputs": [image], "data_samples": [sample]})
+        if len(sizes) == 1:
+            predictions = super().predict_samples(batch)
+        else:
+            for image, sample in zip(images, samples, strict=True):
+                predictions += super().predict_samples({"inputs": [image], "data_samples": [sample]})
+
+        for prediction in predictions:
+            labels = prediction.pred_sem_seg
+            labels.data = labels.data.long()  # a head with one channel for two classes gives floats
         return predictions
 
     def check_truth(self, samples: list[Any]) -> None:
@@ -143,7 +183,7 @@ class Segmenter(OpenMMLabTask):
         return draw_label_map(sample.img_path, labels.data[0], class_colors(self.num_classes, self.spec.palette))
 
     def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
-        """Normalized images (B, 3, H, W) to logits (B, num_classes, H, W), of one fixed size, as UPerNet pools.
+        """Normalized images (B, 3, H, W) to the head's logits (B, C, H, W), of one fixed size, as UPerNet pools.
 
         Raises:
             InputError: for raw samples, which the exporter cannot follow through OpenMMLab's pipelines.
@@ -170,7 +210,7 @@ class _Logits(nn.Module):
         self.model = model
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, num_classes, H, W)."""
+        """(B, 3, H, W) to (B, C, H, W): a channel for each class, or one for the second of two classes."""
         encode_decode: Any = self.model.encode_decode  # mode="tensor" does not know cascades
         logits: Tensor = encode_decode(x_B3HW, [{"img_shape": x_B3HW.shape[2:]}])
         return logits

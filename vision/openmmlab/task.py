@@ -25,6 +25,7 @@ from core.training.task import EvaluationSplit, Task
 from vision.openmmlab.config_files import (
     build_model,
     build_test_pipeline,
+    config_path,
     is_harmless,
     read_config,
     unused_settings,
@@ -132,7 +133,7 @@ class OpenMMLabTask(Task):
             raise InputError(
                 f"the heads of the model have {self.num_classes} classes and the data {len(theirs)} "
                 f"({listed(theirs)}); set the class count of its heads with --model.options, or the classes with "
-                "--data.options"
+                "--data.options. Both have a config: give one FILE as --model.config FILE and --data.config FILE"
             )
 
     def use_classes(self, theirs: tuple[str, ...]) -> None:
@@ -141,9 +142,31 @@ class OpenMMLabTask(Task):
         super().use_classes(theirs)
 
     def use_data(self, data: DataModule, stage: str) -> None:
-        """Before training, name the settings of the config that are not used."""
+        """Refuse data of another config; before training, name the settings of the config that are not used.
+
+        Raises:
+            InputError: if the data come from another config than the model.
+        """
+        if isinstance(data, OpenMMLabData):
+            self.check_config(data)
         if stage == "fit" and self.unused:
             rank_zero_warn(self.unused)
+
+    def check_config(self, data: OpenMMLabData) -> None:
+        """Refuse data of another config than the model's, whose files, classes and pipelines would be used silently.
+
+        Raises:
+            InputError: naming both configs.
+        """
+        own = config_path(self.config_name)
+        theirs = config_path(data.config)
+        if own is None or theirs is None or own.resolve() == theirs.resolve():
+            return
+        raise InputError(
+            f"the model is that of {self.config_name} and the data are those of {data.config}; one config describes "
+            f"both. Type --model.config {self.config_name} --data.config {self.config_name}, or give {data.config} as "
+            "both"
+        )
 
     def prediction_data(self, *, batch_size: int, num_workers: int) -> OpenMMLabData:
         """What reads images for :meth:`predict`: the test pipeline of the task's config."""
