@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-__all__ = ["InputError", "MissingError", "listed"]
+__all__ = ["InputError", "MissingError", "listed", "printable"]
 
 
 class InputError(ValueError):
@@ -23,3 +23,12 @@ def listed(names: Iterable[object], limit: int = 8) -> str:
     if len(words) > limit:
         text += f" and {len(words) - limit} more"
     return text
+
+
+def printable(name: str) -> str:
+    r"""Return the name of a file or class as text that can be written and drawn.
+
+    Python reads bytes of a file name that are not UTF-8 as surrogates, which no text file takes. Here they become
+    escapes, as in 'caf\xe9.png'.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -473,6 +473,7 @@ class GlobalForecastTask(SeriesTask):
 
     spec_class: ClassVar[type[SeriesSpec]] = GlobalSpec
     data_class: ClassVar[type[DataModule]] = GlobalWeather
+    can_export: ClassVar[bool] = False
     spec: GlobalSpec
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import shlex
 import signal
@@ -16,9 +17,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 from rich.progress import TimeRemainingColumn
+from torch import Tensor
 
 from core.data.labeled import SampleDataModule
 from core.data.module import attached_data_module
+from core.errors import printable
 from core.figures import new_figure
 from core.io.atomic import atomic_write
 from core.training.plots import draw_figure
@@ -39,15 +42,34 @@ __all__ = [
 ]
 
 
-BASELINES = ("last", "seasonal", "linear")
-"""A task that compares itself with simple models logs their metrics under these endings, as in ``val_mse_last``."""
-
-
 # What a run keeps
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """The checkpoint callback of the command, which saves at the end of an epoch, after validation.
+class _Measured(Callback):
+    """Knows whether the current weights are those of the last validation, or have changed since.
+
+    Attributes:
+        measured: False from the next training batch after a validation on.
+    """
+
+    measured = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note that the weights change."""
+        self.measured = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the weights were measured."""
+        self.measured = True
+        super().on_validation_end(trainer, pl_module)
+
+
+class RunCheckpoint(_Measured, ModelCheckpoint):
+    """The checkpoint callback of the command, which saves exactly the weights that validation has measured.
+
+    Validation at the end of an epoch is followed by a checkpoint of the complete epoch. Validation within an epoch is
+    followed by a checkpoint at once. An epoch without a validation cannot be the best one, and neither can one whose
+    metric or validation loss is not finite.
 
     Its state is stored under its file name. Lightning makes that name from the moments at which a callback saves, and
     refuses two callbacks with the same ones, so that the user's own ``ModelCheckpoint`` could not stand beside it.
@@ -89,8 +111,32 @@ class RunCheckpoint(ModelCheckpoint):
         """The key of the state in a checkpoint: file name and metric."""
         return self._generate_state_key(filename=self.filename, monitor=self.monitor)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save at the end of the epoch, unless the metric is that of earlier weights."""
+        if self.measured or not self._needs_validation(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
 
-class RunRecord(Callback):
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Whether the current weights are among the best; weights that diverged never are."""
+        values = [current, trainer.callback_metrics.get("val_loss")]
+        finite = all(value is None or bool(value.isfinite().all()) for value in values)
+        if not trainer.strategy.reduce_boolean_decision(finite):
+            return False
+        return super().check_monitor_top_k(trainer, current)
+
+    def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
+        """Whether to wait for the end of the epoch, where a resumed run can begin with the next one."""
+        is_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        return is_end or not self._needs_validation(trainer)
+
+    def _needs_validation(self, trainer: Trainer) -> bool:
+        """Whether validation gives the metric by which the checkpoint is chosen."""
+        if self.monitor is None or self.monitor.startswith("train_"):
+            return False
+        return bool(trainer.enable_validation) and sum(trainer.num_val_batches) > 0
+
+
+class RunRecord(_Measured):
     """Stores in every checkpoint what one needs to know of its run.
 
     Checkpoints get the configuration, as ``config``, and what validation measured on exactly the stored weights, as
@@ -102,8 +148,7 @@ class RunRecord(Callback):
 
     def __init__(self, config: str) -> None:
         self.config = config
-        self.measured: dict[str, float] = {}
-        self.measured_at: int | None = None
+        self.metrics: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml``."""
@@ -113,37 +158,54 @@ class RunRecord(Callback):
                 unfinished.write_text(self.config, encoding="utf-8")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep what validation gave, with the step."""
+        """Keep what validation gave."""
+        super().on_validation_end(trainer, pl_module)
         if trainer.sanity_checking:
             return
         values = trainer.callback_metrics.items()
-        self.measured = {name: float(value) for name, value in values if name.startswith("val_")}
-        self.measured_at = trainer.global_step
+        self.metrics = {name: float(value) for name, value in values if name.startswith("val_")}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the configuration, and the metrics if they are those of these weights."""
         checkpoint["config"] = self.config
-        if self.measured_at == trainer.global_step:
-            checkpoint["metrics"] = dict(self.measured)
+        if self.measured and self.metrics:
+            checkpoint["metrics"] = dict(self.metrics)
 
 
-class LearningCurves(Callback):
+class LearningCurves(_Measured):
     """Draws every logged metric over the epochs into ``learning_curves.png``; a resumed run continues the curves.
 
     Attributes:
-        history: (epoch, value) pairs of each metric.
+        history: (epoch, value) pairs of each metric. The end of an epoch has its number, counted from 0; a validation
+            within an epoch lies between the ends of two, as 1.4 after 40 percent of epoch 2.
     """
 
     def __init__(self) -> None:
-        self.history: dict[str, list[tuple[int, float]]] = {}
+        self.history: dict[str, list[tuple[float, float]]] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add what a validation within an epoch gave."""
+        super().on_validation_end(trainer, pl_module)
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        batches = trainer.num_training_batches
+        if trainer.sanity_checking or progress.is_last_batch or math.isinf(batches):
+            return
+        share = progress.current.ready / batches
+        self._add(trainer, round(trainer.current_epoch - 1 + share, 4), only="val_")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the metrics of this epoch and draw the picture again."""
-        for name, value in trainer.callback_metrics.items():
-            points = self.history.setdefault(name, [])
-            if not points or points[-1][0] < trainer.current_epoch:
-                points.append((trainer.current_epoch, float(value)))
+        self._add(trainer, trainer.current_epoch)
         draw_figure(trainer, "learning_curves", self.figure)
+
+    def _add(self, trainer: Trainer, epoch: float, only: str = "") -> None:
+        """Add the metrics whose names begin with ``only``, but none of an earlier validation."""
+        for name, value in trainer.callback_metrics.items():
+            if not name.startswith(only) or (name.startswith("val_") and not self.measured):
+                continue
+            points = self.history.setdefault(name, [])
+            if not points or points[-1][0] < epoch:
+                points.append((epoch, float(value)))
 
     def figure(self) -> Figure:
         """One panel for each metric; training, validation and the baselines of a metric share one."""
@@ -213,7 +275,9 @@ class PredictionWriter(Callback):
         with atomic_write(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
-            writer.writerows(rows)
+            for row in rows:
+                texts = {key: printable(value) for key, value in row.items() if isinstance(value, str)}
+                writer.writerow(row | texts)
         rank_zero_info(f"Wrote {len(rows)} predictions to {path}")
 
     def _gathered(self, processes: int) -> list[dict[str, Any]]:
@@ -310,7 +374,9 @@ def run_summary(trainer: Trainer) -> str:
         predict = f"  lightning predict --ckpt_path {given}"
         if isinstance(attached_data_module(trainer), SampleDataModule):
             predict += " --data.predict_path FILE_OR_FOLDER"
-        lines += [predict, f"  lightning export --ckpt_path {given}"]
+        lines.append(predict)
+        if getattr(trainer.lightning_module, "can_export", False):
+            lines.append(f"  lightning export --ckpt_path {given}")
 
     return "\n".join(lines)
 
@@ -323,13 +389,15 @@ def _best_epoch(trainer: Trainer) -> list[str]:
     if not isinstance(best, ModelCheckpoint) or curves is None or best.monitor not in curves.history:
         return []
 
-    points = curves.history[best.monitor]
+    points = [point for point in curves.history[best.monitor] if math.isfinite(point[1])]
+    if not points:
+        return []
     choose = max if best.mode == "max" else min
     epoch, value = choose(points, key=lambda point: point[1])
-    lines = [f"Best epoch: {epoch} (of 0 to {points[-1][0]}), {best.monitor} {value:.4g}"]
+    lines = [f"Best epoch: {epoch:g} (of 0 to {points[-1][0]:g}), {best.monitor} {value:.4g}"]
 
     baselines = {}
-    for baseline in BASELINES:
+    for baseline in getattr(trainer.lightning_module, "baseline_names", ()):
         values = dict(curves.history.get(f"{best.monitor}_{baseline}", []))
         if epoch in values:
             baselines[f"{best.monitor}_{baseline}"] = values[epoch]

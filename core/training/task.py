@@ -4,7 +4,8 @@ import math
 import os
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -89,6 +90,10 @@ class Task(LightningModule, TaskHubMixin):
     monitor: ClassVar[str] = "val_loss"
     """The metric that chooses the best checkpoint."""
     monitor_mode: ClassVar[Literal["min", "max"]] = "min"
+    baseline_names: ClassVar[tuple[str, ...]] = ()
+    """Simple models with which the task compares itself; their metrics end in these names, as ``val_mse_last``."""
+    can_export: ClassVar[bool] = True
+    """Whether ``lightning export`` can write the model."""
     spec_class: ClassVar[type[DataSpec]] = DataSpec
     """The modality's subclass of ``DataSpec``."""
     data_class: ClassVar[type[DataModule]] = DataModule
@@ -325,7 +330,8 @@ class Task(LightningModule, TaskHubMixin):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of one batch, and log ``train_loss`` and ``lr``."""
         raw, target = self.unpack(batch)
-        loss = self.training_loss(raw, target)
+        with _batch_norm_explained():
+            loss = self.training_loss(raw, target)
         check_loss(loss, self.global_step, self, lambda: self.training_output(raw, target))
         self.log_training(loss, self.batch_length(raw))
         return loss
@@ -608,6 +614,21 @@ def _refuse_other_names(*, trained: tuple[str, ...], given: tuple[str, ...]) -> 
         f"the model was trained on other classes than the data have: {listed(differing)}; give data with its classes, "
         "or start a new run from its weights with --model.weights CHECKPOINT"
     )
+
+
+@contextmanager
+def _batch_norm_explained() -> Iterator[None]:
+    """Turn the error of a batch norm that got a single value for each channel into one that says what to type."""
+    try:
+        yield
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "a batch norm needs more than one value of each channel, and here the batch is one sample and its map one "
+            "pixel. Give --data.batch_size 2 or more, larger samples, or --model.norm_eval true, which trains with the "
+            "statistics as they are"
+        ) from error
 
 
 def _arguments(raw: Any) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from training.small_runs import PLAIN, QUIET, metric, runs, write_config
 
 from core.cli import main
 from core.training.callbacks import LearningCurves, ModelTable, ProgressLine, RunCheckpoint, run_summary
+from timeseries.task import SeriesTask
 
 
 def _shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -63,6 +64,7 @@ class _Baselines:
     """A trainer whose run has logged a metric and two baselines of it."""
 
     loggers: tuple[Any, ...] = ()
+    lightning_module = SeriesTask
 
     def __init__(self) -> None:
         best = RunCheckpoint(monitor="val_mse", mode="min")

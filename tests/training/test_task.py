@@ -270,3 +270,17 @@ def test_of_very_many_classes_no_pairs_are_counted() -> None:
     task = ImageClassifier(TINY, MAX_CONFUSION_CLASSES + 1)
     assert not list(task.confusion.children())
     Trainer(**OPTIONS).fit(task, _Labels(labels, [str(i) for i in range(MAX_CONFUSION_CLASSES + 1)], batch_size=2))
+
+
+@pytest.mark.parametrize("norm_eval", [False, True])
+def test_batch_of_one_sample_whose_last_map_is_one_pixel(norm_eval: bool) -> None:
+    data = _Labels([0, 1, 2, 0], CLASSES, batch_size=1)
+    trainer = Trainer(**OPTIONS)
+    if norm_eval:
+        trainer.fit(_own(norm_eval=True), datamodule=data)
+        assert trainer.global_step == 4
+        return
+    with pytest.raises(
+        InputError, match=r"one value of each channel.*--data\.batch_size 2 or more.*--model\.norm_eval"
+    ):
+        trainer.fit(_own(), datamodule=data)
