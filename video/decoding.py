@@ -7,7 +7,7 @@ frame can be found whatever the frame rate, and the keyframes, which are the fra
 """
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -57,16 +57,17 @@ class VideoFile:
         self.path = path
         self.short_side = short_side
         self.threads = threads
+        self._size: tuple[int, int] | None = None
 
         self._open()
         try:
             self._read_index()
-        except av.FFmpegError as error:
-            self.close()
-            raise _undecodable(path, error) from error
         except InputError:
             self.close()
             raise
+        except Exception as error:  # FFmpeg's errors, and those of PyAV, which may be of any type
+            self.close()
+            raise _undecodable(path, error) from error
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -91,7 +92,8 @@ class VideoFile:
             indices: (N,) in [0, len(self)), in any order.
 
         Returns:
-            (N, H, W, 3) uint8, RGB, rotated as the file says.
+            (N, H, W, 3) uint8, RGB, rotated as the file says. Where the size changes within the video, all frames are
+            scaled to that of the first one that was read.
 
         Raises:
             InputError: if a frame cannot be decoded.
@@ -100,13 +102,16 @@ class VideoFile:
         wanted = np.unique(times)
         try:
             pictures = self._decode(wanted)
-        except av.FFmpegError as error:
+        except InputError:
+            raise
+        except Exception as error:
             raise _undecodable(self.path, error) from error
 
         for time in wanted.tolist():
             if time not in pictures:
                 seconds = float((time - self.times[0]) * self.stream.time_base)
-                raise InputError(f"{self.path} cannot be decoded as a video: no frame at {seconds:.2f} s; replace it")
+                place = f"no frame {time}" if self.times_restart else f"no frame at {seconds:.2f} s"
+                raise InputError(f"{self.path} cannot be decoded as a video: {place}; replace it")
 
         return np.stack([pictures[time] for time in times.tolist()])
 
@@ -122,6 +127,10 @@ class VideoFile:
             found = "sound and no pictures" if streams.audio else "no video in it"
             self.close()
             raise InputError(f"{self.path} has {found}; give a video, or take it out of the list")
+
+        if videos[0].codec_context is None:
+            self.close()
+            raise InputError(f"{self.path} has a codec that FFmpeg does not know; convert it, as to H.264 in mp4")
 
         self.stream = videos[0]
         self.stream.codec_context.thread_count = self.threads
@@ -153,6 +162,15 @@ class VideoFile:
             reason = " and lasts 0 s; replace it" if len(packets) > 1 else "; a clip needs at least two"
             raise InputError(f"{self.path} has {len(packets)} frames{reason}")
 
+        # In files that were joined, the times begin anew. Their frames are found by counting, at equal distances.
+        decoding_times = [packet.dts for packet in packets if packet.dts is not None]
+        self.times_restart = any(later < earlier for earlier, later in pairwise(decoding_times))
+        if self.times_restart:
+            count = sum(not packet.is_discard for packet in packets)
+            self.times = np.arange(count)
+            self.end = count
+            return
+
         # Some containers do not store the duration of the last frame.
         first = int(self.times[0])
         last = int(self.times[-1])
@@ -178,7 +196,7 @@ class VideoFile:
 
     def _decode(self, wanted: Times) -> dict[int, Frames]:
         """Decode the frames at the wanted times, ascending, to pictures (H, W, 3) by their times."""
-        if self._has_wrong_times():
+        if self.times_restart or self._has_wrong_times():
             return self._to_rgb(self._decode_by_count(wanted))
 
         pictures = self._to_rgb(self._decode_by_seeking(wanted))
@@ -274,7 +292,8 @@ class VideoFile:
 
         while decoded := list(islice(frames, CONVERTED_AT_ONCE)):
             for time, frame in decoded:
-                width, height = _scale_down(frame.width, frame.height, self.short_side)
+                self._size = self._size or (frame.width, frame.height)
+                width, height = _scale_down(*self._size, self.short_side)
                 rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA)
                 quarter_turns = round(frame.rotation / 90) % 4
                 pictures[time] = np.rot90(rgb.to_ndarray(), quarter_turns)
@@ -290,7 +309,7 @@ def _open_container(path: Path) -> InputContainer:
 
     try:
         return av.open(str(path))
-    except (av.FFmpegError, ValueError) as error:
+    except Exception as error:
         raise _undecodable(path, error) from error
 
 

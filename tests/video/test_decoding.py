@@ -9,6 +9,7 @@ import pytest
 from small_clips import gray, number_of, numbered, write_sound, write_video
 
 import video.decoding
+from core.data.samples import read_or_skip
 from core.errors import InputError, MissingError
 from video.decoding import VideoFile
 from video.sampling import Sampling
@@ -237,6 +238,57 @@ def test_damage_in_the_middle_is_an_error_where_it_hides_frames(tmp_path: Path) 
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"a\.mp4 cannot be decoded as a video"):
         _read(file, range(36))
+
+
+def test_frame_that_is_lost_is_named_by_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_video(tmp_path / "a.mp4", numbered(36))
+    monkeypatch.setattr(VideoFile, "_decode", lambda *_: {})
+    with pytest.raises(InputError, match=r"a\.mp4 cannot be decoded as a video: no frame at 0\.80 s; replace it$"):
+        _read(file, [20, 22])
+
+
+def test_codec_that_is_unknown(tmp_path: Path) -> None:
+    file = write_video(tmp_path / "a.avi", numbered(4), codec="mjpeg", pix_fmt="yuvj420p")
+    file.write_bytes(file.read_bytes().replace(b"MJPG", b"QQQQ").replace(b"mjpg", b"QQQQ"))
+    with pytest.raises(InputError, match=r"^.*a\.avi has a codec that FFmpeg does not know; convert it"):
+        VideoFile(file)
+
+
+@pytest.mark.parametrize("suffix", ["ts", "webm"])
+def test_files_that_were_joined(suffix: str, tmp_path: Path) -> None:
+    """The times of the frames begin anew, and the second file has frames of another size."""
+    codec = "libvpx-vp9" if suffix == "webm" else "libx264"
+    first = write_video(tmp_path / f"a.{suffix}", numbered(12), codec=codec, g="4")
+    second = write_video(tmp_path / f"b.{suffix}", numbered(30, (96, 80))[12:], codec=codec, g="4")
+    joined = tmp_path / f"joined.{suffix}"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+
+    with VideoFile(joined) as clip:
+        assert len(clip) == 30
+        frames = clip.read(np.array([0, 11, 12, 29, 5]))
+    assert frames.shape == (5, 48, 64, 3)
+    assert [number_of(frame) for frame in frames] == [0, 11, 12, 29, 5]
+
+
+@pytest.mark.parametrize("error", [AttributeError("no such thing"), RuntimeError("broken"), MemoryError("too large")])
+def test_whatever_a_decoder_raises_names_the_file(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_video(tmp_path / "a.mp4", numbered(4))
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with VideoFile(file) as clip:
+        monkeypatch.setattr(VideoFile, "_decode", fail)
+        with pytest.raises(InputError, match=rf"^{file} cannot be decoded as a video: {error}; replace it$"):
+            clip.read(np.array([1]))
+
+    monkeypatch.setattr(VideoFile, "_read_index", fail)
+    with pytest.raises(InputError, match=rf"^{file} cannot be decoded as a video: {error}; replace it$"):
+        VideoFile(file)
+    with pytest.warns(UserWarning, match=f"skipped: {file}"):
+        assert read_or_skip(lambda: VideoFile(file), skip_broken=True) is None
 
 
 def test_missing_file(tmp_path: Path) -> None:
