@@ -49,14 +49,21 @@ class _Current(Callback):
         self.steps.append(pl_module.get_submodule("net.0").weight.detach().clone())
 
 
-def _fit(average: Callback, folder: Any, epochs: int = 2) -> tuple[_Line, _Current, list[dict[str, Any]], Tensor]:
+def _fit(
+    average: Callback, folder: Any, epochs: int = 2, precision: Any = 32
+) -> tuple[_Line, _Current, list[dict[str, Any]], Tensor]:
     torch.manual_seed(0)
     model, current = _Line(), _Current()
     first = model.net[0].weight.detach().clone()
     save = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
     options: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     trainer = Trainer(
-        accelerator="cpu", max_epochs=epochs, callbacks=[average, current, save], log_every_n_steps=1, **options
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=[average, current, save],
+        log_every_n_steps=1,
+        precision=precision,
+        **options,
     )
     trainer.fit(model)
     files = [torch.load(folder / f"epoch={e}.ckpt", weights_only=True) for e in range(epochs)]
@@ -122,3 +129,19 @@ def test_average_lives_where_the_model_is_trained(tmp_path: Any, monkeypatch: py
     average.setup(trainer, model, "fit")
     assert average._average_model is not None
     assert all(p.device.type == "meta" for p in average._average_model.parameters())
+
+
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("16-true", torch.float16)])
+def test_average_of_weights_of_16_bits_is_kept_in_float32(
+    precision: str, dtype: torch.dtype, start: int, tmp_path: Any
+) -> None:
+    model, current, files, _ = _fit(EMA(DECAY, start_step=start), tmp_path, precision=precision)
+    for epoch, file in enumerate(files):
+        steps = [weight.float() for weight in current.steps[: 3 * epoch + 3]]
+        average = file["state_dict"]["net.0.weight"]
+        assert average.dtype == torch.float32
+        assert_close(average, _recursion(steps, start))
+        assert_close(model.validated[epoch * 3], average.to(dtype), rtol=0, atol=0)
+        assert_close(file["current_model_state"]["net.0.weight"], current.steps[3 * epoch + 2], rtol=0, atol=0)
+    assert model.net[0].weight.dtype == dtype
