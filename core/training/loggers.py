@@ -40,7 +40,7 @@ class _AppendingWriter(ExperimentWriter):
         file = Path(self.metrics_file_path)
         before = file.read_text(encoding="utf-8") if file.is_file() else ""
         complete = before[: before.rfind("\n") + 1]
-        if complete != before:
+        if complete != before or file.is_symlink():  # what a link points to is not this run's
             self._replace(complete)
         if complete:
             self.metrics_keys = next(csv.reader(complete.splitlines()))

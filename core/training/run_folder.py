@@ -1,12 +1,16 @@
 """The folder of a run, ``lightning_logs/<task>/version_<n>``: configuration, logs, pictures, checkpoints."""
 
+import errno
 import os
 import platform
+import re
 import shlex
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from lightning import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -142,6 +146,14 @@ def _new_folder(runs: Path) -> Path:
             f"{in_the_way} is not a folder, and runs are written below {runs}; move it away, or choose another place "
             "with --trainer.default_root_dir FOLDER"
         ) from error
+    except (OSError, ValueError) as error:
+        cannot_be = (errno.ENAMETOOLONG, errno.ENOENT, errno.EINVAL, errno.ELOOP)
+        if isinstance(error, OSError) and error.errno not in cannot_be:
+            raise
+        raise InputError(
+            f"the folder {str(runs)[:200]!r}, below which runs are written, cannot be made ({error}); choose another "
+            "place with --trainer.default_root_dir FOLDER"
+        ) from error
 
     while True:
         numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
@@ -167,7 +179,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    with _open_lock(folder / ".lock") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -178,10 +190,40 @@ def only_writer(folder: Path) -> Iterator[None]:
             ) from error
         except OSError:  # a file system without locks
             pass
-        file.truncate(0)
+        file.seek(0)
+        file.truncate()
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
         yield
+
+
+def _open_lock(path: Path) -> TextIO:
+    """Open the lock of a run folder for reading and writing, or make it; nothing else is opened in its place.
+
+    A run folder may come from anybody, and its lock may be a link to a file of the user, or any other file.
+
+    Raises:
+        InputError: if it is not the lock of a run.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    refusal = InputError(f"{path} is not the lock of a run, which holds one line of its own; look at it, and remove it")
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise refusal from error
+        raise
+
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        os.close(handle)
+        raise refusal
+
+    file = os.fdopen(handle, "r+", encoding="utf-8", errors="replace")
+    if not re.fullmatch(r"(\d+ on \S*)?", file.read(300)):
+        file.close()
+        raise refusal
+    return file
 
 
 def resume_hint(last: Path | None, words: Sequence[str], since: float = 0.0) -> str:

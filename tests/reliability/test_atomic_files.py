@@ -1,6 +1,7 @@
 """What is written is complete or absent; run folders belong to one run; damage in checkpoints is found."""
 
 import errno
+import os
 import resource
 import subprocess
 import sys
@@ -199,6 +200,49 @@ def test_second_process_in_a_run_folder_is_refused(tmp_path: Path) -> None:
         other.kill()
     with only_writer(tmp_path):  # the system forgets the lock of a process that was killed
         pass
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "file", "folder", "pipe"])
+def test_lock_that_is_no_lock_is_refused_and_left_as_it_is(kind: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    lock = run / ".lock"
+    other = tmp_path / "other"
+    other.write_text("precious")
+    if kind == "link":
+        lock.symlink_to(other)
+    elif kind == "dangling link":
+        lock.symlink_to(tmp_path / "gone")
+    elif kind == "hard link":
+        other.write_text("")
+        lock.hardlink_to(other)
+    elif kind == "file":
+        lock.write_text("precious")
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        os.mkfifo(lock)
+
+    before = other.read_text()
+    with pytest.raises(InputError, match=r"\.lock is not the lock of a run"), only_writer(run):
+        pass
+    assert other.read_text() == before
+    assert not (tmp_path / "gone").exists()
+    if kind == "file":
+        assert lock.read_text() == "precious"
+
+
+def test_table_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    other = tmp_path / "other.csv"
+    other.write_text("step,x\n0,5.0\n")
+    file = tmp_path / "a" / "b" / "metrics.csv"
+    file.parent.mkdir(parents=True)
+    file.symlink_to(other)
+    logger = ResumableCSVLogger(tmp_path, "a", "b")
+    logger.log_metrics({"x": 2.0}, step=1)
+    logger.save()
+    assert other.read_text() == "step,x\n0,5.0\n"
+    assert file.read_text().split() == ["step,x", "0,5.0", "1,2.0"]
 
 
 def test_resumed_table_goes_on_after_the_last_whole_row(tmp_path: Path) -> None:
