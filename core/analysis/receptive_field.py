@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import InputError
-from core.figures import new_figure
+from core.figures import new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,12 +151,12 @@ def receptive_field_figure(fields: dict[str, ReceptiveField], title: str) -> Fig
     from matplotlib.colors import ListedColormap
 
     figure = new_figure(3.6 * len(fields) + 0.8, 5)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(plain(title), fontsize=10)
     panels = figure.subplots(1, len(fields), squeeze=False)[0]
     upper_half = colormaps["RdYlGn"](np.linspace(0.5, 1, 128))  # the papers use this color map centered at 0
     for axes, (name, field) in zip(panels, fields.items(), strict=True):
         image = axes.imshow(field.scores, cmap=ListedColormap(upper_half), vmin=0, vmax=1)
-        axes.set_title("\n".join(textwrap.fill(line, 38) for line in name.splitlines()), fontsize=8)
+        axes.set_title("\n".join(plain(_panel_line(line)) for line in name.splitlines()), fontsize=8)
         axes.set(xticks=[], yticks=[])
 
         lines = []
@@ -167,6 +167,19 @@ def receptive_field_figure(fields: dict[str, ReceptiveField], title: str) -> Fig
 
     figure.colorbar(image, ax=list(panels), shrink=0.6, label="log contribution / largest")
     return figure
+
+
+def _panel_line(line: str, length: int = 38) -> str:
+    """Wrap a line of a panel's title between words; a path that is too long keeps its end, as 'name=.../best.ckpt'."""
+    words = []
+    for word in line.split(" "):
+        if len(word) > length and "/" in word:
+            name, equals, path = word.rpartition("=")
+            end = path[-max(length - len(name + equals) - 3, 12) :]
+            _, slash, whole_folders = end.partition("/")
+            word = f"{name}{equals}...{slash}{whole_folders or end}"
+        words.append(word)
+    return textwrap.fill(" ".join(words), length, break_long_words=False, break_on_hyphens=False)
 
 
 def ratio_text(ratio: float | None) -> str:

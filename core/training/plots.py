@@ -12,7 +12,7 @@ from lightning import Trainer
 from PIL import Image
 from torch import Tensor
 
-from core.figures import new_figure
+from core.figures import new_figure, plain
 from core.io.atomic import atomic_write
 from core.training.run_folder import run_folder
 
@@ -77,8 +77,12 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     axes.set(xlabel="predicted", ylabel="true", title=f"{int(counts.sum())} samples, accuracy {accuracy:.3f}")
 
     if size <= 40:
-        axes.set_xticks(range(size), classes, rotation=45 if max(map(len, classes)) > 2 else 0)
-        axes.set_yticks(range(size), classes)
+        names = [plain(name) for name in classes]
+        if max(map(len, classes)) > 2:
+            axes.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor")
+        else:
+            axes.set_xticks(range(size), names)
+        axes.set_yticks(range(size), names)
     if size <= 20:
         for row, column in torch.nonzero(counts).tolist():
             color = "white" if share[row, column] > 0.5 else "black"
@@ -90,7 +94,7 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
 def image_sheet(
     images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None = None, columns: int = 8, width: float = 1.5
 ) -> Figure:
-    """A sheet of small images with a line of text above each.
+    """A sheet of small images with a line of text above each, or two lines where one has too little room.
 
     Args:
         images: (N, C, H, W) with C 1 or 3, in [0, 1].
@@ -102,12 +106,13 @@ def image_sheet(
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
     height = min(max(width * images.shape[2] / images.shape[3], 0.5), 6.0)  # inches
-    title = 0.25  # inches
+    lines = [_title_lines(text, int(width * 14)) for text in titles]
+    title = 0.12 + 0.13 * max(map(len, lines))  # inches
 
     # One axes in inches for all images: an axes for each would take three times as long to draw.
     figure = new_figure(width * columns, (height + title) * rows, automatic=False)
     axes = figure.add_axes((0, 0, 1, 1))
-    for i, (image, text) in enumerate(zip(images, titles, strict=True)):
+    for i, (image, text) in enumerate(zip(images, lines, strict=True)):
         row, column = divmod(i, columns)
         left = column * width
         top = row * (height + title) + title
@@ -115,11 +120,23 @@ def image_sheet(
         extent = (left + 0.04, left + width - 0.04, top + height - 0.04, top + 0.02)
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=extent)
         color = "crimson" if wrong and wrong[i] else "black"
-        axes.text(left + width / 2, top - 0.05, text, ha="center", va="baseline", fontsize=8, color=color)
+        middle = left + width / 2
+        label = axes.text(middle, top - 0.05, "\n".join(text), ha="center", va="bottom", fontsize=8, color=color)
+        inches = label.get_window_extent().width / figure.dpi
+        label.set_fontsize(8 / max(inches / (width - 0.08), 1))  # else it would run into its neighbor
 
     axes.axis("off")
     axes.set(xlim=(0, width * columns), ylim=((height + title) * rows, 0), aspect="auto")
     return figure
+
+
+def _title_lines(text: str, length: int) -> list[str]:
+    """Split 'predicted 0.93 (true)' before its bracket if it is longer than ``length``, and shorten each part."""
+    head, bracket, tail = text.partition(" (")
+    parts = [head, f"({tail}"] if bracket and len(text) > length else [text]
+    longest = 2 * length
+    shortened = [part if len(part) <= longest else f"{part[: longest - 10]}...{part[-7:]}" for part in parts]
+    return [plain(part) for part in shortened]
 
 
 class Examples:

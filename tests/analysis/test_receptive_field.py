@@ -148,7 +148,9 @@ def test_images_without_finite_gradients_are_left_out_and_counted(value: float) 
 
 
 def test_nothing_but_images_without_finite_gradients() -> None:
-    with pytest.raises(ValueError, match=re.escape("no image gave finite gradients (2 tried); give images, and undamaged")):
+    with pytest.raises(
+        ValueError, match=re.escape("no image gave finite gradients (2 tried); give images, and undamaged")
+    ):
         effective_receptive_field(Roots().eval(), [torch.zeros(1, 1, 8, 8), -torch.ones(1, 1, 8, 8)])
 
 
@@ -194,6 +196,21 @@ def test_figure_shows_every_field_with_its_ratios() -> None:
     (image,) = peak.get_images()
     np.testing.assert_array_equal(image.get_array(), fields["peak"].scores)
     assert image.get_clim() == (0, 1)
+
+
+def test_titles_of_panels_keep_paths_and_dollar_signs_in_one_piece() -> None:
+    run = "/home/somebody/work/lightning_logs/ImageClassifier/version_0/checkpoints/best.ckpt"
+    names = [f"net={run}\nmean 0.5", run, f"/{60 * 'a'}", "costs $x^$ or $y"]
+    fields = {name: _random_field(20, 20) for name in names}
+    figure = receptive_field_figure(fields, "2 images of photos/$x^$")
+    figure.canvas.draw()  # mathtext would refuse '$x^$'
+    titles = [axes.get_title().replace(r"\$", "$").splitlines() for axes in figure.axes[:-1]]
+    assert titles == [
+        ["net=.../checkpoints/best.ckpt", "mean 0.5"],
+        [".../version_0/checkpoints/best.ckpt"],
+        [f"...{35 * 'a'}"],
+        ["costs $x^$ or $y"],
+    ]
 
 
 def test_model_and_images_stay_as_they_are() -> None:

@@ -56,6 +56,52 @@ def test_confusion_matrix_names_rows_and_columns_and_takes_empty_classes() -> No
     assert "accuracy 0.000" in confusion_figure(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"]).axes[0].get_title()
 
 
+def test_labels_of_the_confusion_matrix_end_at_their_column() -> None:
+    names = ["a name of a class", "another long name", "the last of them"]
+    figure = confusion_figure(torch.eye(3, dtype=torch.int64), names)
+    rendered(figure)
+    (axes, *_) = figure.axes
+    columns = [axes.transData.transform((i, 0))[0] for i in range(3)]
+    step = columns[1] - columns[0]
+    for column, label in zip(columns, axes.get_xticklabels(), strict=True):
+        assert abs(label.get_window_extent().x1 - column) < step / 3
+
+
+def test_dollar_signs_in_names_are_drawn_as_such() -> None:
+    names = ["price $x^$", "$_$ and $", "plain"]
+    figure = confusion_figure(torch.eye(3, dtype=torch.int64), names)
+    rendered(figure)  # mathtext would refuse '$x^$'
+    rendered(image_sheet(torch.rand(3, 3, 8, 8), names))
+    escaped = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert [text.replace(r"\$", "$") for text in escaped] == names
+    assert escaped[0].count("$") == escaped[0].count(r"\$")
+
+
+def test_names_that_are_not_utf8_are_drawn() -> None:
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    figure = confusion_figure(torch.eye(2, dtype=torch.int64), [name, "b"])
+    rendered(figure)
+    rendered(image_sheet(torch.rand(1, 3, 8, 8), [f"{name} 0.50"]))
+    assert figure.axes[0].get_yticklabels()[0].get_text() == r"caf\xe9"
+
+
+@pytest.mark.parametrize("length", [10, 15, 20, 60])
+def test_titles_of_a_sheet_do_not_overlap(length: int) -> None:
+    predicted = "MW" * (length // 2)
+    true = "wm" * (length // 2)
+    titles = [f"{predicted} 0.93 ({true})", f"{predicted} 1.00", f"{true} 0.51 ({predicted})", "b 0.50"] * 4
+    figure = image_sheet(torch.rand(16, 3, 8, 8), titles, [True] * 16)
+    rendered(figure)
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+        assert box.y1 <= figure.bbox.height
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+    assert all(text.get_text().startswith(("MW", "wm", "b")) for text in axes.texts)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("count", [1, 3, 9, 32])
 def test_sheet_has_a_place_for_every_image(count: int, channels: int) -> None:
