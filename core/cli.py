@@ -14,7 +14,7 @@ from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any
 
 from core.errors import InputError
-from core.stopping import machine_message, notes, say, stop_signal, terminable
+from core.stopping import machine_message, notes, refused_by_trainer, say, stop_signal, terminable
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
@@ -185,8 +185,8 @@ def _message(error: BaseException | None) -> str | None:
     The parser wraps what a constructor raises, and a data-loading process puts its traceback before the message.
     """
     while error is not None and not isinstance(error, InputError):
-        if type(error).__name__ == "MisconfigurationException":  # Lightning's word for a setting it cannot use
-            return str(error)
+        if refused_by_trainer(error):
+            return " ".join(str(error).split()).removesuffix(".")
         error = error.__cause__
     if error is None:
         return None
@@ -200,7 +200,7 @@ def _shortened(text: str) -> str:
     head, _, reasons = text.partition("Errors:")
     kept = [line.strip() for line in reasons.splitlines() if line.strip() and "NoneType" not in line]
     kept = [line for line in kept if not line.startswith("Given value")]
-    return " ".join([head.splitlines()[0], *kept]) if kept else text
+    return " ".join([head.splitlines()[0], *kept] if kept else text.split())
 
 
 def _filter_warnings() -> None:

@@ -8,8 +8,6 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
 from core.errors import InputError, MissingError
 
 __all__ = ["find_config", "installed_configs", "list_configs"]
@@ -42,7 +40,7 @@ def find_config(given: str) -> tuple[Path, bool]:
 
     Raises:
         MissingError: if there is none, or several; the message names the nearest.
-        InputError: if the file is not YAML.
+        InputError: if the file is not YAML, is empty, or has no end.
     """
     path = Path(given)
     if path.is_file():
@@ -100,7 +98,18 @@ def _first_comment(file: Path) -> str:
 
 
 def _check_yaml(path: Path) -> None:
+    """Refuse a file that holds no settings, before the parser of the command reads it."""
+    from core.io.untrusted import parse_yaml  # torch takes a second to import; lightning configs need not wait for it
+
     try:
-        yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} is not YAML: {error}") from error
+
+    content = parse_yaml(text, path)
+    if content is None:
+        raise InputError(f"{path} is empty; expected settings by their names, such as model: and data:")
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} holds {type(content).__name__}; expected settings by their names, such as model: and data:"
+        )

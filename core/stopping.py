@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["Terminated", "machine_message", "notes", "say", "stop_signal", "terminable"]
+__all__ = ["Terminated", "machine_message", "notes", "refused_by_trainer", "say", "stop_signal", "terminable"]
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -84,6 +84,17 @@ def machine_message(error: BaseException) -> str | None:
                 "smaller --data.batch_size"
             )
     return None
+
+
+def refused_by_trainer(error: BaseException) -> bool:
+    """Whether Lightning's trainer cannot use a setting, also one that contradicts the data."""
+    if type(error).__name__ == "MisconfigurationException":
+        return True
+    if not isinstance(error, ValueError) or error.__traceback__ is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    file = frame.f_code.co_filename.replace("\\", "/")
+    return "/lightning/pytorch/trainer/" in file or file.endswith("/lightning/pytorch/loops/fit_loop.py")
 
 
 def notes(error: BaseException) -> str:

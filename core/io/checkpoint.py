@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from core.errors import InputError, MissingError, listed
 from core.io.atomic import atomic_write
-from core.io.untrusted import read_torch_file
+from core.io.untrusted import parse_yaml, read_torch_file
 
 __all__ = ["AtomicCheckpointIO", "TaskCheckpoint"]
 
@@ -126,10 +125,7 @@ def _read_config(content: dict[str, Any], path: Path) -> dict[str, Any] | None:
     if text is None:
         return None
 
-    try:
-        config = yaml.safe_load(str(text))
-    except yaml.YAMLError as error:
-        raise InputError(f"the configuration of the run of {path} is not YAML: {error}") from error
+    config = parse_yaml(str(text), f"the configuration of the run of {path}")
     return config if isinstance(config, dict) else None
 
 

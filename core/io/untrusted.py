@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from core.errors import InputError, MissingError
 
-__all__ = ["read_arrays", "read_torch_file", "restricted_pickles"]
+__all__ = ["check_yaml", "parse_yaml", "read_arrays", "read_torch_file", "restricted_pickles"]
 
 _CHUNK = 2**24  # bytes
+_YAML_DEPTH = 64
+_YAML_VALUES = 1_000_000
 
 
 def read_torch_file(path: Path) -> Any:
@@ -95,6 +98,66 @@ def restricted_pickles() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def parse_yaml(text: str, source: object) -> Any:
+    """Parse YAML whose anchors and nesting are bounded.
+
+    Args:
+        text: of the file.
+        source: where it comes from, for messages.
+
+    Raises:
+        InputError: if it is not YAML, refers to itself, is nested too deeply, or grows too large by its anchors.
+    """
+    check_yaml(text, source)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # dates and numbers that cannot be are a ValueError
+        raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def check_yaml(text: str, source: object) -> None:
+    """Refuse YAML that is small on disk and without end in memory; other errors are left to the parser.
+
+    Nine anchors of nine references each stand for a billion values, and an anchor within itself for infinitely many.
+
+    Args:
+        text: of the file.
+        source: where it comes from, for messages.
+
+    Raises:
+        InputError: if it refers to itself, is nested too deeply, or grows too large by its anchors.
+    """
+    sizes: dict[str, int] = {}  # values below each anchor
+    anchors: list[str | None] = []  # of the collections that are open
+    counts = [0]  # values in each of them so far, below that of the document
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                if event.anchor in anchors:
+                    raise InputError(f"{source} refers to itself: *{event.anchor} stands within &{event.anchor}")
+                counts[-1] += sizes.get(event.anchor, 1)
+            elif isinstance(event, yaml.ScalarEvent):
+                counts[-1] += 1
+                if event.anchor is not None:
+                    sizes[event.anchor] = 1
+            elif isinstance(event, yaml.CollectionStartEvent):
+                anchors.append(event.anchor)
+                counts.append(1)
+            elif isinstance(event, yaml.CollectionEndEvent):
+                anchor = anchors.pop()
+                size = counts.pop()
+                counts[-1] += size
+                if anchor is not None:
+                    sizes[anchor] = size
+
+            if len(anchors) > _YAML_DEPTH:
+                raise InputError(f"{source} is nested more than {_YAML_DEPTH} levels deep, which no setting needs")
+            if counts[-1] > _YAML_VALUES:
+                raise InputError(f"{source} grows beyond {_YAML_VALUES:,} values by its anchors (&) and references (*)")
+    except yaml.YAMLError:
+        return
 
 
 def read_arrays(path: Path) -> Any:

@@ -21,6 +21,8 @@ from core.training.task import Backbone, EvaluationSplit, Task
 
 __all__ = ["ClassificationTask", "Confusion", "ConfusionCounts"]
 
+MAX_CLASSES = 1_000_000
+"""More names than these are a slip of the keyboard, and would take memory before anything else is asked."""
 MAX_CONFUSION_CLASSES = 2000
 """The confusion matrix of the 21,841 classes of ImageNet-22K would take 4 GB in each process."""
 
@@ -101,6 +103,8 @@ class ClassificationTask(Task):
             InputError: if ``num_classes`` contradicts the data, or the number of classes is not known at all.
         """
         num_classes = self.hparams.get("num_classes")
+        if num_classes is not None and not 2 <= num_classes <= MAX_CLASSES:
+            raise InputError(f"num_classes={num_classes}; expected a number from 2 to {MAX_CLASSES:,}")
         if not spec.classes:
             if num_classes is None:
                 raise InputError("nothing says how many classes there are; give num_classes, or spec=data.spec()")

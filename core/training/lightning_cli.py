@@ -4,8 +4,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from core.data.module import DataModule
 from core.errors import InputError
 from core.export import Source
 from core.io.checkpoint import AtomicCheckpointIO, TaskCheckpoint
+from core.io.untrusted import check_yaml
+from core.stopping import refused_by_trainer
 from core.training.callbacks import (
     LearningCurves,
     ModelTable,
@@ -53,6 +55,7 @@ class LarKitCLI(LightningCLI):
     _needs_model = True  # the verb whose options are being added
     _checkpoint: TaskCheckpoint | None = None  # given with --ckpt_path
     _made_folder: Path | None = None  # the run folder, if this command makes it
+    _made_parents: Sequence[Path] = ()  # the folders above it that this command makes, the lowest first
     _last: RunCheckpoint | None = None  # what keeps the last checkpoint
 
     @classmethod
@@ -149,9 +152,27 @@ class LarKitCLI(LightningCLI):
         """Parse the words, or a dictionary or namespace of settings."""
         if isinstance(args, Mapping | Namespace):
             self.config = parser.parse_object(args)
-            return
-        words = _with_full_names(sys.argv[1:] if args is None else args)
-        self.config = parser.parse_args(_with_configuration(words))
+        else:
+            words = _with_full_names(sys.argv[1:] if args is None else args)
+            self.config = parser.parse_args(_with_configuration(words))
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers that Lightning takes and then fails on."""
+        seed = self.settings.get("seed_everything")
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything={seed}; expected a number from 0 to {2**32 - 1}, true or false")
+
+        trainer = self.settings.get("trainer") or Namespace()
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+            value = trainer.get(name)
+            if isinstance(value, int) and value < 1:
+                raise InputError(f"--trainer.{name} {value}; expected 1 or more")
+        if trainer.get("val_check_interval") == 0:
+            raise InputError(
+                "--trainer.val_check_interval 0; expected a share of an epoch above 0, or a number of batches. "
+                "--trainer.limit_val_batches 0 leaves validation out"
+            )
 
     @property
     def settings(self) -> Namespace:
@@ -266,6 +287,7 @@ class LarKitCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
 
         resumed = self._checkpoint.path if self._checkpoint is not None and self.subcommand == "fit" else None
+        self._made_parents = [path for path in (self._runs(), *self._runs().parents) if not _exists(path)]
         version = new_run(self._runs(), resumed)
         folder = self._runs() / version
         kwargs["logger"] = run_loggers(self._runs(), version)
@@ -301,10 +323,11 @@ class LarKitCLI(LightningCLI):
 
         try:
             trainer = super()._instantiate_trainer(config, callbacks)
-        except ValueError as error:
-            if bare:  # another option contradicts it; Lightning names the option
-                raise InputError(str(error)) from error
+        except InputError:
             raise
+        except (ValueError, TypeError) as error:  # an option, or two that contradict each other; Lightning names them
+            reason = " ".join(str(error).split()).removesuffix(".")
+            raise InputError(f"the trainer cannot be built: {reason}") from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin or the strategy has its own
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -328,7 +351,7 @@ class LarKitCLI(LightningCLI):
             last = self._last_file(folder)
             saved = last is not None and last.is_file() and last.stat().st_mtime >= started
             saved = saved or (folder is not None and (folder / "checkpoints").exists())
-            refused = isinstance(error, InputError)
+            refused = isinstance(error, InputError) or refused_by_trainer(error)
             if refused and not saved:
                 self._remove_made_folder()
             if subcommand == "fit" and _is_first_process() and (saved or not refused):
@@ -352,6 +375,9 @@ class LarKitCLI(LightningCLI):
         """Delete the run folder, if this command has made it."""
         if self._made_folder and _is_first_process():
             shutil.rmtree(self._made_folder, ignore_errors=True)
+            with suppress(OSError):  # another run has begun there
+                for parent in self._made_parents:
+                    parent.rmdir()
 
 
 class _LayeredConfig(ActionConfigFile):
@@ -403,6 +429,8 @@ def _with_full_names(words: list[str]) -> list[str]:
             word = f"--config={_found(value)}"
         elif full and full[-1] in ("-c", "--config"):
             word = _found(word)
+        else:
+            _check_value(value if equals and name.startswith("--") else word)
         full.append(word)
     return full
 
@@ -412,6 +440,15 @@ def _found(given: str) -> str:
     if is_elsewhere:
         rank_zero_info(f"Using the installed configuration {file}")
     return str(file)
+
+
+def _check_value(text: str) -> None:
+    """Refuse the value of an option that is YAML without end, or the name of such a file; the parser would read it."""
+    file = Path(text)
+    if file.suffix in (".yaml", ".yml") and file.is_file():
+        check_yaml(file.read_text(encoding="utf-8", errors="replace"), file)
+    elif "*" in text or text.count("[") + text.count("{") > 60:
+        check_yaml(text, "an option")
 
 
 def _with_configuration(words: list[str]) -> list[str]:
@@ -519,6 +556,14 @@ def _names_a_class(value: Any) -> bool:
 def _is_first_process() -> bool:
     """Whether this is the first of several processes of a run, also before they know of each other."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a path; one that cannot be does not exist."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _imported(class_path: str) -> Any:

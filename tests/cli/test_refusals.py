@@ -1,6 +1,7 @@
 """What the command refuses, with one message that says what to change and leaves nothing behind."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,6 +125,59 @@ def test_setting_that_cannot_be_used(
 ) -> None:
     config = write_config(tmp_path / "a.yaml", photos)
     assert text in refusal(*_words("fit", config, tmp_path / "out", option, value))
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--seed_everything", "-5"], r"seed_everything=-5; expected a number from 0 to 4294967295"),
+        (["--trainer.accumulate_grad_batches", "0"], r"--trainer\.accumulate_grad_batches 0; expected 1 or more"),
+        (["--trainer.check_val_every_n_epoch", "0"], r"--trainer\.check_val_every_n_epoch 0; expected 1 or more"),
+        (["--trainer.devices", "-3"], r"devices|processes"),
+        (["--trainer.strategy", "nope"], r"strategy='nope'"),
+        (["--trainer.val_check_interval", "100"], r"`val_check_interval` \(100\) must be less than or equal to"),
+        (["--trainer.val_check_interval", "0"], r"--trainer\.val_check_interval 0; expected a share of an epoch"),
+        (["--checkpoint.mode", "x"], r"checkpoint\.mode.*Got value: x"),
+        (["--model.num_classes", "99999999999999999999"], r"num_classes=9+; expected a number from 2 to 1,000,000"),
+        (["--trainer.default_root_dir", "a" * 300], r"below which runs are written, cannot be made"),
+        (["--trainer.default_root_dir", "/proc/nowhere"], r"/proc/nowhere.*cannot be made"),
+    ],
+)
+def test_setting_that_lightning_does_not_refuse_itself(
+    words: list[str], text: str, photos: Path, tmp_path: Path, refusal: Refusal
+) -> None:
+    config = write_config(tmp_path / "a.yaml", photos)
+    message = refusal(*_words("fit", config, tmp_path / "out", *words))
+    assert re.search(text, message)
+    assert "\n" not in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("content", "text"), [("", "is empty"), ("# later\n", "is empty"), ("3\n", "holds int")])
+def test_file_without_settings_is_named(
+    content: str, text: str, photos: Path, tmp_path: Path, refusal: Refusal
+) -> None:
+    second = tmp_path / "b.yaml"
+    second.write_text(content)
+    config = write_config(tmp_path / "a.yaml", photos)
+    message = refusal(*_words("fit", config, tmp_path / "out", "-c", str(second)))
+    assert f"{second} {text}; expected settings by their names" in message
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_refused_command_removes_the_folders_that_it_made(
+    verb: str, photos: Path, tmp_path: Path, refusal: Refusal, trained: dict[str, Path]
+) -> None:
+    config = write_config(tmp_path / "a.yaml", photos)
+    words = ["--model.num_classes", "7"]
+    if verb == "validate":
+        words = ["--data.batch_size", "0", "--ckpt_path", str(trained["folder"])]
+    for present in (False, True):
+        if present:
+            (tmp_path / "out" / "lightning_logs" / "ImageClassifier").mkdir(parents=True)
+        refusal(*_words(verb, config, tmp_path / "out", *words))
+        assert (tmp_path / "out").exists() == present
+    assert not list((tmp_path / "out").rglob("version_*"))
 
 
 def test_barebones_with_what_it_leaves_out(photos: Path, tmp_path: Path, refusal: Refusal) -> None:

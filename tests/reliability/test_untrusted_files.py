@@ -4,7 +4,10 @@ import hashlib
 import os
 import pickle
 import re
+import shutil
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,18 @@ import pytest
 import timm
 import torch
 import yaml
-from training.small_runs import command, write_config
+from training.small_runs import command, runs, table, write_config, write_photos
 
 from core.cli import main
 from core.data.images import read_image
 from core.errors import InputError, MissingError
 from core.io.checkpoint import AtomicCheckpointIO
 from core.io.downloads import hub_file, web_file
-from core.io.untrusted import read_arrays, restricted_pickles
+from core.io.untrusted import parse_yaml, read_arrays, restricted_pickles
 from core.io.weights import read_state_dict
 from pointcloud.files import read_cloud
 from pointcloud.sets import read_h5
+from vision import ImageClassifier
 
 
 class _Attack:
@@ -309,3 +313,83 @@ def test_hub_file_is_compared_with_the_hubs_name_for_it(large: bool, repository:
     (repository / "pytorch_model.bin").symlink_to(blob)
     with pytest.raises(InputError, match="is not what the Hugging Face Hub has"):
         read_state_dict("org/name")
+
+
+# Names
+
+
+def test_names_of_files_and_classes_that_are_not_utf8(tmp_path: Path) -> None:
+    odd = b"caf\xe9".decode("utf-8", "surrogateescape")
+    root = write_photos(tmp_path / "photos", [odd, "$x^$"], train=4, val=2)
+    source = next((root / "val" / odd).iterdir())
+    (tmp_path / "new").mkdir()
+    for name in (f"{odd}.png", "a.png"):
+        shutil.copy(source, tmp_path / "new" / name)
+
+    config = write_config(tmp_path / "a.yaml", root)
+    command("fit", config, tmp_path, "--trainer.max_epochs", "1")
+    words = ["--ckpt_path", "best", "--data.predict_path", str(tmp_path / "new")]
+    command("predict", config, tmp_path, *words)
+    rows = table(runs(tmp_path)[1] / "predictions.csv")
+    assert [Path(row["file"]).name for row in rows] == ["a.png", r"caf\xe9.png"]
+    assert {row["class"] for row in rows} <= {r"caf\xe9", "$x^$"}
+
+
+# YAML
+
+_LETTERS = "abcdefghij"
+_ENDLESS = {
+    "refers to itself": "model: &a\n  class_path: vision.ImageClassifier\n  init_args: *a\n",
+    "grows beyond": "a: &a [x,x,x,x,x,x,x,x,x]\n"
+    + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in pairwise(_LETTERS)),
+    "nested more than": "model: " + 100_000 * "[",
+    "is nested more": "\n".join(f"{' ' * i}a:" for i in range(2000)),
+}
+
+
+@pytest.mark.parametrize("message", _ENDLESS)
+def test_yaml_without_end_is_refused_at_once(message: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(_ENDLESS[message])
+    started = time.monotonic()
+    with pytest.raises(SystemExit, match=rf"^lightning: error: .*a\.yaml .*{message[:12]}") as refused:
+        main(["fit", "-c", str(file)])
+    assert time.monotonic() - started < 3  # a second, on a machine that does nothing else
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("words", [["--model", "FILE"], ["--model.backbone_args", "&a {b: *a}"]])
+def test_yaml_without_end_in_an_option(words: list[str], photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "b.yaml"
+    file.write_text(_ENDLESS["refers to itself"])
+    words = [str(file) if word == "FILE" else word for word in words]
+    with pytest.raises(SystemExit, match=r"^lightning: error: .*refers to itself"):
+        main(["fit", "-c", str(write_config(tmp_path / "a.yaml", photos)), *words])
+
+
+def test_yaml_without_end_in_a_checkpoint(trained: dict[str, Path], tmp_path: Path) -> None:
+    content = torch.load(trained["folder"] / "checkpoints" / "best.ckpt", weights_only=True)
+    for message, text in _ENDLESS.items():
+        content["config"] = text
+        torch.save(content, tmp_path / "a.ckpt")
+        with pytest.raises(SystemExit, match=rf"configuration of the run of .*a\.ckpt .*{message[:12]}"):
+            main(["test", "--ckpt_path", str(tmp_path / "a.ckpt")])
+
+
+def test_anchors_of_common_use_are_read() -> None:
+    text = "a: &a {x: 1, y: [1, 2]}\nb: *a\nc: {<<: *a, x: 2}\n"
+    assert parse_yaml(text, "a.yaml") == {
+        "a": {"x": 1, "y": [1, 2]},
+        "b": {"x": 1, "y": [1, 2]},
+        "c": {"x": 2, "y": [1, 2]},
+    }
+    for text in ("a: *unknown\n", "a: 2001-99-99\n", "a: [1\n", "a: !!python/none x\n"):
+        with pytest.raises(InputError, match="is not YAML") as refused:
+            parse_yaml(text, "a.yaml")
+        assert "\n" not in str(refused.value)
+
+
+def test_json_without_end_in_a_shared_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(100_000 * "[")
+    with pytest.raises(InputError, match=r"config\.json is not JSON"):
+        ImageClassifier.from_pretrained(str(tmp_path))
