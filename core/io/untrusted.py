@@ -129,7 +129,7 @@ def check_yaml(text: str, source: object) -> None:
     Raises:
         InputError: if it refers to itself, is nested too deeply, or grows too large by its anchors.
     """
-    sizes: dict[str, int] = {}  # values below each anchor
+    sizes: dict[str | None, int] = {}  # values below each anchor
     anchors: list[str | None] = []  # of the collections that are open
     counts = [0]  # values in each of them so far, below that of the document
     try:
