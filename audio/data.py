@@ -291,7 +291,7 @@ class Recordings(Dataset[tuple[Tensor, Any] | None]):
     def _read(self, source: Any) -> Tensor:
         if isinstance(source, tuple):
             return self._checked(source_name(source), source[1])
-        return read_wave(source, self.sample_rate, shortest=self.shortest)
+        return read_wave(source, self.sample_rate, shortest=self.shortest, longest=self.longest)
 
     def _checked(self, name: str, array: np.ndarray) -> Tensor:
         if array.ndim != 1 or array.dtype.kind != "f" or len(array) < self.shortest:

@@ -192,6 +192,62 @@ def test_samples_that_are_no_numbers(value: float, tmp_path: Path) -> None:
         read_wave(file, 16_000)
 
 
+@pytest.mark.parametrize("rate", [1, 999, 768_001])
+def test_rates_that_no_recording_has(rate: int, tmp_path: Path) -> None:
+    file = _write(tmp_path / "a.wav", tone(440.0, 4_000), 8_000)
+    content = bytearray(file.read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^{file} has a sample rate of {rate} Hz; expected 1000 to 768000"):
+        read_wave(file, 16_000)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_only_the_part_that_is_needed_is_decoded(
+    suffix: str, rate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = _write(tmp_path / f"a.{suffix}", tone(440.0, 20 * rate, rate), rate)
+    whole = read_wave(file, 16_000)
+
+    decoded: list[int] = []
+    read = soundfile.SoundFile.read
+
+    def count(self: Any, frames: int, **options: Any) -> Any:
+        block = read(self, frames, **options)
+        decoded.append(len(block))
+        return block
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", count)
+    part, _ = Recordings([(file, 0)], 16_000, longest=8_000)[0] or pytest.fail("left out")
+    assert sum(decoded) <= 0.52 * rate
+    assert_close(part, whole[:8_000], rtol=0, atol=1e-6)
+
+
+def test_cut_off_mp3(tmp_path: Path) -> None:
+    """The first frame that LAME writes holds the number of the others."""
+    file = _write(tmp_path / "a.mp3", tone(440.0, 32_000, 16_000), 16_000)
+    content = file.read_bytes()
+    tags = b"ID3\x04\0\0\0\0\x02\x01" + bytes(257)
+    for start in (b"", tags):
+        file.write_bytes(start + content)
+        assert len(read_wave(file, 16_000)) == 32_000
+        file.write_bytes(start + content[: len(content) // 2])
+        with pytest.raises(InputError, match=rf"^{file} is cut off after \d\.\d\d s; replace it"):
+            read_wave(file, 16_000)
+
+
+def test_whatever_a_decoder_raises_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_tone(tmp_path / "a.wav", 440.0)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", fail)
+    with pytest.raises(InputError, match=rf"^{file} cannot be decoded as a recording: too large; replace it$"):
+        read_wave(file, 8_000)
+
+
 def test_missing_recording(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=rf"no recording {tmp_path}/no\.wav; correct the list"):
         read_wave(tmp_path / "no.wav", 16_000)
