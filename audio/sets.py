@@ -74,7 +74,7 @@ class SpeechCommands(AudioDataModule):
             raise MissingError(f"there is no {path}; unpack the whole archive of Speech Commands there")
 
         samples: Labeled = []
-        for name in path.read_text(encoding="utf-8").split():
+        for name in path.read_text(encoding="utf-8-sig").split():
             if name not in by_name:
                 raise MissingError(f"{path} names {name}, which is not there; unpack the archive again")
             if name in seen:
@@ -184,7 +184,8 @@ class AudioTable(AudioDataModule):
             )
 
         try:
-            entries = [(str(row["wav"]), str(row["labels"])) for row in json.loads(table.read_text("utf-8"))["data"]]
+            rows = json.loads(table.read_text(encoding="utf-8-sig"))["data"]
+            entries = [(str(row["wav"]), str(row["labels"])) for row in rows]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{table} is not {{'data': [{{'wav': ..., 'labels': ...}}, ...]}}: {error!r}") from error
 
@@ -236,7 +237,7 @@ def _read_weights(path: Path, count: int) -> list[float]:
         raise MissingError(f"there is no {path}; give one weight a line for each of the {count} training recordings")
 
     try:
-        weights = [float(line) for line in path.read_text(encoding="utf-8").split()]
+        weights = [float(line) for line in path.read_text(encoding="utf-8-sig").split()]
     except ValueError as error:
         raise InputError(f"{path} is not one number a line: {error}") from error
 

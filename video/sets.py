@@ -88,7 +88,7 @@ class VideoList(VideoDataModule):
         if not self.class_names.is_file():
             raise MissingError(f"there is no {self.class_names}; give a file with the name of a class a line")
 
-        return self.class_names.read_text(encoding="utf-8").splitlines()
+        return self.class_names.read_text(encoding="utf-8-sig").splitlines()
 
     def _samples(self, file: Path, rows: dict[int, tuple[Any, ...]], classes: Sequence[str]) -> list[Sample]:
         """The (source, label) pairs of the rows of a list."""

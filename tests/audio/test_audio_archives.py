@@ -30,7 +30,7 @@ def _speech_commands(root: Path, words: tuple[str, ...] = ("bird", "yes", "backw
             write_tone(root / word / f"s{speaker}_nohash_0.wav", 500.0, 8_000)
     write_tone(root / "_background_noise_" / "white.wav", 500.0, 8_000)
     for file, speaker in (("validation_list.txt", 2), ("testing_list.txt", 3)):
-        (root / file).write_text("".join(f"{word}/s{speaker}_nohash_0.wav\n" for word in words), encoding="utf-8")
+        (root / file).write_text("".join(f"{word}/s{speaker}_nohash_0.wav\n" for word in words), encoding="utf-8-sig")
     return root
 
 

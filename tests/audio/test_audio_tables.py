@@ -124,6 +124,19 @@ def test_missing_table(name: str, place: Path) -> None:
         _table(place, weights_csv="weights.csv").spec()
 
 
+def test_tables_that_a_spreadsheet_wrote(place: Path) -> None:
+    """With a byte-order mark at the beginning."""
+    (place / "weights.csv").write_text("1\n" * 4, encoding="utf-8")
+    before = _table(place, weights_csv="weights.csv").splits()
+    for name in ("train.json", "val.json", "labels.csv", "weights.csv"):
+        file = place / name
+        file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8-sig")
+
+    table = _table(place, weights_csv="weights.csv")
+    assert table.splits() == before
+    assert table.train_weights == [1.0] * 4
+
+
 def test_empty_training_table(place: Path) -> None:
     _write(place, "none.json", [])
     with pytest.raises(MissingError, match="AudioTable has no train samples"):

@@ -60,7 +60,7 @@ def test_test_list_data_root_and_names(lists: Path) -> None:
     (lists / "videos" / "test.csv").write_text("c.mp4 1\n", encoding="utf-8")
     for name in ("train", "val"):
         write_list(lists / "videos", name, ["c.mp4 0", "d.mp4 3"])
-    (lists / "names.txt").write_text("run\njump\nsit\nsleep\n", encoding="utf-8")
+    (lists / "names.txt").write_text("run\njump\nsit\nsleep\n", encoding="utf-8-sig")  # as spreadsheets write it
     data = _set_up(VideoList(str(lists / "videos"), class_names=str(lists / "names.txt"), **BOTH))
     assert data.classes == ["run", "jump", "sit", "sleep"]
     assert [label for _, label in data.test_set.samples] == [1]
