@@ -45,6 +45,7 @@ class SeriesSpec(DataSpec):
         std: C standard deviations over the training rows, in the units of the file.
         date: name of the date column of a file.
         fill: how missing values of a file are filled.
+        in_order: whether the rows of a file are taken in order, whatever their dates.
     """
 
     channels: tuple[str, ...] = ()
@@ -55,6 +56,7 @@ class SeriesSpec(DataSpec):
     std: tuple[float, ...] = ()
     date: str = "date"
     fill: Fill | None = None
+    in_order: bool = False
 
 
 def numbered_channels(count: int) -> tuple[str, ...]:
@@ -228,6 +230,8 @@ class SeriesDataModule(WindowDataModule):
     Args:
         split: shares of the rows for training, validation and test, or their numbers; in the order of time.
         fill: how missing values are filled: 'previous' or 'linear'; None refuses them.
+        in_order: take the rows of a file in order as regular steps, whatever their dates, as the field's long-term
+            protocols do.
         predict_path: a CSV file, or a folder of them, to continue in ``predict``; by default the table itself.
         date: name of the date column of a file.
         kwargs: arguments of :class:`WindowDataModule`.
@@ -243,6 +247,7 @@ class SeriesDataModule(WindowDataModule):
         *,
         split: Split = (0.7, 0.1, 0.2),
         fill: Fill | None = None,
+        in_order: bool = False,
         predict_path: str | None = None,
         date: str = "date",
         **kwargs: Any,
@@ -250,6 +255,7 @@ class SeriesDataModule(WindowDataModule):
         super().__init__(**kwargs)
         self.split = split
         self.fill = fill
+        self.in_order = in_order
         self.predict_path = Path(predict_path) if predict_path else None
         self.date = date
         self._series: Series | None = None
@@ -264,6 +270,7 @@ class SeriesDataModule(WindowDataModule):
             period=spec.period,
             date=spec.date,
             fill=spec.fill,
+            in_order=spec.in_order,
             batch_size=batch_size,
             num_workers=num_workers,
         )
@@ -291,6 +298,7 @@ class SeriesDataModule(WindowDataModule):
             period=self.period,
             date=self.date,
             fill=self.fill,
+            in_order=self.in_order,
         )
 
     def spec(self) -> SeriesSpec:
@@ -418,7 +426,13 @@ class SeriesDataModule(WindowDataModule):
             raise MissingError(f"there is no CSV file in {path}")
         return [
             self._series_source(
-                read_series(file, date=self.date, channels=self.columns, fill=self.fill),
+                read_series(
+                    file,
+                    date=self.date,
+                    channels=self.columns,
+                    fill=self.fill,
+                    in_order=self.in_order,
+                ),
                 str(file),
             )
             for file in files

@@ -22,6 +22,7 @@ _DECIMALS = {",": ".", ";": ",.", "\t": ".,"}
 """Separators of columns, and the decimal signs that may go with each, the usual one first."""
 _DATE_FORMATS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d"}
 """Formats of dates that are whole numbers, by the number of digits. Pandas would count nanoseconds since 1970."""
+_LARGEST = torch.finfo(torch.float32).max
 _WANTED = "YYYY-MM-DD HH:MM:SS"
 
 
@@ -31,7 +32,7 @@ class Series:
 
     Attributes:
         values: (T, C) float32, in the units of the file, without gaps.
-        times: ``pandas.DatetimeIndex`` of length T, rising in steps of ``step``.
+        times: ``pandas.DatetimeIndex`` of length T, rising in steps of ``step`` unless rows were taken in order.
         step: the pandas offset between two timestamps.
         channels: C names.
     """
@@ -51,7 +52,12 @@ class Series:
 
 
 def read_series(
-    path: Path, *, date: str = "date", channels: Sequence[str] | None = None, fill: Fill | None = None
+    path: Path,
+    *,
+    date: str = "date",
+    channels: Sequence[str] | None = None,
+    fill: Fill | None = None,
+    in_order: bool = False,
 ) -> Series:
     """Read a CSV file with one row for each time step: a date column, and numbers in all other columns.
 
@@ -64,6 +70,7 @@ def read_series(
         channels: columns to read, in this order; by default all others.
         fill: how missing values and missing rows are filled: with the value before ('previous'), or on a line between
             the neighbors ('linear'). The number of filled values is printed. None refuses them.
+        in_order: take the rows in the order of the file as regular steps, whatever their dates.
 
     Raises:
         MissingError: if there is no such file.
@@ -98,7 +105,7 @@ def read_series(
     text = _text_columns(values)
     if text:
         raise InputError(f"{path}: {listed(text)} holds no numbers; name the channels that do with --data.channels")
-    return as_series(values.set_axis(times, axis=0), str(path), fill=fill)
+    return as_series(values.set_axis(times, axis=0), str(path), fill=fill, in_order=in_order)
 
 
 def _read_table(path: Path, date: str) -> Any:
@@ -109,13 +116,13 @@ def _read_table(path: Path, date: str) -> Any:
     # a name may hold another separator, as in 'date;Temperature, °C'
     separator = max(headers, key=lambda sign: (date in headers[sign], len(headers[sign])))
     usual, other = _DECIMALS[separator][0], _DECIMALS[separator][-1]
-    table = pd.read_csv(path, sep=separator, decimal=usual, skipinitialspace=True)
+    table = _read_columns(path, separator, usual)
     if separator == ",":
         return table
 
     decimal = usual
     if set(_text_columns(table)) - {date}:
-        second = pd.read_csv(path, sep=separator, decimal=other, skipinitialspace=True)
+        second = _read_columns(path, separator, other)
         if set(_text_columns(second)) < set(_text_columns(table)):
             table = second
             decimal = other
@@ -126,29 +133,51 @@ def _read_table(path: Path, date: str) -> Any:
     return table
 
 
+def _read_columns(path: Path, separator: str, decimal: str) -> Any:
+    """Read a table whose rows may end with a separator that the header lacks.
+
+    Raises:
+        ValueError: if rows hold more values than the header has names.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            return pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True, index_col=False)
+        except pd.errors.ParserWarning as error:
+            raise ValueError("its rows hold more values than its header has names") from error
+
+
 def _text_columns(table: Any) -> list[str]:
     return [str(name) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
 
 
-def as_series(table: Any, where: str, *, fill: Fill | None = None) -> Series:
+def as_series(table: Any, where: str, *, fill: Fill | None = None, in_order: bool = False) -> Series:
     """Turn a ``pandas.DataFrame`` of numbers with timestamps as its index into a series.
 
     Args:
         table: one row for each time step, one column for each channel.
         where: what the table is called in messages.
         fill: as for :func:`read_series`.
+        in_order: as for :func:`read_series`.
 
     Raises:
         InputError: if the timestamps are not regular, or values are missing and ``fill`` is None.
     """
     if fill not in (None, "previous", "linear"):
         raise InputError(f"fill={fill!r}; expected 'previous', 'linear', or none to refuse gaps")
-    step = regular_step(table.index, where)
-    table = _with_all_rows(table, step, where, fill).astype("float32")
+    if in_order:
+        step = _usual_step(table.index, where)
+    else:
+        step = regular_step(table.index, where)
+        table = _with_all_rows(table, step, where, fill)
+    table = table.astype("float64")
 
-    infinite = table.columns[table.isin([math.inf, -math.inf]).any()]
+    infinite = table.columns[(table.abs() > _LARGEST).any()]
     if len(infinite):
-        raise InputError(f"{where} holds infinity in {listed(infinite)}; correct it")
+        raise InputError(
+            f"{where} holds infinity in {listed(infinite)}, or numbers beyond {_LARGEST:.1e}, which float32 cannot "
+            "hold; correct it"
+        )
 
     missing = table.isna().sum()
     missing = missing[missing > 0]
@@ -165,8 +194,21 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None) -> Series:
         if len(empty):
             raise InputError(f"{where} has no value at all in {listed(empty)}; leave it out with --data.channels")
 
+    _refuse_lost_digits(table, where)
     values = torch.from_numpy(table.to_numpy(dtype="float32", copy=True))
     return Series(values, table.index, step, [str(name) for name in table.columns])
+
+
+def _refuse_lost_digits(table: Any, where: str) -> None:
+    """Refuse channels so far from zero that the seven digits of float32 do not hold how they change."""
+    lost = (table - table.astype("float32").astype("float64")).abs().max()
+    spread = table.std()
+    for name in table.columns[(lost > 1e-3 * spread) & (spread > 0)]:
+        center = table[name].mean()
+        raise InputError(
+            f"{where}: {name} changes by {spread[name]:.3g} around {center:.7g}, too little for the seven digits of "
+            f"float32; subtract {center:.7g} in the file first"
+        )
 
 
 def _with_all_rows(table: Any, step: Any, where: str, fill: Fill | None) -> Any:
@@ -263,6 +305,8 @@ def regular_step(times: Any, where: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pandas 4 will return the offset instead of its name
             step = pd.infer_freq(times)  # such as business days
+    if step is None and _are_business_days(times, gaps):
+        step = "B"
     if step is None:
         step = _most_frequent_step(times, gaps, where)
     return pd.tseries.frequencies.to_offset(step)
@@ -278,6 +322,25 @@ def _calendar_step(times: Any) -> Any | None:
     offset = pd.DateOffset(months=months, day=day)
     every = pd.date_range(times[0], times[-1], freq=offset)
     return offset if len(every) <= 2 * len(times) and times.isin(every).all() else None
+
+
+def _usual_step(times: Any, where: str) -> Any:
+    """The most frequent positive gap between neighboring timestamps, which names the steps after the last row."""
+    gaps = times[1:] - times[:-1]
+    rising = gaps[gaps > pd.Timedelta(0)]
+    if not len(rising):
+        raise InputError(f"{where} has no date that is later than the one before; at least one step must be known")
+    return pd.tseries.frequencies.to_offset(pd.Series(rising).mode().iloc[0])
+
+
+def _are_business_days(times: Any, gaps: Any) -> bool:
+    """Whether these are days without any weekend, some of which may be missing, such as holidays."""
+    if gaps.min() != pd.Timedelta(days=1) or (times.day_of_week >= 5).any():
+        return False
+
+    every = pd.date_range(times[0], times[-1], freq="B")
+    has_weekends = times[-1] - times[0] >= pd.Timedelta(days=len(every))
+    return has_weekends and len(every) <= 2 * len(times) and bool(times.isin(every).all())
 
 
 def _most_frequent_step(times: Any, gaps: Any, where: str) -> Any:

@@ -126,10 +126,8 @@ def seasonal_value(x_BLC: Tensor, pred_len: int, period: int) -> Tensor:
     return x_BLC[:, -period:][:, places]
 
 
-def fit_linear(
-    values_TC: Tensor, seq_len: int, pred_len: int, *, ridge: float = 1e-3, max_windows: int = 1_000_000
-) -> Tensor:
-    """Fit one linear layer from history to horizon, shared by all channels, by ridge regression.
+def fit_linear(values_TC: Tensor, seq_len: int, pred_len: int, *, max_windows: int = 1_000_000) -> Tensor:
+    """Fit one linear layer from history to horizon, shared by all channels, by least squares in float64.
 
     DLinear (arXiv 2205.13504) trains two such layers, on trend and season, both of which are linear in the history: it
     can express no more than one layer. The solution is computed directly, so it does not depend on a training recipe.
@@ -138,7 +136,6 @@ def fit_linear(
         values_TC: standardized training rows.
         seq_len: L.
         pred_len: T.
-        ridge: added to the mean square of each input, for stability.
         max_windows: number of windows of one channel to use; of more than that, evenly spaced ones are taken.
 
     Returns:
@@ -160,9 +157,9 @@ def fit_linear(
         cross += x.T @ rows[:, seq_len:]
         count += len(rows)
 
-    penalty = torch.full((size,), ridge, dtype=torch.float64, device=square.device)
-    penalty[-1] = 1e-12  # the bias is not held back
-    return torch.linalg.solve(square / count + penalty.diag(), cross / count).float()
+    # The pseudoinverse also solves where inputs depend on each other, as in series without noise.
+    inverse = torch.linalg.pinv(square / count, hermitian=True)
+    return (inverse @ (cross / count)).float()
 
 
 def linear_forecast(z_BLC: Tensor, weight: Tensor) -> Tensor:

@@ -46,7 +46,13 @@ class CSVSeries(SeriesDataModule):
         """
         if self.path is None:
             raise MissingError("no series was given; type --data.path FILE, a CSV file with a date column")
-        return read_series(self.path, date=self.date, channels=self.columns, fill=self.fill)
+        return read_series(
+            self.path,
+            date=self.date,
+            channels=self.columns,
+            fill=self.fill,
+            in_order=self.in_order,
+        )
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,12 @@ def test_dates_that_cannot_be_used(dates: list[str], text: str, tmp_path: Path) 
         (["date,a,b", *[f"2020-01-0{i},1,low" for i in (1, 2, 3)]], r"b holds no numbers; name .* --data\.channels"),
         (["date", "2020-01-01"], "has no column beside 'date'; expected one column of numbers"),
         (["date,a", *[f"2020-01-0{i},inf" for i in (1, 2, 3)]], "holds infinity in a"),
+        (["date,a", *[f"2020-01-0{i},1e39" for i in (1, 2, 3)]], "holds infinity in a, or numbers beyond 3.4e"),
+        (
+            ["date,a", *[f"2020-01-0{i},{1_700_000_000 + i}" for i in (1, 2, 3)]],
+            "a changes by 1 around 1.7e.09, too little for the seven digits of float32; subtract",
+        ),
+        (["date,a", *[f"2020-01-0{i},1,{i}" for i in (1, 2, 3)]], "its rows hold more values than its header"),
         (["date,a,b", *[f"2020-01-0{i},,1" for i in (1, 2, 3)]], "no value at all in a"),
         ([], "is not a CSV file in UTF-8: .*; save it as 'CSV UTF-8'"),
     ],
@@ -140,6 +146,37 @@ def test_dates_that_cannot_be_used(dates: list[str], text: str, tmp_path: Path) 
 def test_tables_that_cannot_be_used(lines: list[str], text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=text):
         read_series(_lines(tmp_path / "a.csv", lines), fill="linear")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_rows_with_a_separator_at_their_ends(separator: str, tmp_path: Path) -> None:
+    rows = [separator.join((f"2020-01-0{i}", f"{i}.5", "")) for i in (1, 2, 3)]
+    series = read_series(_lines(tmp_path / "a.csv", [separator.join(("date", "a")), *rows]))
+    assert series.channels == ["a"]
+    assert series.values[:, 0].tolist() == [1.5, 2.5, 3.5]
+
+
+def test_rows_are_taken_in_order_on_request(tmp_path: Path) -> None:
+    """One date twice and one gap, as in the field's Weather file."""
+    dates = [f"2020-01-01 00:{minute}0" for minute in (0, 1, 1, 2)] + ["2020-01-01 02:00", "2020-01-01 02:10"]
+    path = _rows(tmp_path / "a.csv", dates)
+    with pytest.raises(InputError, match="the date 2020-01-01 00:10:00 twice"):
+        read_series(path)
+
+    series = read_series(path, in_order=True)
+    assert series.values[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert [str(time) for time in series.ahead(2)] == ["2020-01-01 02:20:00", "2020-01-01 02:30:00"]
+
+
+def test_business_days_without_a_holiday(tmp_path: Path) -> None:
+    days = pd.date_range("2024-01-01", periods=60, freq="B").delete(20)
+    path = _rows(tmp_path / "a.csv", [str(day.date()) for day in days])
+    with pytest.raises(InputError, match=r"no row for 1 dates, the first 2024-01-29 00:00:00"):
+        read_series(path)
+
+    series = read_series(path, fill="previous")
+    assert len(series) == 60
+    assert series.times.day_of_week.max() == 4
 
 
 def test_letters_of_windows_are_refused(tmp_path: Path) -> None:
