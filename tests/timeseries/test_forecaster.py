@@ -1,12 +1,13 @@
 """The forecaster for any series: its parts against plain formulas, its task's losses, and arguments that do not fit."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
 from lightning import Trainer
-from small_series import TINY
+from small_series import TINY, waves, write_series
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import core  # noqa: F401  (registers the backbones)
 from core.errors import InputError
-from timeseries import ForecastTask, SeriesSpec, fold_by_period
+from timeseries import CSVSeries, ForecastTask, SeriesSpec, fold_by_period
 
 LENGTHS = {"seq_len": 48, "pred_len": 12}
 
@@ -221,3 +222,35 @@ def test_training_on_plain_loaders_measures_the_model_alone() -> None:
     with torch.no_grad():
         error = (task.eval()(x) - y) / torch.tensor([2.0, 0.5])
     assert measured == pytest.approx({"val_mse": float(error.square().mean()), "val_mae": float(error.abs().mean())})
+
+
+def test_examples_are_spread_over_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = _net()
+    monkeypatch.setattr(net, "batch_count", lambda split: 24)
+    for batch in range(24):
+        history = torch.full((2, 48, 4), float(batch))
+        horizon = torch.zeros(2, 12, 4)
+        net.keep_examples("val", history, horizon, horizon)
+    assert [float(example.history[0]) for example in net.examples] == [0, 4, 8, 12, 16, 20]
+
+
+@pytest.mark.parametrize(("channels", "pred_len"), [(1, 12), (2, 1), (1, 1)])
+def test_one_channel_and_one_step(channels: int, pred_len: int, tmp_path: Path) -> None:
+    """Training, metrics, pictures and predictions."""
+    file = write_series(tmp_path / "a.csv", waves(300, channels, noise=0.1))
+    sizes = {"seq_len": 48, "pred_len": pred_len, "period": 12}
+    data = CSVSeries(str(file), num_workers=0, batch_size=16, **sizes)
+    task = ForecastTask(TINY["backbone"], backbone_args=TINY["backbone_args"], spec=data.spec())
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        max_epochs=1,
+        limit_train_batches=2,
+        accelerator="cpu",
+        enable_progress_bar=False,
+    )
+    trainer.fit(task, data)
+    assert trainer.callback_metrics["val_mse"].isfinite()
+
+    rows = task.predict(file)
+    assert len(rows) == pred_len
+    assert set(rows[0]) == {"date", *data.spec().channels}
