@@ -126,7 +126,7 @@ class LogMel(FeatureMap):
 
     def normalize(self, mel_BFT: Tensor) -> Tensor:
         """(x - mean) / (2 std)."""
-        return (mel_BFT - self.mean) / (2 * self.std)
+        return (mel_BFT - self.mean).div_(2 * self.std)
 
     def filter_bank(self, wave_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Log-mel values before normalization, 0 beyond the last frame of each waveform.
@@ -159,7 +159,7 @@ class LogMel(FeatureMap):
 
         own_B = 1 + (lengths_B.to(wave_BT.device) - self.window) // self.shift
         outside_BT = torch.arange(self.target_length, device=wave_BT.device) >= own_B[:, None]
-        return mel_BFT.masked_fill(outside_BT[:, None], 0.0)
+        return mel_BFT.masked_fill_(outside_BT[:, None], 0.0)
 
     def _check(self, wave_BT: Tensor, lengths_B: Tensor | None) -> None:
         if not wave_BT.is_floating_point():
@@ -187,13 +187,13 @@ class LogMel(FeatureMap):
         emphasized_BT = F.pad(wave_BT[:, 1:] - _PRE_EMPHASIS * wave_BT[:, :-1], (1, 0))
         mean_BN1 = wave_BT.unfold(1, self.window, self.shift).mean(dim=2, keepdim=True)
         frames_BNW = emphasized_BT.unfold(1, self.window, self.shift) * self.hann
-        frames_BNW = torch.addcmul(frames_BNW, mean_BN1, self.hann, value=_PRE_EMPHASIS - 1)
+        frames_BNW.addcmul_(mean_BN1, self.hann, value=_PRE_EMPHASIS - 1)
 
         spectrum_BNS = torch.fft.rfft(frames_BNW, n=self.fft_size)
         real, imaginary = torch.view_as_real(spectrum_BNS).unbind(-1)
-        power_BNS = torch.addcmul(real.square(), imaginary, imaginary)
+        power_BNS = real.square().addcmul_(imaginary, imaginary)
 
-        energy_BNF = (power_BNS @ self.bands).clamp(min=torch.finfo(torch.float32).eps)
+        energy_BNF = (power_BNS @ self.bands).clamp_(min=torch.finfo(torch.float32).eps)
         return energy_BNF.log().transpose(1, 2)
 
 

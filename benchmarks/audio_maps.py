@@ -3,7 +3,7 @@
     python benchmarks/audio_maps.py
     python benchmarks/audio_maps.py --root data/spoken_words --clips 640 --batch 32
 
-Both start from the same wav files and end with the same normalised maps; they take turns. Then one epoch of
+Both start from the same wav files and end with the same normalized maps; they take turns. Then one epoch of
 audio/configs/cls.yaml is trained, and the share of its time that waited for data is printed.
 """
 
@@ -116,7 +116,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, torchaudio {torchaudio.__version__}, {len(files)} clips of 1 s")
     print(f"one by one: {len(files) / single:.0f} maps/s; batches of {args.batch}: {len(files) / batched:.0f} maps/s")
     print(f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
-    print(f"largest difference of the normalised maps: {difference:.1e}")
+    print(f"largest difference of the normalized maps: {difference:.1e}")
     print(f"share of a training epoch that waited for data: {waiting_share(args.root):.1%}")
 
 
