@@ -75,7 +75,7 @@ class _CheckedCOCO(COCO):
                 annotation["area"] = width * height
         super().createIndex()
 
-    def get_cat_ids(  # type: ignore[override]
+    def get_cat_ids(
         self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (), cat_ids: Sequence[int] = ()
     ) -> list[int]:
         """The ids of categories; of categories given by name, in the order of the names.
