@@ -1,8 +1,10 @@
 """Read clouds and meshes from files; errors name the broken file."""
 
+import codecs
 import io
 import re
-from dataclasses import dataclass
+import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import numpy as np
 
 from core.data.folders import find_files
 from core.errors import InputError, MissingError
+from pointcloud.pcd import read_pcd
+from pointcloud.ply import read_ply
 
-__all__ = ["SUFFIXES", "check_cloud", "cloud_files", "read_cloud"]
+__all__ = ["SUFFIXES", "check_cloud", "cloud_files", "read_cloud", "read_text"]
 
 SUFFIXES = (".npy", ".obj", ".off", ".pcd", ".ply", ".stl", ".txt")
 
@@ -47,14 +51,15 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
     if not path.is_file():
         raise MissingError(f"there is no cloud {path}; correct the list that names it")
 
-    point_readers = {".npy": _read_npy, ".txt": _read_text, ".pcd": _read_pcd}
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path} is no cloud or mesh; expected a file ending in {', '.join(SUFFIXES)}")
+
+    point_readers = {".npy": _read_npy, ".txt": _read_columns, ".pcd": _read_pcd}
     read_points = point_readers.get(path.suffix.lower())
     try:
         points = read_points(path) if read_points else _read_mesh(path, count, seed)
     except InputError:
         raise
-    except ImportError as error:  # trimesh wants a package that guesses encodings if a text file is not UTF-8
-        raise InputError(f"{path} is neither text nor a binary file of its format; replace it") from error
     except Exception as error:  # the readers raise errors of every kind for damaged files
         raise InputError(f"{path} cannot be read as a cloud or mesh: {error}; replace it") from error
 
@@ -98,17 +103,67 @@ def _check_range(points: np.ndarray, name: str) -> None:
         raise InputError(f"{name} holds NaN or infinite coordinates, or some above 3.4e38; replace it")
 
 
+def read_text(path: Path) -> str:
+    """Read a text in UTF-8 or, if a byte-order mark says so, in UTF-16, with lines that end in a newline.
+
+    Bytes that are no UTF-8 become replacement characters. Numbers and keywords have none of them, and whatever a
+    comment or a name says does not matter to a cloud.
+
+    Raises:
+        InputError: if the file is not a text.
+    """
+    text = _without_mark(path.read_bytes()).decode("utf-8", errors="replace")
+    if "\0" in text:
+        raise InputError(f"{path} is neither text nor a binary file of its format; replace it")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _without_mark(content: bytes) -> bytes:
+    """Return the content of a file without the byte-order mark, in UTF-8 if the mark was that of UTF-16."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace").encode()
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
 def _read_npy(path: Path) -> np.ndarray:
-    return np.load(path, allow_pickle=False)
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is an archive of arrays; give each array a file of its own, with numpy.save")
+    return array
 
 
-def _read_text(path: Path) -> np.ndarray:
-    """Read lines of numbers, separated by spaces or commas."""
-    text = path.read_text(encoding="utf-8")
+def _read_columns(path: Path) -> np.ndarray:
+    """Read lines of numbers, separated by spaces or by commas."""
+    text = re.sub("#.*", "", read_text(path))
     if not text.strip():
         raise InputError(f"{path} is empty; replace it")
 
-    return np.loadtxt(io.StringIO(text.replace(",", " ")), dtype=np.float64, ndmin=2)
+    if "," not in text:
+        return np.loadtxt(io.StringIO(text), dtype=np.float64, ndmin=2)
+
+    _check_commas(path, text)
+    text = re.sub(",[ \t]*$", "", text, flags=re.MULTILINE)  # a comma at the end of a line separates nothing
+    return np.loadtxt(io.StringIO(text), dtype=np.float64, ndmin=2, delimiter=",")
+
+
+def _check_commas(path: Path, text: str) -> None:
+    """Refuse text in which commas may be decimal ones, as in '0,25 1,5 2' or in '0,25, 1,5, 2'.
+
+    Commas within a number have no space beside them, and its columns need another separator. Where the columns have
+    commas without a space too, a number that begins with 0 and goes on, such as the 05 of '0,05', is a decimal part.
+    """
+    within = re.search(r"\d,\d", text)
+    other_separator = re.search(r"[^\s,;][ \t]*[ \t;][ \t]*[^\s,;]|,[ \t]+[^\s,;]", text)
+    decimal_part = re.search(r"\d,0\d", text)
+    if within and (other_separator or decimal_part):
+        raise InputError(
+            f"{path} has commas within its numbers, as in {(decimal_part or within)[0]!r}, or separates columns in two "
+            "ways; write decimal points, and separate columns by spaces alone or by commas alone"
+        )
+
+
+def _read_pcd(path: Path) -> np.ndarray:
+    return read_pcd(path, _without_mark(path.read_bytes()))
 
 
 # Meshes
@@ -118,13 +173,11 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
     """Draw points on the faces of a mesh, or read the vertices of a mesh without faces."""
     import trimesh  # takes a second to import, and only meshes need it
 
-    mesh: Any = trimesh.load(path, process=False)
+    mesh = _load_mesh(path)
     if isinstance(mesh, trimesh.Scene):
         if not mesh.geometry:
             raise InputError(f"{path} is empty or its header is broken; replace it")
         mesh = mesh.to_geometry()
-    if path.suffix.lower() == ".off":
-        _check_off(path)
 
     vertices = np.asarray(mesh.vertices)
     _check_range(vertices, str(path))
@@ -136,6 +189,8 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
             )
         return vertices
 
+    if mesh.faces.min() < 0 or mesh.faces.max() >= len(vertices):
+        raise InputError(f"{path} has faces of vertices that it does not hold; replace it")
     if not mesh.area > 0:
         raise InputError(f"{path} has {len(mesh.faces)} faces without area; replace it")
 
@@ -143,119 +198,79 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
     return np.asarray(points)
 
 
-def _check_off(path: Path) -> None:
-    """Raise an error if an .off file has fewer lines than its header announces, which trimesh reads without complaint.
+def _load_mesh(path: Path) -> Any:
+    """Read a mesh, cloud or scene of trimesh. No file is read beside this one, whatever it names, such as textures."""
+    import trimesh
 
-    The first word is OFF, with a prefix for further values of each vertex: C for a color, N for a normal, ST for
-    texture coordinates. The numbers of vertices and faces are on the next line, on the same line or, in some files of
-    ModelNet, in the same word.
+    suffix = path.suffix.lower()
+    if suffix == ".ply":
+        vertices, faces = read_ply(_without_mark(path.read_bytes()))
+        triangles = trimesh.geometry.triangulate_quads(faces) if faces else None
+        return trimesh.Trimesh(vertices, triangles, process=False)
+
+    if suffix == ".stl" and _is_binary_stl(path):
+        return trimesh.load(path, process=False)
+
+    # trimesh would guess the encoding with a package that may be installed or not.
+    text = read_text(path).replace("\t", " ")
+    with warnings.catch_warnings():
+        # Older versions of numpy only warn of a number that they cannot read, and leave out all that follow.
+        warnings.filterwarnings("error", message="string or file could not be read")
+        mesh = trimesh.load(io.BytesIO(text.encode()), file_type=suffix[1:], process=False)
+
+    checks = {".obj": _check_obj, ".off": _check_off, ".stl": _check_stl}
+    checks[suffix](path, text)
+    return mesh
+
+
+def _is_binary_stl(path: Path) -> bool:
+    """Return whether the file has the size that its header announces: 50 bytes for each triangle."""
+    with path.open("rb") as file:
+        header = file.read(84)
+    return len(header) == 84 and path.stat().st_size == 84 + 50 * int.from_bytes(header[80:], "little")
+
+
+def _check_obj(path: Path, text: str) -> None:
+    """Refuse an .obj file with a vertex or a face of fewer than three numbers, which trimesh leaves out.
+
+    The format announces no counts: a file that was cut off between two lines cannot be told from a whole one.
     """
-    without_comments = [line.partition("#")[0].split() for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [words for words in without_comments if words]
+    for line in text.replace("\\\n", "").split("\n"):
+        words = line.split()
+        if words and words[0] in ("v", "f") and len(words) < 4:
+            raise InputError(f"{path} has the line {line!r}, which needs at least three numbers; replace it")
+
+
+def _check_stl(path: Path, text: str) -> None:
+    """Refuse an .stl text that ends within a solid, which trimesh leaves out."""
+    first_words = Counter(words[0] for words in map(str.split, text.lower().split("\n")) if words)
+    if first_words["solid"] != first_words["endsolid"] or first_words["vertex"] != 3 * first_words["facet"]:
+        raise InputError(
+            f"{path} is cut off or damaged: {first_words['solid']} lines 'solid', {first_words['endsolid']} "
+            f"'endsolid', {first_words['facet']} 'facet' and {first_words['vertex']} 'vertex'; replace it"
+        )
+
+
+def _check_off(path: Path, text: str) -> None:
+    """Refuse an .off file with fewer or shorter lines than its header announces, which trimesh reads all the same.
+
+    The first word is OFF, with letters before it for what follows the coordinates of a vertex: C a color, N a normal,
+    ST a texture. The counts of vertices and faces follow on the next line, on the same line, or, in some files of
+    ModelNet, directly after the word.
+    """
+    lines = [line.partition("#")[0].split() for line in text.split("\n")]
+    lines = [words for words in lines if words]
 
     first_line = [re.sub("^[A-Z0-9]*OFF", "", lines[0][0]), *lines[0][1:]]
     counts = [word for word in first_line if word]
     body = lines[1:]
-    if not counts:  # the header has nothing but OFF on its first line
+    if not counts:
         counts = body.pop(0)
 
-    vertices, faces = counts[:2]
-    if len(body) < int(vertices) + int(faces):
+    vertices, faces = map(int, counts[:2])
+    if len(body) < vertices + faces:
         raise InputError(f"{path} is cut off: {len(body)} lines for {vertices} vertices and {faces} faces; replace it")
 
-
-# Files of the Point Cloud Library
-
-
-@dataclass(frozen=True)
-class _PCDHeader:
-    """The header of a .pcd file.
-
-    Attributes:
-        fields: names of the fields of a point.
-        counts: how many values each field has.
-        types: type of the values in each field, in binary files: F float, I integer, U unsigned integer.
-        sizes: bytes per value in each field, in binary files.
-        points: number of points.
-        encoding: encoding of the points: 'ascii', 'binary' or 'binary_compressed'.
-        length: length of the header in bytes.
-    """
-
-    fields: list[str]
-    counts: list[int]
-    types: list[str]
-    sizes: list[int]
-    points: int
-    encoding: str
-    length: int
-
-
-def _read_pcd(path: Path) -> np.ndarray:
-    """Read the fields x, y and z of a .pcd file, without points that are marked as not measured by NaN."""
-    content = path.read_bytes()
-    header = _parse_pcd_header(path, content)
-    body = content[header.length :]
-
-    if header.encoding == "ascii":
-        points = _pcd_text_points(body, header)
-    elif header.encoding == "binary":
-        points = _pcd_binary_points(body, header)
-    else:
-        raise InputError(f"{path} is {header.encoding}; convert it to ascii or binary")
-
-    if len(points) < header.points:
-        raise InputError(f"{path} is cut off after {len(points)} of {header.points} points; replace it")
-    return points[np.isfinite(points).all(axis=1)]
-
-
-def _parse_pcd_header(path: Path, content: bytes) -> _PCDHeader:
-    """Parse the lines of a header, each with a name and its values, up to the line DATA."""
-    values: dict[str, list[str]] = {}
-    start = 0
-    while "DATA" not in values:
-        end = content.find(b"\n", start)
-        if end < 0:
-            raise InputError(f"{path} has no line DATA in its header; expected a .pcd file. Replace it")
-
-        words = content[start:end].decode("ascii", "replace").split()
-        if words:
-            values[words[0]] = words[1:]
-        start = end + 1
-
-    needed = ["FIELDS", "POINTS"]
-    if values["DATA"] == ["binary"]:
-        needed += ["TYPE", "SIZE"]
-    missing = [name for name in needed if not values.get(name)]
-    if missing:
-        raise InputError(f"{path} has no line {' and no line '.join(missing)} in its header; replace it")
-
-    fields = values["FIELDS"]
-    if not {"x", "y", "z"} <= set(fields):
-        raise InputError(f"{path} has the fields {', '.join(fields)}; expected x, y and z among them")
-
-    return _PCDHeader(
-        fields=fields,
-        counts=[int(count) for count in values.get("COUNT", ["1"] * len(fields))],
-        types=values.get("TYPE", []),
-        sizes=[int(size) for size in values.get("SIZE", [])],
-        points=int(values["POINTS"][0]),
-        encoding=" ".join(values["DATA"]),
-        length=start,
-    )
-
-
-def _pcd_text_points(body: bytes, header: _PCDHeader) -> np.ndarray:
-    # A field of several values takes several columns.
-    first_columns = np.cumsum([0, *header.counts])
-    columns = [first_columns[header.fields.index(axis)] for axis in "xyz"]
-    return np.loadtxt(io.BytesIO(body), dtype=np.float64, ndmin=2)[:, columns]
-
-
-def _pcd_binary_points(body: bytes, header: _PCDHeader) -> np.ndarray:
-    # The dtype names fields by their index, since a file may use a name twice, such as '_' for padding.
-    layout = zip(header.types, header.sizes, header.counts, strict=True)
-    dtype = np.dtype([(str(i), f"<{kind.lower()}{size}", (count,)) for i, (kind, size, count) in enumerate(layout)])
-
-    complete = min(header.points, len(body) // dtype.itemsize)
-    records = np.frombuffer(body, dtype, complete)
-    return np.stack([records[str(header.fields.index(axis))][:, 0] for axis in "xyz"], axis=1)
+    for words in body[vertices : vertices + faces]:
+        if len(words) <= int(words[0]):
+            raise InputError(f"{path} has the face {' '.join(words)!r}, which is cut off; replace it")

@@ -1,5 +1,7 @@
 """Point-cloud data sets: class folders, ModelNet40 and ScanObjectNN in their usual layouts."""
 
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,7 +14,7 @@ from core.data.samples import Sample, Samples, Splits, Validation, source_name
 from core.errors import InputError, MissingError
 from core.io.untrusted import read_arrays
 from pointcloud.data import PointDataModule
-from pointcloud.files import cloud_files
+from pointcloud.files import cloud_files, read_text
 
 __all__ = ["ModelNet40", "PointFolder", "ScanObjectNN", "read_h5"]
 
@@ -145,7 +147,7 @@ class ModelNet40(_PublishedSet):
             raise MissingError(f"there is no {file_list}; unpack the whole archive")
 
         # The list has paths of the machine on which it was written.
-        names = [Path(line).name for line in file_list.read_text(encoding="utf-8").split()]
+        names = [Path(line).name for line in read_text(file_list).split()]
         return [cloud for name in names for cloud in read_h5(self.root / name)]
 
     def _find_meshes(self, split: str) -> Samples:
@@ -187,19 +189,62 @@ def read_h5(path: Path) -> list[Sample]:
 
     try:
         with h5py.File(path, "r") as file:
-            data = np.asarray(file["data"])
-            labels = np.asarray(file["label"]).reshape(-1)
+            data = _read_dataset(path, file, "data")
+            labels = _read_dataset(path, file, "label").reshape(-1)
     except (OSError, KeyError) as error:
         raise InputError(f"{path} cannot be read: {error}; download it again") from error
 
-    if data.dtype.kind not in "fiu" or labels.dtype.kind not in "fiu":
-        raise InputError(f"{path} holds data of {data.dtype} and labels of {labels.dtype}; expected numbers")
     if len(data) != len(labels):
         raise InputError(f"{path} has {len(data)} clouds and {len(labels)} labels; download it again")
 
     return [
         ((f"{path.name}/{i}", cloud), int(label)) for i, (cloud, label) in enumerate(zip(data, labels, strict=True))
     ]
+
+
+def _read_dataset(path: Path, file: Any, name: str) -> np.ndarray:
+    """Read the numbers of a data set, which must lie in the file itself, as many as are declared.
+
+    A data set of HDF5 can name any other file of the machine as the place of its numbers, and can declare a size that
+    nothing was written for.
+    """
+    import h5py
+
+    link = file.get(name, getlink=True)
+    if link is None:
+        raise InputError(f"{path} cannot be read: it has no data set {name}; download it again")
+    if not isinstance(link, h5py.HardLink):
+        raise InputError(f"{path} has {name} as a link, maybe into another file, and is not read; download it again")
+
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu":
+        found = getattr(dataset, "dtype", "a group")
+        raise InputError(f"{path} holds {name} as {found}; expected numbers. Download it again")
+    if dataset.external or dataset.is_virtual:
+        raise InputError(f"{path} keeps {name} in other files, and is not read; store the numbers in the file itself")
+
+    if dataset.chunks:
+        chunks = math.prod(math.ceil(size / chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+        is_complete = dataset.id.get_num_chunks() == chunks
+    else:
+        is_complete = dataset.id.get_storage_size() >= dataset.nbytes
+    if not is_complete:
+        raise InputError(f"{path} declares {name} of shape {dataset.shape} and holds only a part; download it again")
+
+    memory = _memory()
+    if memory is not None and dataset.nbytes > memory:
+        raise InputError(
+            f"{path} has {name} of {dataset.nbytes / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f} GiB of "
+            "memory; divide the file"
+        )
+    return np.asarray(dataset)
+
+
+def _memory() -> int | None:
+    """Return the memory of the machine in bytes, or None where Python cannot tell, as on Windows."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class ScanObjectNN(_PublishedSet):

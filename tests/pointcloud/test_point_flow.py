@@ -145,3 +145,22 @@ def test_statistics_of_a_task_stay_exact_in_half_precision(make_task: MakeTask) 
     assert task.feature_map.std.dtype == torch.float32
     assert half.dtype == torch.bfloat16
     assert torch.allclose(whole, half.float(), atol=0.1)
+
+
+def test_one_of_everything(make_task: MakeTask, make_shapes: Callable[..., Path], tmp_path: Path) -> None:
+    """One view, one pose, one cloud in a batch, one batch in a split, and one point with itself as its neighbor."""
+    root = make_shapes(train=2, val=1, test=1)
+    poses = {"val_theta": [0.1], "val_phi": [-0.35], "test_theta": [0.0], "test_phi": [-0.4]}
+    one: dict[str, Any] = {"num_views": 1, "obj_size": 64, "neighbors": 1, "poses": poses}
+    for points in (64, 1):
+        data = PointFolder(str(root), load_points=points, num_points=points, batch_size=1, shots=1, num_workers=0)
+        for head in ("concat", "mean"):
+            task = make_task(num_classes=None, spec=data.spec(), head=head, **one)
+            trainer = _trainer(tmp_path, max_epochs=1, limit_val_batches=1, limit_test_batches=1)
+            trainer.fit(task, datamodule=data)
+            trainer.test(task, datamodule=data, verbose=False)
+            assert 0 <= float(trainer.callback_metrics["test_macc"]) <= 1
+            (row,) = task.predict(root / "test" / "rod" / "0.npy")
+            assert row["class"] in ("ball", "disc", "rod")
+    with pytest.raises(InputError, match="a classifier needs at least 2 classes"):
+        make_task(num_classes=1)
