@@ -56,10 +56,10 @@ class Poses:
         Returns:
             (B, 3, 3) matrices, which include the scales of the axes, and (B, 1, 3) shifts.
         """
-        theta = torch.empty(batch).uniform_(*self.theta) * math.pi
-        phi = torch.empty(batch).uniform_(*self.phi) * math.pi
-        scale = torch.empty(batch, 3, 1).uniform_(*self.scale)
-        shift = torch.empty(batch, 1, 3).uniform_(-self.shift, self.shift)
+        theta = torch.empty(batch, dtype=torch.float32).uniform_(*self.theta) * math.pi
+        phi = torch.empty(batch, dtype=torch.float32).uniform_(*self.phi) * math.pi
+        scale = torch.empty(batch, 3, 1, dtype=torch.float32).uniform_(*self.scale)
+        shift = torch.empty(batch, 1, 3, dtype=torch.float32).uniform_(-self.shift, self.shift)
         return scale * pose_matrices(theta, phi), shift
 
     def grid(self, *, test: bool) -> Tensor:
@@ -70,7 +70,7 @@ class Poses:
         """
         turns = self.test_theta if test else self.val_theta
         tilts = self.test_phi if test else self.val_phi
-        theta = torch.tensor([float(turn) for turn in turns]) * math.pi
-        phi = torch.tensor([float(tilt) for tilt in tilts]) * math.pi
+        theta = torch.tensor(turns, dtype=torch.float32) * math.pi
+        phi = torch.tensor(tilts, dtype=torch.float32) * math.pi
         theta, phi = torch.cartesian_prod(theta, phi).T
         return pose_matrices(theta, phi)

@@ -318,8 +318,8 @@ def _tiles(views: Tensor) -> Tensor:
 
 def _drawings(points: Tensor) -> Tensor:
     """Draw clouds (N, P, 3) as gray pictures (N, 3, side, side), seen obliquely from above, with near points dark."""
-    theta = torch.tensor([0.25 * math.pi]).to(points)
-    phi = torch.tensor([-0.35 * math.pi]).to(points)
+    theta = points.new_tensor([0.25 * math.pi])
+    phi = points.new_tensor([-0.35 * math.pi])
     seen = points @ pose_matrices(theta, phi)[0].T
     pixel = pixels(seen, PICTURE_SIDE)
 
@@ -327,7 +327,7 @@ def _drawings(points: Tensor) -> Tensor:
     shade = 0.85 * (1 - height / height.amax(dim=1, keepdim=True).clamp(min=1e-6))
 
     # A point covers 2 x 2 pixels, and a pixel shows the nearest of its points.
-    picture = torch.ones(len(seen), PICTURE_SIDE**2, device=seen.device)
+    picture = shade.new_ones(len(seen), PICTURE_SIDE**2)
     for row in (0, 1):
         for column in (0, 1):
             index = (pixel[..., 0] + row) * PICTURE_SIDE + pixel[..., 1] + column

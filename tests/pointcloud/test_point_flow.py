@@ -164,3 +164,21 @@ def test_one_of_everything(make_task: MakeTask, make_shapes: Callable[..., Path]
             assert row["class"] in ("ball", "disc", "rod")
     with pytest.raises(InputError, match="num_classes=1; "):
         make_task(num_classes=1)
+
+
+def test_half_precision_draws_and_turns_in_single_precision(tmp_path: Path, make_task: MakeTask) -> None:
+    """Lightning makes bfloat16 the default type of new tensors with this precision."""
+    np.save(tmp_path / "a.npy", np.random.default_rng(3).standard_normal((60, 3)))
+    task = make_task(num_classes=None, spec=SPEC)
+    data = PointDataModule(load_points=60, num_points=40, predict_path=str(tmp_path / "a.npy"), num_workers=0)
+    single = _trainer(tmp_path).predict(task, datamodule=data)
+    half = _trainer(tmp_path, precision="bf16-true").predict(task, datamodule=data)
+    assert half[0]["probability"] == pytest.approx(single[0]["probability"], abs=0.05)  # type: ignore[index]
+
+    grid = task.poses.grid(test=True)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(task.poses.grid(test=True), grid)
+        assert task.poses.draw(2)[0].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
