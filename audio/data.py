@@ -220,8 +220,7 @@ class AudioDataModule(SampleDataModule):
             loader,
             desc=f"Measuring mean and std on {count} of {every} recordings",
             leave=False,
-            # of several processes one shows it, and only on a terminal
-            disable=True if getattr(rank_zero_only, "rank", 0) else None,
+            disable=bool(getattr(rank_zero_only, "rank", 0)),  # of several processes one shows it
         )
 
         values = 0

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from audio import LogMel, SpokenWords
 from audio.files import read_wave
-from core.figures import new_figure
 from core.backbones.unireplknet import dilated_branches
+from core.figures import new_figure
 from core.reparam import dilated_to_dense, embed_kernel
 from pointcloud.demo import digit_cloud
 from pointcloud.feature_map import unit_sphere

@@ -70,9 +70,9 @@ for panel in panels:
 # %% [markdown]
 # ## Training
 #
-# A data module describes its data in `spec()`: class names, size, mean and standard deviation. The task builds its feature
-# map and its classifier from it; the trainer is Lightning's own. The backbone is UniRepLKNet-A made narrower and
-# shallower. Each epoch is 32 batches of 50 digits.
+# A data module describes its data in `spec()`: class names, size, mean and standard deviation. The task builds its
+# feature map and its classifier from it; the trainer is Lightning's own. The backbone is UniRepLKNet-A made narrower
+# and shallower. Each epoch is 32 batches of 50 digits.
 
 # %%
 data = Digits(batch_size=50, num_workers=0)

@@ -61,7 +61,7 @@ plt.show()
 # 24 hours ahead from 96. The forecaster is a linear layer plus what the backbone reads from the map. What it must
 # know of the data, such as the names of the channels, the lengths and the scale, is the data module's `spec`. Every
 # evaluation also measures three baselines on the same windows: the last value, the last day again, and one linear
-# layer, which is computed by ridge regression and not trained. Errors are those of standardized channels.
+# layer, which is computed by least squares and not trained. Errors are those of standardized channels.
 
 # %%
 data = CSVSeries(str(folder / "weather.csv"), seq_len=96, pred_len=24, period=period, batch_size=32, num_workers=0)

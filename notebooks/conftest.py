@@ -9,6 +9,7 @@ import pytest
 HERE = Path(__file__).parent
 collect_ignore_glob = ["*.py"]  # looking for doctests would import the scripts, which runs them
 
+os.environ.setdefault("TQDM_DISABLE", "1")  # as in the pages
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # kernels inherit it; the nets are too small for more
 
 

@@ -43,6 +43,7 @@ def small_png(picture: str) -> str:
 def main(names: list[str]) -> None:
     """Rebuild the named notebooks, and say how long each took."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the nets are so small that threads cost more than they save
+    os.environ.setdefault("TQDM_DISABLE", "1")  # pages show no progress
     os.environ.setdefault("CUDA_PATH", "")  # else torch warns on a machine with CUDA's compiler and without a GPU
     for script in [HERE / f"{name}.py" for name in names] or sorted(HERE.glob("[0-9]*.py")):
         start = time.perf_counter()

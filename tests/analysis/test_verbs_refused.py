@@ -83,7 +83,10 @@ def test_unknown_model_suggests_others(words: list[str], refusal: Refusal) -> No
             "detector.ckpt",
             "detector.ckpt holds a detector or segmentor, and the analyses take other tasks' checkpoints",
         ),
-        ("plain.ckpt", "plain.ckpt is not a checkpoint that lightning fit wrote: it has no 'state_dict'. Weights alone"),
+        (
+            "plain.ckpt",
+            "plain.ckpt is not a checkpoint that lightning fit wrote: it has no 'state_dict'. Weights alone",
+        ),
         ("empty", "empty has no checkpoints/best.ckpt and no checkpoints/last.ckpt; give the folder of a run"),
     ],
 )
@@ -159,7 +162,10 @@ def test_normalization_that_does_not_fit(options: list[str], text: str, refusal:
 
 def test_receptive_field_of_tokens(refusal: Refusal) -> None:
     message = refusal("erf", "test_vit", *ERF[2:])
-    assert "the last map of VisionTransformer is (1, 17, 64), not (B, C, H, W): its positions do not form a grid" in message
+    assert (
+        "the last map of VisionTransformer is (1, 17, 64), not (B, C, H, W): its positions do not form a grid"
+        in message
+    )
 
 
 def test_images_without_a_conflict(refusal: Refusal) -> None:

@@ -190,9 +190,7 @@ def test_training_leaves_out_a_broken_video_on_request(tmp_path: Path) -> None:
     (root / "train" / "red" / "1.mp4").write_bytes(b"damaged")
     config = write_video_config(tmp_path / "c.yaml", root)
     words = ["--trainer.max_epochs", "1"]
-    with pytest.raises(
-        SystemExit, match=r"red/1\.mp4 cannot be decoded .*, or type --data\.skip_broken true"
-    ):
+    with pytest.raises(SystemExit, match=r"red/1\.mp4 cannot be decoded .*, or type --data\.skip_broken true"):
         command("fit", config, tmp_path / "out", *words)
     with pytest.warns(UserWarning, match=r"skipped: .*red/1\.mp4 cannot be decoded"):
         command("fit", config, tmp_path / "out", *words, "--data.skip_broken", "true")
