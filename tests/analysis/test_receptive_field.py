@@ -199,7 +199,7 @@ def test_figure_shows_every_field_with_its_ratios() -> None:
 
 
 def test_titles_of_panels_keep_paths_and_dollar_signs_in_one_piece() -> None:
-    run = "/home/somebody/work/lightning_logs/ImageClassifier/version_0/checkpoints/best.ckpt"
+    run = "/home/somebody/runs/lightning_logs/ImageClassifier/version_0/checkpoints/best.ckpt"
     names = [f"net={run}\nmean 0.5", run, f"/{60 * 'a'}", "costs $x^$ or $y"]
     fields = {name: _random_field(20, 20) for name in names}
     figure = receptive_field_figure(fields, "2 images of photos/$x^$")
