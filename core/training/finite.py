@@ -21,9 +21,9 @@ def check_loss(loss: Tensor, step: int, model: nn.Module, run: Callable[[], Any]
 
     Args:
         loss: a scalar.
-        step: of the optimizer, for the message.
-        model: its first module with an output that is not finite is named.
-        run: computes the output of the model for the same batch again.
+        step: the number of optimizer steps so far, for the message.
+        model: the message names its first weight or module that is not finite.
+        run: a function that computes the output for the same batch again.
 
     Raises:
         InputError: naming the step, the module and what to try.
@@ -57,7 +57,7 @@ def _where(model: nn.Module, run: Callable[[], Any]) -> str:
     """The first weight, or else the first module, that is not finite."""
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
-            return f"the weight {name} is not finite any more"
+            return f"the weight {name} is no longer finite"
 
     found: list[str] = []
 

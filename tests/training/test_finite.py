@@ -77,7 +77,7 @@ def test_the_first_module_that_overflowed_is_named() -> None:
         check_loss(loss, 7, model, lambda: model(x))
     with torch.no_grad():
         model[2].weight.fill_(torch.inf)
-    with pytest.raises(InputError, match=r"is not a number: the weight 2\.weight is not finite any more"):
+    with pytest.raises(InputError, match=r"is not a number: the weight 2\.weight is no longer finite"):
         check_output(torch.tensor([torch.nan]), model, lambda: model(x))
     check_loss(torch.tensor(1.0), 7, model, lambda: model(x))
     check_output(torch.ones(2), model, lambda: model(x))
