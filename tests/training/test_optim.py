@@ -225,7 +225,7 @@ def test_decay_by_epoch_after_a_warmup(
 
 @pytest.mark.parametrize(("rate", "start"), [(0.0, 1), (-0.5, 1), (1.5, 1), (0.5, 0)])
 def test_decay_out_of_range(rate: float, start: int) -> None:
-    message = rf"decay_rate={rate}, decay_start={start}; expected a factor in \(0, 1\], an epoch from 1"
+    message = rf"decay_rate={rate}, decay_start={start}; expected a factor in \(0, 1\], and an epoch from 1"
     with pytest.raises(InputError, match=message):
         ImageClassifier("test_unireplknet", 3, decay_rate=rate, decay_start=start)
 

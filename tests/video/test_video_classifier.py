@@ -234,7 +234,7 @@ def test_picture_of_views_is_the_middle_one() -> None:
     [
         ({"layout": "rows"}, r"layout='rows', rows=None; expected 'grid' or 'strip'"),
         ({"rows": 0}, r"rows=0; expected .*at least 1 or null"),
-        ({"num_classes": 1}, "num_classes=1; .*at least 2"),
+        ({"num_classes": 1}, "num_classes=1; expected a number from 2"),
         ({"num_classes": None}, "nothing says how many classes there are"),
         ({"erasing": 2.0}, r"erasing=2\.0; expected a probability"),
     ],
