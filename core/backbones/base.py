@@ -18,7 +18,7 @@ from core.io.downloads import download_pretrained
 from core.io.weights import checkpoint_filter_fn
 from core.ops import depthwise_conv2d, is_exporting, runs_on_onednn
 
-__all__ = ["LargeKernelNet", "build_variant", "evaluation_cfg", "has_hooks", "may_overwrite"]
+__all__ = ["LargeKernelNet", "add_shortcut", "build_variant", "evaluation_cfg", "has_hooks", "may_overwrite"]
 
 Net = TypeVar("Net", bound="LargeKernelNet")
 
@@ -307,6 +307,19 @@ def may_overwrite(block: nn.Module, x: Tensor) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exporting() or isinstance(x, torch.fx.Proxy):
         return False
     return not any(has_hooks(module) for module in block.modules())
+
+
+def add_shortcut(y: Tensor, x: Tensor, *, in_place: bool) -> Tensor:
+    """Return ``x + y``, written over ``y`` where that is allowed and both have one dtype.
+
+    Args:
+        y: output of the branch (B, C, H, W).
+        x: input of the block (B, C, H, W).
+        in_place: the result of :func:`may_overwrite`.
+    """
+    if in_place and y.dtype == x.dtype:
+        return y.add_(x)
+    return x + y
 
 
 # Activation checkpointing

@@ -21,7 +21,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models._input import update_model_args
 from torch import Tensor, nn
 
-from core.backbones.base import LargeKernelNet, build_variant, evaluation_cfg, may_overwrite
+from core.backbones.base import LargeKernelNet, add_shortcut, build_variant, evaluation_cfg, may_overwrite
 from core.errors import InputError
 from core.layers import DepthwiseConv2d
 from core.reparam import (
@@ -234,10 +234,7 @@ class RepLKBlock(nn.Module):
         in_place = may_overwrite(self, x)
         y = self.large_kernel(self.pw1(self.prelkb_bn(x)))
         y = y.relu_() if in_place and type(self.lk_nonlinear) is nn.ReLU else self.lk_nonlinear(y)
-        y = self.drop_path(self.pw2(y))
-        if in_place and y.dtype == x.dtype:
-            return y.add_(x)
-        return x + y
+        return add_shortcut(self.drop_path(self.pw2(y)), x, in_place=in_place)
 
     def reparameterize(self) -> None:
         """Fold the first norm, in place; ``core.reparameterize`` folds the parts after it.
@@ -280,10 +277,7 @@ class ConvFFN(nn.Module):
             torch.ops.aten.gelu_(y, approximate=self.nonlinear.approximate)
         else:
             y = self.nonlinear(y)
-        y = self.drop_path(self.pw2(y))
-        if in_place and y.dtype == x.dtype:
-            return y.add_(x)
-        return x + y
+        return add_shortcut(self.drop_path(self.pw2(y)), x, in_place=in_place)
 
     def reparameterize(self) -> None:
         """Fold the first norm, in place; ``core.reparameterize`` folds the parts after it.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Permute
 
-from core.backbones.base import LargeKernelNet, build_variant, evaluation_cfg, has_hooks, may_overwrite
+from core.backbones.base import LargeKernelNet, add_shortcut, build_variant, evaluation_cfg, has_hooks, may_overwrite
 from core.errors import InputError
 from core.layers import DepthwiseConv2d
 from core.ops import depthwise_conv2d, is_exporting
@@ -461,10 +461,7 @@ class UniRepLKNetBlock(nn.Module):
         y = self.pwconv2(y)  # (B, C, H, W)
         if self.gamma is not None:
             y = y * self.gamma.view(-1, 1, 1)
-        y = self.drop_path(y)
-        if in_place and y.dtype == x.dtype:
-            return y.add_(x)
-        return x + y
+        return add_shortcut(self.drop_path(y), x, in_place=in_place)
 
     def reparameterize(self) -> None:
         """Fold the block into its inference form, in place; nothing happens the second time.
