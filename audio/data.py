@@ -59,7 +59,7 @@ class AudioSpec(DataSpec):
             raise InputError(f"mean={self.mean}, std={self.std}; give both or none")
 
     def feature_map(self) -> LogMel:
-        """The module that makes the maps; without statistics it leaves the log-mel values as they are."""
+        """Return the module that makes the maps; without statistics it leaves the log-mel values as they are."""
         return LogMel(
             sample_rate=self.sample_rate,
             num_mels=self.num_mels,
@@ -132,11 +132,11 @@ class AudioDataModule(SampleDataModule):
         self.collate = _collate
 
     def settings(self) -> AudioSpec:
-        """The settings of the map, with mean and standard deviation if they were given."""
+        """Return the settings of the map, with mean and standard deviation if they were given."""
         return replace(self._settings, multi_label=self.multi_label)
 
     def spec(self) -> AudioSpec:
-        """The settings with the class names, and with mean and standard deviation of the training recordings.
+        """Return the settings with the class names, and with mean and standard deviation of the training recordings.
 
         They are measured at the first call, unless they were given. A trainer that only evaluates takes those of the
         checkpoint: then nothing is measured, and ``mean`` and ``std`` stay None.
@@ -160,13 +160,13 @@ class AudioDataModule(SampleDataModule):
 
     @classmethod
     def from_spec(cls, spec: AudioSpec, *, batch_size: int, num_workers: int) -> Self:
-        """A data module that reads recordings as a model with this spec needs them, for prediction."""
+        """Return a data module that reads recordings as a model with this spec needs them, for prediction."""
         settings = asdict(spec)
         del settings["classes"], settings["multi_label"]
         return cls(**settings, batch_size=batch_size, num_workers=num_workers)
 
     def find(self, path: Path) -> list[Path]:
-        """The recording itself, or all recordings below a folder."""
+        """Return the recording itself, or all recordings below a folder."""
         return audio_files(path)
 
     def dataset(self, samples: Samples, split: Split) -> "Recordings":

@@ -63,7 +63,7 @@ class SpokenWords(SpeechCommands):
 
 
 def _checked(words: Sequence[str] | None) -> list[str]:
-    """The words, by default all, if each can be the name of a folder."""
+    """Return the words, by default all, if each can be the name of a folder."""
     chosen = list(WORDS if words is None else words)
     if len(chosen) < 2 or len(set(chosen)) < len(chosen) or not all(map(str.isalpha, chosen)):
         raise InputError(f"words={chosen}; give two or more different ones, of letters alone")
@@ -104,7 +104,7 @@ def speak_words(root: Path, words: Sequence[str] | None = None) -> None:
 
 
 def _stem(voice: str) -> str:
-    """The name of a voice in the names of files."""
+    """Return the name of a voice in the names of files."""
     return voice.replace(" ", "_")
 
 
@@ -161,7 +161,7 @@ def _spoken(voices: list[str], words: list[str]) -> Iterator[tuple[_Utterance, n
 
 
 def _synthesize(utterances: list[_Utterance]) -> tuple[int, list[np.ndarray]]:
-    """The sample rate and the int16 waves (T,) of all utterances, from a process of its own."""
+    """Return the sample rate and the int16 waves (T,) of all utterances, from a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "words.npz")
         program = [sys.executable, "-P", str(Path(__file__).with_name("synthesizer.py")), str(file)]

@@ -48,7 +48,7 @@ _MP3_TOLERANCE = 2 * 1_152
 
 
 def audio_files(path: Path) -> list[Path]:
-    """The recording itself, or all recordings below a folder, sorted.
+    """Return the recording itself, or all recordings below a folder, sorted.
 
     Raises:
         MissingError: if there is none.
@@ -58,7 +58,7 @@ def audio_files(path: Path) -> list[Path]:
 
 
 def read_wave(path: Path, sample_rate: int, *, shortest: int = 1, longest: int | None = None) -> Tensor:
-    """A recording as one waveform: its channels averaged, at the given rate.
+    """Return a recording as one waveform: its channels averaged, at the given rate.
 
     A recording of which only a part is read is not checked beyond it.
 
@@ -135,7 +135,7 @@ def _has_frame_count(path: Path) -> bool:
 
 
 def _is_cut_off(notes: str) -> bool:
-    """Whether libsndfile noted that the file holds less sound than it should."""
+    """Return whether libsndfile noted that the file holds less sound than it should."""
     sizes = [int(size) for size in _SIZE_NOTE.findall(notes)]
     return bool(_CUT_OFF_NOTE.search(notes)) or any(0 < size < _PIPE_SIZE for size in sizes)
 

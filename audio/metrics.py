@@ -19,7 +19,7 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
         super().__init__(num_classes, average="none")
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """A scalar in [0, 1]; 0 if no class occurs."""
+        """Return a scalar in [0, 1]; 0 if no class occurs."""
         precision_K = torch.as_tensor(super().compute())
         occurs_K = dim_zero_cat(self.target).any(dim=0)
         return _mean(precision_K, occurs_K, default=0.0)
@@ -35,7 +35,7 @@ class MeanAUC(MultilabelAUROC):
         super().__init__(num_classes, average="none")
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """A scalar in [0, 1]; 0.5 for guessing, and if there is no such class."""
+        """Return a scalar in [0, 1]; 0.5 for guessing, and if there is no such class."""
         area_K = torch.as_tensor(super().compute())
         target_BK = dim_zero_cat(self.target)
         separates_K = target_BK.any(dim=0) & ~target_BK.all(dim=0)
@@ -49,13 +49,13 @@ class SensitivityIndex(MeanAUC):
     """
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """A scalar: 0 for guessing, above 2 for a good tagger of AudioSet."""
+        """Return a scalar: 0 for guessing, above 2 for a good tagger of AudioSet."""
         area = super().compute().double().clamp(1e-7, 1 - 1e-7)
         return (2**0.5 * torch.special.ndtri(area)).float()
 
 
 def tagging_metrics(num_classes: int) -> MetricCollection:
-    """The three metrics under the names that runs log: mAP, auc and dprime."""
+    """Return the three metrics under the names that runs log: mAP, auc and dprime."""
     return MetricCollection(
         {
             "mAP": MeanAveragePrecision(num_classes),

@@ -52,7 +52,7 @@ class SpeechCommands(AudioDataModule):
         self.words: Sequence[str] = WORDS
 
     def splits(self) -> Splits:
-        """The recordings that each list names, and the others.
+        """Return the recordings that each list names, and the others.
 
         Raises:
             MissingError: if a folder, a list or a recording that it names is missing.
@@ -68,7 +68,7 @@ class SpeechCommands(AudioDataModule):
         return Splits(self.words, train, val, test)
 
     def _listed(self, file: str, by_name: dict[str, tuple[Path, int]], seen: set[str]) -> Labeled:
-        """The recordings that a list names. Their names are added to those seen before."""
+        """Return the recordings that a list names. Their names are added to those seen before."""
         path = self.root / file
         if not path.is_file():
             raise MissingError(f"there is no {path}; unpack the whole archive of Speech Commands there")
@@ -104,7 +104,7 @@ class ESC50(AudioDataModule):
             raise InputError(f"fold={fold}, val_fold={val_fold}; ESC-50 has the folds 1 to 5")
 
     def splits(self) -> Splits:
-        """The recordings of the training folds, of the validation fold and of the test fold.
+        """Return the recordings of the training folds, of the validation fold and of the test fold.
 
         Raises:
             MissingError: if the table is not there.
@@ -177,7 +177,7 @@ class AudioTable(AudioDataModule):
         return Splits(classes, train, self._read(self.val_json, label_of), self._read(self.test_json, label_of))
 
     def _read(self, table: Path, label_of: dict[str, int]) -> list[tuple[Path, int | Tensor]]:
-        """The recordings of a table with their targets."""
+        """Return the recordings of a table with their targets."""
         if not table.is_file():
             raise MissingError(
                 f"there is no table {table}; give a JSON file with {{'data': [{{'wav', 'labels'}}, ...]}}"
@@ -192,7 +192,7 @@ class AudioTable(AudioDataModule):
         return [(table.parent / wav, self._target(labels, label_of, table)) for wav, labels in entries]
 
     def _target(self, labels: str, label_of: dict[str, int], table: Path) -> int | Tensor:
-        """A label, or (K,) of 0 and 1."""
+        """Return a label, or (K,) of 0 and 1."""
         names = [name.strip() for name in labels.split(",") if name.strip()]
         unknown = next((name for name in names if name not in label_of), None)
         if unknown or (not self.multi_label and len(names) != 1):
@@ -210,7 +210,7 @@ class AudioTable(AudioDataModule):
 
 
 def _read_csv(path: Path, columns: Sequence[str], *, numbers: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a table that has these columns, some of which hold whole numbers from 0 on."""
+    """Return the rows of a table that has these columns, some of which hold whole numbers from 0 on."""
     if not path.is_file():
         raise MissingError(f"there is no {path}; expected a CSV file with the columns {', '.join(columns)}")
 

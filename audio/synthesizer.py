@@ -36,7 +36,7 @@ def _main() -> None:
 
 
 def _speak(espeak: ctypes.CDLL, utterances: list[tuple[str, str, int, int]]) -> Iterator[np.ndarray]:
-    """The int16 wave (T,) of each utterance."""
+    """Return the int16 wave (T,) of each utterance."""
     parts: list[np.ndarray] = []
 
     @_Callback

@@ -120,15 +120,15 @@ class AudioClassifier(ClassificationTask):
 
     @classmethod
     def map_channels(cls, spec: AudioSpec) -> int:
-        """A log-mel map has one channel."""
+        """Return 1, since a log-mel map has one channel."""
         return 1
 
     def build_feature_map(self, spec: AudioSpec) -> LogMel:
-        """The log-mel map with the settings and statistics of the data."""
+        """Return the log-mel map with the settings and statistics of the data."""
         return spec.feature_map()
 
     def read_spec(self, data: DataModule) -> DataSpec:
-        """The specification of the data, in which known statistics are not measured again."""
+        """Return the specification of the data, in which known statistics are not measured again."""
         if isinstance(data, AudioDataModule) and self.spec.mean is not None and self.spec.std is not None:
             data.know_statistics(self.spec.mean, self.spec.std)
         return super().read_spec(data)
@@ -197,7 +197,7 @@ class AudioClassifier(ClassificationTask):
         return torch.stack([self._mean_logits(own_NK) for own_NK in logits_NK.split(counts)])
 
     def _mean_logits(self, logits_NK: Tensor) -> Tensor:
-        """The logits (K,) whose probabilities are the mean of those of N windows.
+        """Return the logits (K,) whose probabilities are the mean of those of N windows.
 
         They are computed from the logarithms of the probabilities, which keeps those near 0 and 1 apart.
         """
@@ -232,7 +232,7 @@ class AudioClassifier(ClassificationTask):
         return x.to(maps.dtype), target
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The criterion on smoothed targets: a mean over the batch, and for 'bce' over the classes too.
+        """Return the criterion on smoothed targets: a mean over the batch, and for 'bce' over the classes too.
 
         Args:
             output: logits (B, num_classes).
@@ -241,7 +241,7 @@ class AudioClassifier(ClassificationTask):
         return self._criterion(output, target, self.label_smoothing)
 
     def evaluation_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The criterion without smoothing."""
+        """Return the criterion without smoothing."""
         return self._criterion(output, target, 0.0)
 
     def _criterion(self, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
@@ -286,13 +286,13 @@ class AudioClassifier(ClassificationTask):
         super().report("predict" if self.spec.multi_label else split)
 
     def is_wrong(self, label: Tensor, target: Tensor) -> Tensor:
-        """Whether each predicted label (B,) is not the recording's, or with several labels none of them."""
+        """Return whether each predicted label (B,) is not the recording's, or with several labels none of them."""
         if not self.spec.multi_label:
             return super().is_wrong(label, target)
         return target.gather(1, label[:, None])[:, 0] < 0.5
 
     def truths(self, target: Tensor) -> list[str]:
-        """The names of the true classes; none where there may be several."""
+        """Return the names of the true classes; none where there may be several."""
         return [] if self.spec.multi_label else super().truths(target)
 
     def show(self, raw: Any) -> Tensor:
@@ -307,7 +307,7 @@ class AudioClassifier(ClassificationTask):
         return ((x - low) / (high - low).clamp(min=1e-6)).flip(2)
 
     def rows(self, output: Tensor, names: Any) -> dict[str, list[Any]]:
-        """The file, the most probable class, its probability, and with several labels all classes above 0.5."""
+        """Return the file, the most probable class, its probability, and with several labels all classes above 0.5."""
         columns = super().rows(output, names)
         if self.spec.multi_label:
             chosen = (self.probabilities(output) > 0.5).tolist()

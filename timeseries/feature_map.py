@@ -141,7 +141,7 @@ class SeriesMap(FeatureMap):
         return z, level
 
     def restore(self, y_BTCQ: Tensor, level: Level) -> Tensor:
-        """The inverse of :meth:`standardize` for forecasts (B, T, C, Q): in the units of the file, float32."""
+        """Return the inverse of :meth:`standardize` for forecasts (B, T, C, Q): in the units of the file, float32."""
         y = y_BTCQ.float()
         if self.affine_weight is not None and self.affine_bias is not None:
             y = (y - self.affine_bias[:, None]) / (self.affine_weight[:, None] + 1e-10)
@@ -203,7 +203,7 @@ def fold_by_period(x_BCL: Tensor, period: int) -> Tensor:
 
 
 def dominant_period(values_TC: Tensor, longest: int) -> int:
-    """The period of the strongest wave in the standardized channels, in time steps.
+    """Return the period of the strongest wave in the standardized channels, in time steps.
 
     The peak of the mean amplitude spectrum gives an interval of lengths, because the spectrum of a short series
     resolves only a few. Within the interval, the length with the largest autocorrelation of the differences from step

@@ -47,7 +47,7 @@ class Series:
         return len(self.values)
 
     def ahead(self, steps: int) -> Any:
-        """The timestamps of the next ``steps`` steps after the last one."""
+        """Return the timestamps of the next ``steps`` steps after the last one."""
         return pd.date_range(self.times[-1], periods=steps + 1, freq=self.step)[1:]
 
 
@@ -313,7 +313,7 @@ def regular_step(times: Any, where: str) -> Any:
 
 
 def _calendar_step(times: Any) -> Any | None:
-    """The number of months that reaches all timestamps, unless more than half of them would be missing."""
+    """Return the number of months that reaches all timestamps, unless more than half of them would be missing."""
     number = 12 * times.year + times.month
     months = math.gcd(*(number[1:] - number[:-1]).tolist())
     if not months:
@@ -334,7 +334,7 @@ def _usual_step(times: Any, where: str) -> Any:
 
 
 def _are_business_days(times: Any, gaps: Any) -> bool:
-    """Whether these are days without any weekend, some of which may be missing, such as holidays."""
+    """Return whether these are days without any weekend, some of which may be missing, such as holidays."""
     if gaps.min() != pd.Timedelta(days=1) or (times.day_of_week >= 5).any():
         return False
 
@@ -344,7 +344,7 @@ def _are_business_days(times: Any, gaps: Any) -> bool:
 
 
 def _most_frequent_step(times: Any, gaps: Any, where: str) -> Any:
-    """The most frequent gap; all others must be multiples of it."""
+    """Return the most frequent gap; all others must be multiples of it."""
     usual = pd.Series(gaps).mode().iloc[0]
     odd = (gaps % usual) != pd.Timedelta(0)
     if odd.any() or (times[-1] - times[0]) / usual + 1 > 2 * len(times):

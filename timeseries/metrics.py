@@ -48,7 +48,7 @@ class ForecastErrors(Metric):
         self.windows += len(error)
 
     def compute(self) -> dict[str, Tensor]:
-        """The means ``mse`` and ``mae``, and the mean squared error ``by_step`` (T,) and ``by_channel`` (C,)."""
+        """Return the means ``mse`` and ``mae``, and the mean squared error ``by_step`` (T,) and ``by_channel`` (C,)."""
         windows = self.windows.clamp(min=1)
         squared = self.squared / windows
         absolute = self.absolute / windows

@@ -38,7 +38,7 @@ class CSVSeries(SeriesDataModule):
         self.columns = channels
 
     def read(self) -> Series:
-        """The series of the file.
+        """Return the series of the file.
 
         Raises:
             MissingError: if there is none.
@@ -129,7 +129,7 @@ class GlobalWeather(WindowDataModule):
 
     @classmethod
     def from_spec(cls, spec: GlobalSpec, *, batch_size: int, num_workers: int) -> Self:
-        """A data module that reads folders as a model with this spec needs them, for prediction."""
+        """Return a data module that reads folders as a model with this spec needs them, for prediction."""
         return cls(
             root=".",
             variable=spec.variable,
@@ -143,7 +143,7 @@ class GlobalWeather(WindowDataModule):
         )
 
     def settings(self) -> GlobalSpec:
-        """The options of this data module, without the stations."""
+        """Return the options of this data module, without the stations."""
         return GlobalSpec(
             seq_len=self.seq_len,
             pred_len=self.pred_len,
@@ -154,7 +154,7 @@ class GlobalWeather(WindowDataModule):
         )
 
     def spec(self) -> GlobalSpec:
-        """The settings with the numbered stations and their coordinates."""
+        """Return the settings with the numbered stations and their coordinates."""
         self.check_data()
         stations = self.read_stations()
         return replace(
@@ -164,12 +164,12 @@ class GlobalWeather(WindowDataModule):
         )
 
     def windows(self) -> tuple[Windows, Windows, Windows]:
-        """The windows of the arrays of each split, which stay on disk."""
+        """Return the windows of the arrays of each split, which stay on disk."""
         train, val, test = (self._split_windows(split) for split in SPLITS)
         return train, val, test
 
     def continuations(self) -> list[tuple[Any, list[dict[str, Any]]]]:
-        """The last window of the test split, and the hours after it."""
+        """Return the last window of the test split, and the hours after it."""
         values, times = self.read_split("test")
         step = times[-1] - times[-2]
         ahead = pd.DatetimeIndex([times[-1] + step * (i + 1) for i in range(self.pred_len)])
@@ -199,14 +199,14 @@ class GlobalWeather(WindowDataModule):
         )
 
     def read_stations(self) -> np.ndarray:
-        """The coordinates of the stations, (N, K) float64."""
+        """Return the coordinates of the stations, (N, K) float64."""
         stations = self._array("stations_sorted.npy")
         if stations.ndim != 2 or not np.isfinite(stations).all():
             raise InputError(f"{self.root / 'stations_sorted.npy'} is {stations.shape}; expected (N, K), all finite")
         return np.array(stations, dtype=np.float64)
 
     def read_split(self, split: str) -> tuple[np.ndarray, Any]:
-        """The values (T, N) of a split, on disk, and their timestamps, a ``pandas.DatetimeIndex``."""
+        """Return the values (T, N) of a split, on disk, and their timestamps, a ``pandas.DatetimeIndex``."""
         stations = len(self.read_stations())
         name = f"{self.variable}_global_hourly_{split}.npy"
         values = self._array(name)

@@ -87,7 +87,7 @@ class SeriesTask(Task):
             self.adopt_spec(theirs)
 
     def fixed_by_model(self) -> tuple[str, ...]:
-        """The fields of the spec that the built model cannot change any more."""
+        """Return the fields of the spec that the built model cannot change any more."""
         return ("seq_len", "pred_len", "period")
 
     def check_channels(self, names: Sequence[str]) -> None:
@@ -147,7 +147,7 @@ class SeriesTask(Task):
     # The flow
 
     def training_output(self, raw: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The forecast; nothing is augmented."""
+        """Return the forecast; nothing is augmented."""
         return self(*raw) if isinstance(raw, tuple) else self(raw), target
 
     def in_metric_units(self, error_BTC: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class SeriesTask(Task):
         raise NotImplementedError
 
     def point_forecast(self, output: Tensor) -> Tensor:
-        """The forecast (B, T, C) that is measured."""
+        """Return the forecast (B, T, C) that is measured."""
         return output
 
     # Metrics and pictures
@@ -225,7 +225,7 @@ class SeriesTask(Task):
     # Prediction
 
     def rows(self, output: Tensor, names: list[list[dict[str, Any]]]) -> dict[str, list[Any]]:
-        """A row for each step of the horizon: its date or number, and the channels in the units of the data."""
+        """Return a row for each step of the horizon: its date or number, and the channels in the units of the data."""
         steps = [step for horizon in names for step in horizon]
         columns: dict[str, list[Any]] = {key: [step.get(key) for step in steps] for key in steps[0]}
         for i, name in enumerate(self.channel_names):
@@ -233,7 +233,7 @@ class SeriesTask(Task):
         return columns
 
     def channel_columns(self, name: str, forecast: Tensor) -> dict[str, list[float]]:
-        """The columns of one channel, whose forecasts are (steps,), or (steps, Q) with quantiles."""
+        """Return the columns of one channel, whose forecasts are (steps,), or (steps, Q) with quantiles."""
         return {name: _rounded(forecast)}
 
 
@@ -430,7 +430,7 @@ class ForecastTask(SeriesTask):
         return error_BTC / self.feature_map.std
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The criterion on standardized channels, or the quantile loss."""
+        """Return the criterion on standardized channels, or the quantile loss."""
         std = self.feature_map.std
         if self.quantiles:
             return quantile_loss(output / std[:, None], target / std, self.quantiles)
@@ -439,13 +439,13 @@ class ForecastTask(SeriesTask):
         return losses[self.criterion](error, torch.zeros_like(error))
 
     def point_forecast(self, output: Tensor) -> Tensor:
-        """The forecast itself, or the quantile nearest to the median."""
+        """Return the forecast itself, or the quantile nearest to the median."""
         if not self.quantiles:
             return output
         return output[..., min(range(len(self.quantiles)), key=lambda i: abs(self.quantiles[i] - 0.5))]
 
     def channel_columns(self, name: str, forecast: Tensor) -> dict[str, list[float]]:
-        """The column of a channel, or one for each quantile, as in ``temperature_q0.1``."""
+        """Return the column of a channel, or one for each quantile, as in ``temperature_q0.1``."""
         if not self.quantiles:
             return super().channel_columns(name, forecast)
         return {f"{name}_q{level:g}": _rounded(forecast[:, i]) for i, level in enumerate(self.quantiles)}
@@ -534,7 +534,7 @@ class GlobalForecastTask(SeriesTask):
             load_weights(self.backbone, source)
 
     def fixed_by_model(self) -> tuple[str, ...]:
-        """The fields of the spec that the built net cannot change any more."""
+        """Return the fields of the spec that the built net cannot change any more."""
         return (*super().fixed_by_model(), "label_len")
 
     def check_channels(self, names: Sequence[str]) -> None:
@@ -581,7 +581,7 @@ class GlobalForecastTask(SeriesTask):
 
 
 def _merged(spec: SeriesSpec, knows_data: bool, *, channels: int | None, **settings: int | None) -> SeriesSpec:
-    """The specification with what was given to the task, which must not contradict the data.
+    """Return the specification with what was given to the task, which must not contradict the data.
 
     Raises:
         InputError: if it does, or nothing says how many channels there are.
@@ -611,12 +611,12 @@ def _merged(spec: SeriesSpec, knows_data: bool, *, channels: int | None, **setti
 
 
 def _history(raw: Any) -> Tensor:
-    """The history (B, L, C), which a tuple of inputs begins with."""
+    """Return the history (B, L, C), which a tuple of inputs begins with."""
     return raw[0] if isinstance(raw, tuple) else raw
 
 
 def _copy(values: Tensor) -> Tensor:
-    """A copy on the CPU, since a slice would keep its whole batch."""
+    """Return a copy on the CPU, since a slice would keep its whole batch."""
     return values.detach().to("cpu", torch.float32, copy=True)
 
 

@@ -134,7 +134,7 @@ class VideoDataModule(SampleDataModule):
 
     @classmethod
     def from_spec(cls, spec: VideoSpec, *, batch_size: int, num_workers: int) -> Self:
-        """A data module that reads videos as a model with this spec needs them, for prediction."""
+        """Return a data module that reads videos as a model with this spec needs them, for prediction."""
         return cls(
             num_frames=spec.num_frames,
             sampling_rate=spec.sampling_rate,
@@ -150,7 +150,7 @@ class VideoDataModule(SampleDataModule):
         )
 
     def find(self, path: Path) -> list[Source]:
-        """The video itself, or all videos below a folder."""
+        """Return the video itself, or all videos below a folder."""
         return list(video_files(path))
 
     def dataset(self, samples: Samples, split: Split) -> "Clips":

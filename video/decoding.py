@@ -246,7 +246,7 @@ class VideoFile:
         return list(zip(first_keys.tolist(), np.split(wanted, starts), strict=True))
 
     def _packets_from_keyframe(self, time: int) -> Iterator[Packet]:
-        """The packets after a seek, from the first keyframe on; none if the seek went past ``time``."""
+        """Yield the packets after a seek, from the first keyframe on; none if the seek went past ``time``."""
         packets = self.container.demux(self.stream)
         for packet in packets:
             if not packet.is_keyframe:
@@ -323,6 +323,6 @@ def _scale_down(width: int, height: int, short_side: int | None) -> tuple[int, i
 
 
 def _undecodable(path: Path, error: Exception) -> InputError:
-    """The error for a file that FFmpeg cannot decode, with FFmpeg's reason."""
+    """Return the error for a file that FFmpeg cannot decode, with FFmpeg's reason."""
     reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
     return InputError(f"{path} cannot be decoded as a video: {reason}; replace it")

@@ -137,7 +137,7 @@ def render_moves(root: Path, counts: dict[str, int] | None = None, moves: Sequen
 
 
 def load_photo(name: str) -> Image.Image:
-    """A photo of :data:`PHOTOS`, resized so that its shorter side has 320 pixels."""
+    """Return a photo of :data:`PHOTOS`, resized so that its shorter side has 320 pixels."""
     package, file = name.rsplit("/", 1)
     with as_file(files(package) / file) as path:
         image = read_image(path)

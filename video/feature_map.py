@@ -145,7 +145,7 @@ def clip_to_map(clips: Tensor, layout: Layout = "grid", rows: int | None = None)
 
 
 def map_to_clip(maps: Tensor, frames: int, layout: Layout = "grid", rows: int | None = None) -> Tensor:
-    """The inverse of :func:`clip_to_map`, for maps and for what has their shape, such as a saliency.
+    """Return the inverse of :func:`clip_to_map`, for maps and for what has their shape, such as a saliency.
 
     Args:
         maps: (B, C, R * H, T / R * W).

@@ -41,7 +41,7 @@ class Video(Protocol):
         ...
 
     def read(self, indices: FrameIndices) -> Frames:
-        """The frames (N, H, W, 3) uint8, RGB, at (N,) indices in [0, len(self)), in any order."""
+        """Return the frames (N, H, W, 3) uint8, RGB, at (N,) indices in [0, len(self)), in any order."""
         ...
 
 
@@ -67,11 +67,11 @@ class FrameFolder:
         return self.frames
 
     def __str__(self) -> str:
-        """The folder, which names the video in messages and predictions."""
+        """Return the folder, which names the video in messages and predictions."""
         return str(self.folder)
 
     def read(self, indices: FrameIndices) -> Frames:
-        """The frames (N, H, W, 3) uint8, RGB, at (N,) indices in [0, len(self)).
+        """Return the frames (N, H, W, 3) uint8, RGB, at (N,) indices in [0, len(self)).
 
         Raises:
             MissingError: if an image is missing.
@@ -117,7 +117,7 @@ class FrameArray:
         return len(self.frames)
 
     def read(self, indices: FrameIndices) -> Frames:
-        """The frames (N, H, W, 3) uint8 at (N,) indices in [0, len(self))."""
+        """Return the frames (N, H, W, 3) uint8 at (N,) indices in [0, len(self))."""
         return self.frames[indices]
 
 
@@ -126,7 +126,7 @@ Source = Path | FrameFolder | tuple[str, np.ndarray]
 
 
 def video_files(path: Path) -> list[Path]:
-    """The video itself, or all videos below a folder, sorted.
+    """Return the video itself, or all videos below a folder, sorted.
 
     Raises:
         MissingError: if there is none.

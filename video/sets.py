@@ -82,7 +82,7 @@ class VideoList(VideoDataModule):
         )
 
     def _read_class_names(self, labels: int) -> list[str]:
-        """The class names of the file, or else numbers."""
+        """Return the class names of the file, or else numbers."""
         if self.class_names is None:
             return [str(label) for label in range(self.num_classes or labels)]
         if not self.class_names.is_file():
@@ -91,7 +91,7 @@ class VideoList(VideoDataModule):
         return self.class_names.read_text(encoding="utf-8-sig").splitlines()
 
     def _samples(self, file: Path, rows: dict[int, tuple[Any, ...]], classes: Sequence[str]) -> list[Sample]:
-        """The (source, label) pairs of the rows of a list."""
+        """Return the (source, label) pairs of the rows of a list."""
         samples: list[Sample] = []
         for number, row in rows.items():
             label = row[-1]
@@ -128,7 +128,7 @@ class FrameList(VideoList):
         self.template = template
 
     def find(self, path: Path) -> list[Source]:
-        """The folder of images itself, or all such folders below it.
+        """Return the folder of images itself, or all such folders below it.
 
         Raises:
             MissingError: if there is none.

@@ -70,7 +70,7 @@ class VideoClassifier(PixelClassification):
         super().__init__(backbone, num_classes, spec=spec, erasing=erasing, **kwargs)
 
     def build_feature_map(self, spec: VideoSpec) -> ClipMap:
-        """What normalizes the frames and lays them out as one image."""
+        """Return what normalizes the frames and lays them out as one image."""
         return ClipMap(spec.mean, spec.std, layout=self.layout, rows=self.layout_rows)
 
     def use_spec(self, theirs: VideoSpec) -> None:

@@ -78,7 +78,7 @@ class _CheckedCOCO(COCO):
     def get_cat_ids(
         self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (), cat_ids: Sequence[int] = ()
     ) -> list[int]:
-        """The ids of categories; of categories given by name, in the order of the names.
+        """Return the ids of categories; of categories given by name, in the order of the names.
 
         Raises:
             InputError: if the file has no such category.
@@ -92,7 +92,7 @@ class _CheckedCOCO(COCO):
         return ids
 
     def _images(self) -> dict[Any, Mapping[str, Any]]:
-        """The images by id."""
+        """Return the images by id."""
         images: dict[Any, Mapping[str, Any]] = {}
         for image in self.dataset.get("images", []):
             missing = [key for key in ("id", "file_name", "width", "height") if image.get(key) is None]
@@ -240,7 +240,7 @@ def checked_coco(parts: Sequence[Any]) -> Iterator[None]:
 
 
 def category_ids(dataset: Any) -> tuple[int, ...]:
-    """The ids that the classes have in a COCO annotation file, in the order of their labels.
+    """Return the ids that the classes have in a COCO annotation file, in the order of their labels.
 
     Args:
         dataset: of MMDetection; if its annotations were not read, the list of categories is read from its file.
@@ -263,7 +263,7 @@ def category_ids(dataset: Any) -> tuple[int, ...]:
 
 
 def _read_json(file: str | Path) -> dict[str, Any]:
-    """The content of an annotation file, with or without a byte-order mark."""
+    """Return the content of an annotation file, with or without a byte-order mark."""
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -278,7 +278,7 @@ def _read_json(file: str | Path) -> dict[str, Any]:
 
 
 def _categories(content: Mapping[str, Any], file: str | Path) -> list[Mapping[str, Any]]:
-    """The categories of a file: whole numbers as ids, and names, none of them twice."""
+    """Return the categories of a file: whole numbers as ids, and names, none of them twice."""
     categories: list[Mapping[str, Any]] = content.get("categories") or []
     for category in categories:
         if not _is_whole(category.get("id")) or not isinstance(category.get("name"), str):
@@ -299,7 +299,7 @@ def _categories(content: Mapping[str, Any], file: str | Path) -> list[Mapping[st
 
 
 def _ids_of(classes: Sequence[str], categories: Sequence[Mapping[str, Any]], file: str | Path) -> list[int]:
-    """The id of each class in a file, by name."""
+    """Return the id of each class in a file, by name."""
     ids = {category["name"]: category["id"] for category in categories}
     missing = [name for name in classes if name not in ids]
     if not missing:
@@ -424,7 +424,7 @@ def check_label_values(dataset: Any, *, num_classes: int, ignore_index: int, cou
 
 
 def _wrong_label(path: str, value: int, num_classes: int, ignore_index: int, dataset: Any) -> str:
-    """What to do about a value that is no class of the model."""
+    """Return what to do about a value that is no class of the model."""
     message = (
         f"the label map {path} gives {value}; the model has classes 0 to {num_classes - 1}, and {ignore_index} is "
         "ignored"

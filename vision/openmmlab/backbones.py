@@ -84,7 +84,7 @@ class _Backbone(LargeKernelNet):
 
     @classmethod
     def _has_feature_norms(cls, variant: str | None) -> bool:
-        """Whether the family's authors put a norm on each map of this variant."""
+        """Return whether the family's authors put a norm on each map of this variant."""
         return True
 
     def init_weights(self) -> None:
@@ -146,7 +146,7 @@ def _check_stages(out_indices: Sequence[int], frozen_stages: int, stages: int) -
 
 
 def _pretrained_only(init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The one entry of ``init_cfg``; of MMEngine's kinds of initialization only 'Pretrained' is accepted."""
+    """Return the one entry of ``init_cfg``; of MMEngine's kinds of initialization only 'Pretrained' is accepted."""
     entries: Any = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg
     entry = entries[0] if isinstance(entries, Sequence) and len(entries) == 1 else None
     if not isinstance(entry, Mapping) or entry.get("type") != "Pretrained" or not entry.get("checkpoint"):

@@ -73,12 +73,12 @@ def packaged_config(config: str | Path) -> Path | None:
 
 
 def config_path(config: str | Path) -> Path | None:
-    """The file that ``config`` means: a path, or the name of a config of the package; None if there is none."""
+    """Return the file that ``config`` means: a path, or the name of a config of the package; None if there is none."""
     return Path(config) if Path(config).is_file() else packaged_config(config)
 
 
 def is_harmless(name: str, value: Any) -> bool:
-    """Whether a ``config`` or ``options`` that a checkpoint names runs no code from elsewhere.
+    """Return whether a ``config`` or ``options`` that a checkpoint names runs no code from elsewhere.
 
     Harmless are the configs of the package, and options that set numbers or words of the model or the folder of a data
     set. MMEngine imports and calls whatever a 'type' names, and some of its readers open pickles.
@@ -319,7 +319,7 @@ def unused_settings(config: Config, *, pretrained: bool, weights: str | None) ->
 
 
 def _unused_optimization(config: Config) -> dict[str, list[str]]:
-    """The config's optimizer and schedule, each with the options of a task that replace it."""
+    """Return the config's optimizer and schedule, each with the options of a task that replace it."""
     unused: dict[str, list[str]] = {}
 
     wrapper = config.get("optim_wrapper")

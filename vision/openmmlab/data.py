@@ -101,11 +101,11 @@ class OpenMMLabData(SampleDataModule):
 
     @classmethod
     def trusts_file(cls, name: str, value: Any) -> bool:
-        """Whether this value of ``config`` or ``options`` may come from a checkpoint of anybody."""
+        """Return whether this value of ``config`` or ``options`` may come from a checkpoint of anybody."""
         return is_harmless(name, value)
 
     def read_config(self) -> Config:
-        """The config with the options, read at the first call and kept."""
+        """Return the config with the options, read at the first call and kept."""
         if self._config is None:
             self._config = read_config(self.config, self.options)
         return self._config
@@ -169,7 +169,7 @@ class OpenMMLabData(SampleDataModule):
                 setattr(self, f"{split}_set", dataset)
 
     def find(self, path: Path) -> list[Path]:
-        """The image itself, or all images below a folder, sorted."""
+        """Return the image itself, or all images below a folder, sorted."""
         return image_files(path)
 
     def dataset(self, samples: Samples, split: Split) -> Dataset[Any]:

@@ -80,7 +80,7 @@ class DigitScenes(OpenMMLabData):
         self.root = Path(root)
 
     def read_config(self) -> Config:
-        """The config with the options, whose scenes are those in :attr:`root`."""
+        """Return the config with the options, whose scenes are those in :attr:`root`."""
         if self._config is None:
             for part in _parts(super().read_config()):
                 if part.get("data_root") == _DATA_ROOT:
@@ -96,7 +96,7 @@ class DigitScenes(OpenMMLabData):
 
 
 def _parts(config: Config) -> list[Any]:
-    """The settings of the data sets of a config."""
+    """Return the settings of the data sets of a config."""
     loaders = [config[f"{split}_dataloader"] for split in _COUNTS if f"{split}_dataloader" in config]
     return [part for loader in loaders for part in innermost(loader.dataset)]
 
@@ -205,7 +205,7 @@ def _write(root: Path, split: str, scenes: list[_Scene]) -> None:
 
 
 def _coco(scenes: list[_Scene]) -> dict[str, Any]:
-    """The annotation file of a split."""
+    """Return the annotation file of a split."""
     images = []
     annotations: list[dict[str, Any]] = []
     for image_id, scene in enumerate(scenes):

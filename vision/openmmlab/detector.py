@@ -57,7 +57,7 @@ class Detector(OpenMMLabTask):
         self.test_score = MeanAveragePrecision(iou_type=kinds, backend="pycocotools")
 
     def count_classes(self, model: nn.Module) -> int:
-        """The number of classes of the head that predicts boxes.
+        """Return the number of classes of the head that predicts boxes.
 
         Raises:
             InputError: if there is no such head.
@@ -97,7 +97,7 @@ class Detector(OpenMMLabTask):
     # Evaluation
 
     def score(self, split: EvaluationSplit) -> MeanAveragePrecision:
-        """The metric of a split."""
+        """Return the metric of a split."""
         return self.val_score if split == "val" else self.test_score
 
     def update_metrics(self, split: EvaluationSplit, raw: Batch, output: list[Any], target: list[Any]) -> None:
@@ -130,7 +130,7 @@ class Detector(OpenMMLabTask):
         return values
 
     def _truth(self, sample: Any) -> dict[str, Tensor]:
-        """The objects of an image; those to be ignored are marked as crowds."""
+        """Return the objects of an image; those to be ignored are marked as crowds."""
         objects = self._values(sample.gt_instances)
         ignored = self._values(sample.ignored_instances)
         truth = {name: torch.cat([objects[name], ignored[name]]) for name in objects}
@@ -202,14 +202,14 @@ class Detector(OpenMMLabTask):
     # Pictures
 
     def draw(self, sample: Any) -> Tensor:
-        """The image with the objects that have a score of at least :attr:`shown_score`."""
+        """Return the image with the objects that have a score of at least :attr:`shown_score`."""
         found = sample.pred_instances
         found = found[found.scores >= self.shown_score]
         scores = [f" {score:.2f}" for score in found.scores.tolist()]
         return self._draw(sample, found, scores)
 
     def draw_truth(self, sample: Any) -> Tensor:
-        """The image with the objects of the annotation file."""
+        """Return the image with the objects of the annotation file."""
         return self._draw(sample, sample.gt_instances, [""] * len(sample.gt_instances))
 
     def _draw(self, sample: Any, objects: Any, scores: list[str]) -> Tensor:

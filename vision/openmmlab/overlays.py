@@ -22,7 +22,7 @@ _FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 
 
 def class_colors(count: int, palette: Sequence[Color] = ()) -> list[Color]:
-    """The color of each class: that of the palette, or hues as different as possible if it has too few."""
+    """Return the color of each class: that of the palette, or hues as different as possible if it has too few."""
     if len(palette) >= count:
         return list(palette[:count])
 
@@ -95,7 +95,7 @@ def draw_label_map(path: str | Path, labels_HW: Tensor, colors: Sequence[Color],
 
 
 def _enlarged(path: str | Path, min_side: int) -> tuple[Tensor, float]:
-    """The image (3, H, W) uint8, and the factor by which it was enlarged."""
+    """Return the image (3, H, W) uint8, and the factor by which it was enlarged."""
     image = read_image(Path(path))
     scale = max(1.0, min_side / min(image.size))
     if scale > 1:

@@ -30,7 +30,7 @@ class PixelAccuracy(ConfusionCounts):
     """The share of labeled pixels that are right; not a number where no pixel is labeled."""
 
     def compute(self) -> Tensor:
-        """A scalar in [0, 1]."""
+        """Return a scalar in [0, 1]."""
         return self.confmat.trace() / self.confmat.sum()
 
 
@@ -67,7 +67,7 @@ class Segmenter(OpenMMLabTask):
         self.test_score = scores.clone()
 
     def count_classes(self, model: nn.Module) -> int:
-        """The number of classes of the head that predicts.
+        """Return the number of classes of the head that predicts.
 
         Raises:
             InputError: if there is one class.
@@ -131,7 +131,7 @@ class Segmenter(OpenMMLabTask):
                 )
 
     def score(self, split: EvaluationSplit) -> MetricCollection:
-        """The metrics of a split."""
+        """Return the metrics of a split."""
         return self.val_score if split == "val" else self.test_score
 
     def update_metrics(self, split: EvaluationSplit, raw: Batch, output: list[Any], target: list[Any]) -> None:
@@ -172,11 +172,11 @@ class Segmenter(OpenMMLabTask):
         return {"labels": str(path)}
 
     def draw(self, sample: Any) -> Tensor:
-        """The image with the predicted label map."""
+        """Return the image with the predicted label map."""
         return self._draw(sample, sample.pred_sem_seg)
 
     def draw_truth(self, sample: Any) -> Tensor:
-        """The image with the true label map."""
+        """Return the image with the true label map."""
         return self._draw(sample, sample.gt_sem_seg)
 
     def _draw(self, sample: Any, labels: Any) -> Tensor:
@@ -217,6 +217,6 @@ class _Logits(nn.Module):
 
 
 def _last_head(model: nn.Module) -> Any:
-    """The head that predicts, which is the last one of a cascade."""
+    """Return the head that predicts, which is the last one of a cascade."""
     head = model.get_submodule("decode_head")
     return head[-1] if isinstance(head, nn.ModuleList) else head

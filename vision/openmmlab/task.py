@@ -118,7 +118,7 @@ class OpenMMLabTask(Task):
 
     @classmethod
     def trusts_file(cls, name: str, value: Any) -> bool:
-        """Whether this value of ``config`` or ``options`` may come from a checkpoint of anybody."""
+        """Return whether this value of ``config`` or ``options`` may come from a checkpoint of anybody."""
         return is_harmless(name, value)
 
     # The data
@@ -169,7 +169,7 @@ class OpenMMLabTask(Task):
         )
 
     def prediction_data(self, *, batch_size: int, num_workers: int) -> OpenMMLabData:
-        """What reads images for :meth:`predict`: the test pipeline of the task's config."""
+        """Return what reads images for :meth:`predict`: the test pipeline of the task's config."""
         return OpenMMLabData(
             self.config_name,
             options=self.config_options,
@@ -187,7 +187,7 @@ class OpenMMLabTask(Task):
         return raw, list(names)
 
     def batch_length(self, raw: Batch) -> int:
-        """The number of images in a batch."""
+        """Return the number of images in a batch."""
         return len(raw["inputs"])
 
     def forward(self, raw: Batch | Tensor) -> list[Any]:
@@ -217,21 +217,21 @@ class OpenMMLabTask(Task):
         return batch
 
     def predict_samples(self, batch: Batch) -> list[Any]:
-        """The data samples of a batch with the predictions."""
+        """Return the data samples of a batch with the predictions."""
         data = self.prepared(batch)
         with DefaultScope.overwrite_default_scope(self.scope):
             predictions: list[Any] = self.model(**data, mode="predict")
         return predictions
 
     def prepared(self, batch: Batch) -> dict[str, Any]:
-        """A batch on the model's device, normalized and padded to one size."""
+        """Return a batch on the model's device, normalized and padded to one size."""
         preprocessor: Any = self.feature_map
         preprocessor.to(self.device)  # it keeps a record of its own of its device
         data: dict[str, Any] = preprocessor(batch, self.training)
         return data
 
     def training_loss(self, raw: Batch, target: list[Any]) -> Tensor:
-        """The model's own loss; logs its parts as ``train_...``."""
+        """Return the model's own loss; logs its parts as ``train_...``."""
         self.check_truth(target)
         with DefaultScope.overwrite_default_scope(self.scope):
             losses = self.model(**self.prepared(raw), mode="loss")
@@ -294,7 +294,7 @@ class OpenMMLabTask(Task):
     # A task says
 
     def count_classes(self, model: nn.Module) -> int:
-        """The number of classes of the model's heads."""
+        """Return the number of classes of the model's heads."""
         raise NotImplementedError
 
     def check_truth(self, samples: list[Any]) -> None:
@@ -306,15 +306,15 @@ class OpenMMLabTask(Task):
         raise NotImplementedError
 
     def compute_scores(self, split: EvaluationSplit) -> dict[str, Tensor]:
-        """The scores of a whole split by name; the metric begins anew."""
+        """Return the scores of a whole split by name; the metric begins anew."""
         raise NotImplementedError
 
     def draw(self, sample: Any) -> Tensor:
-        """The image of a data sample with what was predicted, (3, H, W) uint8."""
+        """Return the image of a data sample with what was predicted, (3, H, W) uint8."""
         raise NotImplementedError
 
     def draw_truth(self, sample: Any) -> Tensor:
-        """The image of a data sample with what is true, (3, H, W) uint8."""
+        """Return the image of a data sample with what is true, (3, H, W) uint8."""
         raise NotImplementedError
 
     def write_prediction(self, sample: Any, folder: Path) -> dict[str, Any]:
