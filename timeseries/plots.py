@@ -37,7 +37,7 @@ class Example:
 
 
 def forecast_figure(examples: Sequence[Example]) -> Figure:
-    """Return a panel for each example: history, forecast, the band between the outermost quantiles, and the truth.
+    """Draw a panel for each example: history, forecast, the band between the outermost quantiles, and the truth.
 
     Args:
         examples: at least one.
