@@ -1,9 +1,9 @@
 """What all audio data modules share: recordings become batches of waveforms, and their statistics are measured."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from audio.feature_map import LogMel, pad_waves
 from audio.files import audio_files, read_wave
 from core.data.labeled import SampleDataModule, Split
-from core.data.samples import EmptyBatch, Samples, collate_found, read_or_skip, source_name
+from core.data.samples import EmptyBatch, SampleDataset, Samples, collate_found, source_name
 from core.data.spec import DataSpec
 from core.errors import InputError
 
@@ -101,6 +101,7 @@ class AudioDataModule(SampleDataModule):
         kwargs: arguments of :class:`core.data.labeled.SampleDataModule`.
     """
 
+    spec_only = ("classes", "multi_label")
     multi_label = False
 
     def __init__(
@@ -157,13 +158,6 @@ class AudioDataModule(SampleDataModule):
     def know_statistics(self, mean: float, std: float) -> None:
         """Take these for the measured statistics, as a run does that continues from a checkpoint."""
         self._statistics = (mean, std)
-
-    @classmethod
-    def from_spec(cls, spec: AudioSpec, *, batch_size: int, num_workers: int) -> Self:
-        """Return a data module that reads recordings as a model with this spec needs them, for prediction."""
-        settings = asdict(spec)
-        del settings["classes"], settings["multi_label"]
-        return cls(**settings, batch_size=batch_size, num_workers=num_workers)
 
     def find(self, path: Path) -> list[Path]:
         """Return the recording itself, or all recordings below a folder."""
@@ -246,11 +240,11 @@ class AudioDataModule(SampleDataModule):
         return round(mean, 6), round(std, 6)
 
 
-class Recordings(Dataset[tuple[Tensor, Any] | None]):
-    """Waveforms, each with a target.
+class Recordings(SampleDataset):
+    """A dataset of waveforms, each with a target.
 
     Args:
-        files: (source, target) pairs. A source is a path, or a name with an array (T,) of floats at ``sample_rate``.
+        samples: (source, target) pairs. A source is a path, or a name with an array (T,) of floats at ``sample_rate``.
         sample_rate: samples per second.
         shortest: samples that each must have at least.
         longest: samples to keep from the start, or None for all.
@@ -259,38 +253,25 @@ class Recordings(Dataset[tuple[Tensor, Any] | None]):
 
     def __init__(
         self,
-        files: Samples,
+        samples: Samples,
         sample_rate: int,
         *,
         shortest: int = 1,
         longest: int | None = None,
         skip_broken: bool = False,
     ) -> None:
-        self.files = files
+        super().__init__(samples, skip_broken=skip_broken)
         self.sample_rate = sample_rate
         self.shortest = shortest
         self.longest = longest
-        self.skip_broken = skip_broken
 
-    def __len__(self) -> int:
-        """Number of recordings."""
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
-        """The waveform (T,) float32 and the target of one recording, or None if it is broken and may be skipped.
-
-        Raises:
-            MissingError: if the file is not there.
-            InputError: naming the recording that cannot be used.
-        """
-        source, target = self.files[index]
-        wave = read_or_skip(lambda: self._read(source), skip_broken=self.skip_broken)
-        return None if wave is None else (wave[: self.longest], target)
-
-    def _read(self, source: Any) -> Tensor:
+    def read(self, source: Any) -> Tensor:
+        """Return the waveform (T,) float32 of a recording, or its first ``longest`` samples."""
         if isinstance(source, tuple):
-            return self._checked(source_name(source), source[1])
-        return read_wave(source, self.sample_rate, shortest=self.shortest, longest=self.longest)
+            wave = self._checked(source_name(source), source[1])
+        else:
+            wave = read_wave(source, self.sample_rate, shortest=self.shortest, longest=self.longest)
+        return wave[: self.longest]
 
     def _checked(self, name: str, array: np.ndarray) -> Tensor:
         if array.ndim != 1 or array.dtype.kind != "f" or len(array) < self.shortest:

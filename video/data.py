@@ -4,17 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from core.data.images import PixelSpec
 from core.data.labeled import SampleDataModule, Split
-from core.data.samples import Samples, collate_found, read_or_skip
+from core.data.samples import SampleDataset, Samples, collate_found
 from core.errors import InputError
 from video.augment import TestCrops, TrainCrops
 from video.files import Source, open_video, video_files
@@ -68,6 +67,8 @@ class VideoDataModule(SampleDataModule):
             are usually kept; null keeps their size.
         kwargs: arguments of :class:`core.data.labeled.SampleDataModule`.
     """
+
+    spec_only = ("classes", "mode")
 
     def __init__(
         self,
@@ -132,23 +133,6 @@ class VideoDataModule(SampleDataModule):
             short_side=self.short_side,
         )
 
-    @classmethod
-    def from_spec(cls, spec: VideoSpec, *, batch_size: int, num_workers: int) -> Self:
-        """Return a data module that reads videos as a model with this spec needs them, for prediction."""
-        return cls(
-            num_frames=spec.num_frames,
-            sampling_rate=spec.sampling_rate,
-            sampling=spec.sampling,
-            size=spec.size,
-            mean=spec.mean,
-            std=spec.std,
-            test_views=spec.test_views,
-            test_crops=spec.test_crops,
-            short_side=spec.short_side,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
-
     def find(self, path: Path) -> list[Source]:
         """Return the video itself, or all videos below a folder."""
         return list(video_files(path))
@@ -176,15 +160,15 @@ class VideoDataModule(SampleDataModule):
         )
 
 
-class Clips(Dataset[tuple[Tensor, Any] | None]):
-    """Reads clips of videos, each with the target of its video.
+class Clips(SampleDataset):
+    """A dataset of clips of videos, each with the target of its video.
 
     Args:
         samples: (video, target) pairs.
         choose: gives for a number of frames the indices of one clip (T,), or of several views (V, T).
         transform: turns frames (T, C, H, W) or (V, T, C, H, W) uint8 into clips (N, ..., T, C, size, size) uint8.
         short_side: frames of files whose shorter side has more pixels are scaled down to this; None keeps their size.
-        skip_broken: give None for a video that cannot be used, with a warning, instead of stopping.
+        skip_broken: leave out videos that cannot be used, with a warning, instead of stopping.
     """
 
     def __init__(
@@ -196,31 +180,13 @@ class Clips(Dataset[tuple[Tensor, Any] | None]):
         short_side: int | None = None,
         skip_broken: bool = False,
     ) -> None:
-        self.samples = samples
+        super().__init__(samples, skip_broken=skip_broken)
         self.choose = choose
         self.transform = transform
         self.short_side = short_side
-        self.skip_broken = skip_broken
 
-    def __len__(self) -> int:
-        """Number of videos."""
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
-        """The clip of a video and its target; None for a broken video that is skipped.
-
-        Returns:
-            (T, C, size, size) uint8, or (N, T, C, size, size) for several clips, and the target.
-
-        Raises:
-            MissingError: if the file is not there.
-            InputError: if the video cannot be used.
-        """
-        source, target = self.samples[index]
-        clips = read_or_skip(partial(self._read, source), skip_broken=self.skip_broken)
-        return None if clips is None else (clips, target)
-
-    def _read(self, source: Source) -> Tensor:
+    def read(self, source: Source) -> Tensor:
+        """Return the clip (T, C, size, size) uint8 of a video, or its several clips (N, T, C, size, size)."""
         with open_video(source, short_side=self.short_side) as video:
             indices = self.choose(len(video))
 

@@ -4,17 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from core.data.images import Mode, PixelSpec, image_files, read_image
 from core.data.labeled import SampleDataModule, Split
-from core.data.samples import Samples, collate_found, read_or_skip
+from core.data.samples import SampleDataset, Samples, collate_found
 from core.errors import InputError
 from vision.augment import Crop, eval_transform, train_transform
 
@@ -97,19 +96,6 @@ class ImageDataModule(SampleDataModule):
         """Return the size, crop, mode and statistics."""
         return ImageSpec(size=self.size, mode=self.mode, mean=self.mean, std=self.std, crop=self.crop)
 
-    @classmethod
-    def from_spec(cls, spec: ImageSpec, *, batch_size: int, num_workers: int) -> Self:
-        """Build a data module that reads images as a model with this spec needs them."""
-        return cls(
-            size=spec.size,
-            mode=spec.mode,
-            mean=spec.mean,
-            std=spec.std,
-            crop=spec.crop,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
-
     def find(self, path: Path) -> list[Path]:
         """Find all images below a folder; a path to an image gives that image alone."""
         return image_files(path)
@@ -120,7 +106,7 @@ class ImageDataModule(SampleDataModule):
         return Images(samples, transform, mode=self.mode, skip_broken=self.skip_broken)
 
 
-class Images(Dataset[tuple[Tensor, Any] | None]):
+class Images(SampleDataset):
     """A dataset of images from files and arrays, each with a target.
 
     Args:
@@ -138,35 +124,17 @@ class Images(Dataset[tuple[Tensor, Any] | None]):
         mode: Mode = "RGB",
         skip_broken: bool = False,
     ) -> None:
-        self.samples = samples
+        super().__init__(samples, skip_broken=skip_broken)
         self.transform = transform
         self.mode = mode
-        self.skip_broken = skip_broken
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
-        """Return the pixels and the target of an image, or None if it is broken and skipped.
-
-        Raises:
-            MissingError: if the file is missing.
-            InputError: if the file cannot be decoded; the message names it.
-        """
-        source, target = self.samples[index]
-        image = read_or_skip(lambda: self._read(source), skip_broken=self.skip_broken)
-        if image is None:
-            return None
-
-        return self.transform(image), target
-
-    def _read(self, source: Any) -> Image.Image:
+    def read(self, source: Any) -> Tensor:
+        """Return the pixels (C, H, W) of an image."""
         if isinstance(source, Path):
-            return read_image(source, self.mode)
+            return self.transform(read_image(source, self.mode))
 
         name, array = source
-        return to_image(array, name).convert(self.mode)
+        return self.transform(to_image(array, name).convert(self.mode))
 
 
 def to_image(array: np.ndarray, name: str) -> Image.Image:

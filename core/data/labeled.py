@@ -2,12 +2,12 @@
 
 A modality and a data set each implement one half of a data module::
 
-    modality    find, dataset, settings, from_spec    its files, the raw samples they become, what a model must know
-    data set    check_data, splits                    whether the data exist, and which samples belong to which split
+    modality    find, dataset, settings    its files, the raw samples they become, what a model must know
+    data set    check_data, splits         whether the data exist, and which samples belong to which split
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -38,6 +38,9 @@ class SampleDataModule(DataModule):
         drop_last: leave out the incomplete last training batch.
     """
 
+    spec_only: ClassVar[tuple[str, ...]] = ("classes",)
+    """Fields of the specification that are not arguments of the data module."""
+
     def __init__(
         self,
         *,
@@ -66,11 +69,6 @@ class SampleDataModule(DataModule):
         """Return a dataset that reads each (source, target) pair as (raw sample, target)."""
         raise NotImplementedError
 
-    @classmethod
-    def from_spec(cls, spec: Any, *, batch_size: int, num_workers: int) -> Self:
-        """Build a data module for prediction that reads files as a model with this spec needs them."""
-        raise NotImplementedError
-
     # A data set implements this, and check_data
 
     def splits(self) -> Splits:
@@ -83,6 +81,13 @@ class SampleDataModule(DataModule):
         raise NotImplementedError
 
     # Written once for all of them
+
+    @classmethod
+    def from_spec(cls, spec: Any, *, batch_size: int, num_workers: int) -> Self:
+        """Build a data module for prediction that reads files as a model with this specification needs them."""
+        names = [field.name for field in fields(spec) if field.name not in cls.spec_only]
+        options = {name: getattr(spec, name) for name in names}
+        return cls(**options, batch_size=batch_size, num_workers=num_workers)
 
     def read_splits(self) -> Splits:
         """Return the splits. They are listed at the first call and kept, since large data sets take minutes to list."""

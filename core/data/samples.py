@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from torch.utils.data import default_collate
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 
 from core.errors import InputError, MissingError
 
 __all__ = [
     "EmptyBatch",
     "Sample",
+    "SampleDataset",
     "Samples",
     "Splits",
     "Validation",
@@ -75,6 +77,45 @@ def read_or_skip(read: Callable[[], T], *, skip_broken: bool) -> T | None:
 
         warnings.warn(f"skipped: {error}", stacklevel=3)
         return None
+
+
+class SampleDataset(Dataset[tuple[Tensor, Any] | None]):
+    """Base of the datasets that read one source after another, each with its target.
+
+    Subclasses implement :meth:`read`.
+
+    Args:
+        samples: (source, target) pairs.
+        skip_broken: leave out samples that cannot be read, with a warning, instead of stopping.
+    """
+
+    def __init__(self, samples: Samples, *, skip_broken: bool = False) -> None:
+        self.samples = samples
+        self.skip_broken = skip_broken
+
+    def read(self, source: Any) -> Tensor:
+        """Read the raw sample of a source.
+
+        Raises:
+            MissingError: if the file is missing.
+            InputError: if the source cannot be used; the message names it.
+        """
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
+        """Return the raw sample of a source and its target, or None if it is broken and may be skipped.
+
+        Raises:
+            MissingError: from :meth:`read`.
+            InputError: from :meth:`read`.
+        """
+        source, target = self.samples[index]
+        raw = read_or_skip(lambda: self.read(source), skip_broken=self.skip_broken)
+        return None if raw is None else (raw, target)
 
 
 @dataclass(frozen=True)
