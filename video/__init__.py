@@ -1,4 +1,4 @@
-"""Video: a clip becomes one large image, which an image backbone classifies."""
+"""Video classification with large-kernel ConvNets: a clip becomes one large image."""
 
 from video.data import VideoDataModule, VideoSpec
 from video.demo import CameraMoves

@@ -2,8 +2,8 @@
 
     demux ─► times of frames and keyframes ─► seek to a keyframe ─► decode up to the last wanted frame ─► RGB
 
-Demuxing reads the packets of a file without decoding them, which is fast. It gives the time of every frame, so that a
-frame can be found whatever the frame rate, and the keyframes, which are the frames that one can seek to.
+Demuxing reads the packets of a file without decoding them, which is fast. It gives the presentation time of every
+frame, by which frames are found at any frame rate, and the keyframes, which are the frames that one can seek to.
 """
 
 from collections.abc import Iterator
@@ -26,27 +26,27 @@ from video.sampling import FrameIndices, displayed_frames
 __all__ = ["Frames", "VideoFile"]
 
 Frames = NDArray[np.uint8]
-"""Frames (N, H, W, 3), RGB, or a single one (H, W, 3)."""
+"""RGB frames (N, H, W, 3) uint8, or a single one (H, W, 3)."""
 
 Times = NDArray[np.int64]
-"""Presentation times in the unit of a stream, its ``time_base``."""
+"""Presentation times in the unit of their stream, its ``time_base``."""
 
 SHORTEST_SKIP = 8
-"""A seek is worth it if it skips more frames than this; it takes time too, since it empties the decoder."""
+"""Number of frames that a seek must exceed to save time; the seek itself takes time, since it empties the decoder."""
 
 CONVERTED_AT_ONCE = 16
-"""Frames that are decoded before they are converted to RGB: faster than to alternate between the two."""
+"""Number of frames to decode before they are converted to RGB, which is faster than alternating between the two."""
 
 
 class VideoFile:
-    """A video file whose frames are read by index, with PyAV; a context manager.
+    """A video file whose frames are read by index with PyAV, and a context manager that closes it.
 
-    Indices count equal parts of the duration, as many as there are frames, see :mod:`video.sampling`.
+    Indices number equal parts of the duration, as many as there are frames, see :mod:`video.sampling`.
 
     Args:
-        path: a file of any container and codec that FFmpeg reads.
-        short_side: frames whose shorter side has more pixels are scaled down to this; None keeps their size.
-        threads: threads of the decoder; 0 takes one for each processor.
+        path: a file in any container and codec that FFmpeg reads.
+        short_side: largest shorter side of a frame, in pixels; larger frames are scaled down. None keeps their size.
+        threads: number of decoder threads; 0 for one on each processor.
 
     Raises:
         MissingError: if there is no such file.
@@ -57,7 +57,7 @@ class VideoFile:
         self.path = path
         self.short_side = short_side
         self.threads = threads
-        self._size: tuple[int, int] | None = None
+        self._size: tuple[int, int] | None = None  # width and height of the first decoded frame
 
         self._open()
         try:
@@ -65,7 +65,7 @@ class VideoFile:
         except InputError:
             self.close()
             raise
-        except Exception as error:  # FFmpeg's errors, and those of PyAV, which may be of any type
+        except Exception as error:  # FFmpeg and PyAV raise errors of any type
             self.close()
             raise _undecodable(path, error) from error
 
@@ -89,11 +89,11 @@ class VideoFile:
         """Decode some frames.
 
         Args:
-            indices: (N,) in [0, len(self)), in any order.
+            indices: indices (N,) in [0, len(self)), in any order.
 
         Returns:
-            (N, H, W, 3) uint8, RGB, rotated as the file says. Where the size changes within the video, all frames are
-            scaled to that of the first one that was read.
+            RGB frames (N, H, W, 3) uint8, rotated as the file says. If the frame size changes within the video, all
+            frames are scaled to the size of the first one that was decoded.
 
         Raises:
             InputError: if a frame cannot be decoded.
@@ -107,30 +107,40 @@ class VideoFile:
         except Exception as error:
             raise _undecodable(self.path, error) from error
 
-        for time in wanted.tolist():
-            if time not in pictures:
-                seconds = float((time - self.times[0]) * self.stream.time_base)
-                place = f"no frame {time}" if self.times_restart else f"no frame at {seconds:.2f} s"
-                raise InputError(f"{self.path} cannot be decoded as a video: {place}; replace it")
+        missing = [time for time in wanted.tolist() if time not in pictures]
+        if missing:
+            raise InputError(
+                f"{self.path} cannot be decoded as a video: no frame {self._place(missing[0])}; replace it"
+            )
 
         return np.stack([pictures[time] for time in times.tolist()])
+
+    def _place(self, time: int) -> str:
+        """Return where a frame lies in the video, for messages: in seconds or, if the times restart, by its number."""
+        if self.times_restart:
+            return str(time)
+
+        seconds = float((time - self.times[0]) * self.stream.time_base)
+        return f"at {seconds:.2f} s"
 
     # Opening
 
     def _open(self) -> None:
-        """Open the file at its beginning, with its first video stream that is not a cover picture."""
+        """Open the file, and choose its first video stream that is not a cover picture."""
         self.container = _open_container(self.path)
 
         streams = self.container.streams
         videos = [video for video in streams.video if not video.disposition & video.disposition.attached_pic]
         if not videos:
-            found = "sound and no pictures" if streams.audio else "no video in it"
+            found = "sound and no pictures" if streams.audio else "no video"
             self.close()
             raise InputError(f"{self.path} has {found}; give a video, or take it out of the list")
 
         if videos[0].codec_context is None:
             self.close()
-            raise InputError(f"{self.path} has a codec that FFmpeg does not know; convert it, as to H.264 in mp4")
+            raise InputError(
+                f"{self.path} has a codec that FFmpeg does not know; convert it, for example to H.264 in mp4"
+            )
 
         self.stream = videos[0]
         self.stream.codec_context.thread_count = self.threads
@@ -139,18 +149,18 @@ class VideoFile:
         self.close()
         self._open()
 
-    # The index: times of all frames, and of the keyframes
+    # The index: the times of all frames and of the keyframes
 
     def _read_index(self) -> None:
-        """Read the packets of the file, and keep the times of its frames and keyframes."""
+        """Read the packets of the file, and store the times of its frames and keyframes."""
         packets = [packet for packet in self.container.demux(self.stream) if packet.size]
         container = self.container.format.name
 
-        # The header of an mp4 file holds the number of frames, even if the file was not copied to its end.
+        # The header of an mp4 file gives the number of frames, even if the end of the file is missing.
         if 0 < len(packets) < self.stream.frames and "mp4" in container:
             raise InputError(f"{self.path} is cut off after {len(packets)} of {self.stream.frames} frames; replace it")
 
-        # Packets that an edit list discards are decoded, since others refer to them, but never displayed.
+        # Packets that an edit list discards are decoded, since other frames refer to them, but never displayed.
         displayed: dict[int, Packet] = {}
         for packet in packets:
             time = packet.dts if packet.pts is None else packet.pts
@@ -159,10 +169,11 @@ class VideoFile:
 
         self.times = np.array(sorted(displayed), np.int64)
         if len(self.times) < 2:
+            # If all packets have the same time, one entry is left of them.
             reason = " and lasts 0 s; replace it" if len(packets) > 1 else "; a clip needs at least two"
             raise InputError(f"{self.path} has {len(packets)} frames{reason}")
 
-        # In files that were joined, the times begin anew. Their frames are found by counting, at equal distances.
+        # In files that were joined, the times restart. Their frames are found by counting, as if equally spaced.
         decoding_times = [packet.dts for packet in packets if packet.dts is not None]
         self.times_restart = any(later < earlier for earlier, later in pairwise(decoding_times))
         if self.times_restart:
@@ -171,7 +182,7 @@ class VideoFile:
             self.end = count
             return
 
-        # Some containers do not store the duration of the last frame.
+        # Some containers do not store the duration of the last frame; it then gets the mean duration of the others.
         first = int(self.times[0])
         last = int(self.times[-1])
         mean_duration = round((last - first) / (len(self.times) - 1))
@@ -180,14 +191,14 @@ class VideoFile:
         keys = [time for time in self.times.tolist() if displayed[time].is_keyframe] or [first]
         self.key_times = np.array(keys, np.int64)
 
-        # Containers with an index are sought by the time of presentation, others by the time of decoding.
+        # FFmpeg seeks by presentation time in containers that have an index, and by decoding time in the others.
         if "mp4" in container or "matroska" in container:
             self.seek_times = self.key_times
         else:
             self.seek_times = np.array([displayed[time].dts or time for time in keys], np.int64)
 
     def _has_wrong_times(self) -> bool:
-        """Whether FFmpeg guesses the times, and wrongly: AVI stores none, and H.264 and HEVC reorder their frames."""
+        """Return whether the times are wrong: AVI stores none, and FFmpeg's guess fails if frames are reordered."""
         context = self.stream.codec_context
         is_avi = "avi" in self.container.format.name
         return is_avi and bool(context.has_b_frames) and context.codec.name in ("h264", "hevc")
@@ -195,20 +206,24 @@ class VideoFile:
     # Decoding
 
     def _decode(self, wanted: Times) -> dict[int, Frames]:
-        """Decode the frames at the wanted times, ascending, to pictures (H, W, 3) by their times."""
+        """Decode the frames at the wanted times, which are ascending.
+
+        Returns:
+            The picture (H, W, 3) uint8 of each time; those that cannot be found are missing.
+        """
         if self.times_restart or self._has_wrong_times():
             return self._to_rgb(self._decode_by_count(wanted))
 
         pictures = self._to_rgb(self._decode_by_seeking(wanted))
         if len(pictures) < len(wanted):
-            # A seek did not arrive at its keyframe. Decoding from the beginning finds every frame.
+            # A seek missed its keyframe. Decoding from the beginning finds every frame.
             self._reopen()
             pictures |= self._to_rgb(self._decode_run(self.container.demux(self.stream), wanted))
 
         return pictures
 
     def _decode_by_count(self, wanted: Times) -> Iterator[tuple[int, VideoFrame]]:
-        """Decode from the beginning and take the n-th frame for the n-th time."""
+        """Decode from the beginning, and take the n-th frame for the n-th time."""
         self._reopen()
         missing = set(wanted.tolist())
 
@@ -220,7 +235,7 @@ class VideoFile:
                 return
 
     def _decode_by_seeking(self, wanted: Times) -> Iterator[tuple[int, VideoFrame]]:
-        """Seek to the keyframe before each run of wanted frames, and decode the run."""
+        """Seek to the keyframe of each run of wanted frames, and decode the run."""
         for key, run in self._split_into_runs(wanted):
             self.container.seek(int(self.seek_times[key]), stream=self.stream)
             packets = self._packets_from_keyframe(int(self.key_times[key]))
@@ -230,13 +245,13 @@ class VideoFile:
         """Divide the wanted times into runs; a new run begins where a seek skips enough frames.
 
         Returns:
-            For each run the number of the keyframe that it is decoded from, and its times.
+            For each run, the index of the keyframe at which its decoding begins, and its times.
         """
-        # The last keyframe at or before each wanted frame.
+        # The index of the last keyframe at or before each wanted frame.
         keys = (np.searchsorted(self.key_times, wanted, side="right") - 1).clip(0)
 
-        # The number of frames between a wanted frame and the keyframe of the next one, which need not be decoded.
-        # It is negative where both frames have the same keyframe.
+        # The number of frames from a wanted frame to the keyframe of the next one, which a seek would skip. It is zero
+        # or negative if both have the same keyframe.
         wanted_numbers = np.searchsorted(self.times, wanted)
         key_numbers = np.searchsorted(self.times, self.key_times[keys])
         skipped = key_numbers[1:] - wanted_numbers[:-1]
@@ -246,7 +261,7 @@ class VideoFile:
         return list(zip(first_keys.tolist(), np.split(wanted, starts), strict=True))
 
     def _packets_from_keyframe(self, time: int) -> Iterator[Packet]:
-        """Yield the packets after a seek, from the first keyframe on; none if the seek went past ``time``."""
+        """Yield the packets after a seek, from the first keyframe on; none if that keyframe comes after ``time``."""
         packets = self.container.demux(self.stream)
         for packet in packets:
             if not packet.is_keyframe:
@@ -259,15 +274,15 @@ class VideoFile:
         yield from packets
 
     def _decode_run(self, packets: Iterator[Packet], wanted: Times) -> Iterator[tuple[int, VideoFrame]]:
-        """Decode packets up to the last wanted frame."""
+        """Decode packets up to the last wanted frame, and yield each wanted frame with its time."""
         context = self.stream.codec_context
         missing = set(wanted.tolist())
         last = int(wanted[-1])
         skipping: str | None = None
 
         for packet in packets:
-            # Frames that no other frame refers to are decoded only if they are wanted. Nothing is skipped with AV1,
-            # whose decoder reads this setting once, nor at the empty packet, which flushes the decoder.
+            # Frames that no other frame refers to are decoded only if they are wanted. With AV1, all frames are, since
+            # its decoder reads this setting only once. The empty packet at the end flushes the decoder.
             skip: Literal["DEFAULT", "NONREF"] = "NONREF"
             if packet.pts in missing or not packet.size or context.codec.canonical_name == "av1":
                 skip = "DEFAULT"
@@ -286,7 +301,7 @@ class VideoFile:
                     return
 
     def _to_rgb(self, frames: Iterator[tuple[int, VideoFrame]]) -> dict[int, Frames]:
-        """Convert decoded frames to pictures (H, W, 3) uint8, by their times."""
+        """Convert decoded frames to pictures (H, W, 3) uint8 by their times."""
         reformatter = VideoReformatter()
         pictures: dict[int, Frames] = {}
 
@@ -302,9 +317,10 @@ class VideoFile:
 
 
 def _open_container(path: Path) -> InputContainer:
+    """Open a file with FFmpeg, and raise an error that names the file if that fails."""
     if not path.is_file():
         raise MissingError(f"there is no video {path}; correct the list that names it")
-    if not path.stat().st_size:
+    if path.stat().st_size == 0:
         raise InputError(f"{path} is empty; replace it")
 
     try:
@@ -314,7 +330,7 @@ def _open_container(path: Path) -> InputContainer:
 
 
 def _scale_down(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    """Width and height in pixels whose shorter one is ``short_side`` at most."""
+    """Return a width and height in pixels of the same ratio, the shorter of which is at most ``short_side``."""
     if short_side is None or min(width, height) <= short_side:
         return width, height
 

@@ -1,4 +1,4 @@
-"""Camera moves over photos that come with packages: the built-in videos, which need no download."""
+"""The built-in video data: camera moves over photos that come with packages and need no download."""
 
 from collections.abc import Sequence
 from importlib.resources import as_file, files
@@ -17,7 +17,7 @@ from video.sets import VideoFolder
 __all__ = ["MOVES", "PHOTOS", "CameraMoves", "load_photo", "render_moves"]
 
 MOVES = ("pan_down", "pan_left", "pan_right", "pan_up", "still", "turn", "zoom_in", "zoom_out")
-"""The classes, named by what the camera does."""
+"""The classes, named after what the camera does."""
 
 PHOTOS: dict[str, tuple[str, ...]] = {
     "train": (
@@ -43,32 +43,49 @@ PHOTOS: dict[str, tuple[str, ...]] = {
 }
 """Package and file of the photos of each split.
 
-By the notes of scikit-image its photos are in the public domain, under CC0, or without known restrictions. Those of
+According to scikit-image, its photos are in the public domain, under CC0, or without known restrictions. Those of
 scikit-learn, china.jpg (by danielbuechele) and flower.jpg (by vultilion), are under CC BY 2.0."""
 
 CLIPS = {"train": 12, "val": 10, "test": 8}
-"""Clips of each photo and move, by split."""
+"""Number of clips of each photo and move, by split."""
 
 SIDE = 64  # of a frame, in pixels
-FRAMES = 32
+FRAMES = 32  # of a clip
 FRAMES_PER_SECOND = 16
+
+SMALLEST_VIEW = 64.0
+LARGEST_VIEW = 96.0
+"""Side of the square that the camera sees halfway through a clip, in pixels of the photo: drawn from this range."""
+
+ZOOM = 0.8
+"""Over a clip at full speed, the camera zooms by a factor of 1 plus this."""
+
+PHOTO_SIDE = 320  # the shorter one, in pixels
 
 
 class CameraMoves(VideoFolder):
-    """Eight moves of a camera over photos of scikit-learn and scikit-image; the clips are rendered, not recorded.
+    """Eight camera moves over photos of scikit-image and scikit-learn; the clips are rendered, not recorded.
 
-    The clips are rendered when they are first used, which takes half a minute, and are written as class folders of mp4
-    files. They last two seconds, at 16 frames a second of 64 x 64 pixels. The classes are: still, four pans, two zooms,
-    and a turn. Each clip has a place, a speed and a shake of the hand of its own, drawn from a fixed seed. Halfway
-    through, the clips of all classes look alike, so that a single frame does not show the class. Nine photos are for
-    training, two others for validation, and three others for test.
+    The clips are rendered at first use, which takes half a minute, and written to class folders of mp4 files. They last
+    two seconds, at 16 frames per second of 64 x 64 pixels. The classes are: still, four pans, two zooms, and a turn.
+    Each clip has its own position, speed and camera shake, drawn from a fixed seed. Halfway through, the clips of all
+    classes look alike, so a single frame does not show the class. Nine photos are for training, two others for
+    validation, and three others for testing.
 
-    By default the frames have 32 pixels, there is one view in test and prediction, and training clips are cropped
-    only: a flip would turn left into right.
+    By default, frames have 32 x 32 pixels, test and prediction use one view, and the only augmentation is a crop: a
+    flip would turn left into right.
 
     Args:
-        root: folder that the clips are written to.
-        kwargs: arguments of :class:`VideoFolder`.
+        root: folder to which the clips are written.
+        sampling_rate: number of video frames for each frame of a dense clip.
+        size: side of a frame, in pixels.
+        scale: range of the share of a training frame that its crop covers.
+        hflip: probability of a horizontal flip in training.
+        auto_augment: timm's RandAugment policy in training, or None.
+        repeats: number of augmented clips that training makes of one decoded clip.
+        test_views: number of clips over the length of a video, in test and prediction.
+        test_crops: number of crops over the longer side of each of these clips.
+        kwargs: the other arguments of :class:`VideoFolder`.
     """
 
     def __init__(
@@ -99,7 +116,7 @@ class CameraMoves(VideoFolder):
         )
 
     def check_data(self) -> None:
-        """Render the clips unless they are there."""
+        """Render the clips if their folder does not exist yet."""
         root = self.folders.root
         if root is not None and not root.exists():
             render_moves(root)
@@ -111,8 +128,8 @@ def render_moves(root: Path, counts: dict[str, int] | None = None, moves: Sequen
 
     Args:
         root: a folder that does not exist yet.
-        counts: clips of each photo and move, for the splits to be made; by default :data:`CLIPS`.
-        moves: some of :data:`MOVES`; by default all.
+        counts: number of clips of each photo and move, for each split to render; by default :data:`CLIPS`.
+        moves: the moves to render; by default all of :data:`MOVES`.
 
     Raises:
         InputError: if there is no such split or move.
@@ -137,22 +154,24 @@ def render_moves(root: Path, counts: dict[str, int] | None = None, moves: Sequen
 
 
 def load_photo(name: str) -> Image.Image:
-    """Return a photo of :data:`PHOTOS`, resized so that its shorter side has 320 pixels."""
+    """Read a photo of :data:`PHOTOS`, and resize its shorter side to 320 pixels."""
     package, file = name.rsplit("/", 1)
     with as_file(files(package) / file) as path:
         image = read_image(path)
 
-    scale = 320 / min(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    scale = PHOTO_SIDE / min(image.size)
+    width = round(image.width * scale)
+    height = round(image.height * scale)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _render(photo: Image.Image, move: str, generator: np.random.Generator) -> list[Image.Image]:
     """Render the frames of a clip.
 
-    The camera sees a square of the photo, of ``reach`` pixels a side, rotated by an angle. Halfway through the clip its
-    place, reach and angle are drawn in the same way for all moves. Before and after, they differ by the move.
+    The camera sees a square of the photo, with a side of ``view`` pixels and rotated by an angle. Halfway through the
+    clip, its center, side and angle are drawn in the same way for all moves. Before and after, the move changes them.
     """
-    reach = generator.uniform(64, 96)
+    view = generator.uniform(SMALLEST_VIEW, LARGEST_VIEW)
     angle = generator.uniform(-10, 10)
     speed = generator.uniform(0.5, 1.0)
 
@@ -160,32 +179,32 @@ def _render(photo: Image.Image, move: str, generator: np.random.Generator) -> li
     zoom = {"zoom_in": -1, "zoom_out": 1}.get(move, 0)
     turn = 60 * speed * generator.choice((-1, 1)) if move == "turn" else 0.0
 
-    # The center is drawn so that the widest view stays on the photo during the longest pan.
-    half_diagonal = 96 * (1.8 / 2) ** 0.5
-    travel = 0.8 * reach * speed
+    # The center is drawn so that the largest view stays on the photo during the longest pan. Half a clip of zooming out
+    # enlarges a view by the square root of the whole factor, and the half diagonal of a square is its side / sqrt(2).
+    half_diagonal = LARGEST_VIEW * ((1 + ZOOM) / 2) ** 0.5
+    travel = 0.8 * view * speed  # of a pan
     center = []
     for side in photo.size:
         spare = max(0.0, side / 2 - half_diagonal - travel / 2)
         center.append(side / 2 + generator.uniform(-spare, spare))
-    shake = generator.normal(0, 0.4, (FRAMES, 2)) * reach / SIDE
+    shake = generator.normal(0, 0.4, (FRAMES, 2)) * view / SIDE
 
     frames = []
     for i, time in enumerate(np.linspace(-0.5, 0.5, FRAMES)):
-        place = (
-            center[0] + direction[0] * travel * time + shake[i, 0],
-            center[1] + direction[1] * travel * time + shake[i, 1],
-        )
-        frames.append(_view(photo, place, reach * (1 + 0.8 * speed) ** (zoom * time), angle + turn * time))
+        x = center[0] + direction[0] * travel * time + shake[i, 0]
+        y = center[1] + direction[1] * travel * time + shake[i, 1]
+        zoomed = view * (1 + ZOOM * speed) ** (zoom * time)
+        frames.append(_crop(photo, (x, y), zoomed, angle + turn * time))
     return frames
 
 
-def _view(photo: Image.Image, center: tuple[float, float], reach: float, angle: float) -> Image.Image:
-    """A square of the photo around a center in pixels, ``reach`` pixels a side, rotated by an angle in degrees."""
-    cosine = np.cos(np.deg2rad(angle)) * reach / SIDE
-    sine = np.sin(np.deg2rad(angle)) * reach / SIDE
+def _crop(photo: Image.Image, center: tuple[float, float], side: float, angle: float) -> Image.Image:
+    """Return a square of the photo as a frame; its center and side are in pixels and its angle in degrees."""
+    cosine = np.cos(np.deg2rad(angle)) * side / SIDE
+    sine = np.sin(np.deg2rad(angle)) * side / SIDE
     half = SIDE / 2
 
-    # An affine map from pixels of the view to pixels of the photo, row by row.
+    # The affine map from pixels of the frame to pixels of the photo, row by row.
     matrix = (
         *(cosine, -sine, center[0] - half * (cosine - sine)),
         *(sine, cosine, center[1] - half * (sine + cosine)),
@@ -194,11 +213,13 @@ def _view(photo: Image.Image, center: tuple[float, float], reach: float, angle: 
 
 
 def _write(file: Path, frames: list[Image.Image]) -> None:
-    # With lookahead, x264 does not always decide the same for frames as small as these.
+    """Write the frames to an mp4 file, with the same bytes in every run."""
+    # With lookahead, x264's decisions for such small frames differ from run to run.
     options = {"crf": "20", "threads": "1", "tune": "zerolatency"}
     with av.open(str(file), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
-        stream.width, stream.height = frames[0].size
+        stream.width = frames[0].width
+        stream.height = frames[0].height
         stream.pix_fmt = "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_image(frame)))

@@ -1,4 +1,4 @@
-"""What a clip is read from: a video file, a folder of numbered images, or an array of frames."""
+"""The sources of clips: video files, folders of numbered images, and arrays of frames."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -34,25 +34,28 @@ SUFFIXES = (
 
 
 class Video(Protocol):
-    """Frames that are read by index."""
+    """What all sources have in common once they are open: frames that are read by index."""
 
     def __len__(self) -> int:
         """Number of frames."""
         ...
 
     def read(self, indices: FrameIndices) -> Frames:
-        """Return the frames (N, H, W, 3) uint8, RGB, at (N,) indices in [0, len(self)), in any order."""
+        """Return RGB frames (N, H, W, 3) uint8 at indices (N,) in [0, len(self)), in any order."""
         ...
 
 
 @dataclass(frozen=True)
 class FrameFolder:
-    """A video that is a folder of numbered images.
+    """A video that is stored as a folder of numbered images.
 
     Attributes:
         folder: the folder.
         frames: number of images.
-        template: name of an image by its number, which begins with 1.
+        template: format of the file names; the first image has number 1.
+
+    Raises:
+        InputError: if there are fewer than two images.
     """
 
     folder: Path
@@ -67,11 +70,11 @@ class FrameFolder:
         return self.frames
 
     def __str__(self) -> str:
-        """Return the folder, which names the video in messages and predictions."""
+        """Return the folder, the name of the video in messages and predictions."""
         return str(self.folder)
 
     def read(self, indices: FrameIndices) -> Frames:
-        """Return the frames (N, H, W, 3) uint8, RGB, at (N,) indices in [0, len(self)).
+        """Return RGB frames (N, H, W, 3) uint8 at indices (N,) in [0, len(self)), in any order.
 
         Raises:
             MissingError: if an image is missing.
@@ -96,8 +99,11 @@ class FrameArray:
     """A video that is an array in memory.
 
     Attributes:
-        name: what the video is called in messages.
-        frames: (T, H, W, 3) uint8, RGB.
+        name: name of the video in messages.
+        frames: RGB frames (T, H, W, 3) uint8.
+
+    Raises:
+        InputError: if the array has another shape or dtype, or fewer than two frames.
     """
 
     name: str
@@ -107,8 +113,8 @@ class FrameArray:
         shape = self.frames.shape
         if self.frames.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
             raise InputError(
-                f"{self.name} has the shape {shape} and the type {self.frames.dtype}; expected frames (T, H, W, 3) "
-                "of uint8, RGB"
+                f"{self.name} has the shape {shape} and the dtype {self.frames.dtype}; expected RGB frames "
+                "(T, H, W, 3) uint8"
             )
         _check_length(self.name, len(self.frames))
 
@@ -117,29 +123,31 @@ class FrameArray:
         return len(self.frames)
 
     def read(self, indices: FrameIndices) -> Frames:
-        """Return the frames (N, H, W, 3) uint8 at (N,) indices in [0, len(self))."""
+        """Return RGB frames (N, H, W, 3) uint8 at indices (N,) in [0, len(self)), in any order."""
         return self.frames[indices]
 
 
 Source = Path | FrameFolder | tuple[str, np.ndarray]
-"""A video file, a folder of images, or a name and frames (T, H, W, 3) uint8."""
+"""A video file, a folder of images, or a pair of a name and frames (T, H, W, 3) uint8."""
 
 
 def video_files(path: Path) -> list[Path]:
-    """Return the video itself, or all videos below a folder, sorted.
+    """Find all videos below a folder, sorted; a path to a video gives that video alone.
 
     Raises:
-        MissingError: if there is none.
+        MissingError: if there is no video.
+        InputError: if there is no permission to read a folder.
     """
     return find_files(path, SUFFIXES, "videos")
 
 
 def open_video(source: Source, *, short_side: int | None = None) -> AbstractContextManager[Video]:
-    """Open a source, to be used in a ``with`` statement.
+    """Open a source for a ``with`` statement.
 
     Args:
-        source: a video file, a folder of images, or a name and an array.
-        short_side: frames of a file whose shorter side has more pixels are scaled down to this; None keeps them.
+        source: a video file, a folder of images, or a pair of a name and an array.
+        short_side: largest shorter side of a file's frames, in pixels; larger ones are scaled down. None keeps their
+            size.
 
     Raises:
         MissingError: if there is no such file.
@@ -153,5 +161,6 @@ def open_video(source: Source, *, short_side: int | None = None) -> AbstractCont
 
 
 def _check_length(name: str, frames: int) -> None:
+    """Raise an error if there are too few frames for a clip."""
     if frames < 2:
         raise InputError(f"{name} has {frames} frames; a clip needs at least two")

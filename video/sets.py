@@ -1,7 +1,6 @@
-"""Video data sets: class folders, and lists as Kinetics and Something-Something have them."""
+"""Video data sets: class folders, and the lists in which Kinetics and Something-Something are used."""
 
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,28 +14,34 @@ __all__ = ["FrameList", "VideoFolder", "VideoList"]
 
 
 class VideoFolder(FolderDataModule, VideoDataModule):
-    """Class folders of videos, ``root/train/<class>/*.mp4``; see :class:`core.data.labeled.FolderDataModule`."""
+    """Class folders of videos: ``root/train/<class>/*.mp4`` or ``root/<class>/*.mp4``.
+
+    See :class:`core.data.labeled.FolderDataModule` for the layouts and their options.
+    """
 
     pattern = "*.mp4"
 
 
 class VideoList(VideoDataModule):
-    """Lists of video files, ``root/train.csv`` and ``root/val.csv``, with a path, a space and a label in each line.
+    """Lists of video files: ``root/train.csv`` and ``root/val.csv``, with a path, a space and a label in each line.
 
-    VideoMAE and UniRepLKNet's code have this layout for Kinetics, UCF101, HMDB51, Diving48 and Moments in Time. Labels
-    count from 0. The label is the last word of a line, so that a path may have spaces. ``root/test.csv`` is used for
-    ``test`` if it is there, else ``root/val.csv`` is.
+    The code of VideoMAE and UniRepLKNet uses this layout for Kinetics, UCF101, HMDB51, Diving48 and Moments in Time.
+    Labels begin with 0. The label is the last word of a line, so paths may contain spaces. ``root/test.csv`` lists the
+    test split; without it, ``root/val.csv`` does.
 
     Args:
-        root: folder of the lists; may be left out for ``predict`` alone.
-        data_root: folder that the paths are relative to; by default that of the lists.
-        num_classes: number of classes; by default one more than the largest label of the training list.
-        class_names: file with the name of one class in each line, in the order of the labels.
+        root: folder of the lists; only ``predict`` works without it.
+        data_root: folder to which the paths are relative; by default the folder of the lists.
+        num_classes: number of classes; by default one more than the largest label in the training list.
+        class_names: file with one class name in each line, in the order of the labels; by default the labels.
         kwargs: arguments of :class:`VideoDataModule`.
+
+    Raises:
+        InputError: if both ``num_classes`` and ``class_names`` are given.
     """
 
     columns: ClassVar[Sequence[str]] = ("path", "label")
-    """The words of a line, of which all but the first are numbers."""
+    """What the words of a line mean; all but the first are numbers."""
 
     def __init__(
         self,
@@ -49,7 +54,7 @@ class VideoList(VideoDataModule):
     ) -> None:
         super().__init__(**kwargs)
         if num_classes is not None and class_names is not None:
-            raise InputError("num_classes and class_names both say how many classes there are; give one of them")
+            raise InputError("num_classes and class_names both say how many classes there are; give only one of them")
 
         self.root = Path(root) if root else None
         self.data_root = Path(data_root) if data_root else self.root
@@ -66,6 +71,7 @@ class VideoList(VideoDataModule):
         if self.root is None:
             raise MissingError("no lists were given; type --data.root FOLDER, with FOLDER/train.csv and FOLDER/val.csv")
 
+        # Without a test list, the validation list also serves as the test split.
         test_name = "test" if (self.root / "test.csv").is_file() else "val"
         files = {name: self.root / f"{name}.csv" for name in ("train", "val", test_name)}
         rows = {name: _read_list(file, self.columns) for name, file in files.items()}
@@ -82,16 +88,16 @@ class VideoList(VideoDataModule):
         )
 
     def _read_class_names(self, labels: int) -> list[str]:
-        """Return the class names of the file, or else numbers."""
+        """Read the class names from their file; without one, the labels are the names."""
         if self.class_names is None:
             return [str(label) for label in range(self.num_classes or labels)]
         if not self.class_names.is_file():
-            raise MissingError(f"there is no {self.class_names}; give a file with the name of a class a line")
+            raise MissingError(f"there is no {self.class_names}; give a file with one class name in each line")
 
         return self.class_names.read_text(encoding="utf-8-sig").splitlines()
 
     def _samples(self, file: Path, rows: dict[int, tuple[Any, ...]], classes: Sequence[str]) -> list[Sample]:
-        """Return the (source, label) pairs of the rows of a list."""
+        """Return the (source, label) pairs of a list, whose rows are given by their line numbers."""
         samples: list[Sample] = []
         for number, row in rows.items():
             label = row[-1]
@@ -104,6 +110,7 @@ class VideoList(VideoDataModule):
         return samples
 
     def _source(self, path: str) -> Source:
+        """Return the source that a row describes; takes all words of the row but the label."""
         return self._full_path(path)
 
     def _full_path(self, path: str) -> Path:
@@ -113,11 +120,11 @@ class VideoList(VideoDataModule):
 class FrameList(VideoList):
     """Lists of folders of images, with a folder, its number of frames and a label in each line.
 
-    Something-Something has this layout.
+    Something-Something is used in this layout.
 
     Args:
-        root: folder of the lists; may be left out for ``predict`` alone.
-        template: name of an image by its number, which begins with 1.
+        root: folder of the lists; only ``predict`` works without it.
+        template: format of the file names of the images; the first image has number 1.
         kwargs: arguments of :class:`VideoList`.
     """
 
@@ -128,7 +135,7 @@ class FrameList(VideoList):
         self.template = template
 
     def find(self, path: Path) -> list[Source]:
-        """Return the folder of images itself, or all such folders below it.
+        """Find all folders of images below a folder, sorted; a folder of images gives that folder alone.
 
         Raises:
             MissingError: if there is none.
@@ -137,22 +144,26 @@ class FrameList(VideoList):
         first = self.template.format(1)
         folders = sorted({file.parent for file in path.rglob(first)})
         if not folders:
-            raise MissingError(f"{path} has no folder with a frame {first}; give one, or set --data.template")
+            raise MissingError(f"{path} has no folder with a frame {first}; give another one, or set --data.template")
 
         return [FrameFolder(folder, self._count_frames(folder), self.template) for folder in folders]
 
     def _count_frames(self, folder: Path) -> int:
-        return next(number for number in count(1) if not (folder / self.template.format(number + 1)).is_file())
+        """Count the images from number 1 up to the first gap."""
+        frames = 0
+        while (folder / self.template.format(frames + 1)).is_file():
+            frames += 1
+        return frames
 
     def _source(self, path: str, frames: int = 0) -> Source:
         return FrameFolder(self._full_path(path), frames, self.template)
 
 
 def _read_list(file: Path, columns: Sequence[str]) -> dict[int, tuple[Any, ...]]:
-    """Read the lines of a list, by their numbers: a path, and whole numbers."""
+    """Read the lines of a list, each a path and whole numbers, by their line numbers."""
     layout = " ".join(columns)
     if not file.is_file():
-        raise MissingError(f"there is no list {file}; expected lines of '{layout}', with a space between")
+        raise MissingError(f"there is no list {file}; expected lines of '{layout}', separated by spaces")
 
     rows: dict[int, tuple[Any, ...]] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
@@ -160,7 +171,7 @@ def _read_list(file: Path, columns: Sequence[str]) -> dict[int, tuple[Any, ...]]
         if not words:
             continue
         if len(words) != len(columns) or not all(word.isdecimal() for word in words[1:]):
-            raise InputError(f"{file}, line {number}: got {line!r}; expected '{layout}', with numbers from 0 on")
+            raise InputError(f"{file}, line {number}: got {line!r}; expected '{layout}', with whole numbers from 0")
         rows[number] = (words[0], *map(int, words[1:]))
 
     if not rows:

@@ -1,4 +1,4 @@
-"""Video classification as a LightningModule."""
+"""The video classifier."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -20,22 +20,24 @@ from video.feature_map import ClipMap, Layout, clip_to_map, rectangle, rows_near
 
 __all__ = ["VideoClassifier"]
 
-PICTURE_SIDE = 256  # of a clip in examples.png, its longer side in pixels
+PICTURE_SIDE = 256
+"""Largest side of a clip in ``examples.png``, in pixels."""
 
 
 class VideoClassifier(PixelClassification):
-    """:class:`core.training.ClassificationTask` for clips, which an image backbone reads as one large image.
+    """:class:`core.training.ClassificationTask` for videos, whose clips an image backbone reads as one large image.
 
-    ``task(frames)`` takes clips (B, T, 3, H, W), uint8 or float in [0, 1], or V views of each video
-    (B, V, T, 3, H, W), whose probabilities are averaged. The backbone is one for images, so that weights of images
-    load: ``pretrained``, or a file in ``weights``. Erasing, mixup and cutmix treat all frames of a clip alike.
+    ``task(frames)`` takes clips (B, T, 3, H, W), float in [0, 1] or uint8, and returns logits (B, num_classes). It also
+    takes V views of each video (B, V, T, 3, H, W), and averages their probabilities. The backbone can start from the
+    weights of an image model, by ``pretrained`` or ``weights``. Erasing, mixup and cutmix treat all frames of a clip
+    alike.
 
     Args:
         backbone: name of a LarKit or timm model, or a module.
         num_classes: number of classes; taken from the data where they are known.
-        spec: what the data are; the command passes it.
+        spec: description of the data; the command passes it.
         layout: 'grid' for frames side by side as in the paper's text, 'strip' for the reshape of the released code.
-        rows: rows of the rectangle that the frames fill; by default as near to a square as possible.
+        rows: number of rows of the layout; by default the layout is as close to a square as possible.
         erasing: probability that a rectangle of a training clip is replaced by noise.
         kwargs: the other arguments of :class:`core.training.ClassificationTask`.
 
@@ -64,49 +66,49 @@ class VideoClassifier(PixelClassification):
         if layout not in ("grid", "strip") or (rows is not None and rows < 1):
             raise InputError(f"layout={layout!r}, rows={rows}; expected 'grid' or 'strip', and at least 1 or null")
 
-        # The feature map is built from these while the base class is set up.
+        # The base class builds the feature map from these.
         self.layout: Layout = layout
         self.layout_rows = rows
         super().__init__(backbone, num_classes, spec=spec, erasing=erasing, **kwargs)
 
     def build_feature_map(self, spec: VideoSpec) -> ClipMap:
-        """Return what normalizes the frames and lays them out as one image."""
+        """Build the normalization of the frames and their layout as one image."""
         return ClipMap(spec.mean, spec.std, layout=self.layout, rows=self.layout_rows)
 
     def use_spec(self, theirs: VideoSpec) -> None:
-        """Compare the model with the data, and check that the frames of a clip fill a rectangle.
+        """Compare the data with the model, and check that the frames of a clip fill a rectangle.
 
         Raises:
-            InputError: if they contradict each other, or the frames fill no rectangle.
+            InputError: if the data contradict the model, or the frames fill no rectangle.
         """
         super().use_spec(theirs)
         rectangle(theirs.num_frames, self.layout_rows)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Clips to logits.
+        """Return the logits of clips, or of the mean over the views of each video.
 
         Args:
-            frames: (B, T, 3, H, W), or views (B, V, T, 3, H, W); uint8 or float in [0, 1].
+            frames: clips (B, T, 3, H, W) or views (B, V, T, 3, H, W), float in [0, 1] or uint8.
 
         Returns:
-            (B, num_classes); for views the logarithm of their mean probability.
+            Logits (B, num_classes); for views, the logarithm of their mean probabilities.
         """
         if frames.ndim == 5:
             return self.read(self.to_maps(frames))
 
-        # One view after another: a batch of all views would need V times the memory.
-        views = [self.probabilities(self(view)) for view in frames.unbind(dim=1)]
-        return torch.stack(views).mean(dim=0).log()
+        # One view after another, since a batch of all views would need V times the memory.
+        probabilities = [self.probabilities(self(view)) for view in frames.unbind(dim=1)]
+        return torch.stack(probabilities).mean(dim=0).log()
 
     def augment_batch(self, raw: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Erase and mix training clips.
 
         Args:
-            raw: frames (B, T, 3, H, W), or (B, N, T, 3, H, W) with N augmented clips of each video.
+            raw: clips (B, T, 3, H, W), or N augmented clips of each video (B, N, T, 3, H, W).
             target: labels (B,).
 
         Returns:
-            Clips (M, T, 3, H, W) and their targets, with M = B * N: each of the N clips counts as a sample.
+            Clips (B * N, T, 3, H, W), each of which counts as a sample, and their targets.
         """
         clips = raw
         if clips.ndim == 6:
@@ -116,21 +118,21 @@ class VideoClassifier(PixelClassification):
         if self.erasing > 0:
             clips = erase(to_unit_range(clips), self.erasing, self.feature_map.mean, self.feature_map.std)
 
-        # Clips are mixed before they become maps, so that cutmix exchanges the same rectangle in all frames.
+        # Clips are mixed before they become maps, so that cutmix replaces the same rectangle in all frames.
         return ClassificationTask.augment_map(self, to_unit_range(clips), target)
 
     def augment_map(self, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Nothing: clips are augmented before they become maps."""
+        """Return the maps as they are, since :meth:`augment_batch` has augmented the clips."""
         return maps, target
 
     def mix(self, mixup: Mixup, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed clips (B, T, C, H, W) and their targets (B, num_classes), of an even number of clips."""
-        # timm mixes images (B, C, H, W); here the frames of a clip are its channels.
+        """Mix an even number of clips (B, T, C, H, W) and their labels (B,), which become targets (B, num_classes)."""
+        # timm mixes images (B, C, H, W), so the frames of a clip become channels.
         mixed, mixed_target = mixup(maps.flatten(1, 2), target)
         return mixed.view_as(maps), mixed_target
 
     def show(self, raw: Tensor) -> Tensor:
-        """Pictures (B, 3, h, w) in [0, 1] with the frames of a clip as a grid; of views the middle one is shown."""
+        """Return pictures (N, 3, h, w) in [0, 1], the frames of each clip as a grid; of views, only the middle one."""
         clips = raw if raw.ndim == 5 else raw[:, raw.shape[1] // 2]
         pictures = clip_to_map(to_unit_range(clips), "grid", rows_nearest_square(clips.shape[1]))
 

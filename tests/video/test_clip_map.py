@@ -122,9 +122,9 @@ def test_statistics_travel_with_the_weights_and_stay_exact() -> None:
 
 
 def test_other_shapes_and_layouts() -> None:
-    with pytest.raises(InputError, match=r"a clip has the shape \(B, T, C, H, W\), got \(16, 3, 8, 8\)"):
+    with pytest.raises(InputError, match=r"clips have the shape \(16, 3, 8, 8\); expected \(B, T, C, H, W\)"):
         clip_to_map(torch.zeros(16, 3, 8, 8))
-    with pytest.raises(InputError, match="a map of 9 x 8 pixels is not 2 x 2 frames of one size"):
+    with pytest.raises(InputError, match="a map of 9 x 8 pixels cannot be divided into 2 x 2 frames of one size"):
         map_to_clip(torch.zeros(1, 3, 9, 8), 4)
     for call in (
         lambda: clip_to_map(torch.zeros(1, 4, 3, 2, 2), "rows"),

@@ -122,5 +122,5 @@ def test_noise_of_erasing_is_normal_after_normalization() -> None:
 def test_training_crops_that_cannot_be(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match=r"size=.*repeats=.*hflip="):
         TrainCrops(**{"size": 8} | options)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="test_crops=0; give numbers from 1 on"):
+    with pytest.raises(InputError, match="test_crops=0; expected 1 or more"):
         TestCrops(8, 0)
