@@ -1,4 +1,4 @@
-"""From an image to pixels: the papers' training augmentation and test-time crop, built from timm's transforms."""
+"""From images to pixels: the papers' training augmentation and test-time crop, built from timm's transforms."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal

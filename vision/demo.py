@@ -26,7 +26,7 @@ class Digits(ImageDataModule):
         mean: mean of each channel, for pixels in [0, 1].
         std: standard deviation of each channel, for pixels in [0, 1].
         scale: range of the share of a training image that its crop covers.
-        hflip: probability of a horizontal flip in training; a mirrored digit is usually no digit.
+        hflip: probability of a horizontal flip in training; 0, since a mirrored digit is usually not a digit.
         auto_augment: timm's policy in training, or None.
         crop: 'center', 'squash', or 'auto' for the papers' rule by size.
         kwargs: arguments of :class:`core.data.labeled.SampleDataModule`.
@@ -82,15 +82,17 @@ def _read() -> tuple[np.ndarray, np.ndarray]:
 
     images, labels = mnist_data()
     images = images.reshape(-1, 28, 28).astype(np.uint8)
-    images.flags.writeable = False  # every caller gets the same array
+    images.flags.writeable = False  # all callers share this array
     return images, labels.astype(int)
 
 
 def split_digits() -> dict[str, np.ndarray]:
     """Return the indices of the splits 'train', 'val' and 'test': 350, 50 and 100 of each digit, always the same.
 
-    The digits 0 to 9 follow each other in every split, so the first ten samples are one of each, and so on.
+    Every split goes through the digits 0 to 9 again and again, so its first ten samples are one of each.
     """
     shuffled = [np.random.default_rng(digit).permutation(500) + 500 * digit for digit in range(10)]
-    order = np.stack(shuffled, axis=1).ravel()  # 0, 1, ..., 9, 0, 1, ...
-    return dict(zip(("train", "val", "test"), np.split(order, [3500, 4000]), strict=True))
+    order = np.stack(shuffled, axis=1).ravel()  # digits 0, 1, ..., 9, 0, 1, ...
+
+    train, val, test = np.split(order, [3500, 4000])
+    return {"train": train, "val": val, "test": test}

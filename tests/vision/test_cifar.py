@@ -102,8 +102,8 @@ def test_missing_file(name: str, root: Path) -> None:
         ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 10]}, "has label 10; expected 0 to 9"),
         ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, r"\(2, 3072\) and int64 labels of shape \(1,\)"),
         ({b"data": np.zeros((2, 3072)), b"labels": [0, 1]}, "holds float64"),
-        ({b"data": np.zeros((2, 3072), np.uint8)}, "has a file without 'labels'"),
-        ([1, 2], "has a file without 'data'"),
+        ({b"data": np.zeros((2, 3072), np.uint8)}, "data_batch_3 has no entry 'labels'"),
+        ([1, 2], "data_batch_3 has no entry 'data'"),
     ],
 )
 def test_files_that_are_others(content: Any, message: str, root: Path) -> None:
