@@ -14,7 +14,7 @@ from typing import Any, TypeGuard, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from core.errors import InputError
@@ -121,6 +121,15 @@ def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
     return isinstance(getattr(module, "running_var", None), Tensor)
 
 
+def _is_frozen(norm: nn.Module) -> bool:
+    """Return whether a batch norm computes the same in both modes, as torchvision's ``FrozenBatchNorm2d`` does.
+
+    Such a norm is no batch norm of PyTorch, and its scale and shift are buffers. timm's ``freeze_batch_norm_2d`` makes
+    them in training mode, even in a model in eval mode.
+    """
+    return not isinstance(norm, _NormBase) and next(norm.parameters(), None) is None
+
+
 def set_folded(layer: _ConvNd | nn.Linear, weight: Tensor, bias: Tensor) -> None:
     """Replace weight and bias by folded ones, with the dtype, device and ``requires_grad`` of the old weight."""
     like = layer.weight
@@ -143,7 +152,8 @@ def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
         InputError: if ``norm`` has neither running statistics nor a weight.
     """
     if is_batch_norm(norm):
-        require_eval(norm)
+        if not _is_frozen(norm):
+            require_eval(norm)
         mean = to_float64_cpu(cast(Tensor, norm.running_mean))
         var = to_float64_cpu(cast(Tensor, norm.running_var))
         scale = (var + norm.eps).rsqrt()

@@ -197,6 +197,21 @@ def _train_step(model: LargeKernelNet, x: Tensor) -> dict[str, Tensor]:
 
 
 @both
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="the format is chosen for oneDNN")
+def test_maps_are_channels_last_from_the_stem_on_in_eval_mode_only(net: str) -> None:
+    model, x, formats = tiny(net), golden_input(2, 3, 64, 96), []
+    for stage in range(len(model.stages)):
+        model.entry(stage).register_forward_pre_hook(
+            lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        )
+    model(x)
+    assert formats == [True] * len(model.stages)
+    formats.clear()
+    model.train()(x)
+    assert not formats[0]
+
+
+@both
 @pytest.mark.parametrize("frozen_norms", [False, True])
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
 def test_checkpointing_changes_nothing(net: str, drop_path_rate: float, frozen_norms: bool) -> None:

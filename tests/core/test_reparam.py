@@ -9,6 +9,7 @@ import timm
 import torch
 from golden_values import TINIES, TINY, TINY_REPLKNET, difference, filled, golden_input, relative_difference, tiny
 from timm.utils import reparameterize_model
+from timm.utils.model import freeze_batch_norm_2d, unfreeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
@@ -150,6 +151,20 @@ def test_a_single_norm_in_train_mode_is_refused(net: str) -> None:
         with pytest.raises(RuntimeError, match="BatchNorm2d in train mode"):
             core.reparameterize(model)
         norm.eval()
+
+
+@both
+def test_norms_frozen_after_eval_fold(net: str) -> None:
+    model, x = tiny(net, feature_norms=True), golden_input(1, 3, 64, 96)
+    expected = core.reparameterize(model).state_dict()
+    frozen = freeze_batch_norm_2d(model)
+    assert not frozen.training
+    assert any(module.training for module in frozen.modules())  # timm's new norms start in training mode
+    folded = core.reparameterize(frozen)
+    assert difference(frozen, folded, x) < 1e-5
+    assert_close(folded.state_dict(), expected, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="BatchNorm2d in train mode"):  # these use the statistics of the batch
+        core.reparameterize(unfreeze_batch_norm_2d(frozen))
 
 
 @both

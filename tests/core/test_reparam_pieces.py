@@ -135,6 +135,14 @@ def test_other_batch_norms(norm: nn.Module) -> None:
     assert difference(both, fused, _input(4, 2)) < 1e-12
 
 
+def test_only_a_frozen_norm_folds_in_training_mode() -> None:
+    conv = nn.Conv2d(4, 6, 3, padding=1)
+    frozen = filled(FrozenBatchNorm2d(6)).train()
+    assert difference(nn.Sequential(conv, frozen), fuse_conv_bn(conv, frozen), _input(4, 2).float()) < 1e-5
+    with pytest.raises(RuntimeError, match="BatchNorm2d in train mode"):
+        fuse_conv_bn(conv, nn.BatchNorm2d(6, affine=False))  # has no parameters either
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("dimensions", [0, 1, 2, 3])
