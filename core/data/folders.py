@@ -1,4 +1,4 @@
-"""Find files below a folder, and read class folders: ImageNet's layout, or one folder for each class without splits."""
+"""Find files below a folder, and list class folders: in ImageNet's layout, or without splits."""
 
 import os
 from collections import Counter
@@ -30,11 +30,11 @@ def find_files(path: Path, suffixes: Sequence[str], kind: str) -> list[Path]:
     Args:
         path: a folder, or a single file, which is returned alone whatever its suffix is.
         suffixes: suffixes in lower case, with the dot.
-        kind: the word for such files in messages, as in 'images'.
+        kind: the word for such files in messages, such as 'images'.
 
     Raises:
         MissingError: if the path does not exist, or the folder has no such file.
-        InputError: if there is no permission to read a folder.
+        InputError: if the user may not read a folder.
     """
     try:
         if path.is_file():
@@ -42,7 +42,8 @@ def find_files(path: Path, suffixes: Sequence[str], kind: str) -> list[Path]:
         if not path.is_dir():
             raise MissingError(f"{path} is neither a file nor a folder; give {kind}, or a folder that holds some")
 
-        files = sorted(p for p in _below(path) if p.suffix.lower() in suffixes and not p.name.startswith("."))
+        visible = [p for p in _below(path) if not p.name.startswith(".")]
+        files = sorted(p for p in visible if p.suffix.lower() in suffixes)
     except PermissionError as error:
         raise InputError(f"{error.filename} may not be read; change its permissions, or give other {kind}") from error
 
@@ -52,7 +53,7 @@ def find_files(path: Path, suffixes: Sequence[str], kind: str) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder. A folder that cannot be listed raises an error instead of counting as empty."""
+    """Yield all files below a folder; one that cannot be listed raises an error instead of counting as empty."""
 
     def raise_error(error: OSError) -> None:
         raise error
@@ -74,8 +75,8 @@ def class_files(
     Args:
         folder: folder that holds the class folders.
         find: function that lists the files of a class folder.
-        pattern: pattern of the file names in messages, as in '*.jpg'.
-        classes: class names in the order of their labels; by default the names of the folders, sorted.
+        pattern: pattern of the file names in messages, such as '*.jpg'.
+        classes: class names in the order of their labels; by default the sorted names of the folders.
 
     Raises:
         MissingError: if there are fewer than two class folders, or one of them has no files.
@@ -92,7 +93,7 @@ def class_files(
     names = folder_names if classes is None else list(classes)
     unknown = sorted(set(folder_names) - set(names))
     if unknown:
-        raise InputError(f"{folder} has classes that training has not: {listed(unknown)}; expected {listed(names)}")
+        raise InputError(f"{folder} has classes that training lacks: {listed(unknown)}; expected {listed(names)}")
 
     label_of = {name: i for i, name in enumerate(names)}
     labeled = [(file, label_of[name]) for name in folder_names for file in find(folder / name)]
@@ -100,7 +101,7 @@ def class_files(
 
 
 def _class_names(folder: Path) -> list[str]:
-    """List the class folders by name; folders that begin with a dot or an underscore are left out."""
+    """List the names of the class folders, sorted; those that begin with a dot or an underscore are left out."""
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
 
 
@@ -110,8 +111,8 @@ class ClassFolders:
 
     ::
 
-        root/<split>/<class>/<file>     ImageNet's, with splits train, val and test
-        root/<class>/<file>             no splits: a share of the files is held out, and all others are for training
+        root/<split>/<class>/<file>     ImageNet's layout, with the splits train, val and test
+        root/<class>/<file>             without splits: all files are training files
 
     Without a validation folder, a share of each class is held out of the training files. Without ``root/test``, the
     validation split is the test split as well. Without a training folder, the other splits can still be evaluated, and
@@ -121,7 +122,7 @@ class ClassFolders:
     Attributes:
         root: folder of the data; None if the user gave none, which is an error only when the files are needed.
         find: function that lists the files of a class folder.
-        pattern: pattern of the file names in messages, as in '*.jpg'.
+        pattern: pattern of the file names in messages, such as '*.jpg'.
         train_split: name of the training folder.
         val_split: name of the validation folder.
         val_share: share of each class to hold out, in (0, 1); the same files are held out in every run.
@@ -152,7 +153,7 @@ class ClassFolders:
             MissingError: if there are none; the message names the expected folder.
         """
         if not self.has_training():
-            self._files(self.train_split)  # raises the error
+            self._files(self.train_split)  # raises the MissingError
 
     def check(self) -> None:
         """Check the folder that defines the classes.
@@ -168,12 +169,12 @@ class ClassFolders:
             self._refuse_other_names()
 
     def split(self) -> Splits:
-        """List all files.
+        """List the class names and the files of all splits.
 
         Raises:
             MissingError: if a folder is missing or empty.
             InputError: if a folder looks like a split under another name, if a split has classes that the training
-                split does not have, or if a class has too few files to hold some out.
+                split does not have, or if a class has too few files to hold one out.
         """
         if self._is_flat():
             classes, files = self._flat_files()
@@ -201,6 +202,7 @@ class ClassFolders:
         return Splits(classes, train, val, test)
 
     def _folder(self, split: str) -> Path:
+        """Return the folder of a split; '.' stands for the root."""
         if self.root is None:
             raise MissingError(
                 f"no folder was given; type --data.root FOLDER, with FOLDER/train/<class>/{self.pattern} or "
@@ -216,7 +218,7 @@ class ClassFolders:
 
     def _first_split(self) -> str:
         """Return the split that defines the classes: the first one whose folder exists."""
-        for split in (self.train_split, self.val_split, "test"):
+        for split in self._split_names():
             if self._is_there(split):
                 return split
         return self.train_split
@@ -224,21 +226,27 @@ class ClassFolders:
     def _is_flat(self) -> bool:
         """Return whether the root holds class folders instead of split folders."""
         root = self._folder(".")
-        if not root.is_dir() or any(map(self._is_there, (self.train_split, self.val_split, "test"))):
-            return False
+        has_splits = any(self._is_there(split) for split in self._split_names())
+        return root.is_dir() and not has_splits and len(_class_names(root)) >= 2
 
-        return len(_class_names(root)) >= 2
+    def _split_names(self) -> tuple[str, str, str]:
+        """Return the names of the split folders."""
+        return self.train_split, self.val_split, "test"
 
     def _flat_files(self) -> tuple[list[str], Labeled]:
-        """List the class names and files of a root without splits; a split under another name raises an error."""
+        """List the class names and the files of a root without splits.
+
+        Raises:
+            InputError: if a folder looks like a split under another name.
+        """
         root = self._folder(".")
         for name in _class_names(root):
             for split, others in _OTHER_NAMES.items():
                 if name.lower() in others:
-                    option = f"type --data.{split}_split {name}" if split != "test" else "rename it to test"
+                    advice = "rename it to test" if split == "test" else f"type --data.{split}_split {name}"
                     raise InputError(
                         f"{root} has no folder {self.train_split}, and its folder {name} looks like a split and not "
-                        f"like a class: {option}, or rename it"
+                        f"like a class: {advice}, or rename it"
                     )
 
         return class_files(root, self.find, pattern=self.pattern)
@@ -246,15 +254,16 @@ class ClassFolders:
     def _refuse_other_names(self) -> None:
         """Raise an error for a split under another name, which would otherwise be left out silently."""
         root = self._folder(".")
-        known = (self.train_split, self.val_split, "test")
         for split, wanted in (("val", self.val_split), ("test", "test")):
             if self._is_there(wanted):
                 continue
+
             for folder in sorted(root.iterdir()):
-                if folder.name.lower() in _OTHER_NAMES[split] and folder.name not in known and folder.is_dir():
-                    option = f"type --data.val_split {folder.name}" if split == "val" else "rename it to test"
+                is_known = folder.name in self._split_names()
+                if folder.name.lower() in _OTHER_NAMES[split] and not is_known and folder.is_dir():
+                    advice = "rename it to test" if split == "test" else f"type --data.val_split {folder.name}"
                     raise InputError(
-                        f"{root} has no folder {wanted}, and {folder.name} would not be read: {option}, or rename it "
+                        f"{root} has no folder {wanted}, and {folder.name} would not be read: {advice}, or rename it "
                         f"to _{folder.name} to leave it out"
                     )
 
@@ -265,7 +274,10 @@ class ClassFolders:
         for label, name in enumerate(classes):
             if counts[label] < 2:
                 folder = self._folder(self.val_split)
-                raise InputError(f"class {name!r} has one file, too few to hold some out; add files, or {folder}")
+                raise InputError(
+                    f"class {name!r} has one file, too few to hold one out for validation; add files, or a folder "
+                    f"{folder}"
+                )
 
         kept, held_out = hold_out(labels, self.val_share)
         rank_zero_info(

@@ -15,6 +15,8 @@ from core.errors import InputError, MissingError
 __all__ = ["SUFFIXES", "Mode", "PixelSpec", "image_files", "read_image"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Suffixes of the files that are taken for images, in lower case."""
+
 Mode = Literal["RGB", "L"]
 """'RGB' for three channels, 'L' for one (gray)."""
 
@@ -22,10 +24,10 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The only decoders that PIL may use. It chooses by content, and would have Ghostscript execute a PostScript file."""
 
 _BITS_PER_SAMPLE = 258
-"""The tag of a TIFF that holds the bits of each of its channels."""
+"""Number of the TIFF tag that holds the number of bits of each channel."""
 
 _PHOTOMETRIC = 262
-"""The tag of a TIFF that says what its numbers mean; in gray images 0 stands for white where this tag is 0."""
+"""Number of the TIFF tag that says what the values mean; 0 means that the value 0 is white."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,16 @@ def image_files(path: Path) -> list[Path]:
 
     Raises:
         MissingError: if there is no image.
-        InputError: if there is no permission to read a folder.
+        InputError: if the user may not read a folder.
     """
     return find_files(path, SUFFIXES, "images")
 
 
 def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
-    """Decode an image to 8 bits in mode 'RGB' or 'L' (gray). Of values of 12 or 16 bits, the upper 8 are kept.
+    """Decode an image to 8 bits in mode 'RGB' or 'L' (gray). Of 12-bit and 16-bit values, the upper 8 bits are kept.
 
-    The image is rotated as its EXIF orientation says. The readers of Hugging Face, mmcv and OpenCV do the same; those
-    of torchvision and timm do not.
+    The image is rotated by its EXIF orientation. The readers of Hugging Face, mmcv and OpenCV do the same; those of
+    torchvision and timm do not.
 
     Raises:
         MissingError: if there is no such file.
@@ -73,7 +75,7 @@ def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
             image.filename = ""
             pixels = _to_8_bits(image, path)
             if pixels.mode == "LAB":
-                pixels = pixels.convert("RGB")  # PIL knows no direct way to gray
+                pixels = pixels.convert("RGB")  # PIL cannot convert LAB to gray directly
             return _apply_orientation(pixels.convert(mode), image)
     except InputError:
         raise
@@ -88,12 +90,12 @@ def _to_8_bits(image: Image.Image, path: Path) -> Image.Image:
 
     # PIL reads a PNG or PPM of 16 bits as mode I; in other formats this mode stands for 32 bits.
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        kind = "integers" if image.mode == "I" else "floats"
         raise InputError(
-            f"{path} holds {'whole' if image.mode == 'I' else 'real'} numbers of 32 bits in an unknown range; "
-            "expected 8 or 16 bits. Convert all images in the same way"
+            f"{path} holds 32-bit {kind} in an unknown range; expected 8 or 16 bits. Convert all images in the same way"
         )
 
-    # A TIFF of 12 bits has this mode too. PIL turns TIFFs in which 0 is white around if they have 8 bits only.
+    # A TIFF of 12 bits has mode I;16 too. If 0 is white, PIL inverts TIFFs of 8 bits, but not those of more bits.
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
     upper_bits = (np.asarray(image).astype(np.uint32) >> (bits - 8)).astype(np.uint8)

@@ -28,10 +28,10 @@ Split = Literal["train", "val", "test", "predict"]
 
 
 class SampleDataModule(DataModule):
-    """Base of the data modules of labeled samples. Without ``predict_path``, ``predict`` reads the test split.
+    """Base of the data modules of labeled samples.
 
     Args:
-        predict_path: a file or a folder of files for ``predict``; by default the test split.
+        predict_path: a file or a folder of files for ``predict``; by default the test split is predicted.
         skip_broken: leave out files that cannot be used, with a warning, instead of stopping.
         batch_size: samples for each process and step.
         num_workers: processes that load data, for each training process; 0 loads in the training process.
@@ -55,7 +55,7 @@ class SampleDataModule(DataModule):
         self.skip_broken = skip_broken
         self._splits: Splits | None = None
 
-    # A modality implements these
+    # A modality implements these, and settings
 
     def find(self, path: Path) -> list[Any]:
         """Find all sources of the modality below a folder, sorted; a path to a file gives that file alone.
@@ -69,7 +69,7 @@ class SampleDataModule(DataModule):
         """Return a dataset that reads each (source, target) pair as (raw sample, target)."""
         raise NotImplementedError
 
-    # A data set implements this, and check_data
+    # A data set implements this and check_data
 
     def splits(self) -> Splits:
         """List the class names and the (source, target) pairs of each split.
@@ -90,7 +90,7 @@ class SampleDataModule(DataModule):
         return cls(**options, batch_size=batch_size, num_workers=num_workers)
 
     def read_splits(self) -> Splits:
-        """Return the splits. They are listed at the first call and kept, since large data sets take minutes to list."""
+        """Return the splits, which are listed at the first call only, since listing a large data set takes minutes."""
         if self._splits is None:
             self.check_data()
             self._splits = self.splits()
@@ -98,16 +98,16 @@ class SampleDataModule(DataModule):
         return self._splits
 
     def spec(self) -> DataSpec:
-        """Return the settings, completed by the class names of the data."""
+        """Return the settings together with the class names of the data."""
         return replace(self.settings(), classes=tuple(self.read_splits().classes))
 
     @property
     def predicts_files(self) -> bool:
-        """Whether this is a run of ``predict`` that reads ``predict_path``."""
+        """Whether the trainer runs ``predict`` on ``predict_path``."""
         return self.predict_path is not None and self.trainer is not None and bool(self.trainer.predicting)
 
     def prepare_data(self) -> None:
-        """Check that the files to predict on exist or, in all other runs, that the data do.
+        """Check that the files to predict on exist or, in all other runs, that the data set exists.
 
         Raises:
             MissingError: if there is nothing to read.
@@ -138,12 +138,12 @@ class SampleDataModule(DataModule):
         """Turn user input into a list of sources.
 
         Args:
-            given: a path, a folder, an array of one sample, or a list of these. An array gets the name 'array i', where
-                i is its place in the result.
+            given: a file, a folder, an array of one sample, or a list of these. An array gets the name 'array i', where
+                i is its index in the result.
 
         Raises:
             MissingError: if there is no such file.
-            InputError: if an item is neither a path nor an array of numbers.
+            InputError: if an item is neither a path nor numbers.
         """
         items = given if isinstance(given, list | tuple) else [given]
         sources: list[Any] = []
@@ -162,11 +162,11 @@ class SampleDataModule(DataModule):
 class FolderDataModule(SampleDataModule):
     """Class folders: ``root/train/<class>/<file>`` and ``root/val/<class>/<file>``, or ``root/<class>/<file>``.
 
-    Labels follow the sorted class names. ``root/test`` is the test split; without it, the validation files are. Without
-    a ``val`` folder, a share of each class is held out of the training files, and a message says so. Folders that begin
-    with an underscore are left out. Evaluation needs no training folder.
+    Labels follow the sorted class names. ``root/test`` is the test split; without it, the validation split is used.
+    Without ``root/val``, a share of each class is held out of the training files, and a message says so. Folders whose
+    names begin with an underscore are left out. Evaluation needs no training folder.
 
-    The class of a modality derives from this class and from the modality's data module, in this order.
+    The data module of a modality's class folders derives from this class and from the modality's base, in this order.
 
     Args:
         root: folder of the data; only ``predict`` works without it.
@@ -176,11 +176,11 @@ class FolderDataModule(SampleDataModule):
         kwargs: arguments of the modality's data module.
 
     Attributes:
-        folders: the class folders, which find the files.
+        folders: the class folders, which list the files.
     """
 
     pattern: ClassVar[str] = "*"
-    """Pattern of the file names in messages, as in '*.jpg'."""
+    """Pattern of the file names in messages, such as '*.jpg'."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class FolderDataModule(SampleDataModule):
         self.folders.check()
 
     def prepare_data(self) -> None:
-        """Check the files to predict on or the data; ``fit`` needs training files."""
+        """Check the files to predict on or the data set; ``fit`` needs training files."""
         super().prepare_data()
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.folders.check_training()

@@ -28,12 +28,13 @@ class DataModule(LightningDataModule):
     Args:
         batch_size: samples for each process and step.
         num_workers: processes that load data, for each training process; 0 loads in the training process.
-        drop_last: leave out the incomplete last training batch. A batch of a single sample is always left out, since
-            batch norm would take its statistics from that sample alone.
+        drop_last: leave out the incomplete last training batch. A last batch of a single sample is always left out,
+            since batch norm would take its statistics from that sample alone.
 
     Attributes:
-        classes: names of the classes in the order of their labels; empty if there are no classes.
-        train_weights: draw training samples by these weights with replacement; None takes each one once an epoch.
+        classes: class names in the order of their labels; empty if there are no classes.
+        train_weights: weights by which training samples are drawn with replacement; None takes each sample once an
+            epoch.
         collate: function that makes a batch of samples; None for torch's default.
 
     Raises:
@@ -46,7 +47,9 @@ class DataModule(LightningDataModule):
     def __init__(self, *, batch_size: int = 64, num_workers: int = 2, drop_last: bool = True) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
-            raise InputError(f"batch_size={batch_size}, num_workers={num_workers}; give at least 1 and at least 0")
+            raise InputError(
+                f"batch_size={batch_size}, num_workers={num_workers}; expected 1 or more samples, and 0 or more workers"
+            )
 
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -67,7 +70,7 @@ class DataModule(LightningDataModule):
         return DataSpec(classes=tuple(self.classes))
 
     def spec(self) -> DataSpec:
-        """Return the settings, completed by what is read from the data: class names and statistics.
+        """Return the settings together with what is read from the data, such as class names and statistics.
 
         Subclasses read the data once and keep the result.
 
@@ -79,7 +82,7 @@ class DataModule(LightningDataModule):
 
     @property
     def predicts_files(self) -> bool:
-        """Whether this is a run of ``predict`` on files that the user named, which needs no other data."""
+        """Whether the trainer predicts on files that the user named, for which no data set is needed."""
         return False
 
     def measure(self) -> dict[str, float]:
@@ -89,7 +92,7 @@ class DataModule(LightningDataModule):
             InputError: if there is nothing to measure.
         """
         raise InputError(
-            f"{type(self).__name__} measures no statistics; it is normalized by --data.mean and --data.std"
+            f"{type(self).__name__} measures no statistics; its data are normalized by --data.mean and --data.std"
         )
 
     @classmethod
@@ -129,11 +132,11 @@ class DataModule(LightningDataModule):
         )
         if len(sampler) < 2:
             raise InputError(
-                "there is one training sample for each process, whatever the batch size, and at least two are needed: "
-                "batch norm would take the statistics of all steps from that sample alone"
+                "there is one training sample for each process, and at least two are needed, whatever the batch size: "
+                "batch norm would take its statistics from that sample alone"
             )
 
-        # A set that is smaller than one batch is used, and a last batch of a single sample never is.
+        # A data set that is smaller than one batch is always used, and a last batch of a single sample never.
         drop_last = self.drop_last and len(sampler) >= self.batch_size
         if len(sampler) % self.batch_size == 1 and self.batch_size > 1:
             drop_last = True
@@ -166,16 +169,16 @@ class DataModule(LightningDataModule):
         dataset = self._filled(self.predict_set, "predict")
         rank, replicas = self._rank_and_replicas()
         if isinstance(dataset, Sized) and len(dataset) < replicas:
-            raise InputError(f"{len(dataset)} samples for {replicas} processes; type --trainer.devices 1")
+            raise InputError(f"predict has {len(dataset)} samples for {replicas} processes; type --trainer.devices 1")
 
         sampler = UnrepeatedDistributedSampler(dataset, num_replicas=replicas, rank=rank, shuffle=False)
         return self._loader(dataset, sampler)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Check that class labels are in [0, len(classes)) while they are still on the CPU.
+        """Check that class labels are in [0, len(classes)), while they are still on the CPU.
 
         Raises:
-            InputError: if one is not; the message names it.
+            InputError: if a label is outside; the message names it.
         """
         labels = batch[1] if isinstance(batch, list | tuple) else None
         if self.classes and isinstance(labels, Tensor) and labels.dtype == torch.int64 and len(labels):
@@ -188,7 +191,10 @@ class DataModule(LightningDataModule):
     # Loaders
 
     def ordered_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        """Return a loader in order, which processes share; the last round may repeat the first samples."""
+        """Return a loader of this process's share of a dataset, in order.
+
+        Every process gets the same number of samples, so the last ones may repeat the first samples of the dataset.
+        """
         rank, replicas = self._rank_and_replicas()
         return self._loader(dataset, DistributedSampler(dataset, replicas, rank, shuffle=False))
 
@@ -218,19 +224,20 @@ class DataModule(LightningDataModule):
         return dataset
 
     def _rank_and_replicas(self) -> tuple[int, int]:
+        """Return the rank of this process and the number of processes."""
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
 
 class _LazyLoader(DataLoader[Any]):
-    """A loader whose workers start with the first batch, not when the iterator is created.
+    """A loader whose workers start when the first batch is asked for, and which leaves out empty batches.
 
-    Lightning creates an iterator before it restores the epoch of a resumed run; workers that started then would already
-    hold batches in the order of epoch 0.
+    Lightning creates the iterator before it restores the epoch of a resumed run. Workers that started at that point
+    would already hold batches in the order of epoch 0.
 
-    Batches in which every sample is broken are left out. In training, the last good batch is repeated once for each of
-    them, because schedules, validation and other processes count on the number of steps of an epoch.
+    A batch is empty if every one of its samples is broken. In training, the last good batch is repeated once for each
+    empty one, because schedules, validation and other processes rely on the number of steps in an epoch.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -240,7 +247,7 @@ class _LazyLoader(DataLoader[Any]):
         for batch in super().__iter__():
             if isinstance(batch, EmptyBatch):
                 empty.append(batch)
-                self._check_may_skip(batch)
+                self._check_may_leave_out(batch)
             else:
                 last = batch
                 yield batch
@@ -251,18 +258,19 @@ class _LazyLoader(DataLoader[Any]):
             for _ in empty:
                 yield last
 
-    def _check_may_skip(self, batch: EmptyBatch) -> None:
-        """Raise an error if several processes evaluate: they wait for each other, so none may skip a batch."""
+    def _check_may_leave_out(self, batch: EmptyBatch) -> None:
+        """Raise an error if several processes evaluate: they wait for each other, so none may leave out a batch."""
         is_shared = isinstance(self.sampler, DistributedSampler) and self.sampler.num_replicas > 1
-        if is_shared and not isinstance(self.sampler, EpochSampler | UnrepeatedDistributedSampler):
+        trains_or_predicts = isinstance(self.sampler, EpochSampler | UnrepeatedDistributedSampler)
+        if is_shared and not trains_or_predicts:
             raise InputError(
-                f"no {batch.kind} of a whole batch can be used; replace the files named in the warnings, or type "
-                "--trainer.devices 1, which leaves such a batch out"
+                f"no {batch.kind} in a whole batch can be used; replace the files named in the warnings, or type "
+                "--trainer.devices 1, with which such a batch is left out"
             )
 
 
 def attached_data_module(trainer: Trainer) -> DataModule | None:
-    """Return the data module that a trainer was given, or None if it is not a LarKit data module."""
+    """Return the data module of a trainer, or None if it has none or one that is not a LarKit data module."""
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, DataModule) else None
 
@@ -270,8 +278,9 @@ def attached_data_module(trainer: Trainer) -> DataModule | None:
 def padding_in_batch(loader: Any, batch_idx: int, size: int) -> int:
     """Count the samples at the end of a batch that only repeat other samples.
 
-    ``DistributedSampler`` gives sample i to process i mod P and fills the last round with the first samples, so that
-    every process has equally many. Without these repetitions, a metric over P processes equals that of one process.
+    ``DistributedSampler`` gives sample i to process i mod P, and repeats the first samples at the end, so that every
+    process has the same number of samples. If the repetitions are left out, a metric over P processes equals that of
+    one process.
 
     Args:
         loader: evaluation loader of this process, alone or in a list.
@@ -283,8 +292,9 @@ def padding_in_batch(loader: Any, batch_idx: int, size: int) -> int:
     if not isinstance(sampler, DistributedSampler) or not isinstance(loader.dataset, Sized) or not loader.batch_size:
         return 0
 
+    # The batch may have fewer samples than these indices, because broken files were left out.
     first = batch_idx * loader.batch_size
-    last = min(first + loader.batch_size, len(sampler))  # not first + size: broken files may have been left out
-    positions = (i * sampler.num_replicas + sampler.rank for i in range(first, last))  # in the order of the dataset
-    repeated = sum(position >= len(loader.dataset) for position in positions)
+    last = min(first + loader.batch_size, len(sampler))
+    in_dataset = [i * sampler.num_replicas + sampler.rank for i in range(first, last)]
+    repeated = sum(index >= len(loader.dataset) for index in in_dataset)
     return min(size, repeated)

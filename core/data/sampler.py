@@ -1,4 +1,4 @@
-"""The order of the training samples, which depends on nothing but the seed and the epoch."""
+"""The order of the training samples, which depends only on the seed and the epoch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,17 +10,18 @@ __all__ = ["EpochSampler"]
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffles by (seed, epoch) alone, in one process or many, so that a resumed run keeps the order of the samples.
-
-    ``generator`` is seeded for each epoch as well. A loader that draws the seeds of its workers from it repeats their
-    random augmentation.
+    """A sampler that shuffles by seed and epoch alone, so that a resumed run has the same order of samples.
 
     Args:
         dataset: dataset with a length.
         replicas: number of processes.
         rank: rank of this process.
         seed: seed, which must be the same in all processes.
-        weights: weight of each sample, by which samples are drawn with replacement. None takes each sample once.
+        weights: weight of each sample, by which samples are drawn with replacement; None takes each sample once.
+
+    Attributes:
+        generator: random generator, seeded anew for each epoch and process. A loader that draws the seeds of its
+            workers from it repeats their random augmentation in a resumed run.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class EpochSampler(DistributedSampler[Any]):
         self.set_epoch(0)
 
     def __iter__(self) -> Iterator[int]:
-        """Iterate over the sample indices of this process."""
+        """Iterate over the indices of the samples of this process."""
         if self.weights is None:
             return super().__iter__()
 
@@ -47,6 +48,6 @@ class EpochSampler(DistributedSampler[Any]):
         return iter(drawn[self.rank :: self.num_replicas].tolist())
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the worker seeds of the next epoch."""
+        """Set the epoch, from which the order of the samples and the seeds of the workers follow."""
         super().set_epoch(epoch)
         self.generator.manual_seed(hash((self.seed, epoch, self.rank)) % 2**63)

@@ -1,4 +1,4 @@
-"""Samples and splits of a data set: sources and targets, hold-out splits, and how broken samples are skipped."""
+"""Samples and splits of a data set: sources and targets, reading them, skipping broken ones, hold-out splits."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 Sample = tuple[Any, Any]
-"""The source of a sample (a path, a pair of a name and an array, or anything else a modality reads) and its target."""
+"""A source (a path, a pair of a name and an array, or anything else that a modality reads) and its target."""
 
 Samples = Sequence[Sample]
 
@@ -35,7 +35,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Splits:
-    """Class names in the order of their labels, and the (source, label) pairs of each split."""
+    """The splits of a data set.
+
+    Attributes:
+        classes: class names in the order of their labels.
+        train: (source, label) pairs of the training split.
+        val: (source, label) pairs of the validation split.
+        test: (source, label) pairs of the test split.
+    """
 
     classes: Sequence[str]
     train: Samples
@@ -64,8 +71,8 @@ def read_or_skip(read: Callable[[], T], *, skip_broken: bool) -> T | None:
         skip_broken: whether a broken sample may be skipped.
 
     Raises:
-        MissingError: from ``read``. A missing file is never skipped, since it means that the list of files is wrong.
-        InputError: from ``read``; the message names the option that skips such samples.
+        MissingError: from ``read``. A missing file is never skipped, since the list of files must then be wrong.
+        InputError: from ``read``, unless ``skip_broken`` is set; the message names the option that skips samples.
     """
     try:
         return read()
@@ -123,18 +130,18 @@ class EmptyBatch:
     """A batch in which every sample was broken; the loaders of :class:`core.data.module.DataModule` leave it out.
 
     Attributes:
-        kind: the word for a sample in messages, as in 'image'.
+        kind: the word for a sample in messages, such as 'image'.
     """
 
     kind: str
 
 
 def collate_found(samples: Sequence[Any], kind: str, collate: Callable[[list[Any]], Any] = default_collate) -> Any:
-    """Collate the samples that were read, without those that were skipped.
+    """Collate a batch without the samples that were skipped.
 
     Args:
-        samples: samples of a batch, with None in place of each one that was skipped.
-        kind: the word for a sample in messages, as in 'image'.
+        samples: samples of the batch, with None in place of each skipped one.
+        kind: the word for a sample in messages, such as 'image'.
         collate: function that makes the batch; by default torch's.
 
     Returns:
@@ -149,11 +156,11 @@ def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]
 
     Args:
         labels: class of each sample.
-        share: share to hold out, in (0, 1). At least one sample of a class is held out and at least one is kept; the
-            only sample of a class is kept.
+        share: share to hold out, in (0, 1). Of each class, at least one sample is held out and at least one is kept. If
+            a class has a single sample, it is kept.
 
     Returns:
-        The sorted indices of the samples to keep, and those of the samples that are held out.
+        The sorted indices of the samples to keep, and those of the held-out samples.
     """
     indices_of_class: dict[int, list[int]] = {}
     for i, label in enumerate(labels):
@@ -161,7 +168,8 @@ def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]
 
     generator = np.random.default_rng(0)
     held_out: set[int] = set()
-    for _, members in sorted(indices_of_class.items()):
+    for label in sorted(indices_of_class):
+        members = indices_of_class[label]
         count = min(max(1, round(share * len(members))), len(members) - 1)
         held_out.update(generator.permutation(members)[:count].tolist())
 
@@ -171,10 +179,10 @@ def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class Validation:
-    """How to choose the validation split of a data set that is published with a training and a test split only.
+    """How the validation split is chosen if a data set is published with training and test splits only.
 
     Attributes:
-        val_split: 'held_out' for a share of each class of the training split, 'test' for the test split.
+        val_split: 'held_out' for a share of each class in the training split, 'test' for the test split.
         val_share: share of each class to hold out, in (0, 1).
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a model must know about its data, as plain values that are stored in checkpoints."""
+"""What a model must know about its data, as plain values that every checkpoint stores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -13,8 +13,8 @@ __all__ = ["DataSpec", "numbered_classes"]
 class DataSpec:
     """Everything that a model must know about its data, such as class names and statistics.
 
-    A data module creates it once, the task reads it in one place, and every checkpoint stores it. Each modality derives
-    a class with further fields. All values are plain: numbers, strings, None, and tuples of these.
+    A data module creates it, the task reads it in one place, and every checkpoint stores it. Each modality derives a
+    class with further fields. All values are plain: numbers, strings, None, and tuples of these.
 
     Attributes:
         classes: class names in the order of the labels; empty if there are no classes.
@@ -23,7 +23,7 @@ class DataSpec:
     classes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values; tuples become lists."""
+        """Return the fields by name as JSON values; tuples become lists."""
         return {field.name: _to_plain(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
@@ -31,7 +31,7 @@ class DataSpec:
         """Build a specification from the result of :meth:`to_dict`.
 
         Raises:
-            InputError: if there is a field that this class does not have.
+            InputError: if this class does not have one of the fields; the message names it.
         """
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)

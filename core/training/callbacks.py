@@ -1,4 +1,4 @@
-"""The callbacks of every run of the command: checkpoints, learning curves, predictions, what the terminal shows."""
+"""The callbacks that the command adds to every run: checkpoints, learning curves, predictions, and its display."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from core.figures import new_figure
 from core.io.atomic import atomic_write
 from core.training.plots import draw_figure
 from core.training.run_folder import run_folder
+from core.training.task import columns_to_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,24 +43,24 @@ __all__ = [
 ]
 
 
-# What a run keeps
+# What a run saves
 
 
 class _Measured(Callback):
-    """Knows whether the current weights are those of the last validation, or have changed since.
+    """Base of the callbacks that must know whether validation has measured the current weights.
 
     Attributes:
-        measured: False from the next training batch after a validation on.
+        measured: True after a validation, False as soon as the next training batch begins.
     """
 
     measured = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note that the weights change."""
+        """Record that the weights are about to change."""
         self.measured = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the weights were measured."""
+        """Record that the weights were measured."""
         self.measured = True
         super().on_validation_end(trainer, pl_module)
 
@@ -67,21 +68,19 @@ class _Measured(Callback):
 class RunCheckpoint(_Measured, ModelCheckpoint):
     """The checkpoint callback of the command, which saves exactly the weights that validation has measured.
 
-    Validation at the end of an epoch is followed by a checkpoint of the complete epoch. Validation within an epoch is
-    followed by a checkpoint at once. An epoch without a validation cannot be the best one, and neither can one whose
-    metric or validation loss is not finite.
-
-    Its state is stored under its file name. Lightning makes that name from the moments at which a callback saves, and
-    refuses two callbacks with the same ones, so that the user's own ``ModelCheckpoint`` could not stand beside it.
+    A validation at the end of an epoch is followed by a checkpoint of the complete epoch, and a validation within an
+    epoch by a checkpoint at once. An epoch without validation cannot be the best one, nor can an epoch whose metric or
+    validation loss is not finite.
 
     Args:
         filename: name of the file, without a suffix.
-        monitor: metric that chooses the best epoch; None keeps the last epoch. The command takes the task's.
+        monitor: metric that chooses the best epoch; None keeps the last epoch. By default the command sets the metric
+            of the task.
         mode: whether the smallest ('min') or the largest ('max') value is best.
         save_top_k: number of best epochs to keep; with more than one, put {epoch} into the file name. -1 keeps all.
-        every_n_epochs: epochs between two checkpoints.
+        every_n_epochs: epochs from one checkpoint to the next.
         save_weights_only: leave out the state of the optimizer; such a run cannot be resumed.
-        dirpath: folder; by default ``checkpoints`` in the run folder.
+        dirpath: folder of the file; by default ``checkpoints`` in the run folder.
     """
 
     def __init__(
@@ -108,42 +107,46 @@ class RunCheckpoint(_Measured, ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """The key of the state in a checkpoint: file name and metric."""
+        """The key under which a checkpoint stores the state of this callback: file name and metric.
+
+        Lightning's key has the triggers of saving instead, and two callbacks must not have the same key. With it, users
+        could not add a ``ModelCheckpoint`` of their own.
+        """
         return self._generate_state_key(filename=self.filename, monitor=self.monitor)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save at the end of the epoch, unless the metric is that of earlier weights."""
+        """Save at the end of the epoch, unless the metric belongs to earlier weights."""
         if self.measured or not self._needs_validation(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Whether the current weights are among the best; weights that diverged never are."""
+        """Return whether the current weights are among the best; weights that diverged never are."""
         values = [current, trainer.callback_metrics.get("val_loss")]
-        finite = all(value is None or bool(value.isfinite().all()) for value in values)
-        if not trainer.strategy.reduce_boolean_decision(finite):
+        is_finite = all(bool(value.isfinite().all()) for value in values if value is not None)
+        if not trainer.strategy.reduce_boolean_decision(is_finite):
             return False
         return super().check_monitor_top_k(trainer, current)
 
     def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
-        """Whether to wait for the end of the epoch, where a resumed run can begin with the next one."""
+        """Return whether to save at the end of the epoch, so that a resumed run begins with the next one."""
         is_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         return is_end or not self._needs_validation(trainer)
 
     def _needs_validation(self, trainer: Trainer) -> bool:
-        """Whether validation gives the metric by which the checkpoint is chosen."""
+        """Return whether the metric that chooses the checkpoint comes from validation."""
         if self.monitor is None or self.monitor.startswith("train_"):
             return False
         return bool(trainer.enable_validation) and sum(trainer.num_val_batches) > 0
 
 
 class RunRecord(_Measured):
-    """Stores in every checkpoint what one needs to know of its run.
+    """Adds the configuration and the validation metrics of the run to every checkpoint.
 
-    Checkpoints get the configuration, as ``config``, and what validation measured on exactly the stored weights, as
-    ``metrics``; the run folder gets ``config.yaml``.
+    A checkpoint gets the configuration as ``config`` and, if validation has measured exactly the stored weights, the
+    metrics as ``metrics``. The run folder gets ``config.yaml``.
 
     Args:
-        config: the configuration of the run in YAML.
+        config: configuration of the run, as YAML text.
     """
 
     def __init__(self, config: str) -> None:
@@ -158,64 +161,62 @@ class RunRecord(_Measured):
                 unfinished.write_text(self.config, encoding="utf-8")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep what validation gave."""
+        """Keep the validation metrics."""
         super().on_validation_end(trainer, pl_module)
         if trainer.sanity_checking:
             return
+
         values = trainer.callback_metrics.items()
         self.metrics = {name: float(value) for name, value in values if name.startswith("val_")}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store the configuration, and the metrics if they are those of these weights."""
+        """Add the configuration, and the metrics if they belong to these weights."""
         checkpoint["config"] = self.config
         if self.measured and self.metrics:
             checkpoint["metrics"] = dict(self.metrics)
 
 
 class LearningCurves(_Measured):
-    """Draws every logged metric over the epochs into ``learning_curves.png``; a resumed run continues the curves.
+    """Plots every logged metric over the epochs in ``learning_curves.png``; a resumed run continues the curves.
 
     Attributes:
-        history: (epoch, value) pairs of each metric. The end of an epoch has its number, counted from 0; a validation
-            within an epoch lies between the ends of two, as 1.4 after 40 percent of epoch 2.
+        history: (epoch, value) pairs of each metric. Values at the end of epoch n, counted from 0, are at n. Values of
+            a validation within an epoch lie in between: at 1.4 after 40 percent of epoch 2.
     """
 
     def __init__(self) -> None:
         self.history: dict[str, list[tuple[float, float]]] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add what a validation within an epoch gave."""
+        """Add the metrics of a validation within an epoch."""
         super().on_validation_end(trainer, pl_module)
         progress = trainer.fit_loop.epoch_loop.batch_progress
         batches = trainer.num_training_batches
         if trainer.sanity_checking or progress.is_last_batch or math.isinf(batches):
             return
+
         share = progress.current.ready / batches
         self._add(trainer, round(trainer.current_epoch - 1 + share, 4), only="val_")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the metrics of this epoch and draw the picture again."""
+        """Add the metrics of this epoch and redraw the picture."""
         self._add(trainer, trainer.current_epoch)
         draw_figure(trainer, "learning_curves", self.figure)
 
     def _add(self, trainer: Trainer, epoch: float, only: str = "") -> None:
-        """Add the metrics whose names begin with ``only``, but none of an earlier validation."""
+        """Add the current metrics whose names begin with ``only``, without those of an earlier validation."""
         for name, value in trainer.callback_metrics.items():
-            if not name.startswith(only) or (name.startswith("val_") and not self.measured):
+            is_outdated = name.startswith("val_") and not self.measured
+            if is_outdated or not name.startswith(only):
                 continue
+
             points = self.history.setdefault(name, [])
             if not points or points[-1][0] < epoch:
                 points.append((epoch, float(value)))
 
     def figure(self) -> Figure:
-        """One panel for each metric; training, validation and the baselines of a metric share one."""
-        panels: dict[str, list[str]] = {}
-        for name in sorted(self.history):
-            metric = name.removeprefix("train_").removeprefix("val_")
-            # val_mse_last, a baseline, is drawn beside val_mse
-            panel = next((known for known in panels if metric.startswith(f"{known}_")), metric)
-            panels.setdefault(panel, []).append(name)
-
+        """Return a figure with a panel for each metric, which training, validation and the baselines share."""
+        panels = self._panels()
         figure = new_figure(4 * len(panels), 3.4)
         grid = figure.subplots(1, len(panels), squeeze=False)
         for axes, (metric, names) in zip(grid.flat, panels.items(), strict=True):
@@ -227,23 +228,33 @@ class LearningCurves(_Measured):
             axes.legend()
         return figure
 
+    def _panels(self) -> dict[str, list[str]]:
+        """Return the names of the curves in each panel, by the name of the metric without its split."""
+        panels: dict[str, list[str]] = {}
+        for name in sorted(self.history):
+            metric = name.removeprefix("train_").removeprefix("val_")
+            # A baseline such as val_mse_last belongs to the panel of val_mse, which comes first in sorted order.
+            panel = next((known for known in panels if metric.startswith(f"{known}_")), metric)
+            panels.setdefault(panel, []).append(name)
+        return panels
+
     def state_dict(self) -> dict[str, Any]:
-        """The history, for the checkpoint."""
+        """Return the history, which becomes part of the checkpoint."""
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the history of a checkpoint."""
+        """Continue with the history of a checkpoint."""
         self.history = state_dict["history"]
 
 
 class PredictionWriter(Callback):
-    """Writes the columns that ``predict_step`` returns to ``predictions.csv``, in the order of the data.
+    """Writes predictions to ``predictions.csv``, in the order of the data.
 
-    ``predict_step`` returns lists of one length by the name of their column. The first process gathers the rows of
-    several processes. The file appears only when it is complete.
+    ``predict_step`` returns columns: lists of the same length, by name. With several processes, the first one writes
+    the rows of all. The file appears only when it is complete.
 
     Args:
-        path: where to write; by default ``predictions.csv`` in the run folder.
+        path: file to write; by default ``predictions.csv`` in the run folder.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -260,8 +271,7 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the rows of one batch."""
-        for values in zip(*outputs.values(), strict=True):
-            self.rows.append(dict(zip(outputs, values, strict=True)))
+        self.rows += columns_to_rows(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the rows of all processes and write them."""
@@ -278,44 +288,53 @@ class PredictionWriter(Callback):
             for row in rows:
                 texts = {key: printable(value) for key, value in row.items() if isinstance(value, str)}
                 writer.writerow(row | texts)
+
         rank_zero_info(f"Wrote {len(rows)} predictions to {path}")
 
     def _gathered(self, processes: int) -> list[dict[str, Any]]:
+        """Return the rows of all processes in the order of the data."""
         if processes == 1:
             return self.rows
 
         parts: list[Sequence[dict[str, Any]]] = [[] for _ in range(processes)]
         dist.all_gather_object(parts, self.rows)
-        in_order = chain.from_iterable(zip_longest(*parts))  # sample i went to process i mod P
+
+        # Process p has samples p, p + P, p + 2P, ..., so take one row of each process in turn.
+        in_order = chain.from_iterable(zip_longest(*parts))
         return [row for row in in_order if row is not None]
 
 
 class SigtermCallback(Callback):
-    """Lets SIGTERM end each of several processes by itself, as it ends a single one.
+    """Keeps the command's SIGTERM handler in runs of several processes, so that the signal ends each at once.
 
-    Lightning's handler first waits for a message from process 0 to all. Where the signal came in the middle of another
-    such message, none of the processes would end. Under SLURM, Lightning's handler stays: it saves and requeues.
+    Lightning replaces it by a handler that first waits for a broadcast from process 0. If the signal arrives during
+    another collective operation, that wait never ends. Under SLURM, Lightning's handler stays, because it saves a
+    checkpoint and requeues the job.
     """
 
     def __init__(self) -> None:
-        self.handler = signal.getsignal(signal.SIGTERM)  # the command's, before Lightning sets its own
+        self.handler = signal.getsignal(signal.SIGTERM)  # the command's, since Lightning has not set its own yet
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the handler, which belongs to this process: a spawned one has no command around it."""
+        """Leave out the handler, which a spawned process cannot use: the command does not run there."""
         return self.__dict__ | {"handler": None}
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the command's handler again."""
         if trainer.world_size > 1 and "SLURM_JOB_ID" not in os.environ and callable(self.handler):
             signal.signal(signal.SIGTERM, self.handler)
 
     on_sanity_check_start = on_train_start = on_validation_start = on_test_start = on_predict_start = _restore
 
 
-# What the terminal shows
+# What a run prints
 
 
 class ModelTable(Callback):
-    """Prints the feature map and the parts of the model that have parameters, before training."""
+    """Prints the parts of the model with their numbers of parameters before training.
+
+    The table has the feature map and every other part that has parameters.
+    """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table."""
@@ -327,10 +346,10 @@ class ModelTable(Callback):
             for name, module in pl_module.named_children()
             if _count(module) or name == "feature_map"
         ]
-        names = max((len(name) for name, _, _ in parts), default=0)
-        kinds = max((len(kind) for _, kind, _ in parts), default=0)
+        name_width = max((len(name) for name, _, _ in parts), default=0)
+        kind_width = max((len(kind) for _, kind, _ in parts), default=0)
         for name, kind, count in parts:
-            print(f"  {name:{names}}  {kind:{kinds}}  {count:>13,} parameters")
+            print(f"  {name:{name_width}}  {kind:{kind_width}}  {count:>13,} parameters")
 
         frozen = sum(weight.numel() for weight in pl_module.parameters() if not weight.requires_grad)
         if frozen:
@@ -338,27 +357,28 @@ class ModelTable(Callback):
 
 
 def _count(module: Any) -> int:
+    """Return the number of parameters."""
     return sum(weight.numel() for weight in module.parameters())
 
 
 class ProgressLine(RichProgressBar):
-    """Lightning's progress bar without the version and the speed, so that a line of 100 columns holds the metrics."""
+    """Lightning's progress bar without version and speed, so that the metrics fit into a line of 100 columns."""
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Description, a short bar, batches, and the time that remains or, at the end, was taken; metrics follow."""
+        """Return the columns: description, a short bar, batches, and the remaining or, at the end, the total time."""
         description, bar, batches, *_ = super().configure_columns(trainer)
         bar.bar_width = 10
         return [description, bar, batches, TimeRemainingColumn(elapsed_when_finished=True)]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The metrics that tasks log with ``prog_bar=True``."""
+        """Return the metrics that tasks log with ``prog_bar=True``."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return dict(metrics)
 
 
 def run_summary(trainer: Trainer) -> str:
-    """What a finished fit gave: the best epoch beside its baselines, the files of the run, and the next commands."""
+    """Return the result of a finished fit: best epoch and baselines, files of the run, and commands to type next."""
     lines = _best_epoch(trainer)
 
     folder = run_folder(trainer)
@@ -366,52 +386,63 @@ def run_summary(trainer: Trainer) -> str:
         files = sorted(path.name for path in folder.iterdir() if path.suffix in (".png", ".csv"))
         lines += [f"Run folder: {_from_here(folder)}", f"  {', '.join(files)}"]
 
-    checkpoint = next((file for file in _checkpoints(trainer) if file.is_file()), None)
+    checkpoint = _saved_checkpoint(trainer)
     if checkpoint is not None:
+        # The run folder is shorter to type, and stands for its best checkpoint.
         is_in_folder = folder is not None and checkpoint.parent == folder / "checkpoints"
-        given = shlex.quote(_from_here(folder if is_in_folder and folder else checkpoint))
-        lines += ["Next:", f"  lightning test --ckpt_path {given}"]
-        predict = f"  lightning predict --ckpt_path {given}"
-        if isinstance(attached_data_module(trainer), SampleDataModule):
-            predict += " --data.predict_path FILE_OR_FOLDER"
-        lines.append(predict)
-        if getattr(trainer.lightning_module, "can_export", False):
-            lines.append(f"  lightning export --ckpt_path {given}")
+        lines += _next_commands(trainer, folder if folder is not None and is_in_folder else checkpoint)
 
     return "\n".join(lines)
 
 
 def _best_epoch(trainer: Trainer) -> list[str]:
-    """The monitored metric at its best, and what the baselines of the task gave in the same epoch."""
+    """Return a line on the best value of the monitored metric, and one on the baselines in the same epoch."""
     best = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
     callbacks: list[Callback] = cast(Any, trainer).callbacks
     curves = next((c for c in callbacks if isinstance(c, LearningCurves)), None)
     if not isinstance(best, ModelCheckpoint) or curves is None or best.monitor not in curves.history:
         return []
 
-    points = [point for point in curves.history[best.monitor] if math.isfinite(point[1])]
+    points = [(epoch, value) for epoch, value in curves.history[best.monitor] if math.isfinite(value)]
     if not points:
         return []
+
     choose = max if best.mode == "max" else min
     epoch, value = choose(points, key=lambda point: point[1])
     lines = [f"Best epoch: {epoch:g} (of 0 to {points[-1][0]:g}), {best.monitor} {value:.4g}"]
 
-    baselines = {}
+    baselines = []
     for baseline in getattr(trainer.lightning_module, "baseline_names", ()):
-        values = dict(curves.history.get(f"{best.monitor}_{baseline}", []))
+        name = f"{best.monitor}_{baseline}"
+        values = dict(curves.history.get(name, []))
         if epoch in values:
-            baselines[f"{best.monitor}_{baseline}"] = values[epoch]
+            baselines.append(f"{name} {values[epoch]:.4g}")
     if baselines:
-        lines.append("Baselines: " + ", ".join(f"{name} {value:.4g}" for name, value in baselines.items()))
+        lines.append(f"Baselines: {', '.join(baselines)}")
+    return lines
+
+
+def _saved_checkpoint(trainer: Trainer) -> Path | None:
+    """Return the path of the best checkpoint of the command, or else of the last one, if there is any."""
+    own = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint)]
+    paths = [Path(callback.best_model_path) for callback in own if callback.best_model_path]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _next_commands(trainer: Trainer, source: Path) -> list[str]:
+    """Return the lines on what to do next with a checkpoint or run folder."""
+    given = shlex.quote(_from_here(source))
+    predict = f"  lightning predict --ckpt_path {given}"
+    if isinstance(attached_data_module(trainer), SampleDataModule):
+        predict += " --data.predict_path FILE_OR_FOLDER"
+
+    lines = ["Next:", f"  lightning test --ckpt_path {given}", predict]
+    if getattr(trainer.lightning_module, "can_export", False):
+        lines.append(f"  lightning export --ckpt_path {given}")
     return lines
 
 
 def _from_here(path: Path) -> str:
-    """A path as a user in the current folder types it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _checkpoints(trainer: Trainer) -> list[Path]:
-    """The best checkpoint, then the last one, of the command's own callbacks."""
-    own = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint)]
-    return [Path(callback.best_model_path) for callback in own if callback.best_model_path]
+    """Return a path as a user in the current folder would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -17,35 +17,35 @@ from core.backbones.build import input_channels
 from core.data.spec import DataSpec, numbered_classes
 from core.errors import InputError
 from core.training.plots import Examples, confusion_figure, draw_figure
-from core.training.task import Backbone, EvaluationSplit, Task
+from core.training.task import Backbone, EvaluationSplit, Task, check_class_count
 
 __all__ = ["ClassificationTask", "Confusion", "ConfusionCounts"]
 
 MAX_CLASSES = 1_000_000
-"""More names than these are a slip of the keyboard, and would take memory before anything else is asked."""
+"""A larger number is a typing error, and the names of so many classes would fill the memory."""
 MAX_CONFUSION_CLASSES = 2000
-"""The confusion matrix of the 21,841 classes of ImageNet-22K would take 4 GB in each process."""
+"""With more classes, no confusion matrix is counted: that of ImageNet-22K would take 4 GB in each process."""
 
 
 class ClassificationTask(Task):
     """A backbone with a linear classifier, trained by cross entropy with mixup, cutmix and label smoothing.
 
     Batches for training and evaluation are (raw, y) with y (B,) int64 in [0, num_classes), and batches for prediction
-    are (raw, names). Logs ``train_loss``, ``lr``, ``val_loss``, ``val_acc``, ``val_acc5`` (with ten or more classes),
-    and the same metrics for the test split.
+    are (raw, names). Logs ``train_loss``, ``lr``, ``val_loss``, ``val_acc`` and ``val_acc5`` (with ten or more
+    classes), and the validation metrics for the test split as well.
 
     Each evaluation draws ``confusion_matrix.png`` (up to 2000 classes) and, if the modality can show its samples,
-    ``examples.png``: samples from all of the split with the predicted class and its probability. Wrong predictions are
-    red, and the true class is added.
+    ``examples.png``: samples from the whole split with the predicted class and its probability. Wrong predictions are
+    red, with the true class beside them.
 
     Args:
         backbone: name of a LarKit or timm model, or a module; its classifier gets one output for each class.
         num_classes: number of classes; taken from the data where they are known.
         spec: description of the data; the command passes it.
         label_smoothing: share of the target that is spread over all classes.
-        mixup_alpha: a of the distribution Beta(a, a) of mixup; 0 for none.
-        cutmix_alpha: a of the distribution Beta(a, a) of cutmix; 0 for none. With both, one is drawn for each batch.
-        backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
+        mixup_alpha: a in mixup's distribution Beta(a, a); 0 for no mixup.
+        cutmix_alpha: a in cutmix's distribution Beta(a, a); 0 for no cutmix. With both, one is drawn for each batch.
+        backbone_args: arguments for ``timm.create_model`` if ``backbone`` is a name.
         kwargs: the other arguments of :class:`core.training.Task`.
 
     Raises:
@@ -70,7 +70,7 @@ class ClassificationTask(Task):
         if not 0 <= label_smoothing < 1 or min(mixup_alpha, cutmix_alpha) < 0:
             raise InputError(
                 f"label_smoothing={label_smoothing}, mixup_alpha={mixup_alpha}, cutmix_alpha={cutmix_alpha}; "
-                "expected a share in [0, 1), and 0 or more"
+                "expected a share in [0, 1), and 0 or more for both alphas"
             )
 
         super().__init__(backbone, spec=spec, backbone_args=backbone_args, **kwargs)
@@ -97,7 +97,7 @@ class ClassificationTask(Task):
         return len(self.spec.classes)
 
     def complete_spec(self, spec: Any) -> Any:
-        """Complete the specification by numbered classes if the class names are not known.
+        """Number the classes if their names are not known.
 
         Raises:
             InputError: if ``num_classes`` contradicts the data, or the number of classes is not known at all.
@@ -110,24 +110,21 @@ class ClassificationTask(Task):
                 raise InputError("nothing says how many classes there are; give num_classes, or spec=data.spec()")
             spec = replace(spec, classes=numbered_classes(num_classes))
 
-        if num_classes is not None and num_classes != len(spec.classes):
-            raise InputError(
-                f"the model has {num_classes} classes and the data {len(spec.classes)}; leave --model.num_classes out, "
-                f"or set it to {len(spec.classes)}"
-            )
+        if num_classes is not None:
+            check_class_count(num_classes, spec.classes)
         if len(spec.classes) < 2:
             raise InputError(f"num_classes={len(spec.classes)}; a classifier needs at least 2 classes")
         return spec
 
     def complete_backbone_args(self, backbone_args: dict[str, Any]) -> dict[str, Any]:
-        """Add the number of classes and, unless the user has given ``in_chans``, the number of channels of the maps."""
+        """Add the number of classes, and the number of channels of the maps unless the user has given ``in_chans``."""
         return {"in_chans": self.map_channels(self.spec), **backbone_args, "num_classes": self.num_classes}
 
     # A modality implements these
 
     @classmethod
     def map_channels(cls, spec: Any) -> int:
-        """Return the number of channels of the maps, which becomes ``in_chans`` of a backbone that is built by name."""
+        """Return the number of channels of the maps; a backbone that is built by name gets it as ``in_chans``."""
         return 3
 
     def build_feature_map(self, spec: Any) -> nn.Module:
@@ -150,10 +147,10 @@ class ClassificationTask(Task):
             self.check_channels()
 
     def check_channels(self) -> None:
-        """Check that the backbone takes maps with this number of channels.
+        """Check that the backbone takes as many channels as the maps have.
 
         Raises:
-            InputError: if it takes another number; the message says how to build it.
+            InputError: if it does not; the message says how to build it.
         """
         wanted = self.map_channels(self.spec)
         channels = input_channels(self.backbone, without=wanted)
@@ -166,27 +163,31 @@ class ClassificationTask(Task):
     def adopt_spec(self, theirs: DataSpec) -> None:
         """Adopt the specification of the data and rebuild the feature map from it.
 
-        The new feature map has the statistics of the data and keeps all other values, such as trained weights.
+        The new feature map has the statistics of the data, and all other values, such as trained weights, of the old.
         """
         super().adopt_spec(theirs)
-        before = self.feature_map
-        statistics = dict(before.named_buffers(recurse=False))
-        trained = {name: value for name, value in before.state_dict().items() if name not in statistics}
+        old = self.feature_map
+        statistics = dict(old.named_buffers(recurse=False))
+        kept = {name: value for name, value in old.state_dict().items() if name not in statistics}
 
-        self.feature_map = self.build_feature_map(self.spec).to(self.device).train(before.training)
-        self.feature_map.load_state_dict(trained, strict=False)
+        self.feature_map = self.build_feature_map(self.spec)
+        self.feature_map.to(self.device).train(old.training)
+        self.feature_map.load_state_dict(kept, strict=False)
         self.check_channels()
 
     def augment_map(self, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply mixup or cutmix, which turn the labels into smoothed targets (B, num_classes) float."""
+        """Apply mixup or cutmix, which turn the labels into smoothed targets (B, num_classes) float.
+
+        Samples are mixed in pairs, so the last sample of an odd number is left out.
+        """
         if self.mixup is None or len(maps) < 2:
             return maps, target
 
-        even = len(maps) // 2 * 2  # samples are mixed in pairs, so the last one of an odd number is left out
+        even = len(maps) // 2 * 2
         return self.mix(self.mixup, maps[:even], target[:even])
 
     def mix(self, mixup: Mixup, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix an even number of maps with labels (B,): the mixed maps, and their targets (B, num_classes)."""
+        """Mix an even number of maps with labels (B,); return the mixed maps and their targets (B, num_classes)."""
         return mixup(maps, target)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -194,8 +195,8 @@ class ClassificationTask(Task):
 
         Args:
             output: logits (B, num_classes).
-            target: labels (B,) int64, to which label smoothing is applied, or probabilities (B, num_classes), to which
-                it is not.
+            target: labels (B,) int64, which are smoothed here, or probabilities (B, num_classes), which are taken as
+                they are.
         """
         smoothing = 0.0 if target.is_floating_point() else self.label_smoothing
         return F.cross_entropy(output, target, label_smoothing=smoothing)
@@ -211,7 +212,7 @@ class ClassificationTask(Task):
     # Metrics
 
     def use_metrics(self, scores: MetricCollection) -> None:
-        """Set the metrics of the validation and test splits, which :meth:`update_scores` updates."""
+        """Use copies of these metrics for the validation and test splits; :meth:`update_scores` updates them."""
         self.scores["val"] = scores.clone(prefix="val_")
         self.scores["test"] = scores.clone(prefix="test_")
 
@@ -236,25 +237,25 @@ class ClassificationTask(Task):
     def keep_examples(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Any) -> None:
         """Keep some samples of a batch with the predicted class and, except in ``predict``, the true class."""
         probability, label = self.probabilities(output).max(dim=1)
-        names = self.class_names
-        titles = [f"{names[c]} {p:.2f}" for c, p in zip(label.tolist(), probability.tolist(), strict=True)]
+        names = [self.class_names[i] for i in label.tolist()]
+        titles = [f"{name} {p:.2f}" for name, p in zip(names, probability.tolist(), strict=True)]
+
         wrong = [False] * len(titles)
         if split != "predict":
             wrong = self.is_wrong(label, target).tolist()
-            truths = self.truths(target)
-            if truths:
-                titles = [f"{title} ({truths[i]})" if wrong[i] else title for i, title in enumerate(titles)]
+            for i, truth in enumerate(self.truths(target)):
+                if wrong[i]:
+                    titles[i] += f" ({truth})"
 
         self.examples.keep(partial(self._show_some, raw), titles, wrong, self.batch_count(split))
 
     def is_wrong(self, label: Tensor, target: Tensor) -> Tensor:
-        """Return which predicted labels (B,) are wrong, (B,) bool."""
+        """Return a mask (B,) bool of the predicted labels (B,) that are wrong."""
         return label != target
 
     def truths(self, target: Tensor) -> list[str]:
-        """Return the names of the true classes."""
-        names = self.class_names
-        return [names[c] for c in target.tolist()]
+        """Return the names of the true classes, or an empty list if pictures do not show them."""
+        return [self.class_names[i] for i in target.tolist()]
 
     def _show_some(self, raw: Any, chosen: list[int]) -> Tensor | None:
         """Draw the chosen samples of a raw batch."""
@@ -279,9 +280,9 @@ class ClassificationTask(Task):
 
 
 class ConfusionCounts(MulticlassConfusionMatrix):
-    """torchmetrics' confusion matrix with counts that are added in place, in deterministic mode as well.
+    """torchmetrics' confusion matrix, which adds its counts in place also in deterministic mode.
 
-    In deterministic mode, torchmetrics compares each sample with each pair of classes, which would take 59 GiB for one
+    torchmetrics itself then compares each sample with each pair of classes, which would take 59 GiB of memory for one
     image of ADE20K.
     """
 
@@ -300,7 +301,7 @@ class ConfusionCounts(MulticlassConfusionMatrix):
 
 
 class Confusion(nn.Module):
-    """Counts and draws the confusion matrix; does nothing with more than 2000 classes.
+    """A confusion matrix that is counted and drawn, unless there are more than 2000 classes.
 
     Args:
         num_classes: number of classes.
@@ -321,13 +322,13 @@ class Confusion(nn.Module):
             return
 
         if not trainer.sanity_checking:
-            counts = self.counts.compute().cpu()  # in every process, since it synchronizes them
+            counts = self.counts.compute().cpu()  # in every process, since compute() synchronizes them
             draw_figure(trainer, "confusion_matrix", partial(confusion_figure, counts, class_names))
         self.counts.reset()
 
 
 def accuracies(num_classes: int) -> MetricCollection:
-    """Return the metrics top-1 accuracy and, with ten or more classes, top-5 accuracy."""
+    """Return top-1 accuracy and, with ten or more classes, top-5 accuracy."""
     metrics: dict[str, Metric | MetricCollection] = {"acc": MulticlassAccuracy(num_classes, average="micro")}
     if num_classes >= 10:
         metrics["acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")

@@ -19,25 +19,32 @@ def parameter_groups(
 
     Biases and parameters with one dimension have no weight decay. With layer decay d, the learning rate of a backbone
     parameter is lr * d^(n - i), where i is the index of its layer group, counted from the input
-    (``backbone.group_matcher``), and n the index of the last group. Parameters outside the backbone get the full rate.
-    timm stores this factor as ``lr_scale``, which torch's schedulers ignore, so it is multiplied into ``lr`` here.
+    (``backbone.group_matcher``), and n is the index of the last group. Parameters outside the backbone get the full
+    rate. timm stores the factor d^(n - i) as ``lr_scale``, which torch's schedulers ignore, so it is multiplied into
+    ``lr`` here.
 
     Args:
         module: a task, whose ``backbone`` may be any timm model.
         lr: learning rate of the last layer group.
-        weight_decay: weight decay of all other parameters.
+        weight_decay: weight decay of parameters with two or more dimensions.
         layer_decay: d, in (0, 1].
     """
     backbone = module.get_submodule("backbone")
     exempt: set[str] = getattr(backbone, "no_weight_decay", set)()
     if layer_decay < 1:
-        groups = param_groups_layer_decay(backbone, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+        groups = param_groups_layer_decay(
+            backbone,
+            weight_decay,
+            no_weight_decay_list=exempt,
+            layer_decay=layer_decay,
+        )
     else:
         groups = param_groups_weight_decay(backbone, weight_decay, no_weight_decay_list=exempt)
 
-    # The head, and a feature map that is trained
+    # Parameters outside the backbone belong to the head or to a feature map that is trained.
     in_backbone = {id(p) for p in backbone.parameters()}
-    others = nn.ParameterList([p for p in module.parameters() if id(p) not in in_backbone and p.requires_grad])
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    others = nn.ParameterList([p for p in trainable if id(p) not in in_backbone])
     groups += param_groups_weight_decay(others, weight_decay)
 
     return [{**group, "lr": lr * group.get("lr_scale", 1.0)} for group in groups if group["params"]]
@@ -47,9 +54,9 @@ def warmup_cosine(step: int, *, warmup: int, total: int, floor: float = 0.0) -> 
     """Return the factor on the learning rate: linear from 0 to 1 in the warm-up, then half a cosine to ``floor``.
 
     Args:
-        step: optimizer steps taken so far.
-        warmup: steps of the warm-up.
-        total: steps of the run.
+        step: number of optimizer steps taken so far.
+        warmup: number of steps in the warm-up.
+        total: number of steps in the run.
         floor: last factor, min_lr / lr.
 
     Returns:
@@ -72,12 +79,12 @@ def run_factor(
     """Return the factor on the learning rate: a linear warm-up, then half a cosine or a decay by epoch.
 
     Args:
-        step: optimizer steps taken so far.
-        epoch: steps of an epoch; used by the decay only.
+        step: number of optimizer steps taken so far.
+        epoch: number of steps in an epoch; used by the decay only.
         decay_rate: factor on the learning rate after each epoch from ``decay_start`` on; None for the cosine.
-        decay_start: last epoch at the full rate, counted from 1.
-        warmup: steps of the warm-up.
-        total: steps of the run; used by the cosine only.
+        decay_start: last epoch at the full rate, counted from 1; used by the decay only.
+        warmup: number of steps in the warm-up.
+        total: number of steps in the run; used by the cosine only.
         floor: last factor of the cosine.
     """
     if decay_rate is None or step < warmup:
@@ -103,9 +110,10 @@ def check_recipe(
     Raises:
         InputError: if timm has no such optimizer, or a number is out of range.
     """
-    if opt not in list_optimizers():
-        near = difflib.get_close_matches(opt, list_optimizers(), n=3)
-        raise InputError(f"unknown optimizer {opt!r}; timm has {', '.join(near or list_optimizers())}")
+    known = list_optimizers()
+    if opt not in known:
+        near = difflib.get_close_matches(opt, known, n=3)
+        raise InputError(f"unknown optimizer {opt!r}; timm has {', '.join(near or known)}")
     if not 0 < lr < math.inf or not 0 <= min_lr <= lr or not 0 <= weight_decay < math.inf:
         raise InputError(
             f"lr={lr}, min_lr={min_lr}, weight_decay={weight_decay}; expected lr > 0, 0 <= min_lr <= lr, "

@@ -4,7 +4,7 @@ import math
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -33,7 +33,7 @@ from core.training.finite import check_gradients, check_loss, check_output
 from core.training.hub import TaskHubMixin
 from core.training.optim import check_recipe, parameter_groups, run_factor
 
-__all__ = ["Backbone", "EvaluationSplit", "Task", "first_samples"]
+__all__ = ["Backbone", "EvaluationSplit", "Task", "check_class_count", "columns_to_rows", "first_samples"]
 
 if TYPE_CHECKING:
     Backbone = str | nn.Module
@@ -53,12 +53,11 @@ class Task(LightningModule, TaskHubMixin):
 
     ``task(*raw)`` takes a raw batch (pixels, waveforms, points, series or frames) and returns the output. The task
     reads the :class:`~core.data.spec.DataSpec` of its data once, builds the feature map and the head from it, and
-    stores it in every checkpoint. A task that was saved, shared or exported therefore needs nothing from its training
-    data.
+    stores it in every checkpoint. A saved, shared or exported task therefore needs nothing from its training data.
 
     A modality implements only the parts that differ: the feature map, ``read`` (backbone and head), ``loss``,
-    ``update_metrics``, ``keep_examples``, ``report`` and ``rows``. This class has the steps of training, evaluation and
-    prediction.
+    ``update_metrics``, ``keep_examples``, ``report`` and ``rows``. This class implements the steps of training,
+    evaluation and prediction.
 
     Optimization follows the papers (UniRepLKNet, appendix A): AdamW, no weight decay on norms and biases, layer-wise
     decay of the learning rate for fine-tuning, a linear warm-up and a cosine schedule, both by step.
@@ -66,13 +65,14 @@ class Task(LightningModule, TaskHubMixin):
     Args:
         backbone: name of a LarKit or timm model, or a module.
         spec: description of the data, from a data module's ``spec()`` or a checkpoint; the command passes it.
-        backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
+        backbone_args: arguments for ``timm.create_model`` if ``backbone`` is a name.
         pretrained: load the published weights of the named model.
-        weights: file or Hub name for :func:`core.load_weights`, instead of the published weights. Class names and
-            statistics stay those of the data. To resume a run, pass its checkpoint as ``--ckpt_path`` instead.
+        weights: file or Hub repository for :func:`core.load_weights`, instead of the published weights. Class names
+            and statistics stay those of the data. To resume a run, pass its checkpoint as ``--ckpt_path`` instead.
         opt: name of a timm optimizer.
         lr: learning rate after the warm-up; with ``lr_batch``, the rate for a global batch of that size.
-        lr_batch: scale ``lr`` by the actual global batch size (samples x processes x accumulation) over this number.
+        lr_batch: multiply ``lr`` by the actual global batch size (samples x processes x accumulation) divided by this
+            number.
         min_lr: learning rate at the end of the cosine, scaled like ``lr``.
         weight_decay: weight decay of parameters with two or more dimensions.
         layer_decay: factor on the learning rate from each layer group to the one before it.
@@ -91,7 +91,7 @@ class Task(LightningModule, TaskHubMixin):
     """The metric that chooses the best checkpoint."""
     monitor_mode: ClassVar[Literal["min", "max"]] = "min"
     baseline_names: ClassVar[tuple[str, ...]] = ()
-    """Simple models with which the task compares itself; their metrics end in these names, as ``val_mse_last``."""
+    """Simple models to which the task is compared; their metrics end in these names, such as ``val_mse_last``."""
     can_export: ClassVar[bool] = True
     """Whether ``lightning export`` can write the model."""
     spec_class: ClassVar[type[DataSpec]] = DataSpec
@@ -106,6 +106,8 @@ class Task(LightningModule, TaskHubMixin):
     feature_map: nn.Module
     backbone: nn.Module
     spec: DataSpec
+    knows_data: bool
+    """Whether ``spec`` describes actual data; otherwise it holds default values until data are attached."""
 
     def __init__(
         self,
@@ -128,11 +130,16 @@ class Task(LightningModule, TaskHubMixin):
         norm_eval: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["spec", "backbone"] if isinstance(backbone, nn.Module) else ["spec"])
+
+        # store_spec adds the specification. A module is no plain value and cannot be stored.
+        not_stored = ["spec", "backbone"] if isinstance(backbone, nn.Module) else ["spec"]
+        self.save_hyperparameters(ignore=not_stored)
+
         check_recipe(opt, lr, min_lr, weight_decay, layer_decay, warmup_epochs)
         if decay_rate is not None and (not 0 < decay_rate <= 1 or decay_start < 1):
             raise InputError(
-                f"decay_rate={decay_rate}, decay_start={decay_start}; expected a factor in (0, 1], and an epoch from 1"
+                f"decay_rate={decay_rate}, decay_start={decay_start}; expected a factor in (0, 1], and an epoch of 1 "
+                "or more"
             )
 
         self.opt = opt
@@ -155,7 +162,7 @@ class Task(LightningModule, TaskHubMixin):
             backbone_args = self.complete_backbone_args(backbone_args or {})
             backbone = build_backbone(backbone, pretrained=pretrained and weights is None, **backbone_args)
         elif backbone_args or pretrained:
-            raise InputError("backbone_args and pretrained go with the name of a model; a module is already built")
+            raise InputError("backbone_args and pretrained need the name of a model; a module is already built")
         self.build(backbone)
 
         if weights is not None:
@@ -167,14 +174,15 @@ class Task(LightningModule, TaskHubMixin):
         self.backbone = backbone
 
     def load(self, source: str) -> None:
-        """Load weights from a file or the Hub; the statistics of the data stay those of the specification."""
+        """Load weights from a file or the Hub; the statistics in the feature map stay those of the specification."""
         load_weights(self, source)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """Load a task as Lightning does, without executing code of the file.
+        """Load a task as Lightning does, but execute no code from the file.
 
-        Weights that the task loaded when it was built are not loaded again, since those of the checkpoint replace them.
+        The pretrained weights with which the task was first built are not loaded again, since the weights of the
+        checkpoint replace them.
         """
         options = {"pretrained": False, "weights": None, "weights_only": True} | kwargs
         return super().load_from_checkpoint(checkpoint_path, *args, **options)
@@ -203,7 +211,7 @@ class Task(LightningModule, TaskHubMixin):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of their labels; numbers as long as the data are not known."""
+        """Class names in the order of their labels; numbers as long as the data are not known."""
         return list(self.spec.classes)
 
     def setup(self, stage: str) -> None:
@@ -219,12 +227,12 @@ class Task(LightningModule, TaskHubMixin):
         theirs = self.read_spec(data)
         if isinstance(theirs, self.spec_class):
             self.use_spec(theirs)
-        else:  # a user's own data module may describe nothing but its classes
+        else:  # a user's own data module may describe only its classes
             self.use_classes(theirs.classes)
         self.use_data(data, stage)
 
     def read_spec(self, data: DataModule) -> DataSpec:
-        """Return the specification of the data, or only the settings when files are predicted, which need no data."""
+        """Return the specification of the data, or only its settings if files are predicted without a data set."""
         return data.settings() if data.predicts_files else data.spec()
 
     def use_spec(self, theirs: Any) -> None:
@@ -249,18 +257,13 @@ class Task(LightningModule, TaskHubMixin):
         own = self.spec.classes
         if not own or not theirs or own == theirs:
             return
-        if len(own) != len(theirs):
-            raise InputError(
-                f"the model has {len(own)} classes and the data {len(theirs)} ({listed(theirs)}); leave "
-                f"--model.num_classes out, or set it to {len(theirs)}"
-            )
-
+        check_class_count(len(own), theirs)
         _refuse_other_names(trained=own, given=theirs)
         if own == numbered_classes(len(own)):
             self.store_spec(replace(self.spec, classes=theirs))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that a resumed run has the classes with which it began.
+        """Check that the classes are those with which the checkpoint was trained.
 
         Raises:
             InputError: if the data have other classes; the message names them.
@@ -276,7 +279,7 @@ class Task(LightningModule, TaskHubMixin):
         self.knows_data = True
 
     def use_data(self, data: DataModule, stage: str) -> None:
-        """Take from the data module what a specification cannot hold, such as a baseline; by default nothing."""
+        """Take what a specification cannot hold from the data module, such as a baseline; by default nothing."""
 
     # The flow
 
@@ -317,7 +320,10 @@ class Task(LightningModule, TaskHubMixin):
         return self.loss(output, target)
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Split a batch into the argument of ``task(raw)`` or a tuple of arguments, and the targets or names."""
+        """Split a batch into its raw part and its targets, or, in prediction, the names of its samples.
+
+        The raw part is the argument of ``task(raw)``, or a tuple of arguments.
+        """
         raw, target = batch
         return raw, target
 
@@ -330,14 +336,15 @@ class Task(LightningModule, TaskHubMixin):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of one batch, and log ``train_loss`` and ``lr``."""
         raw, target = self.unpack(batch)
-        with _batch_norm_explained():
+        with _explain_batch_norm_error():
             loss = self.training_loss(raw, target)
+
         check_loss(loss, self.global_step, self, lambda: self.training_output(raw, target))
         self.log_training(loss, self.batch_length(raw))
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Stop before a gradient that is not finite spoils the weights; a gradient scaler skips such steps itself."""
+        """Stop before a gradient that is not finite reaches the weights; a gradient scaler skips such steps itself."""
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             check_gradients(self.parameters(), self.global_step)
 
@@ -357,11 +364,11 @@ class Task(LightningModule, TaskHubMixin):
         self._evaluate("test", batch, batch_idx, self.trainer.test_dataloaders)
 
     def _evaluate(self, split: EvaluationSplit, batch: Any, batch_idx: int, loader: Any) -> None:
+        """Add one batch to the metrics and examples of a split."""
         raw, target = self.unpack(batch)
-        output = self(*_arguments(raw))
-        check_output(output, self, lambda: self(*_arguments(raw)))
+        output = self._checked_output(raw)
 
-        # Every process gets equally many samples, so the last ones may repeat samples of other processes.
+        # Every process gets the same number of samples, so the last ones may repeat samples of other processes.
         length = self.batch_length(raw)
         unique = length - padding_in_batch(loader, batch_idx, length)
         if unique < length:
@@ -373,6 +380,13 @@ class Task(LightningModule, TaskHubMixin):
             self.update_metrics(split, raw, output, target)
             self.keep_examples(split, raw, output, target)
         self.log_metrics(split)
+
+    def _checked_output(self, raw: Any) -> Any:
+        """Return the output for a raw batch; stop the run if it holds NaN."""
+        run = partial(self, *_arguments(raw))
+        output = run()
+        check_output(output, self, run)
+        return output
 
     def on_validation_epoch_end(self) -> None:
         """Log and draw the results of the validation split."""
@@ -393,13 +407,13 @@ class Task(LightningModule, TaskHubMixin):
         """Log the metric objects of a split; called after every batch, in every process."""
 
     def keep_examples(self, split: EvaluationSplit, raw: Any, output: Any, target: Any) -> None:
-        """Keep some samples of a batch for the pictures; in ``predict``, the target holds the names of the samples."""
+        """Keep some samples of a batch for the pictures; in ``predict``, ``target`` holds the names of the samples."""
 
     def report(self, split: EvaluationSplit) -> None:
-        """Log the results of a split, draw its pictures, and reset; called at the end of the split."""
+        """Log the results of a split, draw its pictures, and reset both; called at the end of the split."""
 
     def batch_count(self, split: EvaluationSplit) -> int:
-        """Return the number of batches of a split; Lightning's sanity check takes only a few."""
+        """Return the number of batches of a split, which is smaller in Lightning's sanity check."""
         trainer = self.trainer
         counts = {
             "val": trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches,
@@ -413,13 +427,12 @@ class Task(LightningModule, TaskHubMixin):
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, list[Any]]:
         """Return the columns of ``predictions.csv`` for one batch."""
         raw, names = self.unpack(batch)
-        output = self(*_arguments(raw))
-        check_output(output, self, lambda: self(*_arguments(raw)))
+        output = self._checked_output(raw)
         self.keep_examples("predict", raw, output, names)
         return self.rows(output, names)
 
     def rows(self, output: Any, names: Any) -> dict[str, list[Any]]:
-        """Return the columns of ``predictions.csv`` for one batch, all of the same length.
+        """Return the columns of ``predictions.csv`` for one batch: a list of values, one for each sample, by name.
 
         Args:
             output: output of the model.
@@ -451,21 +464,21 @@ class Task(LightningModule, TaskHubMixin):
         rows: list[dict[str, Any]] = []
         for batch in data.predict_dataloader():
             raw, names = self.unpack(move_data_to_device(batch, self.device))
-            columns = self.rows(self(*_arguments(raw)), names)
-            rows += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            output = self(*_arguments(raw))
+            rows += columns_to_rows(self.rows(output, names))
         self.train(was_training)
 
         return rows
 
     def prediction_data(self, *, batch_size: int, num_workers: int) -> Any:
-        """Build a data module that reads files as this task needs them."""
+        """Build a data module that reads files and arrays as this task needs them."""
         data_class: Any = self.data_class
         return data_class.from_spec(self.spec, batch_size=batch_size, num_workers=num_workers)
 
     # Export
 
     def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
-        """Return the module that ``lightning export`` writes, and inputs on which its outputs are compared.
+        """Return the module that ``lightning export`` writes, and inputs on which its outputs are verified.
 
         Args:
             raw: up to four validation samples, as the arguments of ``task(*raw)``.
@@ -541,29 +554,29 @@ class Task(LightningModule, TaskHubMixin):
         for callback in getattr(self.trainer, "callbacks", ()):
             if isinstance(callback, BaseFinetuning):
                 raise InputError(
-                    f"{type(callback).__name__} adds parameters to the optimizer while it trains, and the schedule has "
-                    "no rates for them. Freeze by requires_grad_(False) before fit, and train everything in a second "
-                    "run from those weights (--model.weights FILE), or give --model.layer_decay"
+                    f"{type(callback).__name__} adds parameters to the optimizer during training, and the schedule has "
+                    "no rates for them. Freeze parameters with requires_grad_(False) before fit, and train all of them "
+                    "in a second run from those weights (--model.weights FILE), or use --model.layer_decay"
                 )
 
     def _schedule(self) -> Callable[[int], float]:
-        """Return the factor on the learning rate as a function of the step; it is a partial, so it can be pickled."""
+        """Return the factor on the learning rate as a function of the step: a partial, since these can be pickled."""
         steps, epoch = self._steps()
         if math.isinf(epoch) and (self.warmup_epochs or self.decay_rate is not None):
             raise InputError(
-                "warmup_epochs and decay_rate count epochs, and the training data do not say how long one is; set "
-                "--trainer.limit_train_batches, or leave them out and set --trainer.max_steps"
+                "warmup_epochs and decay_rate count epochs, and the training data have no length; set "
+                "--trainer.limit_train_batches, or leave both out and set --trainer.max_steps"
             )
         if math.isinf(steps) and self.decay_rate is None:
-            known = "max_epochs" if math.isfinite(epoch) else "limit_train_batches (the data do not say their length)"
-            raise InputError(f"the cosine needs an end; set --trainer.max_steps or --trainer.{known}")
+            limit = "max_epochs" if math.isfinite(epoch) else "limit_train_batches (the training data have no length)"
+            raise InputError(f"the cosine schedule needs an end; set --trainer.max_steps or --trainer.{limit}")
 
-        total = int(min(steps, sys.maxsize))
+        total = int(min(steps, sys.maxsize))  # the largest integer stands for no end
         warmup = round(self.warmup_epochs * epoch) if self.warmup_epochs else 0
         if warmup > steps >= 0 and not getattr(self.trainer, "fast_dev_run", False):
             rank_zero_warn(
-                f"The warm-up of {self.warmup_epochs} epochs takes {warmup} steps and the run {total}: it ends before "
-                "the learning rate has reached lr. Train longer, or give fewer warmup_epochs"
+                f"The warm-up of {self.warmup_epochs} epochs takes {warmup} steps and the run {total}: the run ends "
+                "before the learning rate reaches lr. Train longer, or set fewer warmup_epochs"
             )
 
         return partial(
@@ -577,57 +590,70 @@ class Task(LightningModule, TaskHubMixin):
         )
 
     def _plan(self) -> tuple[float, ...]:
-        """Return the numbers that the optimizer is built from and that a callback may change before training starts."""
+        """Return the numbers from which the optimizer is built and which a callback may change before training."""
         return self.lr, self._batch_scale(), *self._steps()
 
     def _steps(self) -> tuple[float, float]:
-        """Return the numbers of optimizer steps of the run and of an epoch; infinite if they are unknown."""
+        """Return the number of optimizer steps in the run and that in an epoch; infinite if they are unknown."""
         trainer = self.trainer
-        trainer.fit_loop.setup_data()  # where only steps are limited, Lightning has not counted the batches yet
+        trainer.fit_loop.setup_data()  # if only max_steps limits the run, Lightning has not counted the batches yet
         batches = trainer.num_training_batches if trainer.limit_train_batches else 0
         if math.isinf(batches):
-            # Without a length of the data only max_steps limits the run, and -1 stands for no limit.
+            # If the data have no length, only max_steps limits the run; -1 stands for no limit.
             steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
             return steps, math.inf
 
         return trainer.estimated_stepping_batches, math.ceil(batches / trainer.accumulate_grad_batches)
 
     def _batch_scale(self) -> float:
-        """Return the actual global batch size over ``lr_batch``, by which the learning rate is scaled."""
+        """Return the actual global batch size divided by ``lr_batch``, by which the learning rate is multiplied."""
         if self.lr_batch is None:
             return 1.0
 
         data = attached_data_module(self.trainer)
         if data is None:
-            raise InputError("lr_batch needs a core.data.module.DataModule to know the batch size; scale lr yourself")
+            raise InputError(
+                "lr_batch needs a core.data.module.DataModule, which knows the batch size; leave it out, and scale lr "
+                "yourself"
+            )
         return data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches / self.lr_batch
 
 
+def check_class_count(count: int, classes: Sequence[str]) -> None:
+    """Raise an InputError if a model does not have as many classes as the data."""
+    if count != len(classes):
+        raise InputError(
+            f"the model has {count} classes and the data {len(classes)} ({listed(classes)}); leave "
+            f"--model.num_classes out, or set it to {len(classes)}"
+        )
+
+
 def _refuse_other_names(*, trained: tuple[str, ...], given: tuple[str, ...]) -> None:
-    """Raise an error for other class names of the same number, unless one side knows only the number."""
+    """Raise an error if equally many classes have other names, unless one side has numbers instead of names."""
     unnamed = numbered_classes(len(trained))
     if trained == given or unnamed in (trained, given):
         return
 
-    differing = [f"{there} there, {here} here" for there, here in zip(trained, given, strict=True) if there != here]
+    pairs = zip(trained, given, strict=True)
+    differing = [f"{own} where the data have {theirs}" for own, theirs in pairs if own != theirs]
     raise InputError(
-        f"the model was trained on other classes than the data have: {listed(differing)}; give data with its classes, "
-        "or start a new run from its weights with --model.weights CHECKPOINT"
+        f"the model was trained on other classes than those of the data: {listed(differing)}; give data with its "
+        "classes, or start a new run from its weights with --model.weights CHECKPOINT"
     )
 
 
 @contextmanager
-def _batch_norm_explained() -> Iterator[None]:
-    """Turn the error of a batch norm that got a single value for each channel into one that says what to type."""
+def _explain_batch_norm_error() -> Iterator[None]:
+    """Replace torch's error for a batch norm with one value for each channel by an error that says what to type."""
     try:
         yield
     except ValueError as error:
         if "Expected more than 1 value per channel" not in str(error):
             raise
         raise InputError(
-            "a batch norm needs more than one value of each channel, and here the batch is one sample and its map one "
-            "pixel. Give --data.batch_size 2 or more, larger samples, or --model.norm_eval true, which trains with the "
-            "statistics as they are"
+            "a batch norm needs more than one value for each channel, and here the batch is one sample whose map is "
+            "one pixel. Set --data.batch_size 2 or more, give larger samples, or set --model.norm_eval true, which "
+            "keeps the statistics of the batch norms as they are"
         ) from error
 
 
@@ -636,8 +662,13 @@ def _arguments(raw: Any) -> tuple[Any, ...]:
     return raw if isinstance(raw, tuple) else (raw,)
 
 
+def columns_to_rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Turn columns of the same length, by name, into rows: a dictionary for each sample."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
 def first_samples(values: Any, count: int) -> Any:
-    """Return the first samples of a batch: of a tensor or list, or of those in tuples and dictionaries."""
+    """Return the first samples of a batch, which is a tensor, a list, or a tuple or dictionary of these."""
     if isinstance(values, tuple):
         return tuple(first_samples(value, count) for value in values)
     if isinstance(values, dict):

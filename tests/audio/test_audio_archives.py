@@ -64,7 +64,7 @@ def test_missing_list_and_a_list_that_names_an_absent_file(name: str, tmp_path: 
 
 def test_folder_that_is_no_word_and_no_folder(tmp_path: Path) -> None:
     root = _speech_commands(tmp_path / "words", ("bird", "zebra"))
-    with pytest.raises(InputError, match="classes that training has not: zebra"):
+    with pytest.raises(InputError, match="classes that training lacks: zebra"):
         SpeechCommands(str(root), **KNOWN).spec()
     with pytest.raises(MissingError, match=r"there is no folder .*/nowhere; expected .*/nowhere/<class>/\*\.wav"):
         SpeechCommands(str(tmp_path / "nowhere"), **KNOWN).spec()

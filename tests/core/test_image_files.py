@@ -25,11 +25,11 @@ def test_of_16_bits_the_upper_8_are_kept(suffix: str, mode: Mode, tmp_path: Path
     assert pixels.shape == ((48, 64) if mode == "L" else (48, 64, 3))
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [(np.int32, "whole"), (np.float32, "real")])
+@pytest.mark.parametrize(("dtype", "kind"), [(np.int32, "integers"), (np.float32, "floats")])
 def test_numbers_of_32_bits_are_refused(dtype: type, kind: str, tmp_path: Path) -> None:
     file = tmp_path / "ramp.tif"
     Image.fromarray(RAMP.astype(dtype)).save(file)
-    with pytest.raises(InputError, match=f"{kind} numbers of 32 bits"):
+    with pytest.raises(InputError, match=f"32-bit {kind}"):
         read_image(file)
 
 

@@ -111,7 +111,7 @@ def test_epoch_of_training_keeps_its_number_of_batches() -> None:
 def test_several_processes_must_agree_on_their_batches() -> None:
     shared = {"rank": 0, "replicas": 2}
     for loader in (_data(8, {0, 2}, **shared).val_dataloader(), _data(8, {0, 2}, **shared).test_dataloader()):
-        with pytest.raises(InputError, match=r"no cloud of a whole batch can be used; .* --trainer\.devices 1"):
+        with pytest.raises(InputError, match=r"no cloud in a whole batch can be used; .* --trainer\.devices 1"):
             list(loader)
     assert [batch.tolist() for batch in _data(8, {0, 2}, **shared).predict_dataloader()] == [[4, 6]]
     assert len(list(_data(8, {0, 1, 2, 3, 4}, **shared).train_dataloader())) == 2

@@ -225,7 +225,7 @@ def test_decay_by_epoch_after_a_warmup(
 
 @pytest.mark.parametrize(("rate", "start"), [(0.0, 1), (-0.5, 1), (1.5, 1), (0.5, 0)])
 def test_decay_out_of_range(rate: float, start: int) -> None:
-    message = rf"decay_rate={rate}, decay_start={start}; expected a factor in \(0, 1\], and an epoch from 1"
+    message = rf"decay_rate={rate}, decay_start={start}; expected a factor in \(0, 1\], and an epoch of 1 or more"
     with pytest.raises(InputError, match=message):
         ImageClassifier("test_unireplknet", 3, decay_rate=rate, decay_start=start)
 
@@ -288,9 +288,17 @@ def test_data_without_a_length_have_epochs_if_these_are_limited() -> None:
 @pytest.mark.parametrize(
     ("arguments", "limits", "message"),
     [
-        ({}, {"max_epochs": 2}, "needs an end; set --trainer.max_steps or --trainer.limit_train_batches"),
-        ({"warmup_epochs": 1}, {"max_steps": 4}, "how long one is; set --trainer.limit_train_batches.*max_steps"),
-        ({"decay_rate": 0.5}, {"max_steps": 4}, "how long one is; set --trainer.limit_train_batches.*max_steps"),
+        ({}, {"max_epochs": 2}, "schedule needs an end; set --trainer.max_steps or --trainer.limit_train_batches"),
+        (
+            {"warmup_epochs": 1},
+            {"max_steps": 4},
+            "have no length; set --trainer.limit_train_batches.*max_steps",
+        ),
+        (
+            {"decay_rate": 0.5},
+            {"max_steps": 4},
+            "have no length; set --trainer.limit_train_batches.*max_steps",
+        ),
     ],
 )
 def test_epochs_of_data_without_a_length_are_refused(arguments: Any, limits: Any, message: str) -> None:

@@ -81,7 +81,7 @@ def test_one_class_is_refused() -> None:
 
 @pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"num_workers": -1}])
 def test_impossible_loader_is_refused(sizes: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="give at least 1 and at least 0"):
+    with pytest.raises(InputError, match="expected 1 or more samples, and 0 or more workers"):
         DataModule(**sizes)
 
 
@@ -169,7 +169,7 @@ def test_mixup_leaves_out_the_sample_without_a_partner(
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_one_training_sample_is_refused(batch_size: int) -> None:
-    with pytest.raises(InputError, match="at least two are needed: batch norm would take the statistics"):
+    with pytest.raises(InputError, match=r"at least two are needed, .*: batch norm would take its statistics"):
         Trainer(**OPTIONS).fit(_own(), datamodule=_Labels([0], CLASSES, batch_size=batch_size))
 
 
@@ -250,7 +250,7 @@ def test_checkpoint_holds_all_weights(tmp_path: Path) -> None:
 
 def test_other_class_names_are_refused_with_a_checkpoint() -> None:
     task = ImageClassifier(TINY, spec=ImageSpec(classes=("cat", "cow", "eel")))
-    with pytest.raises(InputError, match=r"dog there, cow here; give data with its classes"):
+    with pytest.raises(InputError, match=r"dog where the data have cow; give data with its classes"):
         task.on_load_checkpoint({"hyper_parameters": {"spec": {"classes": ["cat", "dog", "eel"]}}})
     task.on_load_checkpoint({"hyper_parameters": {"spec": {"classes": ["0", "1", "2"]}}})  # only their number is known
     assert task.class_names == ["cat", "cow", "eel"]
@@ -261,7 +261,7 @@ def test_class_names_are_taken_from_the_data_and_then_stay() -> None:
     assert task.class_names == ["0", "1", "2"]
     Trainer(**OPTIONS).fit(task, datamodule=_Labels([0, 1, 2, 0], CLASSES, batch_size=2))
     assert task.class_names == CLASSES
-    with pytest.raises(InputError, match=r"brick there, a here, .*; give data with its classes"):
+    with pytest.raises(InputError, match=r"brick where the data have a, .*; give data with its classes"):
         Trainer(**OPTIONS).fit(task, datamodule=_Labels([0, 1, 2, 0], ["a", "leaf", "c"], batch_size=2))
 
 
@@ -281,6 +281,6 @@ def test_batch_of_one_sample_whose_last_map_is_one_pixel(norm_eval: bool) -> Non
         assert trainer.global_step == 4
         return
     with pytest.raises(
-        InputError, match=r"one value of each channel.*--data\.batch_size 2 or more.*--model\.norm_eval"
+        InputError, match=r"one value for each channel.*--data\.batch_size 2 or more.*--model\.norm_eval"
     ):
         trainer.fit(_own(), datamodule=data)

@@ -104,7 +104,7 @@ def test_without_a_validation_folder_a_share_of_each_class_is_held_out(
 
 
 def test_held_out_share_leaves_something_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"class 'brick' has one file, too few to hold some out"):
+    with pytest.raises(InputError, match=r"class 'brick' has one file, too few to hold one out"):
         _set_up(_folder(write_photos(tmp_path / "one", train=1)))
     for share, images in ((0.99, 10), (0.9, 2)):
         root = write_photos(tmp_path / str(images), train=images)
@@ -146,7 +146,7 @@ def test_class_folder_without_images(content: list[str], tmp_path: Path) -> None
 
 def test_class_in_validation_that_training_lacks(tmp_path: Path) -> None:
     root = write_photos(write_photos(tmp_path, train=1), [*CLASSES, "zebra"], val=1)
-    with pytest.raises(InputError, match=r"val has classes that training has not: zebra"):
+    with pytest.raises(InputError, match=r"val has classes that training lacks: zebra"):
         _set_up(_folder(root))
 
 
