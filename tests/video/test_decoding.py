@@ -246,6 +246,21 @@ def test_frame_that_is_lost_is_named_by_its_time(tmp_path: Path, monkeypatch: py
     with pytest.raises(InputError, match=r"a\.mp4 cannot be decoded as a video: no frame at 0\.80 s; replace it$"):
         _read(file, [20, 22])
 
+    # The time counts from the beginning of the video, also if its times do not begin at zero.
+    late = write_video(tmp_path / "late.mkv", numbered(36), times=range(40, 76))
+    with pytest.raises(InputError, match=r"late\.mkv cannot be decoded as a video: no frame at 0\.80 s; replace it$"):
+        _read(late, [20, 22])
+
+
+def test_lost_frame_of_a_joined_file_is_named_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = write_video(tmp_path / "a.ts", numbered(12), g="4").read_bytes()
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(part + part)
+
+    monkeypatch.setattr(VideoFile, "_decode", lambda *_: {})
+    with pytest.raises(InputError, match=r"joined\.ts cannot be decoded as a video: no frame 20; replace it$"):
+        _read(joined, [20, 22])
+
 
 def test_codec_that_is_unknown(tmp_path: Path) -> None:
     file = write_video(tmp_path / "a.avi", numbered(4), codec="mjpeg", pix_fmt="yuvj420p")
