@@ -20,7 +20,7 @@ def _set_up(data: Any) -> Any:
 
 
 def _names(dataset: Any) -> set[str]:
-    return {f"{path.parent.name}/{path.name}" for path, _ in dataset.files}
+    return {f"{path.parent.name}/{path.name}" for path, _ in dataset.samples}
 
 
 def _speech_commands(root: Path, words: tuple[str, ...] = ("bird", "yes", "backward")) -> Path:
@@ -42,12 +42,12 @@ def test_published_labels_of_the_words() -> None:
 def test_lists_split_speech_commands(tmp_path: Path) -> None:
     data = _set_up(SpeechCommands(str(_speech_commands(tmp_path)), **KNOWN))
     assert data.classes == list(WORDS)
-    train, val, test = (data.train_set.files, data.val_set.files, data.test_set.files)
+    train, val, test = (data.train_set.samples, data.val_set.samples, data.test_set.samples)
     assert _names(data.train_set) == {f"{w}/s{s}_nohash_0.wav" for w in ("bird", "yes", "backward") for s in (0, 1)}
     assert [path.name[:2] for path, _ in val + test] == ["s2"] * 3 + ["s3"] * 3
     assert [label for _, label in val] == [32, 28, 0]  # in the order of the list
     assert sorted(label for _, label in train) == [0, 0, 28, 28, 32, 32]
-    assert [name for _, name in data.predict_set.files] == [str(path) for path, _ in test]
+    assert [name for _, name in data.predict_set.samples] == [str(path) for path, _ in test]
 
 
 @pytest.mark.parametrize("name", ["validation_list.txt", "testing_list.txt"])
@@ -95,7 +95,7 @@ def esc50(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _folds(dataset: Any) -> set[int]:
-    return {int(path.name[0]) for path, _ in dataset.files}
+    return {int(path.name[0]) for path, _ in dataset.samples}
 
 
 @pytest.mark.parametrize(("fold", "val_fold", "val"), [(1, None, 2), (5, None, 1), (3, 1, 1), (2, 2, 2)])
@@ -106,7 +106,7 @@ def test_folds(fold: int, val_fold: int | None, val: int, esc50: Path) -> None:
     assert _folds(data.val_set) == {val}
     assert _folds(data.train_set) == {1, 2, 3, 4, 5} - {fold, val}
     assert len(data.train_set) == 6 * len(_folds(data.train_set))
-    assert {(path.name[2], label) for path, label in data.train_set.files} == {("0", 0), ("1", 1), ("2", 2)}
+    assert {(path.name[2], label) for path, label in data.train_set.samples} == {("0", 0), ("1", 1), ("2", 2)}
     assert data.train_set[0][0].shape == (800,)
 
 

@@ -74,12 +74,12 @@ def test_splits_have_voices_of_their_own(words: Path) -> None:
     data: Any = SpokenWords(str(words), **KNOWN)
     data.prepare_data()
     data.setup("fit")
-    voices = [{path.stem for path, _ in part.files} for part in (data.train_set, data.val_set, data.test_set)]
+    voices = [{path.stem for path, _ in part.samples} for part in (data.train_set, data.val_set, data.test_set)]
     assert [len(part) for part in voices] == [70, 17, 17]
     assert len(set.union(*voices)) == 104
     for part in (data.train_set, data.val_set, data.test_set):
-        assert len(part) == 35 * len({path.stem for path, _ in part.files})
-        assert all(path.parent.name == WORDS[label] for path, label in part.files)
+        assert len(part) == 35 * len({path.stem for path, _ in part.samples})
+        assert all(path.parent.name == WORDS[label] for path, label in part.samples)
     (waves, lengths), _ = next(iter(data.val_dataloader()))
     assert waves.shape == (20, 16_000)
     assert set(lengths.tolist()) == {16_000}
@@ -102,7 +102,7 @@ def test_other_words_in_the_order_of_their_labels(tmp_path: Path) -> None:
     data.setup("fit")
     assert {path.name for path in root.iterdir()} == {"tea", "coffee", "validation_list.txt", "testing_list.txt"}
     assert data.classes == ["tea", "coffee"]
-    named = {(path.parent.name, label) for path, label in data.train_set.files}  # type: ignore[union-attr]
+    named = {(path.parent.name, label) for path, label in data.train_set.samples}  # type: ignore[union-attr]
     assert named == {("tea", 0), ("coffee", 1)}
     with pytest.raises(InputError, match=r"was made without milk; give these words another --data.root, or delete"):
         SpokenWords(str(root), words=["tea", "milk"], **KNOWN).prepare_data()

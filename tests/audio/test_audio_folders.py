@@ -22,7 +22,7 @@ def _set_up(data: Any, stage: str = "fit") -> Any:
 
 
 def _names(dataset: Any) -> set[str]:
-    return {f"{path.parent.name}/{path.name}" for path, _ in dataset.files}
+    return {f"{path.parent.name}/{path.name}" for path, _ in dataset.samples}
 
 
 def test_class_folders(tmp_path: Path) -> None:
@@ -31,10 +31,10 @@ def test_class_folders(tmp_path: Path) -> None:
     write_tone(root / "train" / "low" / "deep" / "x.WAV", 300.0)
     data = _set_up(AudioFolder(str(root), **KNOWN))
     assert data.classes == ["high", "low", "mid"]
-    assert Counter(label for _, label in data.train_set.files) == {0: 3, 1: 4, 2: 3}
-    assert [label for _, label in data.val_set.files] == [0, 0, 1, 1, 2, 2]
-    assert data.test_set.files == data.val_set.files
-    assert [name for _, name in data.predict_set.files] == [str(path) for path, _ in data.val_set.files]
+    assert Counter(label for _, label in data.train_set.samples) == {0: 3, 1: 4, 2: 3}
+    assert [label for _, label in data.val_set.samples] == [0, 0, 1, 1, 2, 2]
+    assert data.test_set.samples == data.val_set.samples
+    assert [name for _, name in data.predict_set.samples] == [str(path) for path, _ in data.val_set.samples]
     (waves, lengths), y = next(iter(data.val_dataloader()))
     assert waves.shape == (6, 2_680)
     assert lengths.tolist() == [2_680, 2_580] * 3
@@ -51,8 +51,8 @@ def test_held_out_share_when_there_is_no_validation_folder(tmp_path: Path) -> No
     root = write_tones(tmp_path, train=10)
     first, second = (_set_up(AudioFolder(str(root), val_share=0.3, **KNOWN)) for _ in range(2))
     assert not _names(first.train_set) & _names(first.val_set)
-    assert Counter(label for _, label in first.val_set.files) == dict.fromkeys(range(3), 3)
-    assert first.val_set.files == second.val_set.files
+    assert Counter(label for _, label in first.val_set.samples) == dict.fromkeys(range(3), 3)
+    assert first.val_set.samples == second.val_set.samples
     with pytest.raises(InputError, match=r"val_share=1\.0; give a share between 0 and 1"):
         AudioFolder(str(root), val_share=1.0)
 
@@ -61,7 +61,7 @@ def test_training_recordings_are_cut_to_what_a_map_sees(tmp_path: Path) -> None:
     root = write_tones(tmp_path, train=1, val=1)
     write_tone(root / "train" / "low" / "long.wav", 300.0, 90_000)
     data = _set_up(AudioFolder(str(root), **KNOWN))
-    lengths = {path.name: len(data.train_set[i][0]) for i, (path, _) in enumerate(data.train_set.files)}
+    lengths = {path.name: len(data.train_set[i][0]) for i, (path, _) in enumerate(data.train_set.samples)}
     assert lengths == {"0.wav": 2_680, "long.wav": 2_680}
     assert data.spec().feature_map().frames(2_680) == 32
 

@@ -49,9 +49,9 @@ def _set_up(data: Any) -> Any:
 def test_one_label_each(place: Path) -> None:
     data = _set_up(_table(place))
     assert data.classes == ["Bark, loud", "Bird song", "Cat"]
-    assert [label for _, label in data.train_set.files] == [0, 1, 2, 0]
-    assert [label for _, label in data.val_set.files] == [2, 0]
-    assert [path.name for path, _ in data.test_set.files] == ["4.wav", "5.wav"]
+    assert [label for _, label in data.train_set.samples] == [0, 1, 2, 0]
+    assert [label for _, label in data.val_set.samples] == [2, 0]
+    assert [path.name for path, _ in data.test_set.samples] == ["4.wav", "5.wav"]
     (waves, _), y = next(iter(data.val_dataloader()))
     assert waves.shape == (2, 2_680)
     assert y.tolist() == [2, 0]
@@ -62,9 +62,9 @@ def test_paths_are_relative_to_the_table_or_absolute(place: Path, monkeypatch: p
     monkeypatch.chdir(place.parent)
     relative = Path(os.path.relpath(place))
     data = _set_up(_table(relative, test_json="train.json"))
-    assert [path.is_absolute() for path, _ in data.val_set.files] == [True, False]
-    assert all(path.is_file() for path, _ in data.train_set.files + data.val_set.files)
-    assert data.test_set.files == data.train_set.files
+    assert [path.is_absolute() for path, _ in data.val_set.samples] == [True, False]
+    assert all(path.is_file() for path, _ in data.train_set.samples + data.val_set.samples)
+    assert data.test_set.samples == data.train_set.samples
 
 
 def test_several_labels_become_zeros_and_ones(place: Path) -> None:
