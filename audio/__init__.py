@@ -1,4 +1,4 @@
-"""Audio: recordings become log-mel maps, maps become classes."""
+"""Audio classification with large-kernel ConvNets: a recording becomes a log-mel map."""
 
 from audio.data import AudioDataModule, AudioSpec
 from audio.demo import SpokenWords

@@ -1,4 +1,4 @@
-"""What all audio data modules share: recordings become batches of waveforms, and their statistics are measured."""
+"""The base of all audio data modules, which turn recordings into waveforms and measure the statistics of their maps."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,23 +23,26 @@ from core.errors import InputError
 __all__ = ["AudioDataModule", "AudioSpec", "Recordings", "Waves"]
 
 _MEASURED = 5_000
-"""Recordings on which mean and standard deviation are measured; of a larger set a sample of so many."""
+"""Largest number of recordings on which mean and standard deviation are measured; larger sets are sampled."""
 
 
 @dataclass(frozen=True)
 class AudioSpec(DataSpec):
-    """What a model must know of recordings.
+    """What a model must know about recordings.
 
     Attributes:
         sample_rate: samples per second.
-        num_mels: height of the map, in mel bands.
-        frame_length: length of a frame in milliseconds.
-        frame_shift: step from one frame to the next in milliseconds.
-        target_length: width of the map, in frames.
-        mean: of the log-mel values of the training data; None until it was measured.
-        std: standard deviation of the log-mel values; None until it was measured.
+        num_mels: height of a map, in mel bands.
+        frame_length: length of a frame, in milliseconds.
+        frame_shift: step from one frame to the next, in milliseconds.
+        target_length: width of a map, in frames.
+        mean: mean of the log-mel values of the training data; None until it is measured.
+        std: standard deviation of these values; None until it is measured.
         multi_label: whether a recording may have any number of labels.
-        overlap: share of a window that the next one repeats when a recording is longer than a map, in [0, 1).
+        overlap: share in [0, 1) of a window that the next one repeats, for recordings that are longer than a map.
+
+    Raises:
+        InputError: if ``overlap`` is out of range, or only one of ``mean`` and ``std`` is given.
     """
 
     sample_rate: int = 16_000
@@ -54,12 +57,12 @@ class AudioSpec(DataSpec):
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
-            raise InputError(f"overlap={self.overlap}; give a share in [0, 1)")
+            raise InputError(f"overlap={self.overlap}; expected a share in [0, 1)")
         if (self.mean is None) != (self.std is None):
-            raise InputError(f"mean={self.mean}, std={self.std}; give both or none")
+            raise InputError(f"mean={self.mean}, std={self.std}; give both or neither")
 
     def feature_map(self) -> LogMel:
-        """Return the module that makes the maps; without statistics it leaves the log-mel values as they are."""
+        """Build the feature map; as long as the statistics are not known, it leaves the log-mel values as they are."""
         return LogMel(
             sample_rate=self.sample_rate,
             num_mels=self.num_mels,
@@ -72,9 +75,9 @@ class AudioSpec(DataSpec):
 
 
 class Waves(NamedTuple):
-    """A raw batch: waveforms (B, T) with zeros beyond their lengths (B,).
+    """A raw batch: waveforms (B, T) float32, padded with zeros, and their lengths (B,) int64 in samples.
 
-    A named tuple, since pinning the memory of a batch turns plain tuples into lists.
+    It is a named tuple because pinning the memory of a batch turns plain tuples into lists.
     """
 
     waves: Tensor
@@ -82,27 +85,31 @@ class Waves(NamedTuple):
 
 
 class AudioDataModule(SampleDataModule):
-    """Base of the audio data modules: raw waveforms in batches, the map's settings, prediction on any recordings.
+    """Base of the audio data modules: sample rate and maps of the recordings, and prediction on any files.
 
     Batches are (:class:`Waves`, targets), with waveforms (B, T) float32 in [-1, 1] at ``sample_rate``. Targets are
-    labels (B,) int64, or (B, K) float32 of 0 and 1 where a recording may have several. Batches to predict on are
-    (a list of B waveforms, names), since one recording may last a second and the next an hour. The model makes the
-    maps, for a whole batch at once.
+    labels (B,) int64 or, if a recording may have several, (B, K) float32 of 0 and 1. Batches for prediction are (a list
+    of B waveforms, names), since one recording may last a second and the next one an hour.
 
     Args:
-        sample_rate: samples per second; recordings at another rate are resampled.
-        num_mels: height of the map, in mel bands.
-        frame_length: length of a frame in milliseconds.
-        frame_shift: step from one frame to the next in milliseconds.
-        target_length: width of the map, in frames.
-        mean: of the log-mel values; by default measured on the training recordings and stored in the checkpoint.
+        sample_rate: samples per second; recordings at other rates are resampled.
+        num_mels: height of a map, in mel bands.
+        frame_length: length of a frame, in milliseconds.
+        frame_shift: step from one frame to the next, in milliseconds.
+        target_length: width of a map, in frames.
+        mean: mean of the log-mel values; by default measured on the training recordings and stored in the checkpoint.
         std: standard deviation of the log-mel values; by default measured together with the mean.
-        overlap: share of a window that the next one repeats, in a recording that is longer than a map.
+        overlap: share in [0, 1) of a window that the next one repeats, for recordings that are longer than a map.
         kwargs: arguments of :class:`core.data.labeled.SampleDataModule`.
+
+    Raises:
+        InputError: if an option is out of range, or only one of ``mean`` and ``std`` is given.
     """
 
     spec_only = ("classes", "multi_label")
+
     multi_label = False
+    """Whether a recording may have several labels; data sets that know it override this."""
 
     def __init__(
         self,
@@ -133,14 +140,14 @@ class AudioDataModule(SampleDataModule):
         self.collate = _collate
 
     def settings(self) -> AudioSpec:
-        """Return the settings of the map, with mean and standard deviation if they were given."""
+        """Return the settings of the maps, with mean and standard deviation if they were given."""
         return replace(self._settings, multi_label=self.multi_label)
 
     def spec(self) -> AudioSpec:
-        """Return the settings with the class names, and with mean and standard deviation of the training recordings.
+        """Return the settings, completed by the class names and the statistics of the training recordings.
 
-        They are measured at the first call, unless they were given. A trainer that only evaluates takes those of the
-        checkpoint: then nothing is measured, and ``mean`` and ``std`` stay None.
+        Unless the statistics were given, they are measured at the first call. Runs that only evaluate use those of the
+        checkpoint; nothing is measured for them, and ``mean`` and ``std`` stay None.
         """
         spec = replace(self.settings(), classes=tuple(self.read_splits().classes))
         if spec.mean is not None:
@@ -156,15 +163,15 @@ class AudioDataModule(SampleDataModule):
         return replace(spec, mean=mean, std=std)
 
     def know_statistics(self, mean: float, std: float) -> None:
-        """Take these for the measured statistics, as a run does that continues from a checkpoint."""
+        """Use these statistics instead of measuring them, as a run that continues from a checkpoint does."""
         self._statistics = (mean, std)
 
     def find(self, path: Path) -> list[Path]:
-        """Return the recording itself, or all recordings below a folder."""
+        """Find all recordings below a folder; a path to a recording gives that recording alone."""
         return audio_files(path)
 
     def dataset(self, samples: Samples, split: Split) -> "Recordings":
-        """Waveforms, cut to what one map shows, or whole for prediction."""
+        """Return the dataset of a split: recordings cut to the length of one map or, for prediction, whole ones."""
         return Recordings(
             samples,
             self._settings.sample_rate,
@@ -174,18 +181,19 @@ class AudioDataModule(SampleDataModule):
         )
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """``predict_set`` in order, every recording at its full length."""
+        """Return a loader of ``predict_set`` in order, whose batches are lists of waveforms of different lengths."""
         loader = super().predict_dataloader()
         loader.collate_fn = _collate_whole
         return loader
 
     def measure(self) -> dict[str, float]:
-        """Mean and standard deviation of the log-mel values of the training recordings, padding included.
+        """Measure mean and standard deviation of the log-mel values of the training recordings, padding included.
 
-        Of more than 5,000 recordings a sample of so many is measured, the same in every run. The result is kept.
+        Of more than 5,000 recordings, a sample of 5,000 is measured, which is the same in every run. The result is
+        kept.
 
         Returns:
-            ``mean`` and ``std``, rounded to six digits after the point.
+            ``mean`` and ``std``, rounded to six decimal places.
 
         Raises:
             InputError: if a recording cannot be used, or all values are the same.
@@ -196,11 +204,11 @@ class AudioDataModule(SampleDataModule):
         return {"mean": mean, "std": std}
 
     def _measure(self) -> tuple[float, float]:
-        recordings: Dataset[Any] = self._filled(self.dataset(self.read_splits().train, "train"), "train")
-        every = count = len(self.read_splits().train)
-        if every > _MEASURED:
-            count = _MEASURED
-            chosen = np.random.default_rng(0).choice(every, count, replace=False)
+        samples = self.read_splits().train
+        recordings: Dataset[Any] = self._filled(self.dataset(samples, "train"), "train")
+        count = min(len(samples), _MEASURED)
+        if count < len(samples):
+            chosen = np.random.default_rng(0).choice(len(samples), count, replace=False)
             recordings = Subset(recordings, sorted(chosen.tolist()))
 
         loader = DataLoader(
@@ -208,13 +216,13 @@ class AudioDataModule(SampleDataModule):
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=self.collate,
-            generator=torch.Generator(),  # whether something is measured must not change the random numbers of a run
+            generator=torch.Generator(),  # its own, so that measuring does not change the random numbers of a run
         )
         progress = tqdm(
             loader,
-            desc=f"Measuring mean and std on {count} of {every} recordings",
+            desc=f"Measuring mean and std on {count} of {len(samples)} recordings",
             leave=False,
-            disable=bool(getattr(rank_zero_only, "rank", 0)),  # of several processes one shows it
+            disable=bool(getattr(rank_zero_only, "rank", 0)),  # only the first process shows it
         )
 
         values = 0
@@ -223,6 +231,7 @@ class AudioDataModule(SampleDataModule):
         for batch in progress:
             if isinstance(batch, EmptyBatch):
                 continue
+
             raw, _ = batch
             mel_BFT = self._feature_map.filter_bank(*raw).double()
             values += mel_BFT.numel()
@@ -231,6 +240,7 @@ class AudioDataModule(SampleDataModule):
 
         if values == 0:
             raise InputError("no recording can be used; check the files named in the warnings")
+
         mean = total / values
         std = max(0.0, squares / values - mean**2) ** 0.5
         if std == 0:
@@ -241,13 +251,14 @@ class AudioDataModule(SampleDataModule):
 
 
 class Recordings(SampleDataset):
-    """A dataset of waveforms, each with a target.
+    """A dataset of waveforms from files and arrays, each with a target.
 
     Args:
-        samples: (source, target) pairs. A source is a path, or a name with an array (T,) of floats at ``sample_rate``.
-        sample_rate: samples per second.
-        shortest: samples that each must have at least.
-        longest: samples to keep from the start, or None for all.
+        samples: (recording, target) pairs; a recording is a file, or a pair of a name and an array (T,) of floats at
+            ``sample_rate``.
+        sample_rate: samples per second of the waveforms; files at other rates are resampled.
+        shortest: smallest number of samples of a waveform.
+        longest: number of samples to keep from the beginning; None for all.
         skip_broken: leave out recordings that cannot be used, with a warning, instead of stopping.
     """
 
@@ -266,18 +277,19 @@ class Recordings(SampleDataset):
         self.longest = longest
 
     def read(self, source: Any) -> Tensor:
-        """Return the waveform (T,) float32 of a recording, or its first ``longest`` samples."""
+        """Return the waveform of a recording (T,) float32, or its first ``longest`` samples."""
         if isinstance(source, tuple):
-            wave = self._checked(source_name(source), source[1])
+            wave = self._to_wave(source_name(source), source[1])
         else:
             wave = read_wave(source, self.sample_rate, shortest=self.shortest, longest=self.longest)
         return wave[: self.longest]
 
-    def _checked(self, name: str, array: np.ndarray) -> Tensor:
+    def _to_wave(self, name: str, array: np.ndarray) -> Tensor:
+        """Check an array and convert it to a waveform."""
         if array.ndim != 1 or array.dtype.kind != "f" or len(array) < self.shortest:
             raise InputError(
-                f"{name} is of shape {array.shape} and {array.dtype}; give a waveform (T,) of floats in [-1, 1] at "
-                f"{self.sample_rate} Hz, with at least {self.shortest} samples"
+                f"{name} has the shape {array.shape} and the dtype {array.dtype}; expected a waveform (T,) of floats "
+                f"in [-1, 1] at {self.sample_rate} Hz, with at least {self.shortest} samples"
             )
         if not np.isfinite(array).all():
             raise InputError(f"{name} holds NaN or infinity; replace it")
@@ -285,16 +297,18 @@ class Recordings(SampleDataset):
 
 
 def _stack(recordings: list[tuple[Tensor, Any]]) -> tuple[Waves, Tensor]:
+    """Make a batch for training or evaluation."""
     waves, targets = zip(*recordings, strict=True)
     y = torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets)
     return Waves(*pad_waves(waves)), y
 
 
 def _keep_whole(recordings: list[tuple[Tensor, str]]) -> tuple[list[Tensor], list[str]]:
+    """Make a batch for prediction."""
     waves, names = zip(*recordings, strict=True)
     return list(waves), list(names)
 
 
-# Functions of the module, so that they can be sent to data-loading processes.
+# They are defined here and not in the class, so that they can be sent to worker processes.
 _collate = partial(collate_found, kind="recording", collate=_stack)
 _collate_whole = partial(collate_found, kind="recording", collate=_keep_whole)

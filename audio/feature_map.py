@@ -1,10 +1,10 @@
-"""From waveforms to a normalized log-mel map, in the order of the published pipeline, for batches on any device.
+"""From waveforms to normalized log-mel maps, in the order of the published pipeline.
 
     waveform ─ (mix) ─ frames ─ Kaldi's filter bank ─ pad or cut ─ normalize ─ (mask, noise, roll) ─► map (B, 1, F, T)
 
-The steps in brackets belong to training and are in :mod:`audio.augment`. Padding comes before the normalization, so
-that a padded cell has the value of log-mel 0 and not that of the mean. The published results depend on this order,
-which is that of UniRepLKNet's code and of AST's, which it follows.
+The steps in parentheses belong to training, see :mod:`audio.augment`. Maps are padded before they are normalized, so a
+padded cell has the value of log-mel 0 and not that of the mean. The published results depend on this order, which is
+that of UniRepLKNet's code and of the code of AST, which it follows.
 """
 
 import math
@@ -21,30 +21,34 @@ from core.layers.feature_map import FeatureMap
 __all__ = ["LogMel", "cut_windows", "pad_waves"]
 
 _LOWEST_FREQUENCY = 20.0
-"""Lower edge of the first mel band in Hz, Kaldi's default."""
+"""Lower edge of the first mel band in Hz; Kaldi's default."""
 
 _PRE_EMPHASIS = 0.97
-"""Share of its predecessor that is subtracted from each sample, Kaldi's default."""
+"""Share of the previous sample that is subtracted from each sample; Kaldi's default."""
 
 _CACHED_FRAMES = 800
-"""Frames whose spectra stay in a processor's cache; computing more of them at once is slower."""
+"""Number of frames whose spectra fit into a processor's cache; computing more at once is slower."""
 
 
 class LogMel(FeatureMap):
-    """Waveforms to normalized log-mel maps, with the values of Kaldi's filter bank.
+    """Turns waveforms into normalized log-mel maps, with the values of Kaldi's filter bank.
 
-    Hann window, pre-emphasis 0.97, no dither, power spectrum, triangular mel bands from 20 Hz to half the sample rate,
-    natural logarithm. A frame is computed only where it lies wholly inside the waveform. The offset of a waveform makes
-    no difference, since each frame loses its own mean.
+    The filter bank has a Hann window, pre-emphasis 0.97, no dither, the power spectrum, triangular mel bands from 20 Hz
+    to half the sample rate, and the natural logarithm. All frames lie completely inside the waveform. A constant offset
+    of the waveform makes no difference, because the mean of each frame is subtracted.
 
     Args:
         sample_rate: samples per second of the waveforms.
-        num_mels: height of the map F, in mel bands.
-        frame_length: length of a frame in milliseconds.
-        frame_shift: step from one frame to the next in milliseconds.
-        target_length: width of the map T, in frames. A longer waveform is cut at its end, a shorter one is padded.
-        mean: of the log-mel values of the data.
-        std: of the log-mel values of the data. Maps are divided by twice this number, which leaves them an std of 0.5.
+        num_mels: height F of a map, in mel bands.
+        frame_length: length of a frame, in milliseconds.
+        frame_shift: step from one frame to the next, in milliseconds.
+        target_length: width T of a map, in frames; longer waveforms are cut at the end, shorter ones are padded.
+        mean: mean of the log-mel values of the data.
+        std: standard deviation of the log-mel values of the data. Maps are divided by twice this number, so their
+            standard deviation is 0.5.
+
+    Raises:
+        InputError: if a number is out of range.
     """
 
     mean: Tensor
@@ -71,7 +75,7 @@ class LogMel(FeatureMap):
             raise InputError(
                 f"sample_rate={sample_rate}, num_mels={num_mels}, frame_length={frame_length}, "
                 f"frame_shift={frame_shift}, target_length={target_length}, mean={mean}, std={std}; all but the mean "
-                "must be positive, a frame at least two samples, and the mels at least four"
+                "must be positive, with at least two samples in a frame and at least four mels"
             )
 
         self.sample_rate = sample_rate
@@ -84,7 +88,8 @@ class LogMel(FeatureMap):
         self.register_buffer("mean", torch.tensor(float(mean)))
         self.register_buffer("std", torch.tensor(float(std)))
 
-        # The spectrum is that of the frame padded to a power of two. Its highest frequency belongs to no band.
+        # As in Kaldi, frames are padded to a power of two for the Fourier transform, and no band covers its highest
+        # frequency, for which a row of zeros is added.
         self.fft_size = 1 << (window - 1).bit_length()
         bands_FS, _ = get_mel_banks(
             num_mels, self.fft_size, float(sample_rate), _LOWEST_FREQUENCY, 0.0, 100.0, -500.0, 1.0
@@ -93,50 +98,53 @@ class LogMel(FeatureMap):
         self.register_buffer("bands", F.pad(bands_FS, (0, 1)).T.contiguous(), persistent=False)
 
     def frames(self, length: int) -> int:
-        """Number of frames that lie wholly inside a waveform of ``length`` samples; 0 if it is shorter than a frame."""
+        """Return the number of frames that lie completely inside a waveform of ``length`` samples, which may be 0."""
         return 0 if length < self.window else 1 + (length - self.window) // self.shift
 
     def samples(self, frames: int | None = None) -> int:
-        """Number of samples that give so many frames, by default those of one map."""
+        """Return the number of samples that a number of frames needs, by default the frames of one map."""
         frames = self.target_length if frames is None else frames
         return self.window + (frames - 1) * self.shift
 
     def set_statistics(self, mean: float, std: float) -> None:
-        """Normalize by this mean and standard deviation of the log-mel values from now on."""
+        """Set the mean and the standard deviation of the log-mel values of the data."""
         self.mean.fill_(mean)
         self.std.fill_(std)
 
     @property
     def padding(self) -> Tensor:
-        """The value of padded cells after normalization, which is that of log-mel 0; a scalar tensor."""
+        """Value of padded cells in normalized maps, which is that of log-mel 0; a scalar tensor."""
         return self.normalize(torch.zeros_like(self.mean))
 
     def forward(self, wave_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Normalized maps of a batch, height frequency, width time.
+        """Turn waveforms into normalized maps, with frequency as height and time as width.
 
         Args:
-            wave_BT: (B, T) float waveforms in [-1, 1] at ``sample_rate``.
-            lengths_B: (B,) int64, the samples that each waveform has; by default all T.
+            wave_BT: waveforms (B, T) float in [-1, 1] at ``sample_rate``.
+            lengths_B: number of samples of each waveform (B,) int64; by default all T.
 
         Returns:
-            (B, 1, num_mels, target_length) float32.
+            Maps (B, 1, num_mels, target_length) float32.
+
+        Raises:
+            InputError: if a waveform is shorter than a frame, or holds NaN or infinity.
         """
-        with torch.autocast(wave_BT.device.type, enabled=False):  # half precision would lose the quiet bands
+        with torch.autocast(wave_BT.device.type, enabled=False):  # quiet bands are lost in half precision
             return self.normalize(self.filter_bank(wave_BT, lengths_B))[:, None]
 
     def normalize(self, mel_BFT: Tensor) -> Tensor:
-        """(x - mean) / (2 std)."""
+        """Return (x - mean) / (2 std) of log-mel values x."""
         return (mel_BFT - self.mean).div_(2 * self.std)
 
     def filter_bank(self, wave_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Log-mel values before normalization, 0 beyond the last frame of each waveform.
+        """Return the log-mel values before normalization, with 0 beyond the last frame of each waveform.
 
         Args:
-            wave_BT: (B, T) float waveforms in [-1, 1] at ``sample_rate``.
-            lengths_B: (B,) int64, the samples that each waveform has; by default all T.
+            wave_BT: waveforms (B, T) float in [-1, 1] at ``sample_rate``.
+            lengths_B: number of samples of each waveform (B,) int64; by default all T.
 
         Returns:
-            (B, num_mels, target_length) float32.
+            Log-mel values (B, num_mels, target_length) float32.
 
         Raises:
             InputError: if a waveform is shorter than a frame, or holds NaN or infinity.
@@ -144,6 +152,7 @@ class LogMel(FeatureMap):
         exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()
         if not exporting:
             self._check(wave_BT, lengths_B)
+
         wave_BT = wave_BT[:, : self.samples()].float()
         count = self.frames(wave_BT.shape[1])
 
@@ -157,33 +166,41 @@ class LogMel(FeatureMap):
         if lengths_B is None:
             return mel_BFT
 
-        own_B = 1 + (lengths_B.to(wave_BT.device) - self.window) // self.shift
-        outside_BT = torch.arange(self.target_length, device=wave_BT.device) >= own_B[:, None]
+        counts_B = 1 + (lengths_B.to(wave_BT.device) - self.window) // self.shift
+        outside_BT = torch.arange(self.target_length, device=wave_BT.device) >= counts_B[:, None]
         return mel_BFT.masked_fill_(outside_BT[:, None], 0.0)
 
     def _check(self, wave_BT: Tensor, lengths_B: Tensor | None) -> None:
+        """Raise an error if the waveforms cannot be used."""
         if not wave_BT.is_floating_point():
             raise InputError(
-                f"the waveforms are of {wave_BT.dtype}; give floats in [-1, 1], as x / 32768 of 16-bit samples"
+                f"the waveforms have the dtype {wave_BT.dtype}; give floats in [-1, 1], such as x / 32768 for 16-bit "
+                "samples"
             )
+
         shortest = wave_BT.shape[1] if lengths_B is None else int(lengths_B.min())
         if shortest < self.window:
             raise InputError(
                 f"a waveform has {shortest} samples, a frame {self.window} ({self.frame_length} ms at "
                 f"{self.sample_rate} Hz); give a longer recording or a shorter --data.frame_length"
             )
+
         if not wave_BT.sum().isfinite() and not wave_BT.isfinite().all():  # the sum takes a tenth of the time
             raise InputError("a waveform holds NaN or infinity; replace the recording")
 
     def _log_energies(self, wave_BT: Tensor) -> Tensor:
-        """Logarithm of the energy of each frame in each mel band: (B, T) to (B, F, N), N the frames inside T.
+        """Return the logarithm of the energy of each frame in each mel band, for N frames of waveforms (B, T).
 
-        torchaudio computes one recording at a time. Here all frames of the batch share each step, and pre-emphasis is
-        computed once for frames that overlap: with p the pre-emphasis x(i) - a x(i - 1) of a frame x and m its mean,
-        that of x - m is p - (1 - a) m. The first sample of a frame has no predecessor in it, which makes no difference
-        because the window is 0 there.
+        Kaldi subtracts the mean m of each frame x, and then computes the pre-emphasis x(i) - a x(i - 1). Here, the
+        pre-emphasis p is computed once for the whole waveform, since frames overlap; the pre-emphasis of x - m is then
+        p - (1 - a) m. The first sample of a frame has no predecessor inside the frame, but the window is 0 there.
+
+        Returns:
+            Logarithms (B, F, N).
         """
-        wave_BT = wave_BT - wave_BT[:, : self.window].mean(dim=1, keepdim=True)  # smaller numbers keep more digits
+        # Subtracting a constant changes nothing but the rounding: smaller numbers have more digits after the point.
+        wave_BT = wave_BT - wave_BT[:, : self.window].mean(dim=1, keepdim=True)
+
         emphasized_BT = F.pad(wave_BT[:, 1:] - _PRE_EMPHASIS * wave_BT[:, :-1], (1, 0))
         mean_BN1 = wave_BT.unfold(1, self.window, self.shift).mean(dim=2, keepdim=True)
         frames_BNW = emphasized_BT.unfold(1, self.window, self.shift) * self.hann
@@ -198,33 +215,35 @@ class LogMel(FeatureMap):
 
 
 def pad_waves(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack waveforms of different lengths.
+    """Stack waveforms of different lengths, and pad them with zeros.
 
     Args:
-        waves: B float tensors (T_i,).
+        waves: B waveforms (T_i,) float.
 
     Returns:
-        The waveforms (B, max T) with zeros at the ends, and their lengths (B,) int64.
+        The waveforms (B, max T_i), and their lengths (B,) int64.
     """
     lengths = [len(wave) for wave in waves]
     return nn.utils.rnn.pad_sequence(list(waves), batch_first=True), torch.tensor(lengths)
 
 
 def cut_windows(wave: Tensor, size: int, overlap: float) -> list[Tensor]:
-    """Overlapping windows that cover a waveform; a waveform that fits into one window is returned as it is.
+    """Cut a waveform into overlapping windows; a waveform that fits into one window is returned as it is.
 
     All windows of a longer waveform have the same length, and the last one ends where the waveform ends.
 
     Args:
-        wave: (T,).
-        size: samples of a window.
-        overlap: share of a window that the next one repeats, in [0, 1).
+        wave: waveform (T,).
+        size: number of samples of a window.
+        overlap: share in [0, 1) of a window that the next one repeats.
 
     Returns:
-        Views of the waveform.
+        The windows, as views of the waveform.
     """
     if len(wave) <= size:
         return [wave]
+
     step = max(1, round(size * (1 - overlap)))
-    starts = [*range(0, len(wave) - size, step), len(wave) - size]
+    last_start = len(wave) - size
+    starts = [*range(0, last_start, step), last_start]
     return [wave[start : start + size] for start in starts]

@@ -1,4 +1,4 @@
-"""Recordings on disk: found, decoded by libsndfile, resampled, and reported by name when they are broken."""
+"""Find recordings, decode them with libsndfile, and resample them; errors name the file."""
 
 import functools
 import math
@@ -18,63 +18,61 @@ from core.errors import InputError, MissingError
 __all__ = ["SUFFIXES", "audio_files", "read_wave", "resample_wave"]
 
 SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
-"""Endings of the files that are taken for recordings."""
+"""Suffixes of the files that are found in folders."""
 
 _BLOCK = 2**20
-"""Samples read at once."""
+"""Number of samples to read at once."""
 
 _SIZE_NOTE = re.compile(r"^ *(?:data|SSND|Riff size|riff) : (\d+) \(should be", re.MULTILINE)
-"""libsndfile's note on a wav or aiff with less sound than its header says, or on a shorter file with 64-bit sizes.
+"""libsndfile's note on a wav or aiff file with less sound than its header says, or on a short file with 64-bit sizes.
 
-Its notes RIFF and FORM on the size of the whole file do not matter: the sound may be complete all the same.
+Its notes on the size of other whole files (RIFF, FORM) do not matter, since the sound may be complete all the same.
 """
 
 _PIPE_SIZE = 0x7FFFF000
-"""A program that writes a wav into a pipe cannot know the size: it writes 0, or a number from here up to 2**32 - 1."""
+"""Smallest size that stands for an unknown one. A program that writes a wav file to a pipe writes 0 or such a size."""
 
 _CUT_OFF_NOTE = re.compile(r"File ended unexpectedly|Junk after the last page")
 """libsndfile's notes on compressed files that end too early."""
 
-
 _RATES = (1_000, 768_000)
-"""The lowest and the highest sample rate in Hz that a recording may have; others come from damaged headers."""
+"""Lowest and highest sample rate of a recording in Hz; other rates come from damaged headers."""
 
 _MARGIN = 0.01
-"""Seconds that are read beyond the end of a part, so that the resampler's filter sees what follows it."""
-
+"""Seconds to read beyond the end of a part, so that the resampling filter sees what follows it."""
 
 _MP3_TOLERANCE = 2 * 1_152
-"""Samples that an MP3 may lack of its stated length: two frames, since encoders count them in different ways."""
+"""Number of samples that an MP3 may lack of its stated length: two frames, since encoders count them differently."""
 
 
 def audio_files(path: Path) -> list[Path]:
-    """Return the recording itself, or all recordings below a folder, sorted.
+    """Find all recordings below a folder, sorted; a path to a recording gives that recording alone.
 
     Raises:
-        MissingError: if there is none.
-        InputError: if a folder may not be read.
+        MissingError: if there is no recording.
+        InputError: if there is no permission to read a folder.
     """
     return find_files(path, SUFFIXES, "recordings")
 
 
 def read_wave(path: Path, sample_rate: int, *, shortest: int = 1, longest: int | None = None) -> Tensor:
-    """Return a recording as one waveform: its channels averaged, at the given rate.
+    """Decode a recording, average its channels, and resample it.
 
-    A recording of which only a part is read is not checked beyond it.
+    If only a part is read, the rest of the file is not checked.
 
     Args:
         path: a wav, flac, mp3, ogg, opus or aiff file of any bit depth, rate and number of channels.
         sample_rate: samples per second of the result.
-        shortest: the number of samples that the result must have at least.
-        longest: samples to read from the beginning, at the given rate; by default all.
+        shortest: smallest number of samples of the result.
+        longest: largest number of samples of the result; only this part of the file is read. By default, all of it is.
 
     Returns:
-        (T,) float32 in [-1, 1]; a file of floats may hold louder samples, which are kept.
+        A waveform (T,) float32 in [-1, 1]. Files of floats may hold louder samples, which are kept.
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if the file cannot be decoded, is cut off, too short, or holds NaN, or if its rate is not between
-            1 and 768 kHz.
+        InputError: if the file cannot be decoded, is cut off or too short, holds NaN or infinity, or has a rate that is
+            not between 1 and 768 kHz.
     """
     if not path.is_file():
         raise MissingError(f"there is no recording {path}; correct the list that names it")
@@ -93,9 +91,10 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1, longest: int |
             cut_off = _is_cut_off(file.extra_info)
     except InputError:
         raise
-    except Exception as error:  # libsndfile's, and those of soundfile, of several types
+    except Exception as error:  # libsndfile and soundfile raise errors of several types
         raise InputError(f"{path} cannot be decoded as a recording: {error}; replace it") from error
 
+    # The stated length is only a guess for an MP3 without a frame count.
     if path.suffix.lower() == ".mp3":
         expected = expected - _MP3_TOLERANCE if _has_frame_count(path) else 0
     if needed is not None:
@@ -117,21 +116,23 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1, longest: int |
 
 
 def _has_frame_count(path: Path) -> bool:
-    """Whether an MP3 begins with a frame of Xing or LAME that says how many others follow; else its length is a guess.
+    """Return whether the first frame of an MP3 is a Xing or LAME header that holds the number of frames.
 
-    The frame comes after the ID3 tags, whose size has seven bits in each of four bytes.
+    This frame comes after the ID3 tags, whose size is stored in four bytes of seven bits each.
     """
     with path.open("rb") as file:
         head = file.read(10)
         if head.startswith(b"ID3"):
-            tags = sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
-            file.seek(len(head) + tags)
+            tags_size = sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
+            file.seek(len(head) + tags_size)
         else:
             file.seek(0)
         first_frame = file.read(64)
 
-    place = max(first_frame.find(b"Xing"), first_frame.find(b"Info"))
-    return place >= 0 and len(first_frame) > place + 7 and bool(first_frame[place + 7] & 1)
+    # Four bytes of flags follow the name; the lowest bit says that the number of frames is there.
+    name = max(first_frame.find(b"Xing"), first_frame.find(b"Info"))
+    flags = first_frame[name + 4 : name + 8] if name >= 0 else b""
+    return len(flags) == 4 and bool(flags[-1] & 1)
 
 
 def _is_cut_off(notes: str) -> bool:
@@ -141,7 +142,11 @@ def _is_cut_off(notes: str) -> bool:
 
 
 def _read_samples(file: soundfile.SoundFile, needed: int | None) -> np.ndarray:
-    """The first samples (T, channels) float32, by default all, also of a file whose header does not know its length."""
+    """Read the first samples of a file, by default all, even if its header does not state its length.
+
+    Returns:
+        Samples (T, channels) float32.
+    """
     # NumPy converts 16-bit samples faster than libsndfile does.
     dtype = "int16" if file.subtype == "PCM_16" else "float32"
 
@@ -159,22 +164,23 @@ def _read_samples(file: soundfile.SoundFile, needed: int | None) -> np.ndarray:
 
 
 def resample_wave(wave: Tensor, rate: int, to: int) -> Tensor:
-    """Change the sample rate of a waveform, band-limited.
+    """Change the sample rate of waveforms, with a band-limiting filter.
 
-    Two rates without a large common divisor, such as 44,101 and 16,000, would need a filter of gigabytes. They are
-    replaced by a simpler ratio: for 99 in 100 rates up to 200 kHz it differs by less than 4e-6, for the others, which
-    lie a few Hz beside a simple multiple of ``to``, by less than 2e-4.
+    Two rates without a large common divisor, such as 44,101 and 16,000, would need a filter of gigabytes, so their
+    ratio is replaced by a simpler one. It differs by less than 4e-6 for 99 of 100 rates up to 200 kHz, and by less than
+    2e-4 for the others, which are within a few Hz of a simple multiple of ``to``.
 
     Args:
-        wave: (..., T).
-        rate: its samples per second.
+        wave: waveforms (..., T).
+        rate: samples per second of the waveforms.
         to: samples per second of the result.
 
     Returns:
-        (..., ceil(T * to / rate)).
+        Waveforms (..., ceil(T * to / rate)).
     """
     if rate == to:
         return wave
+
     resampled = _resampler(rate, to)(wave)
     length = -(-wave.shape[-1] * to // rate)
     return nn.functional.pad(resampled, (0, length - resampled.shape[-1]))
@@ -182,7 +188,7 @@ def resample_wave(wave: Tensor, rate: int, to: int) -> Tensor:
 
 @functools.lru_cache
 def _resampler(rate: int, to: int) -> Resample:
-    """Torchaudio's resampler with a filter of at most about 2**23 weights, kept because they take long to compute."""
+    """Build torchaudio's resampler with a filter of at most about 2**23 weights, which take long to compute."""
     largest = max(1, math.isqrt(2**23 * to // rate))
     ratio = Fraction(rate, to).limit_denominator(largest)
     return Resample(ratio.numerator, ratio.denominator)

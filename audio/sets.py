@@ -27,9 +27,9 @@ WORDS = (
 
 
 class AudioFolder(FolderDataModule, AudioDataModule):
-    """Class folders of recordings, ``root/train/<class>/*.wav`` or ``root/<class>/*.wav``.
+    """Class folders of recordings: ``root/train/<class>/*.wav`` or ``root/<class>/*.wav``.
 
-    The layouts are those of :class:`core.data.labeled.FolderDataModule`.
+    See :class:`core.data.labeled.FolderDataModule` for the layouts and their options.
     """
 
     pattern = "*.wav"
@@ -38,11 +38,11 @@ class AudioFolder(FolderDataModule, AudioDataModule):
 class SpeechCommands(AudioDataModule):
     """Speech Commands V2 as its archive unpacks: ``root/<word>/*.wav``, ``validation_list.txt``, ``testing_list.txt``.
 
-    Recordings that neither list names are for training. ``_background_noise_`` is left out. Labels are the published
-    ones, see :data:`WORDS`.
+    Recordings that are in neither list are for training, except those in ``_background_noise_``. Labels are the
+    published ones, see :data:`WORDS`.
 
     Args:
-        root: the unpacked archive, https://www.tensorflow.org/datasets/catalog/speech_commands.
+        root: folder of the unpacked archive, https://www.tensorflow.org/datasets/catalog/speech_commands.
         kwargs: arguments of :class:`AudioDataModule`.
     """
 
@@ -52,11 +52,11 @@ class SpeechCommands(AudioDataModule):
         self.words: Sequence[str] = WORDS
 
     def splits(self) -> Splits:
-        """Return the recordings that each list names, and the others.
+        """List the recordings of each split.
 
         Raises:
-            MissingError: if a folder, a list or a recording that it names is missing.
-            InputError: if a folder is none of the words, or a recording is named twice.
+            MissingError: if a folder, a list or a listed recording is missing.
+            InputError: if a folder is not one of the words, or a recording is listed twice.
         """
         _, files = class_files(self.root, self.find, pattern="*.wav", classes=self.words)
         by_name = {f"{path.parent.name}/{path.name}": (path, label) for path, label in files}
@@ -68,7 +68,7 @@ class SpeechCommands(AudioDataModule):
         return Splits(self.words, train, val, test)
 
     def _listed(self, file: str, by_name: dict[str, tuple[Path, int]], seen: set[str]) -> Labeled:
-        """Return the recordings that a list names. Their names are added to those seen before."""
+        """Return the recordings in a list, and add their names to those that were seen before."""
         path = self.root / file
         if not path.is_file():
             raise MissingError(f"there is no {path}; unpack the whole archive of Speech Commands there")
@@ -85,14 +85,19 @@ class SpeechCommands(AudioDataModule):
 
 
 class ESC50(AudioDataModule):
-    """ESC-50 as its archive unpacks, ``root/meta/esc50.csv`` and ``root/audio/*.wav``: 2,000 clips of 5 s, five folds.
+    """ESC-50 as its archive unpacks: ``root/meta/esc50.csv`` and ``root/audio/*.wav``.
+
+    The data set has 2,000 clips of 5 s in five folds.
 
     Args:
-        root: the unpacked archive, https://github.com/karolpiczak/ESC-50.
-        fold: the fold that tests, 1 to 5; the published figure is the mean over all five.
-        val_fold: the fold that chooses the checkpoint; by default the next one. Give the number of ``fold`` to choose
-            by the test fold and train on the four others, as published figures do.
+        root: folder of the unpacked archive, https://github.com/karolpiczak/ESC-50.
+        fold: test fold, 1 to 5; published results are means over all five.
+        val_fold: validation fold, which chooses the checkpoint; by default the one after ``fold``. With the number of
+            ``fold``, the test fold chooses the checkpoint and the other four are for training, as in published results.
         kwargs: arguments of :class:`AudioDataModule`.
+
+    Raises:
+        InputError: if there is no such fold.
     """
 
     def __init__(self, root: str, *, fold: int = 1, val_fold: int | None = None, **kwargs: Any) -> None:
@@ -104,39 +109,44 @@ class ESC50(AudioDataModule):
             raise InputError(f"fold={fold}, val_fold={val_fold}; ESC-50 has the folds 1 to 5")
 
     def splits(self) -> Splits:
-        """Return the recordings of the training folds, of the validation fold and of the test fold.
+        """List the recordings of each split.
 
         Raises:
-            MissingError: if the table is not there.
-            InputError: if it is not in UTF-8, or lacks a column or a number.
+            MissingError: if the table is missing.
+            InputError: if the table is not in UTF-8, or a column or a number is missing.
         """
         table = self.root / "meta" / "esc50.csv"
         rows = _read_csv(table, ("filename", "fold", "target", "category"), numbers=("fold", "target"))
         names = {int(row["target"]): row["category"] for row in rows}
         classes = [names[label] for label in sorted(names)]
 
-        def part(folds: set[int]) -> Labeled:
+        def recordings_of(folds: set[int]) -> Labeled:
             chosen = [row for row in rows if int(row["fold"]) in folds]
             return [(self.root / "audio" / row["filename"], int(row["target"])) for row in chosen]
 
-        train = part({1, 2, 3, 4, 5} - {self.fold, self.val_fold})
-        return Splits(classes, train, part({self.val_fold}), part({self.fold}))
+        train_folds = {1, 2, 3, 4, 5} - {self.fold, self.val_fold}
+        return Splits(
+            classes,
+            train=recordings_of(train_folds),
+            val=recordings_of({self.val_fold}),
+            test=recordings_of({self.fold}),
+        )
 
 
 class AudioTable(AudioDataModule):
-    """JSON tables of recordings with a CSV of labels, the layout of AudioSet, AST and the official code.
+    """JSON tables of recordings with a CSV file of classes, in the layout of AudioSet, AST and the official code.
 
-    A table is ``{"data": [{"wav": path, "labels": "/m/a,/m/b"}, ...]}``; paths are absolute or relative to the table.
-    The CSV has the header ``index,mid,display_name``.
+    A table is ``{"data": [{"wav": path, "labels": "/m/a,/m/b"}, ...]}``; its paths are absolute or relative to the
+    table. The CSV file has the columns ``index``, ``mid`` and ``display_name``.
 
     Args:
         train_json: table of the training recordings.
         val_json: table of the validation recordings.
-        labels_csv: the classes.
+        labels_csv: CSV file of the classes.
         test_json: table of the test recordings; by default the validation table.
         multi_label: whether a recording may have any number of labels; targets are then (K,) float32 of 0 and 1.
-        weights_csv: one number a line for each training recording. Recordings are then drawn with replacement by these
-            weights, as in the balanced sampling of AudioSet.
+        weights_csv: file with one weight in each line, for each training recording. Recordings are then drawn with
+            replacement by these weights, as in the balanced sampling of AudioSet.
         kwargs: arguments of :class:`AudioDataModule`.
     """
 
@@ -164,7 +174,7 @@ class AudioTable(AudioDataModule):
 
         Raises:
             MissingError: if a file is missing.
-            InputError: if a table, the classes or the weights are not in the layout, or a label is unknown.
+            InputError: if a file does not have the layout, or a label is unknown.
         """
         rows = _read_csv(self.labels_csv, ("index", "mid", "display_name"), numbers=("index",))
         rows.sort(key=lambda row: int(row["index"]))
@@ -174,13 +184,18 @@ class AudioTable(AudioDataModule):
         train = self._read(self.train_json, label_of)
         if self.weights_csv:
             self.train_weights = _read_weights(self.weights_csv, len(train))
-        return Splits(classes, train, self._read(self.val_json, label_of), self._read(self.test_json, label_of))
+        return Splits(
+            classes,
+            train=train,
+            val=self._read(self.val_json, label_of),
+            test=self._read(self.test_json, label_of),
+        )
 
     def _read(self, table: Path, label_of: dict[str, int]) -> list[tuple[Path, int | Tensor]]:
-        """Return the recordings of a table with their targets."""
+        """Read a table of recordings, and return the files with their targets."""
         if not table.is_file():
             raise MissingError(
-                f"there is no table {table}; give a JSON file with {{'data': [{{'wav', 'labels'}}, ...]}}"
+                f"there is no table {table}; give a JSON file with {{'data': [{{'wav': ..., 'labels': ...}}, ...]}}"
             )
 
         try:
@@ -192,30 +207,37 @@ class AudioTable(AudioDataModule):
         return [(table.parent / wav, self._target(labels, label_of, table)) for wav, labels in entries]
 
     def _target(self, labels: str, label_of: dict[str, int], table: Path) -> int | Tensor:
-        """Return a label, or (K,) of 0 and 1."""
+        """Turn the labels of a recording into its target: a label or, with ``multi_label``, (K,) float32 of 0 and 1."""
         names = [name.strip() for name in labels.split(",") if name.strip()]
-        unknown = next((name for name in names if name not in label_of), None)
-        if unknown or (not self.multi_label and len(names) != 1):
+        expected = "any" if self.multi_label else "one"
+
+        unknown = [name for name in names if name not in label_of]
+        if unknown:
             raise InputError(
-                f"{table} has the labels {labels!r}; expected {'any' if self.multi_label else 'one'} of those in "
-                f"{self.labels_csv}"
-                + (f", which has no {unknown!r}" if unknown else "; or type --data.multi_label true")
+                f"{table} has the labels {labels!r}; expected {expected} of those in {self.labels_csv}, which has no "
+                f"{unknown[0]!r}"
+            )
+        if not self.multi_label and len(names) != 1:
+            raise InputError(
+                f"{table} has the labels {labels!r}; expected {expected} of those in {self.labels_csv}; or type "
+                "--data.multi_label true"
             )
 
         if not self.multi_label:
             return label_of[names[0]]
+
         target_K = torch.zeros(len(label_of))
         target_K[[label_of[name] for name in names]] = 1
         return target_K
 
 
 def _read_csv(path: Path, columns: Sequence[str], *, numbers: Sequence[str]) -> list[dict[str, str]]:
-    """Return the rows of a table that has these columns, some of which hold whole numbers from 0 on."""
+    """Read the rows of a CSV file, and check its columns, some of which hold whole numbers from 0."""
     if not path.is_file():
         raise MissingError(f"there is no {path}; expected a CSV file with the columns {', '.join(columns)}")
 
     try:
-        text = path.read_text(encoding="utf-8-sig")  # Excel puts a mark at the beginning of a file
+        text = path.read_text(encoding="utf-8-sig")  # Excel writes a byte-order mark at the beginning of a file
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not in UTF-8: {error}; save it in that encoding") from error
 
@@ -225,22 +247,26 @@ def _read_csv(path: Path, columns: Sequence[str], *, numbers: Sequence[str]) -> 
 
     rows = list(reader)
     for row in rows:
-        wrong = next((name for name in numbers if not (row[name] or "").isdigit()), None)
-        if wrong:
-            raise InputError(f"{path} has {wrong}={row[wrong]!r} in the row {row}; expected a number from 0 on")
+        for name in numbers:
+            if not (row[name] or "").isdigit():
+                raise InputError(f"{path} has {name}={row[name]!r} in the row {row}; expected a whole number from 0")
+
     return rows
 
 
 def _read_weights(path: Path, count: int) -> list[float]:
-    """One weight for each training recording."""
+    """Read one weight for each training recording."""
     if not path.is_file():
-        raise MissingError(f"there is no {path}; give one weight a line for each of the {count} training recordings")
+        raise MissingError(f"there is no {path}; give a line with a weight for each of the {count} training recordings")
 
     try:
         weights = [float(line) for line in path.read_text(encoding="utf-8-sig").split()]
     except ValueError as error:
-        raise InputError(f"{path} is not one number a line: {error}") from error
+        raise InputError(f"{path} does not have one number in each line: {error}") from error
 
     if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < math.inf:
-        raise InputError(f"{path} has {len(weights)} weights for {count} recordings; give one each, 0 or more")
+        raise InputError(
+            f"{path} has {len(weights)} weights for {count} recordings; give a finite one for each, 0 or more and not "
+            "all 0"
+        )
     return weights

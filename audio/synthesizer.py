@@ -1,8 +1,8 @@
-"""eSpeak NG in a process of its own, where its voices start afresh and its crashes end nothing else.
+"""A program that speaks words with eSpeak NG, in its own process, so that a crash of the library ends nothing else.
 
-:mod:`audio.demo` runs this file as a program and does not import it. It reads a list of
-``[voice, word, words per minute, pitch]`` as JSON from standard input, and writes into the .npz file that it is given:
-``samples`` of all words (int16, one word after the other), their ``ends`` and the sample ``rate``.
+:mod:`audio.demo` runs this file and does not import it. The program reads a JSON list of
+``[voice, word, words per minute, pitch]`` from standard input, and writes the .npz file that is its argument:
+``samples`` (int16, one word after the other), their ``ends``, and the sample ``rate``.
 """
 
 import ctypes
@@ -36,9 +36,10 @@ def _main() -> None:
 
 
 def _speak(espeak: ctypes.CDLL, utterances: list[tuple[str, str, int, int]]) -> Iterator[np.ndarray]:
-    """Return the int16 wave (T,) of each utterance."""
+    """Yield the waveform (T,) int16 of each utterance."""
     parts: list[np.ndarray] = []
 
+    # The library calls this with one part of the waveform after the other.
     @_Callback
     def receive(wave: Any, count: int, events: Any) -> int:
         if wave and count > 0:
@@ -48,7 +49,7 @@ def _speak(espeak: ctypes.CDLL, utterances: list[tuple[str, str, int, int]]) -> 
     espeak.espeak_SetSynthCallback(receive)
     espeak.espeak_Synth.argtypes = [
         ctypes.c_char_p,  # text
-        ctypes.c_size_t,  # its bytes
+        ctypes.c_size_t,  # size of the text in bytes
         ctypes.c_uint,  # position to start from
         ctypes.c_int,  # kind of that position
         ctypes.c_uint,  # position to end at
@@ -59,13 +60,14 @@ def _speak(espeak: ctypes.CDLL, utterances: list[tuple[str, str, int, int]]) -> 
     for voice, word, words_per_minute, pitch in utterances:
         parts.clear()
         text = word.encode()
-        espeak.espeak_ng_SetRandSeed(0)  # some voices have breath, which is noise
+        espeak.espeak_ng_SetRandSeed(0)  # some voices breathe, which is random noise
         not_chosen = espeak.espeak_SetVoiceByName(f"en+{voice}".encode())
         espeak.espeak_SetParameter(_WORDS_PER_MINUTE, words_per_minute, 0)
         espeak.espeak_SetParameter(_PITCH, pitch, 0)
         not_spoken = espeak.espeak_Synth(text, len(text) + 1, 0, 0, 0, _UTF8, None, None)
         if not_chosen or not_spoken or not parts:
             sys.exit(f"does not speak {word!r} in voice {voice!r}")
+
         yield np.concatenate(parts)
 
 

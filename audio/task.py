@@ -1,8 +1,9 @@
-"""Audio classification and tagging: waveforms in, log-mel maps between, one answer per recording out."""
+"""The audio classifier, for one label or several."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -23,41 +24,43 @@ from core.training.task import Backbone, EvaluationSplit
 
 __all__ = ["AudioClassifier"]
 
-_WINDOWS = 64
-"""Windows of long recordings that go through the net at once; an hour has thousands of them."""
+_WINDOWS_AT_ONCE = 64
+"""Number of windows that the network reads at once; an hour of sound has thousands of them."""
 
 
 class AudioClassifier(ClassificationTask):
-    """Classifies recordings, or tags them with several labels, by their log-mel maps.
+    """:class:`core.training.ClassificationTask` for recordings, which have one label or several.
 
-    ``task(waves)`` takes waveforms (B, T) float in [-1, 1] at ``spec.sample_rate``, with their lengths (B,) as a second
-    argument where they differ, or a list of waveforms (T_i,), and gives logits (B, num_classes). In eval mode a
-    recording that is longer than one map is cut into overlapping windows, and its logits are those of the mean
-    probability over the windows.
+    ``task(waves)`` takes waveforms (B, T) float in [-1, 1] at ``spec.sample_rate``, or a list of B waveforms (T_i,),
+    and returns logits (B, num_classes). Lengths (B,) may follow as a second argument if padded waveforms differ in
+    length. In eval mode, a recording that is longer than one map is cut into overlapping windows, whose probabilities
+    are averaged.
 
-    Logs ``val_acc`` (not for several labels), ``val_mAP``, ``val_auc`` and ``val_dprime``, which are means over the
-    classes, each class against the rest, and the same for test. The augmentation is published for Speech Commands.
+    Also logs ``val_mAP``, ``val_auc`` and ``val_dprime``, which are means over the classes, each class against the
+    rest, and the same for the test split. With several labels, there is no ``val_acc``, and ``val_mAP`` chooses the
+    best checkpoint. The default augmentation is the one published for Speech Commands.
 
     Args:
-        backbone: name of a LarKit or timm model, built for one channel, or a module.
+        backbone: name of a LarKit or timm model, or a module that takes one channel.
         num_classes: number of classes; taken from the data where they are known.
-        spec: what the data are; the command passes it.
-        criterion: 'bce', binary cross entropy for each class as published, or 'ce', cross entropy over the classes.
-        label_smoothing: share of the target spread over all classes.
-        mixup: probability of a training waveform to be mixed with another.
-        frequency_mask: training masks a band of fewer mels than this; 0 for no mask.
-        time_mask: training masks a stretch of fewer frames than this; 0 for no mask.
-        noise: largest strength of the noise that training adds to a map.
-        roll: largest number of frames by which training rolls a map in time.
+        spec: description of the data; the command passes it.
+        criterion: 'bce' for the binary cross entropy of each class, as published, or 'ce' for the cross entropy over
+            the classes.
+        label_smoothing: share of the target that is spread over all classes.
+        mixup: probability that a training waveform is mixed with another one.
+        frequency_mask: upper limit of the number of mel bands that training masks (exclusive); 0 for no mask.
+        time_mask: upper limit of the number of frames that training masks (exclusive); 0 for no mask.
+        noise: largest strength of the noise that training adds to a map; 0 for none.
+        roll: largest number of frames by which training rolls a map in time; 0 for none.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         kwargs: the other arguments of :class:`core.training.Task`.
 
     Raises:
-        InputError: if the arguments do not fit together, or contradict the data.
+        InputError: if an argument is out of range, or contradicts the data.
     """
 
-    spec_class = AudioSpec
-    data_class = AudioDataModule
+    spec_class: ClassVar[type[DataSpec]] = AudioSpec
+    data_class: ClassVar[type[DataModule]] = AudioDataModule
     pipeline_tag: ClassVar[str | None] = "audio-classification"
 
     spec: AudioSpec
@@ -81,13 +84,13 @@ class AudioClassifier(ClassificationTask):
     ) -> None:
         if kwargs.get("mixup_alpha") or kwargs.get("cutmix_alpha"):
             raise InputError(
-                "audio mixes waveforms, not maps: set --model.mixup instead of mixup_alpha or cutmix_alpha"
+                "audio mixes waveforms, not maps; set --model.mixup instead of mixup_alpha or cutmix_alpha"
             )
         in_range = 0 <= mixup <= 1 and min(frequency_mask, time_mask, roll) >= 0 and 0 <= noise < math.inf
         if not in_range:
             raise InputError(
                 f"mixup={mixup}, frequency_mask={frequency_mask}, time_mask={time_mask}, noise={noise}, roll={roll}; "
-                "mixup is a probability, the others are 0 or more"
+                "expected a probability for mixup, and 0 or more for the others"
             )
 
         super().__init__(
@@ -113,10 +116,10 @@ class AudioClassifier(ClassificationTask):
 
     @classmethod
     def chosen_by(cls, args: Mapping[str, Any]) -> tuple[str, str]:
-        """``val_acc``, or ``val_mAP`` for several labels, which have no accuracy."""
+        """Return ``val_acc`` or, for several labels, ``val_mAP``, since there is no accuracy then."""
         return ("val_mAP", "max") if args.get("multi_label") else super().chosen_by(args)
 
-    # What the data say
+    # What the task knows about its data
 
     @classmethod
     def map_channels(cls, spec: AudioSpec) -> int:
@@ -124,20 +127,20 @@ class AudioClassifier(ClassificationTask):
         return 1
 
     def build_feature_map(self, spec: AudioSpec) -> LogMel:
-        """Return the log-mel map with the settings and statistics of the data."""
+        """Build the log-mel map with the settings and statistics of the data."""
         return spec.feature_map()
 
     def read_spec(self, data: DataModule) -> DataSpec:
-        """Return the specification of the data, in which known statistics are not measured again."""
+        """Return the specification of the data; statistics that the task knows are not measured again."""
         if isinstance(data, AudioDataModule) and self.spec.mean is not None and self.spec.std is not None:
             data.know_statistics(self.spec.mean, self.spec.std)
         return super().read_spec(data)
 
     def use_spec(self, theirs: AudioSpec) -> None:
-        """Take statistics and overlap from the data, and refuse data for other maps.
+        """Adopt the statistics and the overlap of the data, and compare the classes and maps with those of the model.
 
         Raises:
-            InputError: if the classes, the settings of the map or its statistics differ.
+            InputError: if the classes, the settings of the maps or their statistics differ.
         """
         super().use_spec(theirs)
         for name in ("sample_rate", "num_mels", "frame_length", "frame_shift", "target_length", "multi_label"):
@@ -153,6 +156,7 @@ class AudioClassifier(ClassificationTask):
         self._refuse_other("std", theirs)
 
     def _refuse_other(self, name: str, theirs: AudioSpec) -> None:
+        """Raise an error if a setting of the data differs from that of the model."""
         own = getattr(self.spec, name)
         other = getattr(theirs, name)
         if own != other:
@@ -162,7 +166,7 @@ class AudioClassifier(ClassificationTask):
             )
 
     def adopt_spec(self, theirs: DataSpec) -> None:
-        """Take over a whole specification."""
+        """Adopt the specification of the data if the criterion suits it."""
         self._check_criterion(self.to_spec(theirs))
         super().adopt_spec(theirs)
 
@@ -173,7 +177,15 @@ class AudioClassifier(ClassificationTask):
     # The flow
 
     def forward(self, waves: Tensor | Sequence[Tensor], lengths_B: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes) of waveforms (B, T), or of a list of them; see the class."""
+        """Return the logits of recordings, in eval mode of any length.
+
+        Args:
+            waves: waveforms (B, T), or a list of B waveforms (T_i,), float in [-1, 1].
+            lengths_B: number of samples of each waveform (B,) int64; by default all T.
+
+        Returns:
+            Logits (B, num_classes).
+        """
         fits = isinstance(waves, Tensor) and waves.shape[1] <= self.feature_map.samples()
         if self.training or fits:
             logits: Tensor = self.read(self.to_maps((waves, lengths_B)))
@@ -184,7 +196,7 @@ class AudioClassifier(ClassificationTask):
         return self._read_windows(waves)
 
     def _read_windows(self, waves: Tensor | Sequence[Tensor]) -> Tensor:
-        """Logits (B, num_classes) of recordings of any lengths."""
+        """Return the logits (B, num_classes) of recordings that are cut into windows."""
         windows: list[Tensor] = []
         counts: list[int] = []
         for wave in waves:
@@ -192,14 +204,18 @@ class AudioClassifier(ClassificationTask):
             windows += cut
             counts.append(len(cut))
 
-        parts = [windows[first : first + _WINDOWS] for first in range(0, len(windows), _WINDOWS)]
-        logits_NK = torch.cat([self.read(self.to_maps(pad_waves(part))) for part in parts])
+        parts: list[Tensor] = []
+        for first in range(0, len(windows), _WINDOWS_AT_ONCE):
+            padded = pad_waves(windows[first : first + _WINDOWS_AT_ONCE])
+            parts.append(self.read(self.to_maps(padded)))
+
+        logits_NK = torch.cat(parts)
         return torch.stack([self._mean_logits(own_NK) for own_NK in logits_NK.split(counts)])
 
     def _mean_logits(self, logits_NK: Tensor) -> Tensor:
-        """Return the logits (K,) whose probabilities are the mean of those of N windows.
+        """Return the logits (K,) whose probabilities are the mean over N windows.
 
-        They are computed from the logarithms of the probabilities, which keeps those near 0 and 1 apart.
+        The mean is computed with logarithms of probabilities, which stay exact near probabilities of 0 and 1.
         """
         if len(logits_NK) == 1:
             return logits_NK[0]
@@ -208,22 +224,32 @@ class AudioClassifier(ClassificationTask):
         if self.criterion == "ce":
             return logits_NK.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(logits_NK))
 
+        # The logit of a probability p is log(p) - log(1 - p), from which the division by N cancels.
         log_yes_K = F.logsigmoid(logits_NK).logsumexp(dim=0)
         log_no_K = F.logsigmoid(-logits_NK).logsumexp(dim=0)
         return log_yes_K - log_no_K
 
     def augment_batch(self, raw: Any, target: Tensor) -> tuple[Waves, Tensor]:
-        """Mix waveforms; targets become (B, num_classes) float."""
-        wave_BT, lengths_B = raw if isinstance(raw, tuple) else (raw, torch.full((len(raw),), raw.shape[1]))
-        target_BK = target if target.is_floating_point() else self._several(target).float()
+        """Mix waveforms; the targets become (B, num_classes) float.
+
+        Args:
+            raw: :class:`audio.data.Waves`, or waveforms (B, T) alone.
+            target: labels (B,) int64, or (B, num_classes) of 0 and 1.
+        """
+        if isinstance(raw, tuple):
+            wave_BT, lengths_B = raw
+        else:
+            wave_BT = raw
+            lengths_B = torch.full((len(raw),), raw.shape[1])
+
+        target_BK = self._one_hot(target).float()
         mixed_BT, target_BK = mix_waveforms(wave_BT.float(), lengths_B, target_BK, probability=self.mix_probability)
         return Waves(mixed_BT, lengths_B), target_BK
 
     def augment_map(self, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Mask maps with the value of padded cells, add noise, and roll them in time."""
-        x = maps.float()  # where a narrower type could not count the frames
         x = spec_augment(
-            x,
+            maps.float(),  # bfloat16 cannot represent the positions of the masks
             frequency_mask=self.frequency_mask,
             time_mask=self.time_mask,
             value=self.feature_map.padding,
@@ -232,7 +258,7 @@ class AudioClassifier(ClassificationTask):
         return x.to(maps.dtype), target
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the criterion on smoothed targets: a mean over the batch, and for 'bce' over the classes too.
+        """Return the criterion with label smoothing: the mean over the batch and, for 'bce', also over the classes.
 
         Args:
             output: logits (B, num_classes).
@@ -241,77 +267,83 @@ class AudioClassifier(ClassificationTask):
         return self._criterion(output, target, self.label_smoothing)
 
     def evaluation_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the criterion without smoothing."""
+        """Return the criterion without smoothing, which is logged as ``val_loss`` and ``test_loss``."""
         return self._criterion(output, target, 0.0)
 
     def _criterion(self, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
         if self.criterion == "ce":
             return F.cross_entropy(logits, target, label_smoothing=smoothing)
-        target_BK = self._several(target).to(logits)
+
+        target_BK = self._one_hot(target).to(logits)
         target_BK = target_BK * (1 - smoothing) + smoothing / self.num_classes
         return F.binary_cross_entropy_with_logits(logits, target_BK)
 
-    def _several(self, target: Tensor) -> Tensor:
-        """Labels (B,) as (B, num_classes) of 0 and 1; such targets as they are."""
+    def _one_hot(self, target: Tensor) -> Tensor:
+        """Turn labels (B,) into targets (B, num_classes) of 0 and 1; targets of that shape stay as they are."""
         return F.one_hot(target, self.num_classes) if target.ndim == 1 else target
 
     def probabilities(self, output: Tensor) -> Tensor:
-        """(B, num_classes) in [0, 1]: of each class by itself for 'bce', adding up to 1 for 'ce'."""
+        """Turn logits (B, num_classes) into probabilities in [0, 1], which add up to 1 only for 'ce'."""
         return output.float().sigmoid() if self.criterion == "bce" else output.float().softmax(dim=1)
 
-    # Metrics, pictures and predictions
+    # Metrics
 
     def update_metrics(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Tensor) -> None:
-        """Add one batch to the metrics of a split."""
+        """Add one batch to the metrics of a split, among them the accuracy unless there are several labels."""
         super().update_metrics(split, raw, output, target)
         if not self.spec.multi_label:
             cast(Metric, self.top1[split]).update(output, target)
 
     def update_scores(self, scores: MetricCollection, output: Tensor, target: Tensor) -> None:
         """Add one batch to the tagging metrics and the confusion matrix."""
-        scores.update(self.probabilities(output), self._several(target).long())
+        scores.update(self.probabilities(output), self._one_hot(target).long())
         if not self.spec.multi_label:
             self.confusion.update(output, target)
 
     def log_metrics(self, split: EvaluationSplit) -> None:
-        """Log the loss and the metrics of a split; the progress line shows the accuracy, or with several labels all."""
+        """Log the loss and the metrics of a split; the progress bar shows the accuracy or, without one, the others."""
         several = self.spec.multi_label
         self.log(f"{split}_loss", cast(Metric, self.losses[split]), batch_size=1)
         if not several:
             self.log(f"{split}_acc", cast(Metric, self.top1[split]), prog_bar=split == "val", batch_size=1)
         self.log_dict(cast(Any, self.scores[split]), prog_bar=several and split == "val", batch_size=1)
 
+    # Pictures
+
     def report(self, split: EvaluationSplit) -> None:
-        """Draw the examples, and the confusion matrix unless a recording may belong to several of its rows."""
+        """Draw the examples and, unless there are several labels, the confusion matrix."""
         super().report("predict" if self.spec.multi_label else split)
 
     def is_wrong(self, label: Tensor, target: Tensor) -> Tensor:
-        """Return whether each predicted label (B,) is not the recording's, or with several labels none of them."""
+        """Return which predicted labels (B,) are none of the recording's labels, (B,) bool."""
         if not self.spec.multi_label:
             return super().is_wrong(label, target)
         return target.gather(1, label[:, None])[:, 0] < 0.5
 
     def truths(self, target: Tensor) -> list[str]:
-        """Return the names of the true classes; none where there may be several."""
+        """Return the names of the true classes; with several labels none, since a title has no room for them."""
         return [] if self.spec.multi_label else super().truths(target)
 
     def show(self, raw: Any) -> Tensor:
-        """Maps (N, 1, F, T) from their lowest to their highest value as [0, 1], low frequencies at the bottom.
+        """Return the maps (N, 1, F, T), each scaled to [0, 1], with low frequencies at the bottom.
 
-        Of a long recording the first window is shown.
+        Of a long recording, the first window is shown.
         """
-        waves = pad_waves([wave[: self.feature_map.samples()] for wave in raw]) if isinstance(raw, list) else raw
-        x = self.feature_map(*waves) if isinstance(waves, tuple) else self.feature_map(waves)
-        low = x.amin(dim=(1, 2, 3), keepdim=True)
-        high = x.amax(dim=(1, 2, 3), keepdim=True)
-        return ((x - low) / (high - low).clamp(min=1e-6)).flip(2)
+        if isinstance(raw, list):
+            raw = pad_waves([wave[: self.feature_map.samples()] for wave in raw])
+        maps = self.feature_map(*raw) if isinstance(raw, tuple) else self.feature_map(raw)
+
+        low = maps.amin(dim=(1, 2, 3), keepdim=True)
+        high = maps.amax(dim=(1, 2, 3), keepdim=True)
+        scaled = (maps - low) / (high - low).clamp(min=1e-6)
+        return scaled.flip(2)
+
+    # Prediction
 
     def rows(self, output: Tensor, names: Any) -> dict[str, list[Any]]:
-        """Return the file, the most probable class, its probability, and with several labels all classes above 0.5."""
+        """Return the file, the most probable class and its probability, and with several labels all above 0.5."""
         columns = super().rows(output, names)
         if self.spec.multi_label:
-            chosen = (self.probabilities(output) > 0.5).tolist()
-            columns["labels"] = [
-                ";".join(name for name, above in zip(self.class_names, row, strict=True) if above) for row in chosen
-            ]
+            is_probable = (self.probabilities(output) > 0.5).tolist()
+            columns["labels"] = [";".join(compress(self.class_names, row)) for row in is_probable]
         return columns

@@ -1,4 +1,4 @@
-"""What all video data modules share: videos become clips of raw frames, augmented in training."""
+"""The base of all video data modules, which turn videos into clips of raw frames and augment them in training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,15 +24,16 @@ __all__ = ["Clips", "VideoDataModule", "VideoSpec"]
 
 @dataclass(frozen=True)
 class VideoSpec(PixelSpec):
-    """What a model must know of its videos: the pixels of their frames, and how clips are made of them.
+    """What a model must know about videos: the pixels of their frames, and how clips are made of them.
 
     Attributes:
-        num_frames: T, the number of frames of a clip.
-        sampling_rate: video frames for each frame of a dense clip.
+        num_frames: number of frames T of a clip.
+        sampling_rate: number of video frames for each frame of a dense clip.
         sampling: 'dense' or 'uniform', see :class:`video.sampling.Sampling`.
-        test_views: clips over the length of a video, in test and prediction.
-        test_crops: crops over the longer side of each of these clips.
-        short_side: frames of files whose shorter side has more pixels are scaled down to this; None keeps their size.
+        test_views: number of clips over the length of a video, in test and prediction.
+        test_crops: number of crops over the longer side of each of these clips.
+        short_side: largest shorter side of a file's frames, in pixels; larger frames are scaled down. None keeps their
+            size.
     """
 
     num_frames: int = 16
@@ -44,28 +45,32 @@ class VideoSpec(PixelSpec):
 
 
 class VideoDataModule(SampleDataModule):
-    """Base of the video data modules: which frames become clips, their size, and their augmentation.
+    """Base of the video data modules: sampling, size and augmentation of the clips, and prediction on any files.
 
-    Batches are raw frames (B, T, C, size, size) uint8 with their targets. Where a video gives N clips they are
-    (B, N, T, C, size, size): in training N augmentations of one clip, each of which counts as a sample, in test and
-    prediction N views of the video, whose probabilities the task averages.
+    Batches are (clips (B, T, C, size, size) uint8, labels (B,) int64) or, for prediction, (clips, names). If a video
+    gives N clips, they are (B, N, T, C, size, size). In training, these are N augmentations of one clip, each of which
+    counts as a sample. In test and prediction, they are N views of the video, whose probabilities the task averages.
 
     Args:
-        num_frames: T, the number of frames of a clip.
-        sampling_rate: video frames for each frame of a dense clip.
+        num_frames: number of frames T of a clip.
+        sampling_rate: number of video frames for each frame of a dense clip.
         sampling: 'dense' for a window of num_frames * sampling_rate frames, 'uniform' for frames of the whole video.
-        size: side of the frames of a clip, in pixels.
-        mean: of each channel, for pixels in [0, 1].
+        size: side of a frame of a clip, in pixels.
+        mean: mean of each channel, for pixels in [0, 1].
         std: standard deviation of each channel, for pixels in [0, 1].
-        scale: range of the share of a training frame's area that its crop covers.
+        scale: range of the share of a training frame that its crop covers.
         hflip: probability of a horizontal flip in training.
-        auto_augment: RandAugment policy of training in timm's notation, or null.
-        repeats: augmented clips that training makes of one decoded clip; a step has batch_size * repeats samples.
-        test_views: clips over the length of a video, in test and prediction.
-        test_crops: crops over the longer side of each of these clips.
-        short_side: frames of files whose shorter side has more pixels are scaled down to this, as data sets of videos
-            are usually kept; null keeps their size.
+        auto_augment: timm's RandAugment policy in training, or None.
+        repeats: number of augmented clips that training makes of one decoded clip. A step has batch_size * repeats
+            samples.
+        test_views: number of clips over the length of a video, in test and prediction.
+        test_crops: number of crops over the longer side of each of these clips.
+        short_side: largest shorter side of a file's frames, in pixels; larger frames are scaled down, as copies of
+            large data sets usually are. None keeps their size.
         kwargs: arguments of :class:`core.data.labeled.SampleDataModule`.
+
+    Raises:
+        InputError: if ``mean`` or ``std`` do not have one value for each channel, or an option is out of range.
     """
 
     spec_only = ("classes", "mode")
@@ -91,12 +96,12 @@ class VideoDataModule(SampleDataModule):
         super().__init__(**kwargs)
         if test_views < 1 or (short_side is not None and short_side < size):
             raise InputError(
-                f"test_views={test_views}, short_side={short_side}; expected at least 1, and at least size={size} "
-                "or null"
+                f"test_views={test_views}, short_side={short_side}; expected 1 or more, and null or at least the size "
+                f"{size}"
             )
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise InputError(
-                f"mean={list(mean)}, std={list(std)}; expected three numbers each, for red, green and blue, and std "
+                f"mean={list(mean)}, std={list(std)}; expected three numbers each, for red, green and blue, and a std "
                 "above 0"
             )
 
@@ -120,7 +125,7 @@ class VideoDataModule(SampleDataModule):
         self.collate = partial(collate_found, kind="video")
 
     def settings(self) -> VideoSpec:
-        """Frames of a clip, their size and normalization, and the views of evaluation."""
+        """Return the sampling of clips, the size and statistics of their frames, and the views of evaluation."""
         return VideoSpec(
             num_frames=self.sampling.frames,
             sampling_rate=self.sampling.rate,
@@ -134,11 +139,15 @@ class VideoDataModule(SampleDataModule):
         )
 
     def find(self, path: Path) -> list[Source]:
-        """Return the video itself, or all videos below a folder."""
+        """Find all videos below a folder; a path to a video gives that video alone."""
         return list(video_files(path))
 
     def dataset(self, samples: Samples, split: Split) -> "Clips":
-        """Random clips to train on, the clip in the middle to validate, all views for test and prediction."""
+        """Return the dataset of a split.
+
+        Training takes a random clip of each video, validation the clip in the middle, and test and prediction all
+        views.
+        """
         choose: Callable[[int], FrameIndices]
         transform: Callable[[Tensor], Tensor]
         if split == "train":
@@ -164,10 +173,12 @@ class Clips(SampleDataset):
     """A dataset of clips of videos, each with the target of its video.
 
     Args:
-        samples: (video, target) pairs.
-        choose: gives for a number of frames the indices of one clip (T,), or of several views (V, T).
-        transform: turns frames (T, C, H, W) or (V, T, C, H, W) uint8 into clips (N, ..., T, C, size, size) uint8.
-        short_side: frames of files whose shorter side has more pixels are scaled down to this; None keeps their size.
+        samples: (video, target) pairs; a video is a :data:`video.files.Source`.
+        choose: function from the number of frames of a video to the indices of one clip (T,) or of V clips (V, T).
+        transform: function from frames (T, C, H, W) or (V, T, C, H, W) uint8 to clips (N, T, C, size, size) or
+            (N, V, T, C, size, size) uint8.
+        short_side: largest shorter side of a file's frames, in pixels; larger frames are scaled down. None keeps their
+            size.
         skip_broken: leave out videos that cannot be used, with a warning, instead of stopping.
     """
 
@@ -186,17 +197,17 @@ class Clips(SampleDataset):
         self.short_side = short_side
 
     def read(self, source: Source) -> Tensor:
-        """Return the clip (T, C, size, size) uint8 of a video, or its several clips (N, T, C, size, size)."""
+        """Return the clip of a video (T, C, size, size) uint8 or, if there are several, (N, T, C, size, size)."""
         with open_video(source, short_side=self.short_side) as video:
             indices = self.choose(len(video))
 
-            # Views overlap: each frame is decoded once.
-            wanted, places = np.unique(indices, return_inverse=True)
+            # Each frame is decoded once, although views may overlap.
+            wanted, positions = np.unique(indices, return_inverse=True)
             decoded = np.ascontiguousarray(video.read(wanted))
 
         frames = torch.from_numpy(decoded).permute(0, 3, 1, 2)
-        clips = self.transform(frames[torch.from_numpy(places.reshape(indices.shape))])
+        chosen = frames[torch.from_numpy(positions.reshape(indices.shape))]
 
-        # Crops and views of a video are one axis: (crops, V, T, C, H, W) to (N, T, C, H, W).
-        clips = clips.flatten(0, -5)
+        # The crops and the views of a video become one axis: (crops, V, T, C, H, W) to (N, T, C, H, W).
+        clips = self.transform(chosen).flatten(0, -5)
         return clips[0] if len(clips) == 1 else clips

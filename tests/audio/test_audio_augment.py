@@ -276,5 +276,5 @@ def test_masks_of_a_long_map_in_a_narrow_type_lie_where_they_should() -> None:
     [("mixup", -0.1), ("mixup", 1.1), ("frequency_mask", -1), ("time_mask", -1), ("noise", -0.1), ("roll", -1)],
 )
 def test_numbers_out_of_range(name: str, value: float) -> None:
-    with pytest.raises(InputError, match=rf"{name}={value}.*mixup is a probability, the others are 0 or more"):
+    with pytest.raises(InputError, match=rf"{name}={value}.*expected a probability for mixup, and 0 or more"):
         AudioClassifier(_Maps(), 3, **OFF | {name: value})

@@ -226,7 +226,7 @@ def test_module_as_backbone_gets_a_classifier_of_the_right_size() -> None:
     ("options", "message"),
     [
         ({"criterion": "ce", "spec": _spec(multi_label=True)}, r"several labels \(multi_label\).*'bce', not 'ce'"),
-        ({"mixup_alpha": 0.2}, r"audio mixes waveforms, not maps: set --model\.mixup"),
+        ({"mixup_alpha": 0.2}, r"audio mixes waveforms, not maps; set --model\.mixup"),
         ({"cutmix_alpha": 1.0}, r"set --model\.mixup instead of mixup_alpha or cutmix_alpha"),
         ({"num_classes": 1}, "num_classes=1; expected a number from 2 to"),
         ({"num_classes": None}, r"nothing says how many classes there are; give num_classes, or spec=data\.spec\(\)"),

@@ -110,7 +110,7 @@ def test_other_words_in_the_order_of_their_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["tea"], ["tea", "tea"], ["tea", "../tea"], []])
 def test_words_that_are_none(words: list[str], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="give two or more different ones, of letters alone"):
+    with pytest.raises(InputError, match="give two or more different ones, which consist of letters"):
         SpokenWords(str(tmp_path / "spoken"), words=words, **KNOWN)
     assert not list(tmp_path.iterdir())
 

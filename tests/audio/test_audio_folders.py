@@ -124,9 +124,9 @@ def test_all_recordings_of_a_batch_broken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"overlap": 1.0}, r"overlap=1\.0; give a share in \[0, 1\)"),
+        ({"overlap": 1.0}, r"overlap=1\.0; expected a share in \[0, 1\)"),
         ({"overlap": -0.1}, r"overlap=-0\.1"),
-        ({"mean": 1.0}, r"mean=1\.0, std=None; give both or none"),
+        ({"mean": 1.0}, r"mean=1\.0, std=None; give both or neither"),
         ({"std": 1.0}, r"mean=None, std=1\.0"),
         ({"num_mels": 0}, "num_mels=0"),
         ({"batch_size": 0}, "batch_size=0"),

@@ -164,7 +164,7 @@ def test_sources_that_are_no_recordings(tmp_path: Path) -> None:
     task = _task()
     with pytest.raises(MissingError, match="neither a file nor a folder; give recordings"):
         task.predict(tmp_path / "nowhere.wav")
-    with pytest.raises(InputError, match=r"array 0 is of shape \(2, 900\)"):
+    with pytest.raises(InputError, match=r"array 0 has the shape \(2, 900\)"):
         task.predict(np.zeros((2, 900), np.float32))
     with pytest.raises(InputError, match=r"a waveform has 100 samples, a frame 200"):
         task(torch.zeros(1, 100))

@@ -167,15 +167,15 @@ def test_weights_decide_what_is_drawn(place: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("1\n1\n1\n", "has 3 weights for 4 recordings; give one each, 0 or more"),
+        ("1\n1\n1\n", "has 3 weights for 4 recordings; give a finite one for each, 0 or more and not all 0"),
         ("1\n" * 5, "has 5 weights for 4 recordings"),
         ("", "has 0 weights for 4 recordings"),
-        ("1\n-1\n1\n1\n", "has 4 weights for 4 recordings; give one each, 0 or more"),
-        ("0\n" * 4, "has 4 weights for 4 recordings; give one each, 0 or more"),
-        ("1\nnan\n1\n1\n", "has 4 weights for 4 recordings; give one each, 0 or more"),
-        ("1\none\n1\n1\n", "is not one number a line: .*'one'"),
-        ("weight\n1\n1\n1\n1\n", "is not one number a line: .*'weight'"),
-        ("1\ninf\n1\n1\n", "has 4 weights for 4 recordings; give one each"),
+        ("1\n-1\n1\n1\n", "has 4 weights for 4 recordings; give a finite one for each, 0 or more and not all 0"),
+        ("0\n" * 4, "has 4 weights for 4 recordings; give a finite one for each, 0 or more and not all 0"),
+        ("1\nnan\n1\n1\n", "has 4 weights for 4 recordings; give a finite one for each, 0 or more and not all 0"),
+        ("1\none\n1\n1\n", "does not have one number in each line: .*'one'"),
+        ("weight\n1\n1\n1\n1\n", "does not have one number in each line: .*'weight'"),
+        ("1\ninf\n1\n1\n", "has 4 weights for 4 recordings; give a finite one for each"),
     ],
 )
 def test_weights_that_do_not_fit(lines: str, message: str, place: Path) -> None:

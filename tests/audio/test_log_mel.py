@@ -180,7 +180,11 @@ def test_silence_gives_the_logarithm_of_epsilon(level: float) -> None:
         (torch.zeros(2, 900), torch.tensor([900, 10]), r"has 10 samples, .*shorter --data\.frame_length"),
         (torch.full((1, 900), math.nan), None, r"holds NaN or infinity; replace the recording"),
         (torch.full((1, 900), -math.inf), None, r"holds NaN or infinity"),
-        (torch.zeros(1, 900, dtype=torch.int16), None, r"of torch\.int16; give floats in \[-1, 1\], as x / 32768"),
+        (
+            torch.zeros(1, 900, dtype=torch.int16),
+            None,
+            r"dtype torch\.int16; give floats in \[-1, 1\], such as x / 32768",
+        ),
     ],
 )
 def test_unusable_waveforms(wave: Tensor, lengths: Tensor | None, message: str) -> None:
@@ -218,7 +222,7 @@ def test_gradients_reach_the_waveform() -> None:
 )
 def test_numbers_out_of_range(options: dict[str, Any]) -> None:
     (name, value), *_ = options.items()
-    with pytest.raises(InputError, match=rf"{name}={value}.*must be positive, a frame at least two samples"):
+    with pytest.raises(InputError, match=rf"{name}={value}.*must be positive, with at least two samples in a frame"):
         LogMel(**options)
 
 

@@ -316,10 +316,10 @@ def test_arrays_are_recordings_too() -> None:
     [
         (
             np.zeros((2, 900), np.float32),
-            r"array 0 is of shape \(2, 900\) and float32; give a waveform \(T,\) of floats",
+            r"array 0 has the shape \(2, 900\) and the dtype float32; expected a waveform \(T,\) of floats",
         ),
-        (np.zeros(900, np.int16), r"array 0 is of shape \(900,\) and int16; .* in \[-1, 1\] at 8000 Hz"),
-        (np.zeros(199, np.float32), r"array 0 is of shape \(199,\).* with at least 200 samples"),
+        (np.zeros(900, np.int16), r"array 0 has the shape \(900,\) and the dtype int16; .* in \[-1, 1\] at 8000 Hz"),
+        (np.zeros(199, np.float32), r"array 0 has the shape \(199,\).* with at least 200 samples"),
         (np.full(900, np.nan, np.float32), "array 0 holds NaN or infinity"),
     ],
     ids=str,

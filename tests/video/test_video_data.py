@@ -133,7 +133,7 @@ def test_list_that_a_spreadsheet_wrote(lists: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("videos/c.mp4", "line 2: got 'videos/c.mp4'; expected 'path label', with numbers from 0 on"),
+        ("videos/c.mp4", "line 2: got 'videos/c.mp4'; expected 'path label', with whole numbers from 0"),
         ("videos/c.mp4,1", "line 2: got 'videos/c.mp4,1'; expected 'path label'"),
         ("videos/c.mp4 one", "line 2: got 'videos/c.mp4 one'"),
         ("videos/c.mp4 -1", "line 2: got 'videos/c.mp4 -1'"),
@@ -219,8 +219,11 @@ def test_arrays_are_read_like_files(lists: Path) -> None:
     assert from_file.shape == (3, 4, 3, 32, 32)
     assert torch.equal(from_file, from_array)
     for wrong, message in (
-        (array[0], r"array 0 has the shape \(48, 64, 3\) and the type uint8; expected frames \(T, H, W, 3\) of uint8"),
-        (array / 255, "the type float64; expected frames"),
+        (
+            array[0],
+            r"array 0 has the shape \(48, 64, 3\) and the dtype uint8; expected RGB frames \(T, H, W, 3\) uint8",
+        ),
+        (array / 255, "the dtype float64; expected RGB frames"),
         (array[:1], "array 0 has 1 frames; a clip needs at least two"),
     ):
         data.use_sources(wrong)
