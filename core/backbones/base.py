@@ -1,4 +1,4 @@
-"""What UniRepLKNet and RepLKNet share: timm's methods around stages, a final norm and a classifier."""
+"""The base class of UniRepLKNet and RepLKNet, with the methods that timm expects of a ConvNet."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,27 +18,37 @@ from core.io.downloads import download_pretrained
 from core.io.weights import checkpoint_filter_fn
 from core.ops import depthwise_conv2d, is_exporting, runs_on_onednn
 
-__all__ = ["LargeKernelNet", "add_shortcut", "build_variant", "evaluation_cfg", "has_hooks", "may_overwrite"]
+__all__ = [
+    "LargeKernelNet",
+    "add_shortcut",
+    "build_variant",
+    "evaluation_cfg",
+    "has_hooks",
+    "may_overwrite",
+    "patterns_of_runs",
+]
 
 Net = TypeVar("Net", bound="LargeKernelNet")
 
 
 class LargeKernelNet(nn.Module, ABC):
-    """Stages of large-kernel blocks, a final norm and a classifier, with the methods that timm expects of a ConvNet.
+    """A net of stages of large-kernel blocks, a final norm and a classifier.
 
-    A family says what the layers before a stage, its blocks and the norms are, and builds them in its constructor.
+    The constructor of a family builds the layers. Its methods then tell this class which layers come before a stage,
+    which are the blocks of a stage, and where the norms are.
 
     Attributes:
-        stages: what ``feature_info`` names, one entry a stage.
+        stages: the stages, under the names in ``feature_info``.
         norm: the norm between the last map and the classifier.
+        head_drop: the dropout before the classifier.
         head: the classifier, or an identity.
-        in_chans: channels of the input map.
-        num_classes: outputs of the classifier; 0 without one.
-        num_features: channels of the last map.
+        in_chans: number of channels of the input map.
+        num_classes: number of outputs of the classifier; 0 if there is none.
+        num_features: number of channels of the last map.
         feature_norms: whether each stage's map has a norm of its own for ``forward_intermediates(norm=True)``.
-        depths: number of blocks of each stage.
-        pruned: whether parts that the wanted maps do not need were removed; files may have them.
-        norm_in_head: whether the final norm is folded into the classifier, so that the vector between them is gone.
+        depths: number of blocks of each stage; for RepLKNet, number of pairs of blocks.
+        pruned: whether :meth:`prune_intermediate_layers` removed layers; files of weights may still have them.
+        norm_in_head: whether the final norm is folded into the classifier. The vector between the two is then gone.
 
     Raises:
         InputError: if depths and dims do not fit together, or a number is out of range.
@@ -46,6 +56,7 @@ class LargeKernelNet(nn.Module, ABC):
 
     stages: nn.ModuleList
     norm: nn.Module
+    head_drop: nn.Module
     head: nn.Module
     global_pool: SelectAdaptivePool2d
 
@@ -61,7 +72,7 @@ class LargeKernelNet(nn.Module, ABC):
         super().__init__()
         if len(depths) != len(dims) or not depths or min(depths) < 1:
             raise InputError(
-                f"depths={tuple(depths)}, dims={tuple(dims)}: give both for every stage, each depth 1 or more"
+                f"depths={tuple(depths)}, dims={tuple(dims)}: give both for every stage, and depths of 1 or more"
             )
         if not 0 <= drop_path_rate < 1 or num_classes < 0 or in_chans < 1:
             raise InputError(
@@ -77,58 +88,58 @@ class LargeKernelNet(nn.Module, ABC):
         self.norm_in_head = False
         self.pruned = False
         self.grad_checkpointing = False
-        self.feature_info = [
-            {"num_chs": dim, "reduction": 4 * 2**stage, "module": f"stages.{stage}"} for stage, dim in enumerate(dims)
-        ]
+        self.feature_info: list[dict[str, Any]] = []
+        for stage, dim in enumerate(dims):
+            self.feature_info.append({"num_chs": dim, "reduction": 4 * 2**stage, "module": f"stages.{stage}"})
 
-    # What a family says about its stages
+    # The layers of a family
 
     @abstractmethod
     def entry(self, stage: int) -> nn.Module:
-        """The stem, or the strided layers before a later stage."""
+        """Return the layers before a stage: the stem, or those that halve the map before a later stage."""
 
     @abstractmethod
     def blocks(self, stage: int) -> nn.Sequential:
-        """The blocks of a stage, in order."""
+        """Return the blocks of a stage, in order."""
 
     @abstractmethod
     def feature_norm(self, stage: int) -> nn.Module:
-        """The norm on a stage's map, of a model with feature norms."""
+        """Return the norm of a stage's map; only models with ``feature_norms`` have one."""
 
     @abstractmethod
     def remove_feature_norm(self, stage: int) -> None:
-        """Remove the norm on a stage's map, if there is one."""
+        """Remove the norm of a stage's map, if there is one."""
 
     @abstractmethod
     def keep_stages(self, count: int) -> None:
         """Remove all stages after the first ``count``."""
 
     @abstractmethod
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and norm a map of the last stage; with ``pre_logits`` stop before the classifier.
-
-        Returns:
-            (B, num_classes), or (B, dims[-1]) with ``pre_logits`` or without a classifier.
-
-        Raises:
-            InputError: if ``pre_logits`` is asked of a model whose final norm is folded into its classifier.
-        """
+    def pool_and_norm(self, x: Tensor) -> Tensor:
+        """Turn the last map (B, dims[-1], H, W) into the vector (B, dims[-1]) that the classifier takes."""
 
     @abstractmethod
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for timm, from input to output, for layer-wise learning-rate decay."""
+        """Return timm's groups of parameters, from input to output, for layer-wise learning-rate decay."""
 
     def init_classifier(self, head: nn.Linear) -> None:
-        """Initialize a new classifier; by default its weights are those of torch."""
+        """Initialize a new classifier; without a rule of the family, PyTorch's initial weights stay."""
 
     # Forward
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W), normalized, to logits (B, num_classes)."""
+        """Compute logits (B, num_classes) from normalized maps (B, in_chans, H, W)."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last stage's map before any final norm, (B, dims[-1], ceil(H / 32), ceil(W / 32)) with four stages."""
+        """Compute the last map, before any norm of it.
+
+        Args:
+            x: (B, in_chans, H, W), normalized.
+
+        Returns:
+            (B, dims[-1], ceil(H / 32), ceil(W / 32)) if there are four stages.
+        """
         for stage in range(len(self.stages)):
             x = self._forward_stage(x, stage)
         return x
@@ -142,21 +153,23 @@ class LargeKernelNet(nn.Module, ABC):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps of chosen stages, with timm's arguments.
+        """Compute the maps of chosen stages, with timm's arguments.
 
         Args:
-            x: (B, in_chans, H, W).
-            indices: the last n stages if an int, all if None, else the stages named; negative ones count from the end.
-            norm: apply the feature norms, where the model has them, to the maps.
-            stop_early: do not compute stages after the last one asked for.
-            output_fmt: 'NCHW', the only layout there is.
+            x: (B, in_chans, H, W), normalized.
+            indices: numbers of the stages, of which negative ones count from the end; an int n for the last n stages,
+                None for all.
+            norm: apply the feature norms to the maps, if the model has them.
+            stop_early: skip the stages after the last chosen one.
+            output_fmt: 'NCHW', the only layout.
             intermediates_only: return the list alone.
 
         Returns:
-            The last map computed, before any norm, and the list of maps, stage i being (B, dims[i], H / 4 / 2^i, ...).
+            The last map that was computed, before any norm, and the list of the chosen maps. The map of stage i is
+            (B, dims[i], ceil(H / (4 * 2^i)), ceil(W / (4 * 2^i))).
 
         Raises:
-            InputError: if another layout is asked for.
+            InputError: if ``output_fmt`` is another layout.
         """
         if output_fmt != "NCHW":
             raise InputError(f"output_fmt is {output_fmt!r}; {type(self).__name__} gives 'NCHW'")
@@ -168,8 +181,34 @@ class LargeKernelNet(nn.Module, ABC):
                 maps.append(self.feature_norm(stage)(x) if norm and self.feature_norms else x)
         return maps if intermediates_only else (x, maps)
 
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool, norm and classify the last map; with ``pre_logits``, stop before the classifier.
+
+        Args:
+            x: the last map, (B, dims[-1], H, W).
+            pre_logits: return the vector that the classifier takes.
+
+        Returns:
+            Logits (B, num_classes); the vector (B, dims[-1]) with ``pre_logits`` or without a classifier; the map
+            itself if ``global_pool`` is ''.
+
+        Raises:
+            InputError: if ``pre_logits`` is asked of a model whose final norm is folded into its classifier.
+        """
+        if not self.global_pool.pool_type:
+            return x
+        x = self.head_drop(self.pool_and_norm(x))
+        if not pre_logits:
+            return self.head(x)
+        if self.norm_in_head:
+            raise InputError(
+                "the final norm of this folded model is part of its classifier, with no vector between them; fold a "
+                "model with num_classes=0 for embeddings"
+            )
+        return x
+
     def _forward_stage(self, x: Tensor, stage: int) -> Tensor:
-        # Not in training, where PyTorch's batch norms of channels_last maps are 4 to 16 times less exact.
+        # Training keeps the format: PyTorch's batch norms are 4 to 16 times less exact on channels_last maps.
         if stage == 0 and not self.training:
             x = to_fastest_format(x)
         x = self.entry(stage)(x)
@@ -177,30 +216,27 @@ class LargeKernelNet(nn.Module, ABC):
             return _checkpoint_blocks(self.blocks(stage), x)
         return self.blocks(stage)(x)
 
-    def classify(self, x: Tensor, pre_logits: bool) -> Tensor:
-        """(B, dims[-1]) after norm and pooling to logits, or with ``pre_logits`` as it is."""
-        if pre_logits and self.norm_in_head:
-            raise InputError(
-                "the final norm of this folded model is part of its classifier, with no vector between them; fold a "
-                "model with num_classes=0 for embeddings"
-            )
-        return x if pre_logits else self.head(x)
-
-    # Changes of a built model, with timm's names
+    # Changes to a built model, by timm's names
 
     def get_classifier(self) -> nn.Module:
-        """The last linear layer, or an identity."""
+        """Return the classifier, a linear layer, or an identity if there is none."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one (0 classes: none), and the pooling if one is named.
+        """Replace the classifier by a new one.
+
+        Args:
+            num_classes: number of its outputs; 0 for no classifier.
+            global_pool: timm's name of a new pooling, '' for none; by default the pooling stays.
 
         Raises:
-            InputError: if classes are asked for without a pooling, or none of a model whose classifier holds the norm.
+            InputError: if there are classes but no pooling, if the pooling changes the number of features, or if the
+                classifier is to be removed while the final norm is folded into it.
         """
         if self.norm_in_head and num_classes == 0 and not self.pruned:
             raise InputError(
-                "the last norm's scale and shift are folded into this classifier; remove it before core.reparameterize"
+                "the final norm is folded into this classifier; remove it before core.reparameterize, by "
+                "reset_classifier(0)"
             )
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         if num_classes > 0 and not pool:
@@ -223,7 +259,16 @@ class LargeKernelNet(nn.Module, ABC):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Remove what the named stages do not need, in place; timm's ``features_only`` calls this."""
+        """Remove the layers that the maps of the chosen stages do not need, in place, as timm's ``features_only`` asks.
+
+        Args:
+            indices: the chosen stages, as in :meth:`forward_intermediates`.
+            prune_norm: remove the feature norms of the chosen stages as well.
+            prune_head: remove the final norm and the classifier; they are always removed with the last stage.
+
+        Returns:
+            The numbers of the chosen stages.
+        """
         wanted, last = feature_take_indices(len(self.stages), indices)
         shortened = last < len(self.stages) - 1
         if self.feature_norms:
@@ -241,20 +286,20 @@ class LargeKernelNet(nn.Module, ABC):
         return wanted
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
+        """Set whether each block is computed again in the backward pass, instead of keeping its activations."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names exempt from weight decay besides those with one dimension: none, as in the papers' recipes."""
+        """Return no names: as in the papers, only parameters of one dimension are exempt from weight decay."""
         return set()
 
     def _limit_stride(self, output_stride: int | None) -> None:
-        """Let no map be coarser than ``output_stride``, in place: strides become dilations, as in timm's models.
+        """Replace strides by dilations, in place, so that no map is coarser than ``output_stride``.
 
-        At the pixels that the strided net keeps, each convolution then reads what it reads there.
+        A pixel that the strided net also has gets the same value: its convolutions read the same pixels.
 
         Raises:
-            InputError: if no stage ends with this stride.
+            InputError: if ``output_stride`` is not the stride of a stage's map.
         """
         if output_stride is None:
             return
@@ -271,17 +316,17 @@ class LargeKernelNet(nn.Module, ABC):
 
 @register_notrace_function
 def to_fastest_format(x: Tensor) -> Tensor:
-    """A map in channels_last where oneDNN computes, which is fastest for all layers; they keep that format."""
+    """Return a map in channels_last where oneDNN computes: all layers are fastest in this format, and keep it."""
     if not runs_on_onednn(x) or is_exporting():
         return x
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # torch.func.vmap takes no memory_format
 
 
-register_notrace_function(depthwise_conv2d)  # looks at sizes, which timm's extraction of graphs cannot follow
+register_notrace_function(depthwise_conv2d)  # depends on sizes, which timm's feature extraction cannot trace
 
 
 def _dilate(layers: nn.Module, factor: int) -> None:
-    """Remove the strides of convolutions and spread their taps, in place."""
+    """Remove the strides of convolutions and multiply their dilations, in place; pointwise ones stay as they are."""
     for conv in layers.modules():
         if isinstance(conv, nn.Conv2d) and conv.kernel_size != (1, 1):
             conv.stride = (1, 1)
@@ -289,20 +334,20 @@ def _dilate(layers: nn.Module, factor: int) -> None:
             conv.padding = tuple(r * (k - 1) // 2 for k, r in zip(conv.kernel_size, conv.dilation, strict=True))
 
 
-# What blocks ask before they depart from one module after the other
+# In-place computation in blocks
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody looks at what goes into a module and comes out of it."""
+    """Return whether a module has forward or backward hooks, which see its input and output."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 def may_overwrite(block: nn.Module, x: Tensor) -> bool:
-    """Whether a block may write over the maps that it makes of ``x``: no gradients, and nobody looks at them.
+    """Return whether a block may overwrite the maps that it makes of ``x``: without gradients, and without hooks.
 
-    That is faster on a CPU, which would have to request memory for each new map. Compilers do it themselves.
+    This saves the allocation of new maps, which takes time on CPUs. Compilers reuse memory by themselves.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exporting() or isinstance(x, torch.fx.Proxy):
         return False
@@ -310,12 +355,12 @@ def may_overwrite(block: nn.Module, x: Tensor) -> bool:
 
 
 def add_shortcut(y: Tensor, x: Tensor, *, in_place: bool) -> Tensor:
-    """Return ``x + y``, written over ``y`` where that is allowed and both have one dtype.
+    """Return ``x + y``.
 
     Args:
         y: output of the branch (B, C, H, W).
         x: input of the block (B, C, H, W).
-        in_place: the result of :func:`may_overwrite`.
+        in_place: ``y`` may be overwritten, see :func:`may_overwrite`; it is if both have the same dtype.
     """
     if in_place and y.dtype == x.dtype:
         return y.add_(x)
@@ -326,29 +371,30 @@ def add_shortcut(y: Tensor, x: Tensor, *, in_place: bool) -> Tensor:
 
 
 def _checkpoint_blocks(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """Run blocks one after the other, each recomputed in the backward pass.
+    """Run blocks one after the other, and let the backward pass compute each of them again.
 
-    timm's ``checkpoint_seq`` would update the running statistics of batch norms a second time in the recomputation.
+    With timm's ``checkpoint_seq``, batch norms would update their running statistics a second time in the backward
+    pass.
     """
     for block in blocks:
-        if torch.compiler.is_compiling():  # the compiler plans its own recomputation and takes no context managers
+        if torch.compiler.is_compiling():  # the compiler recomputes in its own way and takes no context managers
             x = checkpoint(block, x, use_reentrant=False)
         else:
-            x = checkpoint(block, x, use_reentrant=False, context_fn=_recomputation(block))
+            x = checkpoint(block, x, use_reentrant=False, context_fn=_checkpoint_contexts(block))
     return x
 
 
 Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
 
 
-def _recomputation(block: nn.Module) -> Callable[[], Contexts]:
-    """What surrounds the first computation of a block, and what its second one."""
-    return lambda: (nullcontext(), _preserved_statistics(block))
+def _checkpoint_contexts(block: nn.Module) -> Callable[[], Contexts]:
+    """Return a function that makes the contexts of a block's first and second computation."""
+    return lambda: (nullcontext(), _keep_statistics(block))
 
 
 @contextmanager
-def _preserved_statistics(block: nn.Module) -> Iterator[None]:
-    """Lend copies of the running statistics to the batch norms of a block."""
+def _keep_statistics(block: nn.Module) -> Iterator[None]:
+    """Let the batch norms of a block update copies of their running statistics, which are then thrown away."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
     statistics = [dict(norm.named_buffers()) for norm in norms]
     for norm, buffers in zip(norms, statistics, strict=True):
@@ -360,17 +406,39 @@ def _preserved_statistics(block: nn.Module) -> Iterator[None]:
             norm._buffers.update(buffers)
 
 
+# Parameter groups
+
+
+def patterns_of_runs(prefix: str, count: int, size: int) -> list[str]:
+    r"""Return regular expressions for the parameters of a stage, one for each run of consecutive blocks.
+
+    Args:
+        prefix: regular expression for the part of a name before the number of the block.
+        count: number of blocks of the stage.
+        size: number of blocks in a run; the last run may be shorter.
+
+    Example:
+        >>> patterns_of_runs(r"stages\.2\.", 4, 3)
+        ['^stages\\.2\\.(?:0|1|2)\\.', '^stages\\.2\\.(?:3)\\.']
+    """
+    patterns = []
+    for first in range(0, count, size):
+        numbers = "|".join(str(i) for i in range(first, min(first + size, count)))
+        patterns.append(rf"^{prefix}(?:{numbers})\.")
+    return patterns
+
+
 # Registered variants
 
 
 def build_variant(net: type[Net], name: str, args: dict[str, Any], *, pretrained: bool) -> Net:
-    """A registered variant by timm's builder, with published weights on request, compared with their hash.
+    """Build a registered variant with timm's builder; published weights are checked against their hash.
 
     Args:
         net: class of the family.
-        name: the name under which timm knows the variant.
-        args: of the class, ``dims`` among them, and of the builder.
-        pretrained: load the weights of the variant's pretrained configuration.
+        name: name of the variant in timm's registry.
+        args: arguments of the class, which include ``dims``, and of timm's builder.
+        pretrained: load the weights that the variant's pretrained configuration names.
     """
     if pretrained:
         overlay = args.get("pretrained_cfg_overlay")
@@ -387,16 +455,16 @@ def build_variant(net: type[Net], name: str, args: dict[str, Any], *, pretrained
 
 
 def evaluation_cfg(size: int, *, top1: float | None, num_classes: int, first_conv: str) -> dict[str, Any]:
-    """Entries of timm's pretrained configuration by the rule of both official scripts.
+    """Return the entries of timm's pretrained configuration that follow the official evaluation scripts.
 
-    Below 384 pixels the shorter side is resized to size / 0.875 and the center cut out; from 384 on the whole image is
-    squashed.
+    Below 384 pixels, the shorter side is resized to size / 0.875 and the center is cropped. From 384 pixels on, the
+    whole image is squashed.
 
     Args:
         size: side of the input, in pixels.
-        top1: accuracy on ImageNet-1K in percent, the paper's; None for weights of a pretraining.
-        num_classes: outputs of the classifier in the file.
-        first_conv: name of the layer that adapts to other input channels.
+        top1: the paper's accuracy on ImageNet-1K, in percent; None for weights of a pretraining.
+        num_classes: number of outputs of the classifier in the file.
+        first_conv: name of the layer that timm adapts to another number of input channels.
     """
     accuracy = f"ImageNet-1K top-1 {top1} (paper)" if top1 else "pretraining, no accuracy published"
     return {

@@ -1,4 +1,4 @@
-"""Models by name, with errors that help."""
+"""Build timm models by name, with error messages that say what to change."""
 
 import difflib
 import re
@@ -13,10 +13,15 @@ __all__ = ["build_backbone", "input_channels"]
 
 
 def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """``timm.create_model`` with an error that suggests similar names.
+    """Build a model with ``timm.create_model``.
+
+    Args:
+        name: name of the model in timm's registry, with or without the tag of published weights.
+        pretrained: load the published weights.
+        kwargs: arguments of the model.
 
     Raises:
-        InputError: if timm knows no such model or refuses the arguments.
+        InputError: if timm has no such model, refuses the arguments or cannot load the weights.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -28,7 +33,7 @@ def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.
         raise
     except (TypeError, AssertionError, re.error) as error:
         raise InputError(f"{name} does not take these backbone_args: {error}") from error
-    except (RuntimeError, OSError, ValueError) as error:  # unknown tag, no weights, no network
+    except (RuntimeError, OSError, ValueError) as error:  # an unknown tag, no weights, or no network
         tags = ", ".join(timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)) or "none of this model"
         reason = str(error).partition(" Use `pretrained")[0]
         raise InputError(
@@ -38,7 +43,7 @@ def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.
 
 
 def _manual_download(name: str) -> str:
-    """Where the weights of a tag are that no program can download."""
+    """Return a sentence with the address of weights that can only be downloaded by hand, or '' for other weights."""
     try:
         cfg = timm.get_pretrained_cfg(name)
     except RuntimeError:  # unknown tag
@@ -49,7 +54,7 @@ def _manual_download(name: str) -> str:
 
 
 def input_channels(model: nn.Module, *, without: int = 3) -> int:
-    """Channels that the model's first 2-D convolution takes; ``without`` if it has none."""
+    """Return the number of input channels of a model's first 2D convolution; ``without`` if it has none."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels

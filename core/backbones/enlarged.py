@@ -1,11 +1,13 @@
-"""Large kernels for networks that were designed with small ones, as in the papers' first studies.
+"""Large kernels in networks that were designed with small ones, as in the papers' first studies.
 
-:func:`enlarge_kernels` and :func:`remove_shortcuts` change any model. The ``lk_*`` models are timm's MobileNetV2 and
-ResNets with both, by name: ``timm.create_model("lk_mobilenetv2_100", kernel_size=13, shortcut=False)`` takes the
-arguments of :func:`enlarge_kernels` beside those of the network itself, and ``shortcut=False`` for
-:func:`remove_shortcuts`. ``kernel_size=3`` is the network to compare with, without small branches: MobileNetV2 as it
-is, a ResNet with depthwise 3x3 convolutions where they have as many outputs as inputs. The papers' files of these
-studies were never published, so there are no weights; ``pretrained=True`` loads the small network's own.
+:func:`enlarge_kernels` and :func:`remove_shortcuts` change models of timm and others. timm's MobileNetV2 and ResNets
+with these changes are registered as ``lk_*``. ``timm.create_model("lk_mobilenetv2_100", kernel_size=13,
+shortcut=False)`` takes the arguments of the small network, those of :func:`enlarge_kernels`, and ``shortcut=False`` for
+:func:`remove_shortcuts`.
+
+``kernel_size=3`` builds the baseline, without small branches: MobileNetV2 itself, or a ResNet whose 3x3 convolutions
+are depthwise where they have as many outputs as inputs. No weights of these studies were published;
+``pretrained=True`` loads those of the small network.
 """
 
 import copy
@@ -36,24 +38,25 @@ def enlarge_kernels(
     dense: bool = False,
     where: str = "",
 ) -> Model:
-    r"""A new model whose depthwise kernels are large, each with a small branch that merges into it after training.
+    r"""Return a new model with large depthwise kernels, each with a small branch that merges into it after training.
 
-    This is how the papers compare kernel sizes in MobileNetV2, with and without small branches ('Scaling Up Your
-    Kernels', table 2), and large with small kernels in ResNets (figure 2). Weights of the original kernels go into the
-    small branch if that has their size; large kernels start as torch starts them.
+    In this way, the papers compare kernel sizes in MobileNetV2 with and without small branches ('Scaling Up Your
+    Kernels', table 2), and large with small kernels in ResNets (figure 2). If the small branch has the size of the
+    original kernel, it gets the original weights. Large kernels have PyTorch's initial weights.
 
     Args:
-        model: any module with ``nn.Conv2d`` layers of odd size and 'same' padding, such as timm's ``mobilenetv2_100``;
-            layers of derived classes, as in timm's ``tf_`` models, stay as they are.
-        kernel_size: K, odd; depthwise kernels of this size and larger stay as they are.
+        model: any module with ``nn.Conv2d`` layers of odd size and 'same' padding, such as timm's ``mobilenetv2_100``.
+            Layers of derived classes, as in timm's ``tf_`` models, stay as they are.
+        kernel_size: K, odd. Depthwise kernels of this size and larger stay as they are.
         small_kernel: size of the branch beside each large kernel, odd; 0 for none.
-        identity: add the input of each stride-1 convolution to its output as well; merges into the kernel.
-        dense: also replace dense convolutions that have as many outputs as inputs by depthwise ones of the large size;
-            a ResNet has no others.
-        where: regular expression that the names of the convolutions to change must match, as in ``^blocks\.[56]``.
+        identity: also add the input of each convolution of stride 1 to its output, as a branch that can be merged.
+        dense: also replace dense convolutions that have as many outputs as inputs, by large depthwise ones; ResNets
+            need this, since they have no depthwise convolutions.
+        where: regular expression for the names of the convolutions to replace, such as ``^blocks\.[56]``.
 
     Raises:
-        InputError: if a size is even, the small one is not smaller, or there is nothing to enlarge.
+        InputError: if a size is even, ``small_kernel`` is not smaller than ``kernel_size``, or no convolution can be
+            replaced.
 
     Example:
         >>> import timm
@@ -73,20 +76,21 @@ def enlarge_kernels(
     if not chosen:
         raise InputError(
             f"{type(model).__name__} has no plain depthwise nn.Conv2d smaller than {kernel_size}x{kernel_size} at "
-            f"where={where!r}, dense={dense}; dense=True also takes dense convolutions, of which a ResNet consists"
+            f"where={where!r}, dense={dense}; dense=True also replaces dense convolutions, which ResNets have"
         )
     for name, conv in chosen.items():
         enlarged = _enlarged(conv, kernel_size, small_kernel, identity)
-        if name == "":  # the model is the convolution
+        if name == "":  # the model itself is a convolution
             return cast(Model, enlarged)
         model.set_submodule(name, enlarged)
     return model
 
 
 def remove_shortcuts(model: Model) -> Model:
-    """A new model without the identity shortcuts of timm's inverted residuals and ResNet blocks; projections stay.
+    """Return a new model without the identity shortcuts of timm's inverted residuals and ResNet blocks.
 
-    The papers show with it that large kernels need shortcuts ('Scaling Up Your Kernels', table 2).
+    Shortcuts with a projection stay. The papers use this to show that large kernels need shortcuts ('Scaling Up Your
+    Kernels', table 2).
 
     Raises:
         InputError: if the model has none of these shortcuts.
@@ -98,20 +102,20 @@ def remove_shortcuts(model: Model) -> Model:
             module.has_skip = False
             removed += 1
         elif isinstance(module, BasicBlock | Bottleneck):
-            _wake_last_norm(module)
+            _reset_zero_norm(module)
             if module.downsample is None:
                 module.downsample = _NoShortcut()
                 removed += 1
     if not removed:
         raise InputError(
-            f"{type(model).__name__} has no identity shortcuts to remove; known are those of timm's inverted residuals "
-            "and ResNet blocks"
+            f"{type(model).__name__} has no identity shortcuts to remove; only those of timm's inverted residuals and "
+            "ResNet blocks can be removed"
         )
     return model
 
 
 def _can_grow(conv: nn.Module, kernel_size: int, dense: bool) -> bool:
-    """Whether a module is a convolution that :func:`enlarge_kernels` replaces."""
+    """Return whether a module is a convolution that :func:`enlarge_kernels` can replace."""
     if type(conv) is not nn.Conv2d or conv.in_channels != conv.out_channels or conv.dilation != (1, 1):
         return False
     size = conv.kernel_size[0]
@@ -124,6 +128,7 @@ def _can_grow(conv: nn.Module, kernel_size: int, dense: bool) -> bool:
 
 
 def _enlarged(conv: nn.Conv2d, kernel_size: int, small_kernel: int, identity: bool) -> ReparamLargeKernelConv:
+    """Make the large convolution that replaces a small one, with its weights if the small branch has their size."""
     large = ReparamLargeKernelConv(
         conv.in_channels,
         kernel_size,
@@ -139,10 +144,10 @@ def _enlarged(conv: nn.Conv2d, kernel_size: int, small_kernel: int, identity: bo
     return large.to(conv.weight).train(conv.training)
 
 
-def _wake_last_norm(block: BasicBlock | Bottleneck) -> None:
-    """Set the weight of a block's last norm to 1 where it is 0.
+def _reset_zero_norm(block: BasicBlock | Bottleneck) -> None:
+    """Set the weight of a block's last norm to 1 if it is 0.
 
-    timm starts it at 0, which leaves the shortcut alone; without a shortcut nothing would be left.
+    With timm's initial value of 0, a new block returns its shortcut alone. Without a shortcut, it would return 0.
     """
     norm = block.bn2 if isinstance(block, BasicBlock) else block.bn3
     if not norm.weight.any():
@@ -150,7 +155,7 @@ def _wake_last_norm(block: BasicBlock | Bottleneck) -> None:
 
 
 class _NoShortcut(nn.Module):
-    """Stands where a ResNet block looks for its projection, and gives nothing to add."""
+    """A layer that returns 0; it replaces the projection of a ResNet block, to which the block adds its output."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(())
@@ -170,10 +175,10 @@ def _create_enlarged(
     pretrained_cfg_overlay: Any = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """A network of timm with large kernels.
+    """Build a network of timm with large kernels.
 
-    A configuration is of the small network, unless it was saved beside a file of an enlarged one: then ``enlarged``
-    is in it.
+    The pretrained configuration usually belongs to the small network. One that was saved with the weights of an
+    enlarged network has an entry ``enlarged``.
     """
     saved_enlarged = False
     if isinstance(pretrained_cfg, dict):
@@ -191,12 +196,12 @@ def _create_enlarged(
         model = enlarge_kernels(
             model, kernel_size, small_kernel=small_kernel, identity=identity, dense=dense, where=where
         )
-    elif dense:  # the network to compare with
+    elif dense:  # the baseline
         model = enlarge_kernels(model, kernel_size, small_kernel=0, identity=identity, dense=True, where=where)
     if not shortcut:
         model = remove_shortcuts(model)
 
-    # timm writes this beside a shared file, and reads it to build the network again.
+    # timm saves this configuration with shared weights, and builds the network from it.
     cfg = model.pretrained_cfg | {"architecture": f"lk_{name}", "enlarged": True}
     model.pretrained_cfg = cfg
     model.default_cfg = cfg
@@ -207,13 +212,16 @@ def _create_enlarged(
 
 @register_model
 def lk_mobilenetv2_050(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """MobileNetV2 of half the width with large depthwise kernels."""
+    """MobileNetV2 of width 0.5 with large depthwise kernels."""
     return _create_enlarged("mobilenetv2_050", pretrained, **kwargs)
 
 
 @register_model
 def lk_mobilenetv2_075(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """MobileNetV2 of three quarters of the width, that of the paper's study of the last stage (by its parameters)."""
+    """MobileNetV2 of width 0.75 with large depthwise kernels.
+
+    By its number of parameters, this is the network of the paper's study of the last stage.
+    """
     return _create_enlarged("mobilenetv2_075", pretrained, **kwargs)
 
 

@@ -1,12 +1,14 @@
-"""RepLKNet, the ConvNet with kernels of up to 31x31.
+"""RepLKNet, a ConvNet with kernels of up to 31x31.
 
 Paper: 'Scaling Up Your Kernels to 31x31: Revisiting Large Kernel Design in CNNs' (CVPR 2022, arXiv 2203.06717).
-Official code: github.com/DingXiaoH/RepLKNet-pytorch at b76808a, MIT. Tensor names are the official ones in training
-form and with the small kernels merged, so official files load without renaming.
+Official code: github.com/DingXiaoH/RepLKNet-pytorch at b76808a, MIT. Tensors have their official names, both in
+training form and with the small kernels merged, so official files load without renaming.
 
-Deliberate deviations: SyncBN and activation checkpointing are the trainer's choice, not the factory's default; the
-norms of the stages' maps (``stages.0.norm``, ...) exist beside the classifier instead of replacing it; there is a third
-form without any batch norm.
+Deliberate differences from the official code:
+
+- The trainer decides on SyncBN and activation checkpointing, not the model.
+- The norms of the stages' maps (``stages.0.norm``, ...) exist beside the classifier instead of replacing it.
+- There is a third form, without any batch norm.
 """
 
 import copy
@@ -21,7 +23,14 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models._input import update_model_args
 from torch import Tensor, nn
 
-from core.backbones.base import LargeKernelNet, add_shortcut, build_variant, evaluation_cfg, may_overwrite
+from core.backbones.base import (
+    LargeKernelNet,
+    add_shortcut,
+    build_variant,
+    evaluation_cfg,
+    may_overwrite,
+    patterns_of_runs,
+)
 from core.errors import InputError
 from core.layers import DepthwiseConv2d
 from core.reparam import (
@@ -39,15 +48,15 @@ __all__ = ["VARIANTS", "ConvBN", "ConvFFN", "RepLKBlock", "RepLKNet", "RepLKNetS
 
 
 class ConvBN(nn.Sequential):
-    """Convolution, batch norm, optional ReLU; in inference form the convolution has a bias instead of the norm.
+    """A convolution, a batch norm and an optional ReLU; in inference form, the convolution has a bias and no norm.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: odd.
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the output.
+        kernel_size: size of the kernel, odd.
         stride: step of the output grid, in pixels.
-        depthwise: a kernel of its own for each channel; needs as many outputs as inputs.
-        relu: end with a ReLU.
+        depthwise: give each channel a kernel of its own; ``in_channels`` must equal ``out_channels``.
+        relu: add a ReLU at the end.
         inference_mode: build the folded form.
     """
 
@@ -75,7 +84,7 @@ class ConvBN(nn.Sequential):
             self.nonlinear = nn.ReLU()
 
     def reparameterize(self) -> None:
-        """Fold the norm into the convolution, in place; nothing happens the second time.
+        """Fold the norm into the convolution, in place; a folded layer stays as it is.
 
         Raises:
             RuntimeError: if the layer is in training mode.
@@ -87,7 +96,7 @@ class ConvBN(nn.Sequential):
 
 
 class ReparamLargeKernelConv(nn.Module):
-    """A large depthwise kernel with a small one beside it, which merges into it after training (section 3).
+    """A large depthwise kernel with a parallel small one, which merges into it after training (section 3).
 
     ::
 
@@ -100,11 +109,12 @@ class ReparamLargeKernelConv(nn.Module):
         kernel_size: K, odd.
         small_kernel: k, odd and at most K; 0 or None for no small branch.
         stride: step of the output grid, in pixels.
-        identity: add the input to the sum; needs stride 1. RepLKNet has none: its blocks have shortcuts around them.
+        identity: add the input to the sum, which requires stride 1. RepLKNet does not, as its blocks have shortcuts.
         inference_mode: build the merged form.
 
     Raises:
-        InputError: if a kernel is even, the small one larger than the large one, or an identity has a stride.
+        InputError: if a kernel is even, the small one is larger than the large one, or ``identity`` is combined with a
+            stride.
     """
 
     def __init__(
@@ -125,9 +135,7 @@ class ReparamLargeKernelConv(nn.Module):
                 "as large; small_kernel=0 leaves it out"
             )
         if identity and stride != 1:
-            raise InputError(
-                f"an identity beside a convolution of stride {stride} has another size; use identity=False"
-            )
+            raise InputError(f"an identity branch needs stride=1, but the stride is {stride}; use identity=False")
         self.identity = identity
         if inference_mode:
             self.lkb_reparam = DepthwiseConv2d(channels, kernel_size, stride=stride, bias=True)
@@ -138,7 +146,7 @@ class ReparamLargeKernelConv(nn.Module):
 
     @property
     def merged(self) -> bool:
-        """Whether the layer is in its inference form."""
+        """Whether the layer is in inference form."""
         return hasattr(self, "lkb_reparam")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,7 +161,7 @@ class ReparamLargeKernelConv(nn.Module):
         return y
 
     def reparameterize(self) -> None:
-        """Merge the branches into one convolution, in place; nothing happens the second time.
+        """Merge the branches into one convolution, in place; a merged layer stays as it is.
 
         Raises:
             RuntimeError: if the layer is in training mode.
@@ -170,7 +178,7 @@ class ReparamLargeKernelConv(nn.Module):
                 delattr(self, name)
         weight, bias = merged_kernel(branches, identity=self.identity)
         step = large.dilation[0]  # above 1 in a net with an output_stride
-        weight = weight[:, :, ::step, ::step]  # the taps between are zeros
+        weight = weight[:, :, ::step, ::step]  # drop the zeros of the dilated kernel
 
         with torch.device(large.weight.device):
             merged = DepthwiseConv2d(
@@ -186,22 +194,23 @@ class ReparamLargeKernelConv(nn.Module):
 
 
 class RepLKBlock(nn.Module):
-    """Spatial mixing: 1x1, large depthwise kernel, 1x1, under a shortcut (figure 2).
+    """A block that mixes pixels: 1x1 convolution, large depthwise kernel, 1x1 convolution, and a shortcut (figure 2).
 
     ::
 
         x ── BN ── 1x1 + BN + ReLU ── DW KxK (+ DW kxk) ── ReLU ── 1x1 + BN ── DropPath ─┐
         └───────────────────────────────────────────────────────────────────────────── + ─► y
 
-    In inference form the first norm is folded into the 1x1 convolution after it, and the others into those before them.
+    In inference form, the first norm is folded into the convolution after it, and each other norm into the convolution
+    before it.
 
     Args:
         dim: C.
-        hidden: channels between the two 1x1 convolutions.
+        hidden: number of channels between the two 1x1 convolutions.
         kernel_size: K, odd.
-        small_kernel: k of the branch beside it, or None.
-        drop_path: probability of dropping the residual branch of a sample.
-        small_kernel_merged: build the official merged form, which keeps the norms around the large kernel.
+        small_kernel: k of the parallel branch; 0 or None for none.
+        drop_path: probability that a sample skips the block.
+        small_kernel_merged: build the official merged form, which still has the norms of the other layers.
         inference_mode: build the form without norms.
     """
 
@@ -247,7 +256,7 @@ class RepLKBlock(nn.Module):
 
 
 class ConvFFN(nn.Module):
-    """Channel mixing: the feed-forward network of a RepLKNet stage.
+    """A block that mixes channels: the feed-forward network after a :class:`RepLKBlock`.
 
     ::
 
@@ -256,8 +265,8 @@ class ConvFFN(nn.Module):
 
     Args:
         dim: C.
-        hidden: channels between the two 1x1 convolutions.
-        drop_path: probability of dropping the residual branch of a sample.
+        hidden: number of channels between the two 1x1 convolutions.
+        drop_path: probability that a sample skips the block.
         inference_mode: build the form without norms.
     """
 
@@ -290,10 +299,10 @@ class ConvFFN(nn.Module):
 
 
 def _fold_norm_before(norm: nn.Module, layer: ConvBN) -> nn.Identity:
-    """Fold a batch norm and the 1x1 layer's own one into that layer; returns what stands in the first norm's place."""
+    """Fold a batch norm, and the norm of the 1x1 layer after it, into that layer; return the module to replace it."""
     if is_batch_norm(norm):
         weight, bias = fold_affine(layer.conv.weight, layer.conv.bias, *norm_affine(norm))
-        if is_batch_norm(layer.bn):  # both at once, so that half precision is rounded once
+        if is_batch_norm(layer.bn):  # fold both at once, so that a model in half precision is rounded only once
             weight, bias = fold_bn(weight, bias, layer.bn)
             layer.bn = nn.Identity()
         set_folded(layer.conv, weight, bias)
@@ -301,11 +310,11 @@ def _fold_norm_before(norm: nn.Module, layer: ConvBN) -> nn.Identity:
 
 
 class RepLKNetStage(nn.Module):
-    """Pairs of a RepLK block and a ConvFFN, stored flat, and the norm of the stage's map if there is one.
+    """The blocks of a stage, in which RepLK blocks and ConvFFNs alternate, and the norm of its map if there is one.
 
     Args:
-        blocks: the 2 x depth blocks in order.
-        norm: the norm, which ``forward`` leaves to the caller; None for none.
+        blocks: the 2 x depth blocks, in order.
+        norm: norm of the map, which ``forward`` does not apply; None for none.
     """
 
     norm: nn.Module
@@ -317,7 +326,7 @@ class RepLKNetStage(nn.Module):
             self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape, before the norm."""
+        """Compute the map of the stage, before its norm; (B, C, H, W) to the same shape."""
         return self.blocks(x)
 
     def reparameterize(self) -> None:
@@ -332,14 +341,14 @@ class RepLKNetStage(nn.Module):
 
 
 def _map_norm(dim: int, inference_mode: bool) -> nn.Module:
-    """The norm of a map with ``dim`` channels: a batch norm, or in inference form the layer that stands for it."""
+    """Make the norm of a map with ``dim`` channels: a batch norm, or in inference form the layer that replaces it."""
     if inference_mode:
-        return _affine_layer(nn.BatchNorm2d(dim, eps=0.0).eval())
+        return _affine_layer(nn.BatchNorm2d(dim, eps=0.0).eval())  # an identity, until weights are loaded
     return nn.BatchNorm2d(dim)
 
 
 def _affine_layer(norm: nn.Module) -> nn.Module:
-    """A batch norm as a depthwise 1x1 convolution, which is a scale and a shift."""
+    """Turn a batch norm into a depthwise 1x1 convolution, which scales and shifts each channel."""
     scale, shift = norm_affine(norm)
     layer = DepthwiseConv2d(len(scale), 1, bias=True).to(cast(Tensor, norm.running_var))
     layer.requires_grad_(all(p.requires_grad for p in norm.parameters()))
@@ -348,7 +357,7 @@ def _affine_layer(norm: nn.Module) -> nn.Module:
 
 
 class RepLKNet(LargeKernelNet):
-    """Stem, stages of large-kernel blocks and 1x1 networks, strided transitions, pooled classifier.
+    """A stem, stages of large-kernel blocks and 1x1 networks with strided transitions between them, and a classifier.
 
     ::
 
@@ -357,26 +366,26 @@ class RepLKNet(LargeKernelNet):
                              └──────────────┴──────────────┴── forward_intermediates, features_only=True
 
     Args:
-        in_chans: channels of the input map.
-        num_classes: outputs of the classifier; 0 leaves it out.
-        global_pool: timm's name of the pooling ('avg', 'max', 'avgmax', ...); '' keeps the map and needs num_classes 0.
-        depths: pairs of blocks of each stage.
-        dims: channels of each stage.
-        kernel_sizes: odd size of the large kernels of each stage.
-        small_kernel: size of the branch beside each large kernel, at most as large as the smallest; 0 for none (and
-            None, which ``timm.create_model`` does not pass on).
-        dw_ratio: channels of the large kernels over those of the stage.
-        ffn_ratio: hidden channels of the 1x1 networks over those of the stage.
-        drop_path_rate: stochastic depth of the last pair; rates rise linearly from 0, the two of a pair share theirs.
+        in_chans: number of channels of the input map.
+        num_classes: number of outputs of the classifier; 0 for no classifier.
+        global_pool: timm's name of the pooling: 'avg', 'max', 'avgmax', ...; '' keeps the map and needs num_classes 0.
+        depths: number of pairs of blocks of each stage.
+        dims: number of channels of each stage.
+        kernel_sizes: size of the large kernels of each stage, odd.
+        small_kernel: size of the branch beside each large kernel, at most that of the smallest large kernel; 0 for no
+            such branch. None means the same, but ``timm.create_model`` does not pass it on.
+        dw_ratio: number of channels of the large kernels, divided by that of the stage.
+        ffn_ratio: number of hidden channels of the 1x1 networks, divided by that of the stage.
+        drop_path_rate: stochastic depth of the last pair of blocks; rates rise linearly from 0 over the pairs.
         drop_rate: dropout before the classifier.
-        output_stride: pixels of the input for each pixel of the last map: 4, 8, ...; where that is less than the stages
-            give, the later strides become dilations, as DeepLab and other segmentation heads want it.
-        feature_norms: add a BatchNorm for each stage's map (``stages.0.norm``, ...) for
-            ``forward_intermediates(norm=True)``; timm's ``features_only`` gives the maps before them.
+        output_stride: stride of the last map with respect to the input: 4, 8, 16, ... If it is smaller than that of
+            the stages, the later strides become dilations, as in DeepLab and other segmentation networks.
+        feature_norms: add a BatchNorm for each stage's map (``stages.0.norm``, ...). ``forward_intermediates`` applies
+            them with ``norm=True``; timm's ``features_only`` does not.
         small_kernel_merged: build the official merged form, for weights of :meth:`merge_small_kernels`.
         inference_mode: build the form without batch norms, for weights of :func:`core.reparameterize`.
-        device: where the parameters are put.
-        dtype: what the parameters are cast to.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
         InputError: if depths, dims and kernel_sizes do not fit together.
@@ -446,22 +455,12 @@ class RepLKNet(LargeKernelNet):
         self.norm = nn.Identity() if self.norm_in_head else _map_norm(dims[-1], inference_mode)
         self.to(device=device, dtype=dtype)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Norm and pool a map of the last stage; with ``pre_logits`` stop before the classifier.
-
-        Returns:
-            (B, num_classes), or (B, dims[-1]) with ``pre_logits`` or without a classifier.
-
-        Raises:
-            InputError: if ``pre_logits`` is asked of a model whose final norm is folded into its classifier.
-        """
-        if not self.global_pool.pool_type:
-            return x
-        x = self.global_pool(self.norm(x))
-        return self.classify(self.head_drop(x), pre_logits)
+    def pool_and_norm(self, x: Tensor) -> Tensor:
+        """Normalize the last map (B, dims[-1], H, W) and pool it to (B, dims[-1])."""
+        return self.global_pool(self.norm(x))
 
     def merge_small_kernels(self) -> Self:
-        """A new model in the official merged form: small kernels in the large ones, norms as they were.
+        """Return a new model in the official merged form: small kernels are merged, and the other norms stay.
 
         Raises:
             RuntimeError: if the model is in training mode.
@@ -475,15 +474,17 @@ class RepLKNet(LargeKernelNet):
         return merged
 
     def reparameterize(self) -> None:
-        """Fold the last norm through the mean into the classifier, in place; ``core.reparameterize`` does the blocks.
+        """Fold the final norm into the classifier, in place; ``core.reparameterize`` folds the blocks.
 
-        Without a classifier, or with another pooling, the norm becomes a scale and a shift of the map.
+        Norm, average pooling and classifier are linear together. Without a classifier, or with another pooling, the
+        norm becomes a scale and a shift of the map.
 
         Raises:
             RuntimeError: if the model is in training mode.
         """
         require_eval(self)
-        update_model_args(self, inference_mode=True)  # timm.models.save_for_hf writes it, to build this form again
+        # timm.models.save_for_hf stores this argument, with which timm then builds the inference form.
+        update_model_args(self, inference_mode=True)
         if not is_batch_norm(self.norm):
             return
         if self._head_takes_norm():
@@ -495,23 +496,23 @@ class RepLKNet(LargeKernelNet):
             self.norm = _affine_layer(self.norm)
 
     def _head_takes_norm(self) -> bool:
-        """Whether norm, pooling and classifier are linear together, as they are with the mean."""
+        """Return whether the final norm can be folded into the classifier: there is one, after average pooling."""
         return type(self.head) is nn.Linear and self.global_pool.pool_type == "avg"
 
     def entry(self, stage: int) -> nn.Module:
-        """The stem, or the transition before a later stage."""
+        """Return the stem, or the transition before a later stage."""
         return self.transitions[stage - 1] if stage else self.stem
 
     def blocks(self, stage: int) -> nn.Sequential:
-        """The blocks of a stage, in order."""
+        """Return the blocks of a stage, in order."""
         return cast(RepLKNetStage, self.stages[stage]).blocks
 
     def feature_norm(self, stage: int) -> nn.Module:
-        """The norm on a stage's map."""
+        """Return the norm of a stage's map."""
         return cast(RepLKNetStage, self.stages[stage]).norm
 
     def remove_feature_norm(self, stage: int) -> None:
-        """Remove the norm on a stage's map, if there is one."""
+        """Remove the norm of a stage's map, if there is one."""
         if hasattr(self.stages[stage], "norm"):
             del self.stages[stage].norm
 
@@ -521,10 +522,10 @@ class RepLKNet(LargeKernelNet):
         self.transitions = self.transitions[: count - 1]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for timm, from input to output, for layer-wise learning-rate decay.
+        """Return timm's groups of parameters, from input to output, for layer-wise learning-rate decay.
 
-        The rule of the official code, carried over to any depth: the stem, then one group a stage, except that the
-        third stage counts every two pairs of blocks as a group. A transition belongs to the blocks before it.
+        This is the rule of the official code for any depths: the stem is a group, and so is each stage, except that
+        in the third stage every two pairs of blocks are a group. A transition belongs to the blocks before it.
         """
         if coarse:
             return {"stem": r"^stem\.", "blocks": r"^(?:stages|transitions)\.(\d+)"}
@@ -532,10 +533,9 @@ class RepLKNet(LargeKernelNet):
         group = 0
         for stage, depth in enumerate(self.depths[: len(self.stages)]):
             size = 4 if stage == 2 else 2 * depth
-            for first in range(0, 2 * depth, size):
-                members = "|".join(str(i) for i in range(first, min(first + size, 2 * depth)))
+            for pattern in patterns_of_runs(rf"stages\.{stage}\.blocks\.", 2 * depth, size):
                 group += 1
-                blocks.append((rf"^stages\.{stage}\.blocks\.(?:{members})\.", (group,)))
+                blocks.append((pattern, (group,)))
             blocks.append((rf"^transitions\.{stage}\.", (group,)))
         return {"stem": r"^stem\.", "blocks": blocks}
 
@@ -548,10 +548,12 @@ def _check_sizes(
     dw_ratio: float,
     ffn_ratio: float,
 ) -> None:
+    """Check that the sizes of a net fit together and leave every layer at least one channel."""
     given = list(kernel_sizes) if isinstance(kernel_sizes, Sequence) else []
     if len(given) != len(depths) or not all(isinstance(size, int) for size in given):
         raise InputError(
-            f"kernel_sizes={kernel_sizes!r} for {len(depths)} stages; give one odd size for each, as (31, 29, 27, 13)"
+            f"kernel_sizes={kernel_sizes!r} for {len(depths)} stages; give one odd size for each, such as "
+            "(31, 29, 27, 13)"
         )
     if min(kernel_sizes) < (small_kernel or 1):
         raise InputError(
@@ -563,6 +565,7 @@ def _check_sizes(
 
 
 def _stem(in_chans: int, dim: int, inference_mode: bool) -> nn.Sequential:
+    """Make the layers that turn the input into a map of a quarter of its height and width."""
     return nn.Sequential(
         ConvBN(in_chans, dim, 3, stride=2, relu=True, inference_mode=inference_mode),
         ConvBN(dim, dim, 3, depthwise=True, relu=True, inference_mode=inference_mode),
@@ -572,15 +575,16 @@ def _stem(in_chans: int, dim: int, inference_mode: bool) -> nn.Sequential:
 
 
 def _transition(dim_in: int, dim_out: int, inference_mode: bool) -> nn.Sequential:
+    """Make the layers between two stages, which halve height and width."""
     return nn.Sequential(
         ConvBN(dim_in, dim_out, relu=True, inference_mode=inference_mode),
         ConvBN(dim_out, dim_out, 3, stride=2, depthwise=True, relu=True, inference_mode=inference_mode),
     )
 
 
-# Published variants. The authors' files are on Google Drive, which no program can download from by name; the files that
-# ``pretrained=True`` fetches are the same weights in mmpretrain's naming, on OpenMMLab's server. Accuracies are the
-# paper's, weights are under the MIT license. XL takes pixels normalized by mean and standard deviation 0.5.
+# Published variants. The authors' files are on Google Drive, from which programs cannot download. ``pretrained=True``
+# loads the same weights from OpenMMLab's server, where they have mmpretrain's names. Accuracies are those of the paper.
+# The weights are under the MIT license. XL takes pixels normalized by mean 0.5 and standard deviation 0.5.
 
 _MIRROR = "https://download.openmmlab.com/mmclassification/v0/replknet/replknet-"
 _DRIVE = "https://drive.google.com/file/d/"
@@ -674,7 +678,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "small_kernel": 3,
     },
 }
-"""Name to the arguments of :class:`RepLKNet` that make a variant."""
+"""Arguments of :class:`RepLKNet` for each variant, by its name."""
 
 
 def _create_replknet(name: str, pretrained: bool, **kwargs: Any) -> RepLKNet:
@@ -685,8 +689,9 @@ def _create_replknet(name: str, pretrained: bool, **kwargs: Any) -> RepLKNet:
 def replknet_13(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-13: 74.2 M parameters in training form and 73.8 M with merged kernels, 13.5 GMACs at 224.
 
-    31B with kernels of 13, from the comparison of kernel sizes (RepLKNet section 4.2). Its weights, of 120 epochs in
-    which 31B reaches 83.07, were published to compare receptive fields.
+    This is RepLKNet-31B with 13x13 kernels, from the comparison of kernel sizes (RepLKNet section 4.2). Its weights
+    were published to compare receptive fields. They were trained for 120 epochs, after which RepLKNet-31B has an
+    accuracy of 83.07 percent.
     """
     return _create_replknet("replknet_13", pretrained, **kwargs)
 
@@ -705,11 +710,11 @@ def replknet_31l(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
 
 @register_model
 def replknet_xl(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
-    """RepLKNet-XL: 335 M parameters, 129 GMACs at 320; no small kernels, wider large-kernel layers."""
+    """RepLKNet-XL: 335 M parameters, 129 GMACs at 320; without small kernels, and with wider large-kernel layers."""
     return _create_replknet("replknet_xl", pretrained, **kwargs)
 
 
 @register_model
 def test_replknet(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
-    """A tiny net for tests; it has no weights."""
+    """A tiny net for tests, without published weights."""
     return _create_replknet("test_replknet", pretrained, **kwargs)

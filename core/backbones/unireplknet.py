@@ -2,12 +2,16 @@
 
 Papers: 'UniRepLKNet: A Universal Perception Large-Kernel ConvNet' (CVPR 2024, arXiv 2311.15599) and 'Scaling Up Your
 Kernels' (TPAMI 2025, arXiv 2410.08049). Official code: github.com/AILab-CVC/UniRepLKNet at b5677d8, Apache-2.0, weights
-Apache-2.0. Tensor names are the official ones in both forms, so official files load without renaming.
+Apache-2.0. Tensors have their official names in training and in inference form, so official files load without
+renaming.
 
-Deliberate deviations: statistics of half-precision inputs are computed in float32; the map of the last stage, its
-pooled vector and the logits are three methods instead of one output that depends on a flag; the features' norms
-(``norm0`` to ``norm3``) exist beside the classifier instead of replacing it; checkpointing is non-reentrant and leaves
-the running statistics as they would be without it.
+Deliberate differences from the official code:
+
+- The global response norm computes its statistics in float32 when its input is in half precision.
+- The last map, its pooled vector and the logits come from three methods. In the official code, a flag of the model
+  decides which of them ``forward`` returns.
+- The norms of the stages' maps (``norm0`` to ``norm3``) exist beside the classifier instead of replacing it.
+- Activation checkpointing is non-reentrant and does not update running statistics twice.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +26,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Permute
 
-from core.backbones.base import LargeKernelNet, add_shortcut, build_variant, evaluation_cfg, has_hooks, may_overwrite
+from core.backbones.base import (
+    LargeKernelNet,
+    add_shortcut,
+    build_variant,
+    evaluation_cfg,
+    has_hooks,
+    may_overwrite,
+    patterns_of_runs,
+)
 from core.errors import InputError
 from core.layers import DepthwiseConv2d
 from core.ops import depthwise_conv2d, is_exporting
@@ -52,8 +64,13 @@ Branches = Sequence[tuple[int, int]]
 """Kernel size k and dilation r of each parallel branch."""
 
 BranchType = Literal["dilated", "none", "same_kernel", "same_equivalent_kernel"]
+"""Kind of the parallel branches, see :func:`dilated_branches`."""
+
 ExtraStructure = Literal["se", "none", "bottleneck", "two_1x1", "two_dw3x3"]
+"""Layers after the depthwise convolution of a block, see :func:`extra_structure`."""
+
 KernelSizes = Sequence[int | Sequence[int]]
+"""For each stage, the kernel size of all its blocks, or the sizes of its blocks one by one."""
 
 PUBLISHED_BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
     17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
@@ -64,22 +81,24 @@ PUBLISHED_BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
     7: ((5, 1), (3, 2), (3, 3)),
     5: ((3, 1), (3, 2)),
 }
-"""K to the (k, r) pairs of the official code."""
+"""The (k, r) pairs of the official code for each kernel size K."""
 
 
 def dilated_branches(kernel_size: int, reparam: BranchType = "dilated") -> tuple[tuple[int, int], ...]:
-    """The (k, r) pairs that go with a large kernel of size K.
+    """Return the (k, r) pairs of the branches beside a large kernel of size K.
 
-    Published sizes answer from :data:`PUBLISHED_BRANCHES`. Any other odd K above 5 follows the pattern of the table: a
-    dense 5x5, the widest kernel of dilation 2, and 3x3 kernels spread to about 1/2, 2/3 and all of the field.
+    The sizes in :data:`PUBLISHED_BRANCHES` have the branches of the official code. Other sizes follow the pattern of
+    that table: a dense 5x5 kernel, the widest kernel with dilation 2, and 3x3 kernels whose dilations spread them over
+    about 1/2, 2/3 and all of the large kernel.
 
     Args:
-        kernel_size: K.
-        reparam: 'dilated', or what the paper compares it with (section 3.1): 'none', the same k without dilation
-            ('same_kernel'), or dense kernels as wide as the dilated ones ('same_equivalent_kernel').
+        kernel_size: K, odd, at least 5.
+        reparam: 'dilated', or an alternative from the paper's ablation (section 3.1): 'none' for no branches,
+            'same_kernel' for kernels of the same sizes without dilation, 'same_equivalent_kernel' for dense kernels
+            that cover as many pixels as the dilated ones.
 
     Raises:
-        InputError: if ``kernel_size`` is even or below 5, or ``reparam`` is none of these.
+        InputError: if ``kernel_size`` is even or below 5, or ``reparam`` is unknown.
 
     Example:
         >>> dilated_branches(13)
@@ -107,7 +126,7 @@ def dilated_branches(kernel_size: int, reparam: BranchType = "dilated") -> tuple
 
 
 class DilatedReparamBlock(nn.Module):
-    """A large depthwise kernel with parallel dilated small ones that merge into it (section 3.2 and figure 2).
+    """A large depthwise kernel with parallel small dilated ones, which merge into it (section 3.2 and figure 2).
 
     ::
 
@@ -115,7 +134,7 @@ class DilatedReparamBlock(nn.Module):
             ├── DW k1xk1, dil r1 ── BN ─┼── sum ──► y        inference form:  x ── DW KxK + bias ──► y
             └── DW k2xk2, dil r2 ── BN ─┘
 
-    In eval mode the branches already run as one convolution, whose kernel is merged at each call.
+    In eval mode on CPUs, ``forward`` merges the kernels at each call and then computes a single convolution.
 
     Args:
         channels: C.
@@ -124,7 +143,7 @@ class DilatedReparamBlock(nn.Module):
         inference_mode: build the merged form, a single convolution with bias.
 
     Raises:
-        InputError: if K is even, or a branch does not fit it.
+        InputError: if K is even, or a branch is larger than it.
     """
 
     def __init__(
@@ -156,7 +175,7 @@ class DilatedReparamBlock(nn.Module):
 
     @property
     def merged(self) -> bool:
-        """Whether the block is in its inference form."""
+        """Whether the block is in inference form."""
         return not hasattr(self, "origin_bn")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,10 +190,10 @@ class DilatedReparamBlock(nn.Module):
         return y
 
     def _merges_in_forward(self, x: Tensor) -> bool:
-        """Whether one convolution can stand for the branches, and nobody looks at them one by one."""
-        if self.training or is_exporting() or isinstance(x, torch.fx.Proxy):  # a graph is made of the modules
+        """Return whether ``forward`` merges the branches: in eval mode on CPUs, if they are plain and have no hooks."""
+        if self.training or is_exporting() or isinstance(x, torch.fx.Proxy):  # exported graphs have all modules
             return False
-        if x.device.type != "cpu":  # faster there, and not measured elsewhere
+        if x.device.type != "cpu":  # only measured on CPUs, where it is faster
             return False
         step = self.lk_origin.dilation[0]  # above 1 in a net with an output_stride
         for conv, norm in [(self.lk_origin, self.origin_bn), *self._parallel()]:
@@ -187,7 +206,7 @@ class DilatedReparamBlock(nn.Module):
         return True
 
     def _forward_merged(self, x: Tensor) -> Tensor:
-        """One convolution in place of the branches, as :meth:`reparameterize` makes it, but differentiable."""
+        """Compute the block as one convolution, with the kernel of :meth:`reparameterize`, but differentiably."""
         step = self.lk_origin.dilation[0]
         scale, bias = _affine(self.origin_bn)
         weight = self.lk_origin.weight * scale.view(-1, 1, 1, 1)
@@ -198,7 +217,7 @@ class DilatedReparamBlock(nn.Module):
         return depthwise_conv2d(x, weight, bias, dilation=step)
 
     def _branch_names(self) -> list[str]:
-        """The official k{k}_{r} of each branch; a pair that appears again gets its number as well."""
+        """Return the official name k{k}_{r} of each branch; equal branches after the first one are numbered."""
         names: list[str] = []
         for i, (k, r) in enumerate(self.branches):
             earlier = self.branches[:i].count((k, r))
@@ -206,14 +225,17 @@ class DilatedReparamBlock(nn.Module):
         return names
 
     def _parallel(self) -> Iterator[tuple[DepthwiseConv2d, nn.BatchNorm2d]]:
-        """The convolution and norm of each small branch."""
+        """Yield the convolution and the norm of each small branch."""
         for name in self._branch_names():
             conv = self.get_submodule(f"dil_conv_{name}")
             norm = self.get_submodule(f"dil_bn_{name}")
             yield cast(DepthwiseConv2d, conv), cast(nn.BatchNorm2d, norm)
 
     def reparameterize(self, following: nn.Module | None = None) -> None:
-        """Merge all branches, and a norm that follows, into ``lk_origin``, in place; a merged block stays as it is.
+        """Merge all branches into ``lk_origin``, in place; a merged block stays as it is.
+
+        Args:
+            following: a batch norm after the block, which is folded into the kernel as well.
 
         Raises:
             RuntimeError: if the block is in training mode.
@@ -223,7 +245,7 @@ class DilatedReparamBlock(nn.Module):
             return
         weight, bias = merged_kernel([(self.lk_origin, self.origin_bn), *self._parallel()])
         step = self.lk_origin.dilation[0]
-        weight = weight[:, :, ::step, ::step]  # the taps between are zeros
+        weight = weight[:, :, ::step, ::step]  # drop the zeros of the dilated kernel
         if following is not None:
             weight, bias = fold_bn(weight, bias, following)
         set_folded(self.lk_origin, weight, bias)
@@ -234,7 +256,7 @@ class DilatedReparamBlock(nn.Module):
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a batch norm in eval mode, (C,) each, differentiable."""
+    """Return scale and shift of a batch norm in eval mode, (C,) each, differentiable."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
@@ -242,7 +264,7 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _add_kernel(large: Tensor, small: Tensor, dilation: int) -> Tensor:
-    """A kernel (C, 1, K, K) plus a small one (C, 1, k, k), spread by its dilation, center on center."""
+    """Add a small kernel (C, 1, k, k) with a dilation to a large one (C, 1, K, K) of the same center."""
     margin = (large.shape[-1] - (small.shape[-1] - 1) * dilation - 1) // 2
     taps = slice(margin, large.shape[-1] - margin, dilation)
     total = large.clone()
@@ -251,7 +273,7 @@ def _add_kernel(large: Tensor, small: Tensor, dilation: int) -> Tensor:
 
 
 class SqueezeExcite(nn.Module):
-    """Multiply each channel by a gate computed from the mean of all channels (SENet; UniRepLKNet section 3.1).
+    """A layer that multiplies each channel by a gate, computed from the means of all channels (SENet).
 
     ::
 
@@ -262,7 +284,7 @@ class SqueezeExcite(nn.Module):
 
     Args:
         channels: C.
-        reduced: channels of the bottleneck, C / 4 in the paper.
+        reduced: number of channels between the two convolutions, C / 4 in UniRepLKNet (section 3.1).
     """
 
     def __init__(self, channels: int, reduced: int) -> None:
@@ -277,19 +299,19 @@ class SqueezeExcite(nn.Module):
 
 
 def extra_structure(kind: ExtraStructure, dim: int) -> nn.Module:
-    """What follows the depthwise convolution of a block, (B, C, H, W) to the same shape (section 3.1, first guideline).
+    """Make the layers after the depthwise convolution of a block, (B, C, H, W) to the same shape.
 
-    'se' mixes channels by the pooled map, 'two_1x1' mixes channels at each pixel, 'two_dw3x3' mixes pixels in each
-    channel, 'bottleneck' (1x1, depthwise 3x3, 1x1) both; all go through C / 4 channels except 'two_dw3x3'. Parameters
-    and multiplications are those that the papers print. The ReLU between two layers is SE's, since no code of the
-    others was published.
+    The paper compares them for its first guideline (section 3.1). All but 'two_dw3x3' have C / 4 channels in the
+    middle. Only the code of 'se' was published: the others have the parameters and multiplications that the papers
+    report, and the ReLU of 'se' between their layers.
 
     Args:
-        kind: its name.
+        kind: 'se' mixes channels by their means, 'two_1x1' mixes the channels of each pixel, 'two_dw3x3' mixes the
+            pixels of each channel, 'bottleneck' (1x1, depthwise 3x3, 1x1) mixes both, and 'none' is an identity.
         dim: C.
 
     Raises:
-        InputError: if there is no such structure.
+        InputError: if ``kind`` is unknown.
     """
     hidden = dim // 4
     match kind:
@@ -321,14 +343,15 @@ def extra_structure(kind: ExtraStructure, dim: int) -> nn.Module:
 
 
 class GlobalResponseNorm(nn.Module):
-    """y = (gamma * G / (mean_c G + eps) + 1) * x + beta, where G is each channel's L2 norm over the map.
+    """ConvNeXt V2's global response normalization (section 3 of its paper).
 
-    Equal to ConvNeXt V2's layer (section 3); ``timm.layers.GlobalResponseNorm`` computes the same under other tensor
-    names. G is computed in float32 at least, because a half-precision square overflows for values above 255.
+    With G the L2 norm of each channel over the map, y = (gamma * G / (mean_c G + eps) + 1) * x + beta.
+    ``timm.layers.GlobalResponseNorm`` computes the same under other tensor names. G is computed in float32 or float64,
+    because the square of a half-precision value above 255 overflows.
 
     Args:
-        dim: channels, the last dimension of the input.
-        use_bias: keep ``beta``; the inference form has it folded into the next linear layer.
+        dim: number of channels, the last dimension of the input.
+        use_bias: have a ``beta``; in inference form, it is folded into the next linear layer.
         eps: added to the mean of G.
     """
 
@@ -347,57 +370,58 @@ class GlobalResponseNorm(nn.Module):
         return y.to(x_BHWC.dtype)
 
     def forward_in_place(self, x_BHWC: Tensor) -> Tensor:
-        """The same, written over the input; only without gradients."""
+        """Compute ``forward`` and overwrite the input with the result; this needs no_grad mode."""
         x_BHWC.mul_(self.scale(x_BHWC))
         return x_BHWC if self.beta is None else x_BHWC.add_(self.beta)
 
     def scale(self, x_BHWC: Tensor) -> Tensor:
-        """What each channel of each sample is multiplied by, (B, 1, 1, C), float32 at least."""
+        """Compute the factor of each channel, (B, 1, 1, C) in float32 or float64."""
         norm = channel_norms(x_BHWC)
         return self.gamma * norm / (norm.mean(-1, keepdim=True) + self.eps) + 1
 
 
-_CACHED_VALUES = 2**20  # 4 MB in float32
+_CACHED_VALUES = 2**20
+"""Number of values whose squares stay in the cache of a CPU: 4 MiB in float32."""
 
 
-@register_notrace_function  # looks at the device, which timm's extraction of graphs cannot follow
+@register_notrace_function  # depends on the device, which timm's feature extraction cannot trace
 def channel_norms(x_BHWC: Tensor) -> Tensor:
-    """The L2 norm of each channel over the map, (B, 1, 1, C), float32 at least."""
+    """Compute the L2 norm of each channel over the map, (B, 1, 1, C) in float32 or float64."""
     dtype = torch.promote_types(x_BHWC.dtype, torch.float32)
     on_cpu = x_BHWC.device.type == "cpu"
     if not on_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exporting():
         return torch.linalg.vector_norm(x_BHWC, dim=(1, 2), keepdim=True, dtype=dtype)
 
-    # Some samples at a time, so that their squares stay in the cache.
+    # This takes a few samples at a time, so that their squares stay in the cache.
     samples = max(1, _CACHED_VALUES // max(1, x_BHWC.shape[1:].numel()))
     squares = [part.to(dtype).square().sum((1, 2), keepdim=True) for part in x_BHWC.split(samples)]
     return torch.cat(squares).sqrt()
 
 
 class UniRepLKNetBlock(nn.Module):
-    """Depthwise convolution and feed-forward network under one shortcut (figure 3).
+    """A depthwise convolution and a feed-forward network, with one shortcut around both (figure 3).
 
     ::
 
         x ── dwconv ── BN ── SE ── Linear(C, 4C) ── GELU ── GRN ── Linear(4C, C) ── BN ── layer scale ── DropPath ─┐
         └──────────────────────────────────────────────────────────────────────────────────────────────────────── + ─► y
 
-    The kernel size decides the kind: 7 and up is a LarK block (a :class:`DilatedReparamBlock`), 3 or 5 a SmaK block (a
-    plain depthwise convolution), 0 a block without depthwise convolution and its norm. There is no activation between
-    the convolution and SE. In inference form both norms, GRN's beta and the layer scale are folded into the convolution
-    and the second linear layer.
+    There are three kinds of blocks: with a kernel of 7 and more, a LarK block (:class:`DilatedReparamBlock`); with a
+    kernel of 3 or 5, a SmaK block (a plain depthwise convolution); with 0, a block without depthwise convolution and
+    norm. There is no activation between the convolution and SE. In inference form, the first norm is folded into the
+    depthwise convolution; GRN's beta, the second norm and the layer scale are folded into the second linear layer.
 
     Args:
         dim: C.
-        kernel_size: 0, 3, 5, or an odd size of 7 and up.
-        drop_path: probability of dropping the residual branch of a sample.
-        layer_scale_init_value: start of the per-channel scale; 0 leaves it out.
+        kernel_size: 0, 3, 5, or an odd size of 7 and more.
+        drop_path: probability that a sample skips the block.
+        layer_scale_init_value: initial value of the layer scale; 0 or None for no layer scale.
         branches: (k, r) pairs of a LarK block, or a kind of :func:`dilated_branches`.
-        extra: what stands at SE's place, see :func:`extra_structure`.
+        extra: layers in the place of SE, see :func:`extra_structure`.
         inference_mode: build the folded form.
 
     Raises:
-        InputError: if ``kernel_size`` is none of these, ``branches`` do not fit it, or there is no such ``extra``.
+        InputError: if ``kernel_size`` is another number, ``branches`` do not fit it, or ``extra`` is unknown.
     """
 
     gamma: nn.Parameter | None
@@ -423,13 +447,13 @@ class UniRepLKNetBlock(nn.Module):
         elif kernel_size >= 7 and kernel_size % 2 == 1:
             self.dwconv = DilatedReparamBlock(dim, kernel_size, branches=branches, inference_mode=inference_mode)
         else:
-            raise InputError(f"kernel_size is {kernel_size}; use 0 (none), 3, 5, or an odd size of 7 and up")
+            raise InputError(f"kernel_size is {kernel_size}; use 0 (none), 3, 5, or an odd size of 7 and more")
         self.norm = nn.Identity() if kernel_size == 0 or inference_mode else nn.BatchNorm2d(dim)
         self.se = extra_structure(extra, dim)
 
         # The Sequentials give the parameters their official names: pwconv1.1, act.1, pwconv2.0, pwconv2.2.
         self.pwconv1 = nn.Sequential(
-            Permute([0, 2, 3, 1]),  # channels last, for the linear layers
+            Permute([0, 2, 3, 1]),  # (B, H, W, C) for the linear layers
             nn.Linear(dim, 4 * dim),
         )
         self.act = nn.Sequential(
@@ -464,7 +488,7 @@ class UniRepLKNetBlock(nn.Module):
         return add_shortcut(self.drop_path(y), x, in_place=in_place)
 
     def reparameterize(self) -> None:
-        """Fold the block into its inference form, in place; nothing happens the second time.
+        """Fold the block into its inference form, in place; a folded block stays as it is.
 
         Raises:
             RuntimeError: if the block is in training mode.
@@ -492,7 +516,7 @@ class UniRepLKNetBlock(nn.Module):
         assert isinstance(linear, nn.Linear)
         weight, bias = fold_bn(linear.weight, linear.bias, norm)
         if grn.beta is not None:
-            # beta is the same at every pixel, and so is its product with the weight
+            # beta is the same at every pixel, so its product with the weight is a bias.
             bias = bias + weight @ to_float64_cpu(grn.beta).flatten()
         if self.gamma is not None:
             scale = to_float64_cpu(self.gamma)
@@ -505,11 +529,14 @@ class UniRepLKNetBlock(nn.Module):
 
 
 def default_kernel_sizes(depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """The papers' kernel size of every block, for the depth of each stage.
+    """Return the papers' kernel size of every block (UniRepLKNet table 4).
 
-    3 in the first stage, 13 in the others; in the third stage, up to 8 blocks are all 13, up to 18 alternate 13 and 3,
-    and deeper ones repeat 13, 3, 3 (UniRepLKNet table 4). That gives every published variant, and a net of your own
-    the layout of the nearest.
+    The first stage has kernels of 3, the others of 13. A third stage of more than 8 blocks alternates 13 and 3, and
+    one of more than 18 blocks repeats 13, 3, 3. This gives the published variants, and nets of other depths the
+    layout of the nearest one.
+
+    Args:
+        depths: number of blocks of each stage.
 
     Example:
         >>> default_kernel_sizes((1, 1, 4, 1))
@@ -524,11 +551,11 @@ def default_kernel_sizes(depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 
 
 def _sizes_of_blocks(kernel_sizes: KernelSizes | None, depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """The kernel size of every block, from one entry a stage: an int for all its blocks, or one for each."""
+    """Return the kernel size of every block, and check that there is one for each."""
     if kernel_sizes is None:
         return default_kernel_sizes(depths)
     if not isinstance(kernel_sizes, Sequence) or not all(isinstance(k, int | Sequence) for k in kernel_sizes):
-        raise InputError(f"kernel_sizes={kernel_sizes!r}; give one entry a stage, an int or a list of ints")
+        raise InputError(f"kernel_sizes={kernel_sizes!r}; give one entry for each stage, an int or a list of ints")
     if len(kernel_sizes) != len(depths):
         raise InputError(
             f"kernel_sizes describes {len(kernel_sizes)} stages but depths={tuple(depths)} has {len(depths)}; "
@@ -546,7 +573,7 @@ def _sizes_of_blocks(kernel_sizes: KernelSizes | None, depths: Sequence[int]) ->
 
 
 class UniRepLKNet(LargeKernelNet):
-    """Stem, stages of LarK and SmaK blocks with strided 3x3 convolutions between them, pooled classifier.
+    """A stem, stages of LarK and SmaK blocks with strided 3x3 convolutions between them, and a classifier.
 
     ::
 
@@ -555,29 +582,30 @@ class UniRepLKNet(LargeKernelNet):
                              └──────────────┴──────────────┴── forward_intermediates, features_only=True
 
     Args:
-        in_chans: channels of the input map.
-        num_classes: outputs of the classifier; 0 leaves it out.
-        global_pool: timm's name of the pooling ('avg', 'max', 'avgmax', ...); '' keeps the map and needs num_classes 0.
+        in_chans: number of channels of the input map.
+        num_classes: number of outputs of the classifier; 0 for no classifier.
+        global_pool: timm's name of the pooling: 'avg', 'max', 'avgmax', ...; '' keeps the map and needs num_classes 0.
         depths: number of blocks of each stage.
-        dims: channels of each stage.
-        kernel_sizes: for each stage one size, or one size a block; by default :func:`default_kernel_sizes`. 0 means no
-            depthwise convolution.
-        reparam: the parallel branches of every LarK block, see :func:`dilated_branches`: 'dilated', or one of the
-            paper's ablations: 'none', 'same_kernel', 'same_equivalent_kernel' (section 3.1).
-        branches: kernel size to the (k, r) pairs of its branches, where they differ from that.
-        extra: what follows the depthwise convolution in every block: 'se', or one of the paper's ablations: 'none',
-            'bottleneck', 'two_1x1', 'two_dw3x3' (section 3.1).
+        dims: number of channels of each stage.
+        kernel_sizes: kernel size of each stage, or of each block of a stage; by default :func:`default_kernel_sizes`.
+            0 is a block without depthwise convolution.
+        reparam: kind of the parallel branches of all LarK blocks, see :func:`dilated_branches`: 'dilated', or 'none',
+            'same_kernel' or 'same_equivalent_kernel' from the paper's ablation (section 3.1).
+        branches: (k, r) pairs of the branches by kernel size, for kernel sizes that have other branches than
+            ``reparam`` says.
+        extra: layers after the depthwise convolution of all blocks, see :func:`extra_structure`: 'se', or 'none',
+            'bottleneck', 'two_1x1' or 'two_dw3x3' from the paper's ablation (section 3.1).
         drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
         drop_rate: dropout before the classifier.
-        layer_scale_init_value: start of the per-channel scale of each block; 0 leaves it out.
-        head_init_scale: factor on the initial weights of the classifier.
-        output_stride: pixels of the input for each pixel of the last map: 4, 8, ...; where that is less than the stages
-            give, the later strides become dilations, as DeepLab and other segmentation heads want it.
-        feature_norms: add a LayerNorm for each stage's map (``norm0``, ...) for ``forward_intermediates(norm=True)``;
-            timm's ``features_only`` gives the maps before them.
-        inference_mode: build the folded form, for weights that :func:`core.reparameterize` made.
-        device: where the parameters are put.
-        dtype: what the parameters are cast to.
+        layer_scale_init_value: initial value of the layer scale of each block; 0 for no layer scale.
+        head_init_scale: factor by which the initial weights of the classifier are multiplied.
+        output_stride: stride of the last map with respect to the input: 4, 8, 16, ... If it is smaller than that of
+            the stages, the later strides become dilations, as in DeepLab and other segmentation networks.
+        feature_norms: add a LayerNorm for each stage's map (``norm0``, ...). ``forward_intermediates`` applies them
+            with ``norm=True``; timm's ``features_only`` does not.
+        inference_mode: build the folded form, for weights of :func:`core.reparameterize`.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
         InputError: if depths, dims, kernel_sizes and branches do not fit together.
@@ -613,7 +641,7 @@ class UniRepLKNet(LargeKernelNet):
             drop_path_rate=drop_path_rate,
         )
         if min(dims) < 4 or dims[0] % 2:
-            raise InputError(f"dims={tuple(dims)}: the first must be even and all at least 4")
+            raise InputError(f"dims={tuple(dims)}: the first must be even, and all must be at least 4")
         sizes = _sizes_of_blocks(kernel_sizes, depths)
         branches = {int(size): pairs for size, pairs in (branches or {}).items()}  # the keys in JSON are strings
         unused = set(branches) - {size for stage in sizes for size in stage if size >= 7}
@@ -668,49 +696,40 @@ class UniRepLKNet(LargeKernelNet):
         trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and norm a map of the last stage; with ``pre_logits`` stop before the classifier.
-
-        Returns:
-            (B, num_classes), or (B, dims[-1]) with ``pre_logits`` or without a classifier.
-
-        Raises:
-            InputError: if ``pre_logits`` is asked of a model whose final norm is folded into its classifier.
-        """
-        if not self.global_pool.pool_type:
-            return x
-        x = self.norm(self.global_pool(x))
-        return self.classify(self.head_drop(x), pre_logits)
+    def pool_and_norm(self, x: Tensor) -> Tensor:
+        """Pool the last map (B, dims[-1], H, W) and normalize the result, (B, dims[-1])."""
+        return self.norm(self.global_pool(x))
 
     def reparameterize(self) -> None:
-        """Fold the last norm's scale and shift into the classifier, in place; ``core.reparameterize`` does the blocks.
+        """Fold the final norm into the classifier, in place; ``core.reparameterize`` folds the blocks.
 
-        The norm keeps its names, with a scale of 1 and a shift of 0, so that the form's names stay the official ones.
+        The norm stays, with a scale of 1 and a shift of 0, since the official inference form has these tensors.
 
         Raises:
             RuntimeError: if the model is in training mode.
         """
         require_eval(self)
-        update_model_args(self, inference_mode=True)  # timm.models.save_for_hf writes it, to build this form again
+        # timm.models.save_for_hf stores this argument, with which timm then builds the inference form.
+        update_model_args(self, inference_mode=True)
         if type(self.head) is nn.Linear and isinstance(self.norm, nn.LayerNorm):
             set_folded(self.head, *fold_affine(self.head.weight, self.head.bias, *norm_affine(self.norm)))
             self.norm.reset_parameters()
             self.norm_in_head = True
 
     def entry(self, stage: int) -> nn.Module:
-        """The stem, or the strided layers before a later stage."""
+        """Return the stem, or the strided convolution and its norm before a later stage."""
         return self.downsample_layers[stage]
 
     def blocks(self, stage: int) -> nn.Sequential:
-        """The blocks of a stage, in order."""
+        """Return the blocks of a stage, in order."""
         return cast(nn.Sequential, self.stages[stage])
 
     def feature_norm(self, stage: int) -> nn.Module:
-        """The LayerNorm on a stage's map."""
+        """Return the LayerNorm of a stage's map."""
         return self.get_submodule(f"norm{stage}")
 
     def remove_feature_norm(self, stage: int) -> None:
-        """Remove the norm on a stage's map, if there is one."""
+        """Remove the norm of a stage's map, if there is one."""
         if hasattr(self, f"norm{stage}"):
             delattr(self, f"norm{stage}")
 
@@ -720,10 +739,10 @@ class UniRepLKNet(LargeKernelNet):
         self.downsample_layers = self.downsample_layers[:count]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for timm, from input to output, for layer-wise learning-rate decay.
+        """Return timm's groups of parameters, from input to output, for layer-wise learning-rate decay.
 
-        The rule of the official code for S to XL, carried over to any depth: the stem, then one group a stage, except
-        that the third stage counts every three blocks as a group. A strided layer belongs to the blocks that follow it.
+        This is the rule of the official code for S to XL, for any depths: the stem is a group, and so is each stage,
+        except that in the third stage every three blocks are a group. A strided layer belongs to the blocks after it.
         """
         if coarse:
             return {"stem": r"^downsample_layers\.0\.", "blocks": r"^(?:stages|downsample_layers)\.(\d+)"}
@@ -733,14 +752,14 @@ class UniRepLKNet(LargeKernelNet):
             if stage > 0:
                 blocks.append((rf"^downsample_layers\.{stage}\.", (group,)))
             size = 3 if stage == 2 else depth
-            for first in range(0, depth, size):
-                members = "|".join(str(i) for i in range(first, min(first + size, depth)))
-                blocks.append((rf"^stages\.{stage}\.(?:{members})\.", (group,)))
+            for pattern in patterns_of_runs(rf"stages\.{stage}\.", depth, size):
+                blocks.append((pattern, (group,)))
                 group += 1
         return {"stem": r"^downsample_layers\.0\.", "blocks": blocks}
 
 
 def _stem(in_chans: int, dim: int) -> nn.Sequential:
+    """Make the layers that turn the input into a map of a quarter of its height and width."""
     half = dim // 2
     return nn.Sequential(
         nn.Conv2d(in_chans, half, 3, stride=2, padding=1),
@@ -752,14 +771,15 @@ def _stem(in_chans: int, dim: int) -> nn.Sequential:
 
 
 def _downsample(dim_in: int, dim_out: int) -> nn.Sequential:
+    """Make the layers between two stages, which halve height and width."""
     return nn.Sequential(
         nn.Conv2d(dim_in, dim_out, 3, stride=2, padding=1),
         LayerNorm2d(dim_out, eps=1e-6),
     )
 
 
-# Published variants. File names and resolutions are those of huggingface.co/DingXiaoH/UniRepLKNet (Apache-2.0),
-# accuracies are the papers'.
+# Published variants. File names and resolutions are those of huggingface.co/DingXiaoH/UniRepLKNet (Apache-2.0).
+# Accuracies are those of the papers.
 
 
 def _cfg(filename: str, *, top1: float | None = None, size: int = 224, num_classes: int = 1000) -> dict[str, Any]:
@@ -811,7 +831,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "unireplknet_xl": {"depths": (3, 3, 27, 3), "dims": (256, 512, 1024, 2048)},
     "test_unireplknet": {"depths": (1, 1, 3, 1), "dims": (8, 16, 24, 32), "kernel_sizes": (3, 7, (9, 0, 3), 13)},
 }
-"""Name to the arguments of :class:`UniRepLKNet` that make a variant."""
+"""Arguments of :class:`UniRepLKNet` for each variant, by its name."""
 
 
 def _create_unireplknet(name: str, pretrained: bool, **kwargs: Any) -> UniRepLKNet:
@@ -874,7 +894,7 @@ def unireplknet_xl(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
 
 @register_model
 def test_unireplknet(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
-    """A tiny net with every kind of block, for tests; it has no weights."""
+    """A tiny net with every kind of block for tests, without published weights."""
     if "depths" in kwargs:
         kwargs.setdefault("kernel_sizes", None)
     return _create_unireplknet("test_unireplknet", pretrained, **kwargs)

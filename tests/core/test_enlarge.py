@@ -281,7 +281,7 @@ def test_sizes_that_do_not_fit(kernel_size: int, small_kernel: int) -> None:
         (
             "resnet18",
             {},
-            "ResNet has no plain depthwise nn.Conv2d smaller than 7x7 at where='', dense=False; dense=True also takes",
+            "ResNet has no plain depthwise nn.Conv2d smaller than 7x7 at where='', dense=False; dense=True also",
         ),
         ("mobilenetv2_050", {"where": "^stages"}, "EfficientNet has no plain depthwise nn.Conv2d smaller than 7x7 at"),
         ("convnext_atto", {}, "ConvNeXt has no plain depthwise nn.Conv2d smaller than 7x7"),
@@ -294,7 +294,7 @@ def test_nothing_to_enlarge(name: str, options: dict[str, Any], message: str) ->
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), timm.create_model("test_convnext")])
 def test_no_shortcuts_to_take_away(model: nn.Module) -> None:
-    message = f"{type(model).__name__} has no identity shortcuts to remove; known are those of timm's"
+    message = f"{type(model).__name__} has no identity shortcuts to remove; only those of timm's"
     with pytest.raises(ValueError, match=message):
         remove_shortcuts(model)
 

@@ -105,7 +105,7 @@ def test_explicit_branches() -> None:
     [
         ({"kernel_sizes": (3, 13, 13)}, "kernel_sizes describes 3 stages but depths=(1, 2, 3, 1) has 4"),
         ({"kernel_sizes": ((3,), (13,), 13, 13)}, "kernel_sizes[1]=(13,) has 1 entries but depths[1] is 2"),
-        ({"kernel_sizes": (3, 8, 13, 13)}, "kernel_size is 8; use 0 (none), 3, 5, or an odd size of 7 and up"),
+        ({"kernel_sizes": (3, 8, 13, 13)}, "kernel_size is 8; use 0 (none), 3, 5, or an odd size of 7 and more"),
         ({"kernel_sizes": (3, 1, 13, 13)}, "kernel_size is 1; use"),
         ({"kernel_sizes": (3, -3, 13, 13)}, "kernel_size is -3; use"),
         ({"kernel_sizes": None, "branches": {13: [(7, 3)]}}, "branch (k=7, r=3) does not fit a 13x13 kernel"),
@@ -114,9 +114,9 @@ def test_explicit_branches() -> None:
         ({"branches": {21: [(3, 1)]}}, "branches are given for kernel sizes [21]"),
         ({"branches": {5: [(3, 1)]}}, "branches are given for kernel sizes [5]"),
         ({"dims": (8, 16, 24)}, "dims=(8, 16, 24): give both for every stage"),
-        ({"depths": (1, 0, 3, 1)}, "each depth 1 or more"),
+        ({"depths": (1, 0, 3, 1)}, "and depths of 1 or more"),
         ({"dims": (9, 12, 16, 20)}, "the first must be even"),
-        ({"dims": (8, 2, 16, 20)}, "all at least 4"),
+        ({"dims": (8, 2, 16, 20)}, "all must be at least 4"),
         ({"global_pool": ""}, "num_classes=1000 needs a pooling"),
     ],
 )
