@@ -1,4 +1,4 @@
-"""Checkpoints of tasks: the one reader of files that ``lightning fit`` wrote, and an atomic writer."""
+"""Checkpoints of tasks: the only reader of files that ``lightning fit`` wrote, and an atomic writer."""
 
 import io
 from contextlib import suppress
@@ -14,7 +14,7 @@ from core.errors import InputError, MissingError, listed
 from core.io.atomic import atomic_write
 from core.io.untrusted import parse_yaml, read_torch_file
 
-__all__ = ["AtomicCheckpointIO", "TaskCheckpoint"]
+__all__ = ["AtomicCheckpointIO", "TaskCheckpoint", "checkpoint_file"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class TaskCheckpoint:
         path: path of the file.
         class_path: import path of the task's class; empty if the task was trained without the command.
         hyperparameters: arguments of the task, without Lightning's own entries.
-        spec: class names, statistics and whatever else the task knows about its data, see
+        spec: class names, statistics and everything else that the task knows about its data, see
             :meth:`core.data.spec.DataSpec.to_dict`.
         state_dict: tensors by name, on the CPU. If the run kept an average of its weights, this is the average.
         config: configuration of the run, from the checkpoint or from ``config.yaml`` in the run folder; None if neither
@@ -52,14 +52,13 @@ class TaskCheckpoint:
         """Read a checkpoint; nothing in it is executed.
 
         Args:
-            path: a file that ``lightning fit`` wrote, or the folder of a run, of which the best checkpoint is read, or
-                the last one if there is no best.
+            path: a file that ``lightning fit`` wrote, or the folder of a run, see :func:`checkpoint_file`.
 
         Raises:
             MissingError: if there is no such file, or the folder has no checkpoint.
             InputError: if the file is damaged, is not a checkpoint of a task, or holds weights that are not finite.
         """
-        path = _find_file(Path(path))
+        path = checkpoint_file(Path(path))
         content = read_torch_file(path)
         for entry in ("state_dict", "hyper_parameters"):
             if not isinstance(content, dict) or not isinstance(content.get(entry), dict):
@@ -86,8 +85,16 @@ class TaskCheckpoint:
         )
 
 
-def _find_file(path: Path) -> Path:
-    """Return the path of a checkpoint, given the file itself or the folder of a run."""
+def checkpoint_file(path: Path, *, resume: bool = False) -> Path:
+    """Return the path of a checkpoint, given the file itself or the folder of a run.
+
+    Args:
+        path: a file, or the folder of a run, which stands for its best checkpoint, or its last if there is no best.
+        resume: prefer the last checkpoint of a run to its best one.
+
+    Raises:
+        MissingError: if there is no such file, or the folder has no checkpoint.
+    """
     if path.is_file():
         return path
 
@@ -96,9 +103,10 @@ def _find_file(path: Path) -> Path:
             f"there is no checkpoint {path}; give a file that lightning fit wrote, or the folder of a run"
         )
 
-    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt"):
-        if (path / name).is_file():
-            return path / name
+    for name in ("last", "best") if resume else ("best", "last"):
+        file = path / "checkpoints" / f"{name}.ckpt"
+        if file.is_file():
+            return file
 
     raise MissingError(
         f"{path} has no checkpoints/best.ckpt and no checkpoints/last.ckpt; give the folder of a run, such as "
@@ -107,7 +115,7 @@ def _find_file(path: Path) -> Path:
 
 
 def _refuse_not_finite(state_dict: dict[str, Tensor], path: Path) -> None:
-    """Refuse the weights of a run that diverged: whatever they compute is not a number, and looks like class 0."""
+    """Refuse the weights of a run that diverged, which compute NaN, and NaN would be taken for class 0."""
     broken = [name for name, value in state_dict.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise InputError(
@@ -162,17 +170,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: if the disk is full or cannot be written; the error names the file.
         """
-        # Addresses of remote storage, and options for it, are left to Lightning.
+        # Remote storage is left to Lightning.
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         file = Path(path)
 
-        # The checkpoint is serialized in memory first, since errors of torch.save hide why a disk cannot be written.
+        # Serialize in memory first, since errors of torch.save hide why a disk cannot be written.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
 
-        # A run that was killed may have left unfinished files.
+        # Remove unfinished files of a run that was killed.
         for leftover in file.parent.glob(f".{file.name}.*.part"):
             with suppress(OSError):
                 leftover.unlink()
@@ -184,7 +192,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint; nothing in it is executed, whatever the caller asks for.
 
         Raises:
-            InputError: if a local file is damaged, or asks for code.
+            InputError: if a local file is damaged, or would execute code.
         """
         if Path(path).is_file():
             checkpoint: dict[str, Any] = read_torch_file(Path(path))

@@ -14,28 +14,29 @@ __all__ = ["EMA"]
 
 
 class EMA(EMAWeightAveraging):
-    """Lightning's averaging callback, corrected before its first update and fast on GPUs.
+    """Exponential moving average of the weights, which is validated and saved in their place.
 
-    Until the first update of the average, Lightning validates, saves and ends with the initial weights
-    (Lightning-AI/pytorch-lightning#21724). Here the average equals the current weights until then. It also lives on the
-    device that trains, and all tensors of a dtype are averaged in one call; Lightning's stays on the CPU, to which
-    every update would copy the weights of a GPU one by one.
+    Three things differ from Lightning's callback:
 
-    With weights of 16 bits, the average is kept in float32, since a small share of a weight is less than the distance
-    of two neighboring numbers of 16 bits. Validation measures it rounded to the dtype of the model.
+    - Until the first update, the average equals the current weights. Lightning would validate, save and end with the
+      initial weights (Lightning-AI/pytorch-lightning#21724).
+    - The average is on the device that trains, and all tensors of a dtype are averaged in one call. Lightning's is on
+      the CPU, to which every update would copy the weights of a GPU one by one.
+    - The average of 16-bit weights is kept in float32, since an update by a small share would be rounded away in 16
+      bits. Validation measures the average rounded to the dtype of the model.
 
     Args:
-        decay: share of the old average that an update keeps.
+        decay: share of the old average that an update keeps, in [0, 1].
         start_step: optimizer step of the first update.
     """
 
     def __init__(self, decay: float = 0.9999, start_step: int = 0) -> None:
         super().__init__(decay=decay, update_starting_at_step=start_step)
         self.decay = decay
-        self._current: list[Tensor] = []  # the weights that are trained, while validation measures the average
+        self._current: list[Tensor] = []  # copies of the trained weights, while validation measures the average
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the model to the device that will train it; at this point the model is still on the CPU."""
+        """Create the average on the device that will train; at this point the model itself is still on the CPU."""
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
@@ -46,7 +47,7 @@ class EMA(EMAWeightAveraging):
                     tensor.data = tensor.data.float()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Average tensor by tensor if the model has been converted to 16 bits; torch groups tensors of one dtype."""
+        """Average tensor by tensor if the model was converted to 16 bits, since one call takes only one dtype."""
         average = self._average_model
         if average is None:
             return
@@ -56,9 +57,9 @@ class EMA(EMAWeightAveraging):
             average.avg_fn = partial(_updated, decay=self.decay)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average.
+        """Copy the average into the model for validation.
 
-        Lightning exchanges the two models, which would round the average to the dtype of the model that is trained.
+        Lightning would swap the two, which would round the average to the dtype of the model.
         """
         if self._average_model is None:
             return
@@ -67,7 +68,7 @@ class EMA(EMAWeightAveraging):
         self._copy_average_to_current(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the current weights back."""
+        """Copy the current weights back into the model."""
         if self._average_model is None:
             return
         for tensor, current in zip(_tensors(pl_module), self._current, strict=True):
@@ -75,26 +76,27 @@ class EMA(EMAWeightAveraging):
         self._current = []
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the average in the model."""
+        """Copy the average into the model, which then keeps it."""
         self._copy_weights_before_first_update(pl_module)
         super().on_train_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the average as the checkpoint's weights, and the current weights beside it."""
+        """Save the average as the weights of the checkpoint, and the current weights beside it."""
         self._copy_weights_before_first_update(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def _copy_weights_before_first_update(self, pl_module: LightningModule) -> None:
+        """Set the average to the current weights as long as it was never updated."""
         average = self._average_model
         if average is not None and not average.n_averaged:
             average.module.load_state_dict(pl_module.state_dict())
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    """The parameters and buffers of a module."""
+    """Return the parameters and buffers of a module."""
     return list(chain(module.parameters(), module.buffers()))
 
 
 def _updated(average: Tensor, current: Tensor, number: Any, *, decay: float) -> Tensor:
-    """Return the average after an update by a current tensor, which may have another dtype."""
+    """Return the average after an update by the current tensor, which may have another dtype."""
     return decay * average + (1 - decay) * current.to(average.dtype)

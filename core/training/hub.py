@@ -45,6 +45,7 @@ CARD = "README.md"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _OTHER_WEIGHTS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 """Arguments of a backbone that would load other weights than those of the file."""
+
 _FORMS = ("inference_mode", "small_kernel_merged")
 """Arguments of a backbone that build it in a folded form."""
 
@@ -104,11 +105,11 @@ class TaskHubMixin(ModelHubMixin, library_name="larkit"):
     ) -> str:
         """Upload the task; see the function :func:`push_to_hub`. Further options are those of huggingface_hub."""
         if not _REPOSITORY.fullmatch(repo_id):
-            raise InputError(f"{repo_id!r} is no name of a repository; give OWNER/NAME")
+            raise InputError(f"{repo_id!r} is not the name of a repository; give OWNER/NAME")
         config = config or _describe(cast("Task", self))
         card = {"config": config, "source": repo_id} | (model_card_kwargs or {})
         try:
-            # A model card that somebody has edited stays.
+            # Keep a model card that somebody may have edited.
             if HfApi(token=options.get("token")).file_exists(repo_id, CARD):
                 options["ignore_patterns"] = CARD
             return str(super().push_to_hub(repo_id, config=config, model_card_kwargs=card, **options))
@@ -130,7 +131,7 @@ class TaskHubMixin(ModelHubMixin, library_name="larkit"):
         return task
 
     def generate_model_card(self, *, config: dict[str, Any], source: str, license: str = "apache-2.0") -> ModelCard:
-        """Write the model card: metrics, a program that loads the task, class names, and what it knows about its data.
+        """Return the model card: a program that loads the task, metrics, class names, and facts about the data.
 
         Args:
             config: content of ``config.json``.
@@ -168,15 +169,15 @@ def save_pretrained(
 ) -> Path:
     """Write a task into a folder: ``model.safetensors``, ``config.json`` and the model card ``README.md``.
 
-    ``config.json`` holds the class of the task and its arguments, including what the task knows about its data; the
-    numbers among the settings of the data module (text is left out, since it could be a private path); the metrics; and
-    the versions of the libraries.
+    ``config.json`` holds the class of the task; its arguments, including what it knows about its data; the numbers
+    among the settings of the data module (text is left out, since it could be a private path); the metrics; and the
+    versions of the libraries.
 
     Args:
         task: a task whose backbone was built by name, in training or inference form, a checkpoint of ``lightning fit``,
             or the folder of a run.
         folder: folder that does not exist or is empty.
-        metrics: further metrics in addition to those of the run or the trainer, as in ``{"test_acc": 0.98}``.
+        metrics: metrics in addition to those of the run or the trainer, as in ``{"test_acc": 0.98}``.
         license: the Hub's identifier of the license of the weights.
 
     Returns:
@@ -206,7 +207,7 @@ def push_to_hub(
     Args:
         task: task, checkpoint or run folder, see :func:`save_pretrained`.
         repo_id: repository ``owner/name``, which is created if it does not exist.
-        metrics: further metrics, see :func:`save_pretrained`.
+        metrics: additional metrics, see :func:`save_pretrained`.
         license: the Hub's identifier of the license of the weights.
         private: whether a new repository is visible to its owner only.
         token: token of the Hub; by default the one that ``hf auth login`` stored.
@@ -253,7 +254,7 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, token: s
     try:
         # Tensors that safetensors maps from the file are not aligned for the fastest kernels, but copies are.
         tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
-        task.load_state_dict(tensors, assign=True)  # with assign, the tensors keep the dtypes of the file
+        task.load_state_dict(tensors, assign=True)  # with assign=True, tensors keep the dtypes of the file
     except Exception as error:  # safetensors' own error derives from Exception alone
         raise InputError(f"{WEIGHTS} of {source} does not fit its {CONFIG}: {_shorten(error)}") from error
     return task.eval()
@@ -267,7 +268,7 @@ def build_task(checkpoint: TaskCheckpoint) -> "Task":
     """
     if not checkpoint.class_path:
         raise InputError(
-            f"{checkpoint.path} does not say what task it holds, as checkpoints of lightning fit do; load it with "
+            f"{checkpoint.path} does not say which task it holds, as checkpoints of lightning fit do; load it with "
             "load_from_checkpoint of its class, and give the task instead"
         )
     task = _build(checkpoint.class_path, checkpoint.hyperparameters, str(checkpoint.path))
@@ -278,7 +279,7 @@ def build_task(checkpoint: TaskCheckpoint) -> "Task":
     return task.eval()
 
 
-# Classes: a file may choose only among those that modalities export
+# The classes of tasks: a file may choose only among those that modalities export
 
 
 def task_class(class_path: str) -> "type[Task]":
@@ -287,7 +288,7 @@ def task_class(class_path: str) -> "type[Task]":
 
 
 def modality_class(class_path: str, base: type[Base]) -> type[Base]:
-    """Find a class that an installed modality exports; nothing else is imported because a file names it.
+    """Find a class that an installed modality exports; a file cannot cause the import of anything else.
 
     Args:
         class_path: import path of the class, such as ``vision.ImageClassifier``.
@@ -407,7 +408,7 @@ def _describe(
 
     Args:
         task: task to describe.
-        metrics: further metrics in addition to those of its trainer.
+        metrics: metrics in addition to those of its trainer.
         data_module: class path and settings of the data module; by default the class of the trainer's data module.
 
     Raises:
@@ -435,7 +436,7 @@ def _describe(
         plain: dict[str, Any] = json.loads(json.dumps(config))
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"the task's arguments cannot be written as JSON: {error}; give numbers, text, lists"
+            f"the task's arguments cannot be written as JSON: {error}; give numbers, text or lists of these"
         ) from error
     _check_rebuilds(plain, task.state_dict())
     return plain
@@ -454,7 +455,7 @@ def _hyperparameters(task: "Task") -> dict[str, Any]:
             "give backbone='unireplknet_...' and backbone_args"
         )
 
-    # A backbone that was folded after it was built records the form in the arguments that timm stores with it.
+    # A backbone that was folded after it was built records its form in ``_model_args``, where timm stores arguments.
     stored: Any = next((module._model_args for module in task.modules() if hasattr(module, "_model_args")), None)
     forms = {form: True for form in _FORMS if (stored or {}).get(form)}
     backbone_args = {**(args.get("backbone_args") or {}), **forms}
@@ -473,13 +474,13 @@ def _check_rebuilds(config: dict[str, Any], state_dict: dict[str, Tensor]) -> No
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if differing:
         raise InputError(
-            f"the task was changed after it was built: {listed(differing, limit=4)} are not what its arguments give; "
-            "save it before the change, or put the change into its arguments"
+            f"the task was changed after it was built: {listed(differing, limit=4)} differ from what its arguments "
+            "build; save it before the change, or make the change by its arguments"
         )
 
 
 def _without_text(value: Any) -> Any:
-    """Remove text from settings, since it may be a path or the name of a person or machine."""
+    """Remove text from settings, since it may be a path, or name a person or a machine."""
     if isinstance(value, dict):
         return {name: _without_text(inner) for name, inner in value.items() if _is_plain(inner)}
     return value
@@ -509,14 +510,14 @@ def _card_results(task: "Task", config: dict[str, Any]) -> list[EvalResult]:
             dataset_split="validation" if split == "val" else split,
             metric_type="accuracy" if metric == "acc" else metric,
             metric_name=name,
-            metric_value=float(f"{config['metrics'][name]:.6g}"),  # drop the digits that a float32 does not have
+            metric_value=float(f"{config['metrics'][name]:.6g}"),  # without the digits that a float32 does not have
         )
         results.append(result)
     return results
 
 
 def _card_facts(config: dict[str, Any]) -> list[str]:
-    """Write the parts of the model card on metrics, class names, the data, and versions of libraries."""
+    """Return the parts of the model card on metrics, class names, data, and versions of libraries."""
     parts = []
     if config["metrics"]:
         rows = [f"| {name} | {value:.6g} |" for name, value in config["metrics"].items()]
@@ -527,7 +528,9 @@ def _card_facts(config: dict[str, Any]) -> list[str]:
     if classes:
         more = ", ..." if len(classes) > 20 else ""
         parts.append(f"{len(classes)} classes: {', '.join(map(str, classes[:20]))}{more}.")
-    rows = [f"| {name} | {_short_json(value)} |" for name, value in spec.items() if value not in (None, [], ())]
+
+    known = {name: value for name, value in spec.items() if value not in (None, [], ())}
+    rows = [f"| {name} | {_shorten(json.dumps(value), limit=100)} |" for name, value in known.items()]
     if rows:
         parts.append("\n".join(["| of the data | value |", "|---|---|", *rows]))
 
@@ -535,15 +538,11 @@ def _card_facts(config: dict[str, Any]) -> list[str]:
     return [*parts, f"Saved with {versions}."]
 
 
-def _short_json(value: Any, limit: int = 100) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= limit else f"{text[:limit]} ..."
-
-
 # Reading the files
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    """Read ``config.json``, and check that it describes a task."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -578,8 +577,9 @@ def _get_file(source: str | Path, name: str, revision: str | None, token: str | 
         ) from error
 
 
-def _shorten(error: Exception, limit: int = 400) -> str:
-    text = " ".join(str(error).split())
+def _shorten(text: object, limit: int = 400) -> str:
+    """Return a text in one line, cut to a number of characters."""
+    text = " ".join(str(text).split())
     return text if len(text) <= limit else f"{text[:limit]} ..."
 
 
@@ -596,14 +596,14 @@ def run_push(words: Sequence[str]) -> None:
 
     parser = ArgumentParser(
         prog="lightning push",
-        description="Share a checkpoint: weights, config.json and a model card with what validation measured.",
+        description="Share a checkpoint: weights, config.json, and a model card with the validation metrics.",
         exit_on_error=False,
     )
     parser.add_argument("checkpoint", type=str, help="file that lightning fit wrote, or the folder of a run")
     parser.add_argument("repository", nargs="?", type=str, help="OWNER/NAME on the Hugging Face Hub")
-    parser.add_argument("--folder", type=str, help="write here instead, for a look before it is public")
+    parser.add_argument("--folder", type=str, help="write to this folder instead, to look at it before it is public")
     parser.add_argument("--private", action="store_true", help="make a new repository visible to its owner only")
-    parser.add_argument("--license", type=str, default="apache-2.0", help="the Hub's word for the license")
+    parser.add_argument("--license", type=str, default="apache-2.0", help="the Hub's identifier of the license")
     try:
         given = parser.parse_args(list(words[1:]))
     except ArgumentError as error:

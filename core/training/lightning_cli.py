@@ -1,4 +1,4 @@
-"""Lightning's command line with LarKit's run folders, data specifications, and checkpoints that are enough."""
+"""Lightning's command line with run folders, data specifications, and checkpoints that contain all settings."""
 
 import shlex
 import shutil
@@ -47,20 +47,22 @@ _SHORT = ("--pred_len", "--seq_len")
 """Options of the data module that may be typed without ``data.``."""
 
 _NEEDS_WEIGHTS = ("validate", "test", "predict", "export")
+"""Verbs that make no sense with random weights."""
 
 
 class LarKitCLI(LightningCLI):
-    """Subclass mode for task and data, run folders, best and last checkpoints, and the verbs export and stats."""
+    """Lightning's command line for tasks and data modules, with run folders, checkpoints, export and stats."""
 
-    _needs_model = True  # the verb whose options are being added
+    _needs_model = True  # whether the verb whose options are being added needs a task
     _checkpoint: TaskCheckpoint | None = None  # given with --ckpt_path
-    _made_folder: Path | None = None  # the run folder, if this command makes it
-    _made_parents: Sequence[Path] = ()  # the folders above it that this command makes, the lowest first
-    _last: RunCheckpoint | None = None  # what keeps the last checkpoint
+    _made_folder: Path | None = None  # the run folder, if this command creates it
+    _made_parents: Sequence[Path] = ()  # the folders above it that this command creates, the innermost first
+    _last: RunCheckpoint | None = None  # the callback that saves the last checkpoint
 
     @classmethod
     def run_verb(cls, args: ArgsType) -> "LarKitCLI":
-        """Parse ``args``, build everything, run the verb."""
+        """Parse ``args``, build task, data module and trainer, and run the verb."""
+        no_exit = {"exit_on_error": False}  # errors are raised, and core.cli prints them
         return cls(
             Task,
             LightningDataModule,
@@ -71,7 +73,7 @@ class LarKitCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=None,
             auto_configure_optimizers=False,
-            parser_kwargs={"exit_on_error": False, **{verb: {"exit_on_error": False} for verb in cls.subcommands()}},
+            parser_kwargs={**no_exit, **dict.fromkeys(cls.subcommands(), no_exit)},
             args=args,
         )
 
@@ -79,7 +81,7 @@ class LarKitCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's verbs, export and stats, with the parameters that are no options of the command."""
+        """Return the verbs, each with the parameters of its method that are no options of the command."""
         evaluation = {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only", "verbose"}
         return {
             "fit": evaluation | {"train_dataloaders", "val_dataloaders"},
@@ -91,28 +93,25 @@ class LarKitCLI(LightningCLI):
         }
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser whose configuration files merge ``backbone_args`` by key."""
+        """Return a parser whose configuration files merge ``backbone_args`` by key."""
         parser = self.parser_class(**kwargs)
-        parser.add_argument(
-            "-c", "--config", action=_LayeredConfig, help="YAML file; a later one changes single values"
-        )
+        text = "YAML file; a later one changes single values"
+        parser.add_argument("-c", "--config", action=_LayeredConfig, help=text)
         return parser
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Options of the verb first, then data and model, the trainer's last: most runs need few of those."""
+        """Return the parser of a verb: its own options first, then data and model, and the trainer's many last."""
         parser = self.init_parser(usage=f"lightning {subcommand} -c FILE [-c FILE ...] [--key value ...]", **kwargs)
         skip: set[str | int] = set(self.subcommands()[subcommand])
         options = parser.add_method_arguments(klass, subcommand, skip=skip, as_group=False)
 
         if subcommand != "stats":
-            text = "checkpoint, folder of a run, or 'best' or 'last' of the newest run"
-            text += (
-                "; the run is resumed" if subcommand == "fit" else "; without -c, the configuration of its run is used"
-            )
+            use = "the run is resumed" if subcommand == "fit" else "without -c, the configuration of its run is used"
+            text = f"checkpoint, folder of a run, or 'best' or 'last' of the newest run; {use}"
             parser.add_argument("--ckpt_path", type=str | None, default=None, help=text)
             options.append("ckpt_path")
         if subcommand == "export":
-            text = "where the file begins: 'raw' samples, or the 'map'; by default raw, if the exporter can follow it"
+            text = "input of the file: 'raw' samples or the 'map'; by default raw, if the exporter can follow that way"
             parser.add_argument("--from", type=Source | None, default=None, help=text)
 
         self._subcommand_method_arguments[subcommand] = options
@@ -121,26 +120,29 @@ class LarKitCLI(LightningCLI):
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the seed."""
+        """Add the option for the seed."""
         text = "seed of all random numbers; true draws one, false sets none"
         parser.add_argument("--seed_everything", type=bool | int, default=self.seed_everything_default, help=text)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add data and model, then checkpoints and the trainer; the data module tells the task what its data are."""
+        """Add the options of data, model, checkpoints and trainer; the task gets the specification of the data."""
         parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
         parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True, required=self._needs_model)
         parser.link_arguments("data", "model.init_args.spec", compute_fn=self.spec_of, apply_on="instantiate")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(self.trainer_class, "trainer")
-        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
+
+        defaults = {name: value for name, value in self.trainer_defaults.items() if name != "callbacks"}
+        parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
 
     def spec_of(self, data: LightningDataModule) -> dict[str, Any] | None:
-        """What the task is told of its data: what its checkpoint knows, else what the data module says."""
+        """Return the specification for the task: that of its checkpoint, or else that of the data module."""
         if self._checkpoint is not None and self._checkpoint.spec:
             return self._checkpoint.spec
         if not isinstance(data, DataModule):
             return None
 
+        # Files can be predicted without the data set of the training.
         predicts = self.config.subcommand == "predict"
         if predicts and isinstance(data, SampleDataModule) and data.predict_path is not None:
             return data.settings().to_dict()
@@ -149,7 +151,7 @@ class LarKitCLI(LightningCLI):
     # The words of the command line
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the words, or a dictionary or namespace of settings."""
+        """Parse the words of the command line, or a dictionary or namespace of settings."""
         if isinstance(args, Mapping | Namespace):
             self.config = parser.parse_object(args)
         else:
@@ -158,7 +160,7 @@ class LarKitCLI(LightningCLI):
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        """Refuse numbers that Lightning takes and then fails on."""
+        """Refuse numbers that Lightning accepts but cannot run with."""
         seed = self.settings.get("seed_everything")
         if isinstance(seed, int) and not 0 <= seed < 2**32:
             raise InputError(f"seed_everything={seed}; expected a number from 0 to {2**32 - 1}, true or false")
@@ -170,20 +172,25 @@ class LarKitCLI(LightningCLI):
                 raise InputError(f"--trainer.{name} {value}; expected 1 or more")
         if trainer.get("val_check_interval") == 0:
             raise InputError(
-                "--trainer.val_check_interval 0; expected a share of an epoch above 0, or a number of batches. "
-                "--trainer.limit_val_batches 0 leaves validation out"
+                "--trainer.val_check_interval 0; expected a share of an epoch above 0, or a number of batches. To "
+                "leave validation out, type --trainer.limit_val_batches 0"
             )
 
     @property
     def settings(self) -> Namespace:
-        """The configuration of the verb."""
+        """The settings of the verb."""
         settings: Namespace = self.config[self.config.subcommand]
         return settings
 
     # The checkpoint
 
     def _parse_ckpt_path(self) -> None:
-        """Find and read the checkpoint; it decides about the model, and a run is only resumed as it was."""
+        """Find and read the checkpoint, and take the model settings from it.
+
+        Raises:
+            InputError: if weights are needed and none are given, if the checkpoint does not fit the configuration, or
+                if a run would be resumed with other model settings.
+        """
         verb = self.config.subcommand
         if verb == "stats":
             return
@@ -212,18 +219,19 @@ class LarKitCLI(LightningCLI):
         self._use_hyperparameters(checkpoint.hyperparameters)
 
     def _loads_weights(self) -> bool:
+        """Return whether the task itself loads weights when it is built."""
         args = self.settings.model.get("init_args", Namespace())
         return bool(args.get("weights") or args.get("pretrained"))
 
     def _check_class(self, checkpoint: TaskCheckpoint) -> None:
-        """Build only the class that the configuration names: a file must not choose what code runs."""
+        """Check that checkpoint and configuration name the same class: a file must not choose what code runs."""
         given = self.settings.model.class_path
         stored = checkpoint.class_path or given
         modality, _, _ = given.partition(".")
         if not stored.startswith(f"{modality}.") or stored.rpartition(".")[2] != given.rpartition(".")[2]:
             raise InputError(
-                f"{checkpoint.path} holds a {stored}, the configuration a {given}; give the configuration that it was "
-                "trained with, or none"
+                f"{checkpoint.path} holds {stored}, but the configuration names {given}; give the configuration "
+                "with which it was trained, or none"
             )
 
         args = self.settings.model.get("init_args", {})
@@ -236,13 +244,14 @@ class LarKitCLI(LightningCLI):
                 )
 
     def _check_average(self, checkpoint: TaskCheckpoint) -> None:
+        """Check that a run with averaged weights is resumed with the callback that averages them."""
         callbacks = self.settings.trainer.get("callbacks") or []
         has_average = any("EMA" in str(callback.get("class_path")) for callback in callbacks)
         if self.config.subcommand == "fit" and checkpoint.averaged and not has_average:
             raise InputError("the run was trained with an average of its weights; add --trainer.callbacks+ EMA")
 
     def _differing(self, stored: Mapping[str, Any]) -> list[str]:
-        """Model settings of this command that are not those of the checkpoint."""
+        """Return descriptions of the model settings of this command that differ from those of the checkpoint."""
         given = self.settings.model.as_dict().get("init_args", {})
         differing = []
         for name, value in given.items():
@@ -253,7 +262,7 @@ class LarKitCLI(LightningCLI):
         return differing
 
     def _use_hyperparameters(self, stored: Mapping[str, Any]) -> None:
-        """Let the model settings of a checkpoint replace those of the command; its weights are loaded later."""
+        """Replace the model settings of the command by those of a checkpoint, whose weights are loaded later."""
         args = {name: value for name, value in stored.items() if name != "spec"}
         model = {"class_path": self.settings.model.class_path, "dict_kwargs": args}
         self.config = self.parser.parse_object({self.config.subcommand: {"model": model}}, self.config)
@@ -261,14 +270,14 @@ class LarKitCLI(LightningCLI):
         self.settings.model.init_args.pretrained = False
 
     def _runs(self) -> Path:
-        """Folder of all runs of this task."""
+        """Return the folder of all runs of this task."""
         root = self.settings.trainer.get("default_root_dir") or Path.cwd()
         return Path(root) / "lightning_logs" / self.settings.model.class_path.rpartition(".")[2]
 
     # The trainer
 
     def before_instantiate_classes(self) -> None:
-        """Let the task choose the metric of the best checkpoint, unless the user has."""
+        """Let the task choose the metric of the best checkpoint, unless the user has chosen one."""
         if self.config.subcommand == "stats":
             self.settings.model = None  # data are measured without one
         elif self.settings.checkpoint.monitor is None:
@@ -279,19 +288,23 @@ class LarKitCLI(LightningCLI):
             self.settings.checkpoint.mode = mode
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Give the run its own folder with a CSV and a TensorBoard log."""
+        """Build the trainer, and give the run its own folder with a CSV and a TensorBoard log."""
         from core.training.loggers import run_loggers  # TensorBoard takes a second to import
 
         has_other_logger = self.settings.trainer.get("logger") not in (None, True)
         if has_other_logger or self.settings.trainer.get("barebones") or self.subcommand in ("export", "stats"):
             return super().instantiate_trainer(**kwargs)
 
-        resumed = self._checkpoint.path if self._checkpoint is not None and self.subcommand == "fit" else None
-        self._made_parents = [path for path in (self._runs(), *self._runs().parents) if not _exists(path)]
-        version = new_run(self._runs(), resumed)
-        folder = self._runs() / version
-        kwargs["logger"] = run_loggers(self._runs(), version)
-        self._made_folder = folder if not folder.exists() or not any(folder.iterdir()) else None
+        runs = self._runs()
+        self._made_parents = [path for path in (runs, *runs.parents) if not _exists(path)]
+
+        resumed = self._checkpoint if self.subcommand == "fit" else None
+        version = new_run(runs, None if resumed is None else resumed.path)
+        kwargs["logger"] = run_loggers(runs, version)
+
+        folder = runs / version
+        is_new = not folder.exists() or not any(folder.iterdir())
+        self._made_folder = folder if is_new else None
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except BaseException:
@@ -302,22 +315,23 @@ class LarKitCLI(LightningCLI):
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        bare = bool(config.get("barebones"))  # Lightning's word for a run that only measures its speed
-        if bare:
+        """Build the trainer with the callbacks of this command, and with atomic writes of checkpoints."""
+        measures_speed = bool(config.get("barebones"))
+        if measures_speed:
             config = config | {"log_every_n_steps": 0}  # Lightning would refuse this command's default
             callbacks = [c for c in callbacks if not isinstance(c, LearningCurves)]
 
-        if self.subcommand != "fit" or bare or config.get("enable_checkpointing") is False:
+        if self.subcommand != "fit" or measures_speed or config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         else:
-            # ModelCheckpoint's own save_last would wait for the next best one
+            # ModelCheckpoint's own save_last would save only when there is a new best checkpoint.
             self._last = RunCheckpoint(filename="last")
             callbacks = [*callbacks, self._last]
 
-        if not bare and not config.get("fast_dev_run"):
+        if not measures_speed and not config.get("fast_dev_run"):
             parser = self._parser(self.subcommand)
             callbacks = [*callbacks, RunRecord(parser.dump(self.settings, skip_none=False))]
-        if not bare:
+        if not measures_speed:
             config, callbacks = _with_display(config, callbacks)
         callbacks = [*callbacks, SigtermCallback()]
 
@@ -325,23 +339,26 @@ class LarKitCLI(LightningCLI):
             trainer = super()._instantiate_trainer(config, callbacks)
         except InputError:
             raise
-        except (ValueError, TypeError) as error:  # an option, or two that contradict each other; Lightning names them
+        except (ValueError, TypeError) as error:  # Lightning refuses an option, or two that contradict each other
             reason = " ".join(str(error).split()).removesuffix(".")
             raise InputError(f"the trainer cannot be built: {reason}") from error
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin or the strategy has its own
+
+        # A plugin or strategy of the user may have a way of its own to write checkpoints.
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
     # The run
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Return the arguments of the trainer's method; ``--from`` is not a name in Python, so it is renamed."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "export":
             kwargs["source"] = self.settings["from"]
         return kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the verb; if it ends early, say how to resume, or remove a run folder that has nothing in it yet."""
+        """Run the verb. If it ends early, say how to resume, or remove a run folder in which nothing was saved."""
         folder = run_folder(self.trainer) if subcommand == "fit" else None
         started = time.time()
         try:
@@ -349,61 +366,84 @@ class LarKitCLI(LightningCLI):
                 super()._run_subcommand(subcommand)
         except BaseException as error:
             last = self._last_file(folder)
-            saved = last is not None and last.is_file() and last.stat().st_mtime >= started
-            saved = saved or (folder is not None and (folder / "checkpoints").exists())
-            refused = isinstance(error, InputError) or refused_by_trainer(error)
-            if refused and not saved:
+            has_saved = self._has_saved(folder, last, started)
+            is_refused = isinstance(error, InputError) or refused_by_trainer(error)
+            if is_refused and not has_saved:
                 self._remove_made_folder()
-            if subcommand == "fit" and _is_first_process() and (saved or not refused):
+            if subcommand == "fit" and _is_first_process() and (has_saved or not is_refused):
                 error.add_note(resume_hint(last, sys.argv[1:], started))
             raise
 
     def after_fit(self) -> None:
-        """Print what the run gave and what to do next."""
-        trial = getattr(self.trainer, "fast_dev_run", False) or self.trainer.barebones
-        if self.trainer.is_global_zero and not trial:
+        """Print the result of the run and the commands to type next."""
+        is_trial = getattr(self.trainer, "fast_dev_run", False) or self.trainer.barebones
+        if self.trainer.is_global_zero and not is_trial:
             print(run_summary(self.trainer))
 
     def _last_file(self, folder: Path | None) -> Path | None:
-        """Where the last checkpoint is or would be; without the logger of this command not in the run folder."""
-        place = self._last.dirpath if self._last is not None else None
-        if place is not None:
-            return Path(place) / "last.ckpt"
+        """Return the path of the last checkpoint, even if it is not written yet.
+
+        It is not in the run folder if the user has chosen another logger.
+        """
+        folder_of_last = self._last.dirpath if self._last is not None else None
+        if folder_of_last is not None:
+            return Path(folder_of_last) / "last.ckpt"
         return folder / "checkpoints" / "last.ckpt" if folder is not None else None
 
+    @staticmethod
+    def _has_saved(folder: Path | None, last: Path | None, started: float) -> bool:
+        """Return whether the run has saved a checkpoint.
+
+        Args:
+            folder: the run folder, if there is one.
+            last: path of the last checkpoint.
+            started: start of the run, in seconds since the epoch; an older file belongs to an earlier run.
+        """
+        if folder is not None and (folder / "checkpoints").exists():
+            return True
+        return last is not None and last.is_file() and last.stat().st_mtime >= started
+
     def _remove_made_folder(self) -> None:
-        """Delete the run folder, if this command has made it."""
+        """Delete the run folder and the folders above it, if this command has created them."""
         if self._made_folder and _is_first_process():
             shutil.rmtree(self._made_folder, ignore_errors=True)
-            with suppress(OSError):  # another run has begun there
+            with suppress(OSError):  # a folder is not empty, since another run has begun there
                 for parent in self._made_parents:
                     parent.rmdir()
 
 
 class _LayeredConfig(ActionConfigFile):
-    """``-c``: a later file changes single values, also inside ``backbone_args``, unless it names another backbone."""
+    """Option ``-c``, of which a later file changes single values of an earlier one.
+
+    This holds inside ``backbone_args`` as well, unless the later file names another backbone.
+    """
 
     @staticmethod
     def apply_config(parser: LightningArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
-        """Read a file on top of what was given before it."""
+        """Read a file and merge it into the settings before it."""
         before = _model_args(cfg)
         ActionConfigFile.apply_config(parser, cfg, dest, value)
         after = _model_args(cfg)
 
-        lower = before.get("backbone_args")
-        upper = after.get("backbone_args")
-        same_backbone = before.get("backbone") == after.get("backbone")
-        if same_backbone and isinstance(lower, dict) and isinstance(upper, dict):
-            cfg["model.init_args.backbone_args"] = {**lower, **upper}
+        earlier = before.get("backbone_args")
+        later = after.get("backbone_args")
+        is_same_backbone = before.get("backbone") == after.get("backbone")
+        if is_same_backbone and isinstance(earlier, dict) and isinstance(later, dict):
+            cfg["model.init_args.backbone_args"] = {**earlier, **later}
 
 
 def _model_args(config: Namespace) -> dict[str, Any]:
+    """Return the arguments of the task."""
     args = config.get("model.init_args")
     return dict(args.as_dict()) if isinstance(args, Namespace) else {}
 
 
 def _with_display(config: dict[str, Any], callbacks: list[Callback]) -> tuple[dict[str, Any], list[Callback]]:
-    """Show this command's model table and progress line, unless the user has chosen others or none."""
+    """Add the model table and the progress line of this command, unless the user has chosen others or none.
+
+    Returns:
+        The settings of the trainer, and its callbacks.
+    """
     own = config.get("callbacks") or []
     chosen = own if isinstance(own, list) else [own]
 
@@ -419,7 +459,7 @@ def _with_display(config: dict[str, Any], callbacks: list[Callback]) -> tuple[di
 
 
 def _with_full_names(words: list[str]) -> list[str]:
-    """The words with ``--data.pred_len`` for ``--pred_len``, and each configuration as the file that is meant."""
+    """Return the words with ``--data.pred_len`` for ``--pred_len``, and with the path of each configuration."""
     full: list[str] = []
     for word in words:
         name, equals, value = word.partition("=")
@@ -436,6 +476,7 @@ def _with_full_names(words: list[str]) -> list[str]:
 
 
 def _found(given: str) -> str:
+    """Return the path of a configuration, and print it if the installed one is used."""
     file, is_elsewhere = find_config(given)
     if is_elsewhere:
         rank_zero_info(f"Using the installed configuration {file}")
@@ -443,7 +484,7 @@ def _found(given: str) -> str:
 
 
 def _check_value(text: str) -> None:
-    """Refuse the value of an option that is YAML without end, or the name of such a file; the parser would read it."""
+    """Refuse an option whose value is YAML without end, or the path of such a file, before the parser reads it."""
     file = Path(text)
     if file.suffix in (".yaml", ".yml") and file.is_file():
         check_yaml(file.read_text(encoding="utf-8", errors="replace"), file)
@@ -452,10 +493,10 @@ def _check_value(text: str) -> None:
 
 
 def _with_configuration(words: list[str]) -> list[str]:
-    """The words with the configuration of the checkpoint's run, where a checkpoint is given and no configuration.
+    """Return the words, with the configuration stored in the checkpoint if the user gives only a checkpoint.
 
     Raises:
-        InputError: if there is nothing to take a configuration from.
+        InputError: if there is neither a configuration nor a checkpoint that holds one.
     """
     given = {word.partition("=")[0] for word in words}
     if given & {"-c", "--config", "--model", "--data", "-h", "--help", "--model.help", "--data.help"}:
@@ -464,15 +505,15 @@ def _with_configuration(words: list[str]) -> list[str]:
     verb = words[0]
     if "--ckpt_path" not in given:
         raise InputError(
-            f"{verb} needs a configuration: -c FILE, or --model CLASS and --data CLASS. lightning configs lists those "
-            "that are installed"
+            f"{verb} needs a configuration: -c FILE, or --model CLASS and --data CLASS. Type lightning configs for a "
+            "list of those that are installed"
         )
 
     runs = Path(_value(words, "--trainer.default_root_dir") or Path.cwd()) / "lightning_logs"
     path = find_checkpoint(_value(words, "--ckpt_path") or "", runs, resume=verb == "fit")
     if verb == "fit":
         raise InputError(
-            "fit needs the whole configuration of the run. Type: lightning fit "
+            "fit needs the complete configuration of the run. Type: lightning fit "
             f"-c {path.parent.parent / 'config.yaml'} --ckpt_path {path}"
         )
 
@@ -482,7 +523,7 @@ def _with_configuration(words: list[str]) -> list[str]:
 
 
 def _value(words: list[str], option: str) -> str | None:
-    """The last value of an option."""
+    """Return the last value of an option among the words, or None if it is not given."""
     found = None
     for i, word in enumerate(words):
         if word == option and i + 1 < len(words):
@@ -493,21 +534,21 @@ def _value(words: list[str], option: str) -> str | None:
 
 
 def _trusted_configuration(checkpoint: TaskCheckpoint, given: set[str]) -> dict[str, Any]:
-    """The part of a checkpoint's configuration that may come from anybody.
+    """Return the part of a checkpoint's configuration that may come from anybody.
 
-    A file must not choose what code runs. So only the task, the data module and the precision are taken; both classes
-    must be exported by an installed modality, no argument may name a class, and Python files must be packaged ones.
+    A file must not choose what code runs. So only the task, the data module and the precision are taken. Both classes
+    must be exported by an installed modality, no argument may name a class, and Python files must be installed ones.
 
     Args:
-        checkpoint: of any origin.
-        given: options of the command; ``--model.config FILE`` is the user's own word for a Python file.
+        checkpoint: a checkpoint of any origin.
+        given: names of the options in the command. With ``--model.config FILE`` the user chooses the Python file.
 
     Raises:
-        InputError: naming what is refused, and how to give it explicitly.
+        InputError: if something is refused; the message names it and says how to give it explicitly.
     """
     config = checkpoint.config
     if config is None:
-        raise InputError(f"{checkpoint.path} holds no configuration; give the one it was trained with: -c FILE")
+        raise InputError(f"{checkpoint.path} holds no configuration; give that of its training: -c FILE")
 
     trusted: dict[str, Any] = {}
     base: type
@@ -516,8 +557,8 @@ def _trusted_configuration(checkpoint: TaskCheckpoint, given: set[str]) -> dict[
         class_path = content.get("class_path") if isinstance(content, dict) else None
         if not isinstance(content, dict) or not isinstance(class_path, str):
             raise InputError(
-                f"the configuration in {checkpoint.path} names no class for {section}; give the configuration it was "
-                "trained with: -c FILE"
+                f"the configuration in {checkpoint.path} names no class for {section}; give that of its training: "
+                "-c FILE"
             )
 
         args = content.get("init_args") or {}
@@ -525,8 +566,9 @@ def _trusted_configuration(checkpoint: TaskCheckpoint, given: set[str]) -> dict[
         if _names_a_class(args):
             raise InputError(
                 f"the configuration in {checkpoint.path} names a class among the arguments of {class_path}, and a file "
-                "must not choose what code runs; look into it, and if you trust it save it and give it with -c FILE"
+                "must not choose what code runs; look into it, and if you trust it, save it and give it with -c FILE"
             )
+
         for name in kind.runs_files:
             value = args.get(name)
             if value is not None and f"--{section}.{name}" not in given and not kind.trusts_file(name, value):
@@ -544,7 +586,7 @@ def _trusted_configuration(checkpoint: TaskCheckpoint, given: set[str]) -> dict[
 
 
 def _names_a_class(value: Any) -> bool:
-    """Whether settings hold a ``class_path`` at any depth."""
+    """Return whether settings hold a ``class_path`` at any depth."""
     if isinstance(value, dict):
         return "class_path" in value or any(_names_a_class(inner) for inner in value.values())
     return isinstance(value, list) and any(_names_a_class(inner) for inner in value)
@@ -554,12 +596,12 @@ def _names_a_class(value: Any) -> bool:
 
 
 def _is_first_process() -> bool:
-    """Whether this is the first of several processes of a run, also before they know of each other."""
+    """Return whether this is the first process of a run, even before the processes are connected."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is such a path; one that cannot be does not exist."""
+    """Return whether a path exists; an invalid path does not."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -567,5 +609,6 @@ def _exists(path: Path) -> bool:
 
 
 def _imported(class_path: str) -> Any:
+    """Import a class by its path."""
     module, name = class_path.rsplit(".", 1)
     return getattr(import_module(module), name)

@@ -90,7 +90,7 @@ class PixelClassification(ClassificationTask):
         """Raise an error if the data have another mode or other statistics than the model."""
         if theirs.mode != self.spec.mode:
             raise InputError(
-                f"the model was built for pixels of mode {self.spec.mode!r}, the data have {theirs.mode!r}; set "
+                f"the model was built for pixels of mode {self.spec.mode!r}, but the data have {theirs.mode!r}; set "
                 f"--data.mode {self.spec.mode}, with its mean and std"
             )
         for name in ("mean", "std"):
@@ -98,8 +98,8 @@ class PixelClassification(ClassificationTask):
             given = getattr(theirs, name)
             if own != given:
                 raise InputError(
-                    f"the model normalizes pixels by {name} {list(own)}, the data say {list(given)}, which would have "
-                    f"no effect; leave --data.{name} out, or set it to '{list(own)}'"
+                    f"the model normalizes pixels by {name} {list(own)}, the data module has {list(given)}, which "
+                    f"would have no effect; leave --data.{name} out, or set it to '{list(own)}'"
                 )
 
     def compare_with_pretrained(self, theirs: PixelSpec) -> None:
@@ -115,11 +115,11 @@ class PixelClassification(ClassificationTask):
                 )
 
     def pretrained_pixels(self) -> dict[str, Any]:
-        """Return mean and std that the weights were pretrained with, from a checkpoint or from timm's configuration."""
+        """Return the mean and std of the pretraining, from a checkpoint or from timm's configuration."""
         weights = Path(self.hparams.get("weights") or "")
         if weights.suffix != ".ckpt":
             return getattr(self.backbone, "pretrained_cfg", None) or {}
-        if not weights.is_file():  # a web address, of which nothing is known
+        if not weights.is_file():  # the statistics behind a web address are not known
             return {}
 
         spec = TaskCheckpoint.read(weights).spec

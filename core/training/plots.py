@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,18 +23,19 @@ if TYPE_CHECKING:
 __all__ = ["Examples", "confusion_figure", "draw_figure", "image_sheet"]
 
 DPI = 120
+"""Dots per inch of all pictures."""
 
 
 def draw_figure(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> Path | None:
     """Draw a picture, write it to ``<name>.png`` in the run folder, and send it to every logger that takes images.
 
     Args:
-        trainer: gives the run folder and the loggers; without a run folder nothing is drawn.
-        name: of the picture.
-        draw: makes the figure; called in the first process only.
+        trainer: trainer with the run folder and the loggers; without a run folder, nothing is drawn.
+        name: name of the picture.
+        draw: function that makes the figure; called in the first process only.
 
     Returns:
-        The file, if there is one.
+        The path of the file, or None if none was written.
     """
     folder = run_folder(trainer)
     if folder is None or not trainer.is_global_zero:
@@ -42,7 +44,8 @@ def draw_figure(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> Path
     pixels = rendered(draw())
     path = folder / f"{name}.png"
     with atomic_write(path) as unfinished:
-        Image.fromarray(pixels).save(unfinished, format="png", compress_level=1)  # a third of the default's time
+        # Low compression takes a third of the time of the default.
+        Image.fromarray(pixels).save(unfinished, format="png", compress_level=1)
 
     for logger in trainer.loggers:
         add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
@@ -52,18 +55,18 @@ def draw_figure(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> Path
 
 
 def rendered(figure: Figure) -> np.ndarray:
-    """A figure as pixels (H, W, 3) uint8."""
+    """Return the pixels (H, W, 3) uint8 of a figure."""
     figure.set_dpi(DPI)
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
 
 
 def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
-    """A confusion matrix, colored by the share of each true class.
+    """Draw a confusion matrix, colored by shares of each true class.
 
     Args:
-        counts: (K, K) integers; the row is the true class, the column the predicted one.
-        classes: K names. They are shown for up to 40 classes, the counts for up to 20.
+        counts: (K, K) integers; the row is the true class, the column the predicted class.
+        classes: K names, which are shown for up to 40 classes; the counts are shown for up to 20.
     """
     size = len(classes)
     share = counts.float() / counts.sum(dim=1, keepdim=True).clamp(min=1)
@@ -94,36 +97,40 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
 def image_sheet(
     images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None = None, columns: int = 8, width: float = 1.5
 ) -> Figure:
-    """A sheet of small images with a line of text above each, or two lines where one has too little room.
+    """Draw a sheet of small images, each with a line of text above it, or two lines if the text is long.
 
     Args:
-        images: (N, C, H, W) with C 1 or 3, in [0, 1].
+        images: (N, C, H, W) with C = 1 or 3, in [0, 1].
         titles: N texts.
-        wrong: N flags; a marked title is red.
-        columns: images in a row.
-        width: of an image, in inches.
+        wrong: N flags; the titles of marked images are red.
+        columns: number of images in a row.
+        width: width of an image, in inches.
     """
     columns = min(columns, len(titles))
-    rows = -(-len(titles) // columns)
+    rows = math.ceil(len(titles) / columns)
     height = min(max(width * images.shape[2] / images.shape[3], 0.5), 6.0)  # inches
     lines = [_title_lines(text, int(width * 14)) for text in titles]
     title = 0.12 + 0.13 * max(map(len, lines))  # inches
 
-    # One axes in inches for all images: an axes for each would take three times as long to draw.
+    # One axes, with coordinates in inches, holds all images: one for each image would take three times as long to draw.
     figure = new_figure(width * columns, (height + title) * rows, automatic=False)
     axes = figure.add_axes((0, 0, 1, 1))
     for i, (image, text) in enumerate(zip(images, lines, strict=True)):
         row, column = divmod(i, columns)
         left = column * width
         top = row * (height + title) + title
+
         pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
         extent = (left + 0.04, left + width - 0.04, top + height - 0.04, top + 0.02)
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=extent)
+
         color = "crimson" if wrong and wrong[i] else "black"
         middle = left + width / 2
         label = axes.text(middle, top - 0.05, "\n".join(text), ha="center", va="bottom", fontsize=8, color=color)
-        inches = label.get_window_extent().width / figure.dpi
-        label.set_fontsize(8 / max(inches / (width - 0.08), 1))  # else it would run into its neighbor
+
+        # Shrink a text that would run into its neighbor.
+        text_width = label.get_window_extent().width / figure.dpi  # inches
+        label.set_fontsize(8 / max(text_width / (width - 0.08), 1))
 
     axes.axis("off")
     axes.set(xlim=(0, width * columns), ylim=((height + title) * rows, 0), aspect="auto")
@@ -131,7 +138,7 @@ def image_sheet(
 
 
 def _title_lines(text: str, length: int) -> list[str]:
-    """Split 'predicted 0.93 (true)' before its bracket if it is longer than ``length``, and shorten each part."""
+    """Split 'predicted 0.93 (true)' before its bracket if it has more than ``length`` characters, and shorten parts."""
     head, bracket, tail = text.partition(" (")
     parts = [head, f"({tail}"] if bracket and len(text) > length else [text]
     longest = 2 * length
@@ -140,12 +147,12 @@ def _title_lines(text: str, length: int) -> list[str]:
 
 
 class Examples:
-    """Keeps a share of each batch, so that a sheet shows samples from the whole split.
+    """A sheet of examples that is filled from every batch, so that it shows samples from the whole split.
 
     Args:
-        size: samples on a sheet.
-        columns: samples in a row.
-        width: of a sample on the sheet, in inches.
+        size: number of samples on a sheet.
+        columns: number of samples in a row.
+        width: width of a sample on the sheet, in inches.
     """
 
     def __init__(self, size: int = 32, columns: int = 8, width: float = 1.5) -> None:
@@ -162,37 +169,38 @@ class Examples:
         wrong: Sequence[bool],
         batches: int,
     ) -> None:
-        """Choose from one batch, with a seed that depends on nothing else.
+        """Choose some samples of a batch; the choice does not depend on the seed of the run.
 
         Args:
-            show: gives pictures (n, C, H, W) of 1 or 3 channels in [0, 1] of the samples at n positions of the batch,
-                or None if they cannot be shown.
+            show: function from a list of n indices in the batch to pictures (n, C, H, W) of these samples, with C = 1
+                or 3, in [0, 1], or to None if samples cannot be shown.
             titles: B lines of text.
-            wrong: B flags; titles of marked samples are red.
-            batches: number of batches of the split.
+            wrong: B flags; the titles of marked samples are red.
+            batches: number of batches in the split.
         """
+        # After a share of the batches, the same share of the sheet is filled, rounded up.
         self.batches_seen += 1
-        wanted = -(-self.size * self.batches_seen // max(1, batches))
-        wanted = max(0, min(wanted, self.size) - len(self.kept))
+        filled = math.ceil(self.size * self.batches_seen / max(1, batches))
+        missing = max(0, min(filled, self.size) - len(self.kept))
 
         generator = torch.Generator().manual_seed(len(self.kept))
-        chosen = torch.randperm(len(titles), generator=generator)[:wanted].tolist()
+        chosen = torch.randperm(len(titles), generator=generator)[:missing].tolist()
         pictures = show(chosen) if chosen else None
         if pictures is not None:
-            copies = pictures.detach().to("cpu", torch.float32, copy=True)  # a slice would keep the whole batch
+            copies = pictures.detach().to("cpu", torch.float32, copy=True)  # a view would keep the whole batch
             self.kept += [(copy, titles[i], wrong[i]) for copy, i in zip(copies, chosen, strict=True)]
 
     def clear(self) -> None:
-        """Forget what was kept."""
+        """Remove all samples."""
         self.kept = []
         self.batches_seen = 0
 
     def draw(self, trainer: Trainer, name: str = "examples") -> None:
-        """Draw the sheet, except in Lightning's sanity check, and forget what was kept.
+        """Draw the sheet, except in Lightning's sanity check, and remove all samples from it.
 
         Args:
-            trainer: gives the run folder and the loggers.
-            name: of the picture.
+            trainer: trainer with the run folder and the loggers.
+            name: name of the picture.
         """
         kept = self.kept
         self.clear()

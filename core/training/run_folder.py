@@ -17,9 +17,9 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch.distributed import TCPStore
 
 from core.errors import InputError, MissingError
+from core.io.checkpoint import checkpoint_file
 
 __all__ = [
-    "checkpoint_of_run",
     "find_checkpoint",
     "new_run",
     "only_writer",
@@ -27,13 +27,14 @@ __all__ = [
     "run_folder",
 ]
 
-_CHOSEN_RUN = "LARKIT_RUN"  # tells the processes that Lightning starts for a run which folder the first one chose
+_CHOSEN_RUN = "LARKIT_RUN"
+"""Environment variable with the name of the run folder, for the further processes that Lightning starts."""
 
 
 def run_folder(trainer: Trainer) -> Path | None:
-    """Folder of the trainer's run, or None without a logger that writes files.
+    """Return the folder of the trainer's run, or None if no logger writes files.
 
-    ``Trainer.log_dir`` gives the same but communicates with all processes, so that one of them alone must not ask.
+    ``Trainer.log_dir`` gives the same folder, but all processes must ask for it together.
     """
     for logger in trainer.loggers:
         folder = getattr(logger, "log_dir", None)
@@ -42,47 +43,31 @@ def run_folder(trainer: Trainer) -> Path | None:
     return None
 
 
-# Which checkpoint is meant
+# The checkpoint that the user means
 
 
 def find_checkpoint(given: str, runs: Path, *, resume: bool = False) -> Path:
-    """The checkpoint that ``--ckpt_path`` names.
+    """Return the path of the checkpoint that ``--ckpt_path`` names.
 
     Args:
-        given: a file, a run folder, or 'best' or 'last' for the newest run.
-        runs: folder of the runs among which the newest is looked for, at any depth.
-        resume: of a run folder, prefer the last checkpoint to the best one.
+        given: a file, the folder of a run, or 'best' or 'last' for that checkpoint of the newest run.
+        runs: folder below which the newest run is searched, at any depth.
+        resume: prefer the last checkpoint of a run folder to its best one.
 
     Raises:
-        MissingError: if there is none.
+        MissingError: if there is no such checkpoint.
     """
     if given in ("best", "last"):
         return _newest_checkpoint(runs, given)
 
     path = Path(given)
-    if path.is_dir():
-        return checkpoint_of_run(path, resume=resume)
-    if not path.is_file():
+    if not path.exists():
         raise MissingError(f"there is no checkpoint {given}; give a file, the folder of a run, 'best' or 'last'")
-    return path
-
-
-def checkpoint_of_run(folder: Path, *, resume: bool = False) -> Path:
-    """The best checkpoint of a run folder, else its last; with ``resume`` in the other order.
-
-    Raises:
-        MissingError: if there is neither.
-    """
-    names = ("last", "best") if resume else ("best", "last")
-    files = [folder / "checkpoints" / f"{name}.ckpt" for name in names]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
-        raise MissingError(f"{folder} has no checkpoints/best.ckpt or last.ckpt; give the folder of a run, or a file")
-    return found
+    return checkpoint_file(path, resume=resume)
 
 
 def _newest_checkpoint(runs: Path, name: str) -> Path:
-    """The checkpoint of this name in the run that has written a checkpoint last; evaluations write none."""
+    """Return the path of a checkpoint by name, in the run that was the last to write a checkpoint."""
     written = {file: file.stat().st_mtime for file in runs.glob("**/checkpoints/*.ckpt")}
     if not written:
         raise MissingError(
@@ -92,7 +77,9 @@ def _newest_checkpoint(runs: Path, name: str) -> Path:
     newest = max(written, key=lambda file: written[file]).parent
     if newest / f"{name}.ckpt" not in written:
         names = ", ".join(sorted(file.name for file in written if file.parent == newest))
-        raise MissingError(f"the newest run, {newest.parent}, has no {name}.ckpt but {names}; give the path of a file")
+        raise MissingError(
+            f"the newest run, {newest.parent}, has no {name}.ckpt, only {names}; give the path of a file"
+        )
     return newest / f"{name}.ckpt"
 
 
@@ -100,17 +87,19 @@ def _newest_checkpoint(runs: Path, name: str) -> Path:
 
 
 def new_run(runs: Path, resumed: Path | None = None) -> str:
-    """Name of the run's folder in ``runs``: that of the run it resumes, else a new folder with the next number.
+    """Return the name of the run's folder in ``runs``: that of the resumed run, or a new one with the next number.
 
     Args:
         runs: folder of all runs of a task.
         resumed: checkpoint of the run to resume, if any.
     """
-    if resumed is not None and resumed.resolve().parent.parent.parent == runs.resolve():
-        return resumed.resolve().parent.parent.name
+    if resumed is not None:
+        folder = resumed.resolve().parent.parent
+        if folder.parent == runs.resolve():
+            return folder.name
 
     if SLURMEnvironment.detect():
-        # All processes of a step agree on this name, and a requeued job finds its folder again.
+        # All processes of a SLURM step derive this name, and a requeued job finds its folder again.
         return f"job_{os.environ.get('SLURM_JOB_ID')}_step_{os.environ.get('SLURM_STEP_ID', 0)}"
 
     started_by_lightning = "LOCAL_RANK" in os.environ and _CHOSEN_RUN in os.environ
@@ -121,7 +110,10 @@ def new_run(runs: Path, resumed: Path | None = None) -> str:
 
 
 def _shared_folder(runs: Path) -> str:
-    """One folder for all processes that ``torchrun`` started: the first one chooses, and publishes the name."""
+    """Return the name of a folder for all processes that ``torchrun`` started; the first one creates it.
+
+    The first process publishes the name in torch's store, where the others read it.
+    """
     has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     is_first = os.environ["RANK"] == "0"
     store = TCPStore(
@@ -137,22 +129,23 @@ def _shared_folder(runs: Path) -> str:
 
 
 def _new_folder(runs: Path) -> Path:
-    """Make the folder with the next free number; of two runs that start at once, each makes one."""
+    """Create the folder with the next free number; two runs that start at once get different folders."""
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        in_the_way = next((p for p in (*reversed(runs.parents), runs) if os.path.lexists(p) and not p.is_dir()), runs)
+        from_root = (*reversed(runs.parents), runs)
+        in_the_way = next((path for path in from_root if os.path.lexists(path) and not path.is_dir()), runs)
         raise InputError(
             f"{in_the_way} is not a folder, and runs are written below {runs}; move it away, or choose another place "
             "with --trainer.default_root_dir FOLDER"
         ) from error
     except (OSError, ValueError) as error:
-        cannot_be = (errno.ENAMETOOLONG, errno.ENOENT, errno.EINVAL, errno.ELOOP)
-        if isinstance(error, OSError) and error.errno not in cannot_be:
+        invalid_path = (errno.ENAMETOOLONG, errno.ENOENT, errno.EINVAL, errno.ELOOP)
+        if isinstance(error, OSError) and error.errno not in invalid_path:
             raise
         raise InputError(
-            f"the folder {str(runs)[:200]!r}, below which runs are written, cannot be made ({error}); choose another "
-            "place with --trainer.default_root_dir FOLDER"
+            f"the folder {str(runs)[:200]!r}, below which runs are written, cannot be created ({error}); choose "
+            "another place with --trainer.default_root_dir FOLDER"
         ) from error
 
     while True:
@@ -168,10 +161,10 @@ def _new_folder(runs: Path) -> Path:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in the same run folder; the lock ends with this process.
+    """Lock a run folder, so that no other process trains in it; the lock ends with this process.
 
     Raises:
-        InputError: if another process trains there.
+        InputError: if another process trains in the folder.
     """
     if sys.platform == "win32":
         yield
@@ -184,12 +177,14 @@ def only_writer(folder: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
+            owner = file.read().strip() or "unknown"
             raise InputError(
-                f"{folder} is in use: process {file.read().strip() or 'unknown'} trains in it. Wait for its end or "
-                "stop it; without --ckpt_path a new run starts in a folder of its own"
+                f"{folder} is in use: process {owner} trains in it. Wait for its end or stop it; without --ckpt_path a "
+                "new run starts in a folder of its own"
             ) from error
-        except OSError:  # a file system without locks
+        except OSError:  # the file system has no locks
             pass
+
         file.seek(0)
         file.truncate()
         file.write(f"{os.getpid()} on {platform.node()}")
@@ -198,15 +193,15 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _open_lock(path: Path) -> TextIO:
-    """Open the lock of a run folder for reading and writing, or make it; nothing else is opened in its place.
+    """Open the lock of a run folder for reading and writing, or create it.
 
-    A run folder may come from anybody, and its lock may be a link to a file of the user, or any other file.
+    A run folder may come from anybody. Its lock could be a link to one of the user's files, which would be overwritten.
 
     Raises:
-        InputError: if it is not the lock of a run.
+        InputError: if the file is not the lock of a run.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    refusal = InputError(f"{path} is not the lock of a run, which holds one line of its own; look at it, and remove it")
+    refusal = InputError(f"{path} is not the lock of a run, which holds a process and a machine; look at it, remove it")
     try:
         handle = os.open(path, flags, 0o666)
     except OSError as error:
@@ -227,12 +222,12 @@ def _open_lock(path: Path) -> TextIO:
 
 
 def resume_hint(last: Path | None, words: Sequence[str], since: float = 0.0) -> str:
-    """What a run that has ended early saved, and the command that resumes it.
+    """Return a sentence on what a run saved that ended early, and the command that resumes it.
 
     Args:
-        last: where the run keeps its last checkpoint, if there is such a place.
-        words: of the command, without its name.
-        since: when the command started, in seconds since the epoch; an older checkpoint is not this run's, unless the
+        last: path of the run's last checkpoint, which may not exist; None if the run saves none.
+        words: words of the command line, without the name of the command.
+        since: start of the command, in seconds since the epoch; an older checkpoint belongs to another run, unless the
             command resumed from one.
     """
     words = list(words)
@@ -240,6 +235,7 @@ def resume_hint(last: Path | None, words: Sequence[str], since: float = 0.0) -> 
     if last is None or not last.is_file() or (last.stat().st_mtime < since and not resumed):
         return "No epoch was complete, so nothing was saved; to start again, repeat the command."
 
+    # Replace the option --ckpt_path, in either form, by the new checkpoint.
     words = [word for word in words if not word.startswith("--ckpt_path=")]
     if "--ckpt_path" in words[:-1]:
         place = words.index("--ckpt_path")

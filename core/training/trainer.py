@@ -1,4 +1,4 @@
-"""Lightning's trainer with two more verbs: export and stats."""
+"""Lightning's trainer with two more methods: export and stats."""
 
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -19,14 +19,14 @@ __all__ = ["ExportingTrainer"]
 
 
 class ExportingTrainer(Trainer):
-    """``lightning.Trainer`` that also exports models and measures data, so that the command has these verbs."""
+    """A trainer that also exports models and measures data, for the verbs ``export`` and ``stats`` of the command."""
 
     def stats(self, model: Task | None, datamodule: DataModule) -> dict[str, float]:
-        """Measures statistics of the training data and prints them.
+        """Measure and print statistics of the training data.
 
         Args:
             model: not used.
-            datamodule: what is measured.
+            datamodule: data module whose training data are measured.
 
         Returns:
             The statistics by name.
@@ -46,23 +46,23 @@ class ExportingTrainer(Trainer):
         fixed_size: bool = False,
         source: Source | None = None,
     ) -> Path:
-        """Exports a trained model in inference form and compares its outputs with the model's.
+        """Export a trained model in inference form, and compare the outputs of the file with those of the model.
 
         Args:
-            model: the task.
-            datamodule: gives the validation samples for the comparison.
+            model: task to export.
+            datamodule: data module that gives validation samples for the comparison.
             format: 'onnx', or 'torch_export' for a .pt2 file.
-            output: folder for the file, which is named after the backbone; by default exports/ with the task's name.
+            output: folder for the file, which is named after the backbone; by default exports/<task>.
             ckpt_path: checkpoint with the weights, a run folder, or 'best' or 'last' of the newest run.
-            fixed_size: the file takes height and width of the data only, as compilers for some devices need it.
-            source: where the file begins: 'raw' samples, or the 'map' of the feature map; by default raw samples if
-                the exporter can follow the way from there.
+            fixed_size: let the file take only the height and width of the data, as compilers for some devices need.
+            source: input of the file: 'raw' samples, or the 'map' that the feature map makes of them; by default raw
+                samples, if the exporter can follow the way from there.
 
         Returns:
-            The file written.
+            The path of the file.
 
         Raises:
-            InputError: if this task has nothing to export, or not from this source.
+            InputError: if this task cannot be exported, or not from this source.
         """
         if ckpt_path is not None:
             model.load_state_dict(TaskCheckpoint.read(ckpt_path).state_dict)
@@ -74,11 +74,12 @@ class ExportingTrainer(Trainer):
         if source is not None:
             return export(model.to_export(raw, source), source)
 
+        # Hide the output at first, since exporters that fail print whole graphs.
         printed = StringIO()
         try:
-            with redirect_stdout(printed), redirect_stderr(StringIO()):  # failing exporters print whole graphs
+            with redirect_stdout(printed), redirect_stderr(StringIO()):
                 file = export(model.to_export(raw, "raw"), "raw")
-        except Exception as error:  # the exporters raise errors of many kinds
+        except Exception as error:  # the exporters raise errors of any type
             from_map = model.to_export(raw, "map")
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             rank_zero_info(
@@ -91,7 +92,7 @@ class ExportingTrainer(Trainer):
 
 
 def _validation_samples(trainer: Trainer, model: Task, datamodule: DataModule, count: int = 4) -> tuple[Any, ...]:
-    """The first raw samples of the validation split, as ``task(*raw)`` takes them."""
+    """Return the first raw samples of the validation split, as the arguments of ``task(*raw)``."""
     datamodule.trainer = trainer
     datamodule.prepare_data()
     datamodule.setup("validate")
@@ -104,6 +105,7 @@ def _validation_samples(trainer: Trainer, model: Task, datamodule: DataModule, c
 
 @torch.no_grad()
 def _export(model: Task, folder: Path, format: Format, parts: Exported, source: Source, *, fixed_size: bool) -> Path:
+    """Write the file with its metadata, and return its path."""
     print("exporting from raw samples to the answer" if source == "raw" else "exporting from the map to the answer")
     return export_model(
         parts.module,

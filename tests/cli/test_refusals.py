@@ -139,8 +139,8 @@ def test_setting_that_cannot_be_used(
         (["--trainer.val_check_interval", "0"], r"--trainer\.val_check_interval 0; expected a share of an epoch"),
         (["--checkpoint.mode", "x"], r"checkpoint\.mode.*Got value: x"),
         (["--model.num_classes", "99999999999999999999"], r"num_classes=9+; expected a number from 2 to 1,000,000"),
-        (["--trainer.default_root_dir", "a" * 300], r"below which runs are written, cannot be made"),
-        (["--trainer.default_root_dir", "/proc/nowhere"], r"/proc/nowhere.*cannot be made"),
+        (["--trainer.default_root_dir", "a" * 300], r"below which runs are written, cannot be created"),
+        (["--trainer.default_root_dir", "/proc/nowhere"], r"/proc/nowhere.*cannot be created"),
     ],
 )
 def test_setting_that_lightning_does_not_refuse_itself(
@@ -188,7 +188,7 @@ def test_barebones_with_what_it_leaves_out(photos: Path, tmp_path: Path, refusal
 
 def test_other_number_of_classes_says_what_to_type(photos: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "a.yaml", photos)
-    with pytest.raises(SystemExit, match=r"model has 7 classes and the data 3; .*or set it to 3"):
+    with pytest.raises(SystemExit, match=r"model has 7 classes and the data 3 .*or set it to 3"):
         command("fit", config, tmp_path, "--model.num_classes", "7")
 
 
@@ -217,7 +217,7 @@ def test_best_is_not_that_of_an_older_run(photos: Path, tmp_path: Path, refusal:
         os.utime(folder / name, (time, time))
     (folder / "version_2").mkdir()  # of an evaluation
     message = refusal(*_words("test", config, tmp_path / "out", "--ckpt_path", "best"))
-    assert f"the newest run, {folder / 'version_1'}, has no best.ckpt but last.ckpt; give the path" in message
+    assert f"the newest run, {folder / 'version_1'}, has no best.ckpt, only last.ckpt; give the path" in message
 
 
 @pytest.mark.parametrize("verb", ["fit", "test", "export"])

@@ -157,7 +157,7 @@ def test_other_classes_than_the_checkpoints_are_refused(
     other = write_photos(tmp_path / "others", classes=["ant", "bee", "cow"], val=2)
     words = ["--data.root", str(other), "--trainer.default_root_dir", str(tmp_path)]
     message = _refusal(capsys, "validate", "--ckpt_path", str(trained["folder"]), *words)
-    assert "trained on other classes than the data have" in message
+    assert "trained on other classes than those of the data" in message
 
 
 def test_export_without_a_configuration(trained: dict[str, Path], tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_neither_configuration_nor_checkpoint(capsys: pytest.CaptureFixture[str]
 
 def test_folder_without_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = _refusal(capsys, "test", "--ckpt_path", str(tmp_path))
-    assert f"{tmp_path} has no checkpoints/best.ckpt or last.ckpt" in message
+    assert f"{tmp_path} has no checkpoints/best.ckpt and no checkpoints/last.ckpt" in message
 
 
 # A checkpoint of a stranger
@@ -247,4 +247,4 @@ def test_configuration_and_hyperparameters_must_name_one_class(
         config["model"] = {"class_path": "audio.AudioClassifier", "init_args": {"backbone": "test_unireplknet"}}
 
     message = _refusal(capsys, "validate", "--ckpt_path", str(stranger(change)))
-    assert "holds a vision.ImageClassifier, the configuration a audio.AudioClassifier" in message
+    assert "holds vision.ImageClassifier, but the configuration names audio.AudioClassifier" in message

@@ -168,7 +168,7 @@ def test_checkpoint_chooses_no_class(
     file = _rewritten(trained["folder"] / "checkpoints/last.ckpt", tmp_path / "a.ckpt", _class_path=class_path)
     with pytest.raises(SystemExit) as stopped:
         command(verb, trained["config"], tmp_path, "--ckpt_path", file)
-    assert f"holds a {class_path}, the configuration a vision.ImageClassifier" in str(stopped.value.code)
+    assert f"holds {class_path}, but the configuration names vision.ImageClassifier" in str(stopped.value.code)
     assert not marker.exists()
 
 

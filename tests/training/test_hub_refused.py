@@ -142,7 +142,7 @@ def test_checkpoints_that_are_none(trained: dict[str, Path], tmp_path: Path) -> 
     content = torch.load(trained["folder"] / "checkpoints" / "best.ckpt", weights_only=True)
     content["hyper_parameters"].pop("_class_path")
     torch.save(content, tmp_path / "python.ckpt")
-    with pytest.raises(InputError, match="does not say what task it holds"):
+    with pytest.raises(InputError, match="does not say which task it holds"):
         save_pretrained(tmp_path / "python.ckpt", tmp_path / "shared")
     content["hyper_parameters"]["_class_path"] = "vision.ImageClassifier"
     content["hyper_parameters"] |= {"num_classes": None, "spec": {"classes": ["a", "b", "c", "d", "e"]}}
@@ -172,7 +172,7 @@ def test_tasks_that_no_file_describes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["name", "owner/name/file", "owner/na me", ""])
 def test_names_that_are_no_repository(name: str) -> None:
-    with pytest.raises(InputError, match="is no name of a repository; give OWNER/NAME"):
+    with pytest.raises(InputError, match="is not the name of a repository; give OWNER/NAME"):
         push_to_hub(ImageClassifier(TINY, 3), name)
 
 
