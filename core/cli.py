@@ -75,13 +75,16 @@ def main(args: "ArgsType" = None) -> None:
     """Run one verb.
 
     Args:
-        args: the command line after the program's name; by default that of the process.
+        args: words of the command line after the name of the program; by default those of the process.
 
     Raises:
-        SystemExit: with one line on the error stream if the input cannot be used or the machine fails; with status 130
-            after Ctrl-C and 143 after SIGTERM.
+        SystemExit: with a one-line message if the input cannot be used or the machine fails; with status 130 after
+            Ctrl-C, and 143 after SIGTERM.
     """
-    words = sys.argv[1:] if args is None else list(args) if isinstance(args, tuple) else args
+    words = sys.argv[1:] if args is None else args
+    if isinstance(words, tuple):
+        words = list(words)
+
     if isinstance(words, list):
         if not words or words[0] in ("-h", "--help"):
             print(HELP, end="")
@@ -100,7 +103,7 @@ def main(args: "ArgsType" = None) -> None:
 
 
 def _end(error: BaseException) -> None:
-    """End with what the user should know; a defect of this program keeps its traceback."""
+    """Exit with a message for the user; an error of the program itself keeps its traceback."""
     if os.environ.get("LARKIT_TRACEBACK"):
         raise error
 
@@ -118,8 +121,9 @@ def _end(error: BaseException) -> None:
 
 
 def _run(words: Any) -> None:
+    """Run the verb that the words name."""
     _filter_warnings()
-    verb = words[0] if isinstance(words, list) else None  # Lightning also takes a dictionary, which names it inside
+    verb = words[0] if isinstance(words, list) else None  # Lightning also takes a dictionary, which holds the verb
     if verb == "configs":
         from core.config_files import list_configs
 
@@ -146,7 +150,7 @@ def _run_lightning(words: Any) -> None:
     from core.training.lightning_cli import LarKitCLI  # Lightning takes seconds to import; --help need not wait for it
 
     if "import_path_denylist" in inspect.signature(set_parsing_settings).parameters:  # jsonargparse 4.53
-        set_parsing_settings(import_path_denylist=[])  # what runs commands may not be named as a class
+        set_parsing_settings(import_path_denylist=[])  # refuse classes that run commands, such as subprocess.Popen
 
     for modality in entry_points(group="larkit.modalities"):
         modality.load()  # so that a YAML file can name its classes without their modules
@@ -163,7 +167,7 @@ def _run_lightning(words: Any) -> None:
 
 @contextmanager
 def _as_command_line(words: list[str]) -> Iterator[None]:
-    """Put the words into ``sys.argv``, since Lightning starts further processes by this command line."""
+    """Put the words into ``sys.argv``, from which Lightning takes the command line of further processes."""
     command = sys.argv
     program = command[0] if words == command[1:] else __file__
     sys.argv = [program, *words]
@@ -174,15 +178,16 @@ def _as_command_line(words: list[str]) -> Iterator[None]:
 
 
 def _check_verb(verb: str) -> None:
+    """Raise an error for a verb that does not exist."""
     if verb not in VERBS:
         known = ", ".join((*VERBS, "configs", "push", *ANALYSES))
         raise InputError(f"unknown verb {verb!r}; expected one of {known}. Type: lightning --help")
 
 
 def _message(error: BaseException | None) -> str | None:
-    """What to tell the user, or None for an error that is not the user's.
+    """Return the message for the user, or None if the input is not the reason for the error.
 
-    The parser wraps what a constructor raises, and a data-loading process puts its traceback before the message.
+    The parser wraps errors that a constructor raises, and a data-loading process puts its traceback before the message.
     """
     while error is not None and not isinstance(error, InputError):
         if refused_by_trainer(error):
@@ -196,7 +201,7 @@ def _message(error: BaseException | None) -> str | None:
 
 
 def _shortened(text: str) -> str:
-    """The parser's message without the types that the value does not have either."""
+    """Return the parser's message without the lines on None, which an option may always be, and on the given value."""
     head, _, reasons = text.partition("Errors:")
     kept = [line.strip() for line in reasons.splitlines() if line.strip() and "NoneType" not in line]
     kept = [line for line in kept if not line.startswith("Given value")]

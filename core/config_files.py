@@ -1,4 +1,4 @@
-"""The configuration files that are installed, found by name from any folder."""
+"""Find installed configuration files by name from any folder."""
 
 import difflib
 import textwrap
@@ -15,9 +15,9 @@ __all__ = ["find_config", "installed_configs", "list_configs"]
 
 @cache
 def installed_configs() -> dict[str, Path]:
-    """The files of all installed modalities and of ``core``, by the name that a user types.
+    """Return the configuration files of all installed modalities and of ``core``, by name.
 
-    Names are those of the repository, as in 'vision/configs/recipes/in1k_t.yaml'.
+    Names are paths in the repository, such as 'vision/configs/recipes/in1k_t.yaml'.
     """
     packages = sorted(entry.value for entry in entry_points(group="larkit.modalities"))
     found = {}
@@ -29,18 +29,18 @@ def installed_configs() -> dict[str, Path]:
 
 
 def find_config(given: str) -> tuple[Path, bool]:
-    """The configuration that a user means.
+    """Find the configuration that the user means.
 
     Args:
-        given: a path; or, if there is no such file, the name of an installed configuration or the end of its name, as
-            'configs/folder.yaml' or 'folder.yaml', where only one ends so.
+        given: a path or, if there is no such file, the name of an installed configuration. The end of a name, such as
+            'configs/folder.yaml', is enough if no other name ends in it.
 
     Returns:
-        The file, and whether it is an installed one that does not lie at the path given.
+        The path of the file, and whether it is an installed file at another path than ``given``.
 
     Raises:
-        MissingError: if there is none, or several; the message names the nearest.
-        InputError: if the file is not YAML, is empty, or has no end.
+        MissingError: if there is none, or several; the message lists similar names.
+        InputError: if the file at this path is not YAML, is empty, or expands without end.
     """
     path = Path(given)
     if path.is_file():
@@ -62,7 +62,7 @@ def find_config(given: str) -> tuple[Path, bool]:
 
 
 def list_configs() -> str:
-    """The names of the installed configurations with the first line of their comments, grouped by folder."""
+    """Return a list of the installed configurations with their first comment lines, grouped by folder."""
     folders: dict[str, list[str]] = {}
     for name, file in installed_configs().items():
         folder, _, base = name.rpartition("/")
@@ -72,14 +72,14 @@ def list_configs() -> str:
 
 
 def _folders(package: str) -> Iterator[Path]:
-    """Where a package lies, without importing it."""
+    """Yield the folders of a package without importing it."""
     spec = find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         yield Path(folder)
 
 
 def _nearest(path: Path) -> list[str]:
-    """Names of files like the one that is not there: in its folder, and installed."""
+    """Return names that are similar to a missing file, of files in its folder and of installed ones."""
     beside = [file.as_posix() for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
     names = list(dict.fromkeys([*beside, *installed_configs()]))
     by_path = difflib.get_close_matches(path.as_posix(), names, n=4, cutoff=0.75)
@@ -91,14 +91,14 @@ def _nearest(path: Path) -> list[str]:
 
 
 def _first_comment(file: Path) -> str:
-    """The first line of the comment at the top of a file."""
+    """Return the first line of the comment at the top of a file, or an empty string."""
     with file.open(encoding="utf-8") as lines:
         first = next(lines, "").strip()
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def _check_yaml(path: Path) -> None:
-    """Refuse a file that holds no settings, before the parser of the command reads it."""
+    """Raise an error for a file without settings, before the parser of the command reads it."""
     from core.io.untrusted import parse_yaml  # torch takes a second to import; lightning configs need not wait for it
 
     try:

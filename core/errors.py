@@ -17,7 +17,7 @@ class MissingError(InputError, FileNotFoundError):
 
 
 def listed(names: Iterable[object], limit: int = 8) -> str:
-    """List names for a message, as in 'a, b, c'. After ``limit`` names, their number replaces the others."""
+    """Return names as a list for a message, such as 'a, b, c'; after ``limit`` names, only the others' number."""
     words = [str(name) for name in names]
     text = ", ".join(words[:limit])
     if len(words) > limit:
@@ -28,7 +28,7 @@ def listed(names: Iterable[object], limit: int = 8) -> str:
 def printable(name: str) -> str:
     r"""Return the name of a file or class as text that can be written and drawn.
 
-    Python reads bytes of a file name that are not UTF-8 as surrogates, which no text file takes. Here they become
-    escapes, as in 'caf\xe9.png'.
+    Python reads bytes of a file name that are not UTF-8 as surrogates, which cannot be written to a text file. Here
+    they become escapes, as in 'caf\xe9.png'.
     """
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""What the command does when it is stopped from outside or the machine fails it: exit status, and one line to read."""
+"""How the command ends if it is stopped from outside or the machine fails: an exit status and a one-line message."""
 
 import errno
 import os
@@ -21,14 +21,14 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came; handled everywhere like Ctrl-C, so that files are closed and data-loading processes end."""
+    """SIGTERM was received; handled like Ctrl-C, so that files are closed and data-loading processes end."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end what runs inside at once, with :class:`Terminated`.
+    """Let SIGTERM end the block at once, with :class:`Terminated`.
 
-    Threads, which get no signals, and jobs of SLURM, where Lightning saves and requeues, are left alone.
+    Nothing changes in threads, which get no signals, and in SLURM jobs, where Lightning saves and requeues.
     """
     if threading.current_thread() is not threading.main_thread() or "SLURM_JOB_ID" in os.environ:
         yield
@@ -39,7 +39,7 @@ def terminable() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a forked process that loads data
             os._exit(128 + number)
-        signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the closing of files
+        signal.signal(number, signal.SIG_IGN)  # a second signal would interrupt the closing of files
         raise Terminated
 
     before_interrupt = signal.getsignal(signal.SIGINT)
@@ -47,14 +47,14 @@ def terminable() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before_interrupt)  # Lightning switches it off while it ends a run
+        signal.signal(signal.SIGINT, before_interrupt)  # Lightning ignores Ctrl-C while it ends a run
         signal.signal(signal.SIGTERM, before_terminate)
 
 
 def stop_signal(error: BaseException) -> tuple[int, str] | None:
-    """Exit status and name of the signal that ended the command, as a shell has them; None if there was none.
+    """Return a shell's exit status for the signal that ended the command, and its name; None if there was no signal.
 
-    Lightning turns Ctrl-C into an exit with status 1, and SIGTERM of a SLURM job into one with status 0.
+    Lightning itself would exit with status 1 after Ctrl-C, and with status 0 after SIGTERM in a SLURM job.
     """
     for cause in _chain(error):
         if isinstance(cause, Terminated) or type(cause).__name__ == "SIGTERMException":
@@ -65,7 +65,7 @@ def stop_signal(error: BaseException) -> tuple[int, str] | None:
 
 
 def machine_message(error: BaseException) -> str | None:
-    """What to tell the user about a full disk, a missing permission, or a process that died; None for other errors."""
+    """Return a message about a full disk, a missing permission, or a process that died; None for other errors."""
     for cause in _chain(error):
         if isinstance(cause, OSError) and cause.errno in _FULL:
             return (
@@ -80,50 +80,54 @@ def machine_message(error: BaseException) -> str | None:
         if str(cause).startswith("DataLoader worker") or _lost_worker(cause):
             return (
                 f"a process that loads data died: {str(cause).partition('. ')[0]}. If it was killed, memory was short: "
-                "use fewer with --data.num_workers (0 loads in the training process and shows its error), or a "
-                "smaller --data.batch_size"
+                "use fewer such processes with --data.num_workers (0 loads in the training process and shows its "
+                "error), or a smaller --data.batch_size"
             )
     return None
 
 
 def refused_by_trainer(error: BaseException) -> bool:
-    """Whether Lightning's trainer cannot use a setting, also one that contradicts the data."""
+    """Return whether the error is a setting that Lightning's trainer refuses, by itself or for these data."""
     if type(error).__name__ == "MisconfigurationException":
         return True
     if not isinstance(error, ValueError) or error.__traceback__ is None:
         return False
+
+    # A ValueError is the trainer's if a file of the trainer raised it.
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     file = frame.f_code.co_filename.replace("\\", "/")
     return "/lightning/pytorch/trainer/" in file or file.endswith("/lightning/pytorch/loops/fit_loop.py")
 
 
 def notes(error: BaseException) -> str:
-    """What was added to the error for the user on its way, such as how to resume the run."""
+    """Return the notes that were added to the error for the user, such as how to resume the run."""
     found = [note for cause in _chain(error) for note in getattr(cause, "__notes__", [])]
     return " ".join(dict.fromkeys(found))
 
 
 def say(text: str) -> None:
-    """Print a line on the error stream, if there still is one."""
+    """Print a line on the error stream, if it is still open."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 def _lost_worker(error: BaseException) -> bool:
-    """Whether a data-loading process died while it handed over a batch: its connection broke in torch's loader."""
+    """Return whether a data-loading process died while it sent a batch, so that torch's loader lost the connection."""
     if not isinstance(error, ConnectionError | FileNotFoundError | EOFError):
         return False
+
     files = [frame.f_code.co_filename.replace("\\", "/") for frame, _ in traceback.walk_tb(error.__traceback__)]
     in_loader = any(file.endswith("torch/utils/data/dataloader.py") for file in files)
     return in_loader and any("/multiprocessing/" in file for file in files)
 
 
 def _file_of(error: OSError) -> str:
+    """Return the name of the file that an error is about."""
     return str(error.filename2 or error.filename or "a file")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what caused it, and what was being handled when it was raised."""
+    """Yield the error and, one after another, the errors that caused it or were being handled when it was raised."""
     seen: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in seen:

@@ -106,7 +106,7 @@ def _download(url: str) -> Path:
 
 
 def _has_hash(path: Path, name: str) -> bool:
-    """Return whether a file has the hash in its name, of the length of SHA-256 or git's SHA-1; other names pass."""
+    """Return whether the content of a file has the hash ``name``, a SHA-256 or git's SHA-1; other names pass."""
     if len(name) == 64:
         digest = hashlib.sha256()
     elif len(name) == 40:

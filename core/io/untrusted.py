@@ -1,4 +1,4 @@
-"""Read untrusted files: nothing in them is executed, and damage is detected first."""
+"""Read untrusted files: nothing in them is executed, and damage is detected before they are used."""
 
 import argparse
 import os
@@ -20,7 +20,9 @@ __all__ = ["check_yaml", "parse_yaml", "read_arrays", "read_torch_file", "restri
 
 _CHUNK = 2**24  # bytes
 _YAML_DEPTH = 64
+"""Deepest nesting of lists and mappings in a YAML file."""
 _YAML_VALUES = 1_000_000
+"""Largest number of values in a YAML file after its references are expanded."""
 
 
 def read_torch_file(path: Path) -> Any:
@@ -104,34 +106,35 @@ def parse_yaml(text: str, source: object) -> Any:
     """Parse YAML whose anchors and nesting are bounded.
 
     Args:
-        text: of the file.
-        source: where it comes from, for messages.
+        text: content of the file.
+        source: name of the file in messages.
 
     Raises:
-        InputError: if it is not YAML, refers to itself, is nested too deeply, or grows too large by its anchors.
+        InputError: if the text is not YAML, refers to itself, is nested too deeply, or expands to too many values.
     """
     check_yaml(text, source)
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # dates and numbers that cannot be are a ValueError
+    except (yaml.YAMLError, ValueError) as error:  # impossible dates and numbers raise ValueError
         raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def check_yaml(text: str, source: object) -> None:
-    """Refuse YAML that is small on disk and without end in memory; other errors are left to the parser.
+    """Refuse YAML that is small on disk but huge or endless in memory; other errors are left to the parser.
 
-    Nine anchors of nine references each stand for a billion values, and an anchor within itself for infinitely many.
+    Nine nested anchors of nine references each stand for about a billion values, and an anchor that contains itself
+    stands for infinitely many. The text is read as a stream of events, in which references are not expanded.
 
     Args:
-        text: of the file.
-        source: where it comes from, for messages.
+        text: content of the file.
+        source: name of the file in messages.
 
     Raises:
-        InputError: if it refers to itself, is nested too deeply, or grows too large by its anchors.
+        InputError: if the text refers to itself, is nested too deeply, or expands to too many values.
     """
-    sizes: dict[str | None, int] = {}  # values below each anchor
-    anchors: list[str | None] = []  # of the collections that are open
-    counts = [0]  # values in each of them so far, below that of the document
+    sizes: dict[str | None, int] = {}  # number of values below each anchor
+    anchors: list[str | None] = []  # anchors of the open collections, or None
+    counts = [0]  # number of values so far in the document, and in each open collection
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
@@ -165,7 +168,7 @@ def read_arrays(path: Path) -> Any:
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if the file is damaged or holds anything else, of which nothing has been executed.
+        InputError: if the file is damaged or holds anything else, none of which is executed.
     """
     if not path.is_file():
         raise MissingError(f"there is no {path}; download it, or correct the folder")
@@ -180,7 +183,7 @@ def read_arrays(path: Path) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler that finds nothing but the functions that rebuild arrays, under their names in any version of numpy."""
+    """Unpickler that finds only the functions that rebuild arrays, under their names in any version of numpy."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         module = module.replace("numpy._core", "numpy.core")

@@ -62,7 +62,7 @@ def load_weights(model: Model, source: str | Path) -> Model:
     - official ``.pth`` files, plain or wrapped in ``'model'`` or ``'state_dict'``. If a training state holds
       ``'model_ema'`` as well, ``'model'`` is loaded, whereas timm's ``checkpoint_path`` loads the average;
     - mmpretrain's RepLKNet files;
-    - checkpoints of detectors and segmentors, with the prefix ``backbone.``; copies named ``ema_`` are ignored;
+    - checkpoints of detectors and segmentors, with the prefix ``backbone.``; averages, named ``ema_...``, are ignored;
     - safetensors files;
     - Lightning checkpoints of this project;
     - files in inference form, for models in inference form.
@@ -207,9 +207,8 @@ def _strip_prefixes(state_dict: StateDict, model: nn.Module) -> StateDict:
 
     # Wrappers can be nested, so look for another prefix after each one.
     while prefix := next((p for p in foreign if any(name.startswith(p) for name in state_dict)), None):
-        state_dict = {
-            name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)
-        }
+        inside = {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+        state_dict = {name.removeprefix(prefix): tensor for name, tensor in inside.items()}
     return state_dict
 
 
@@ -293,8 +292,8 @@ def _adapt_stem(weight: Tensor, channels: int, where: str) -> Tensor:
         return adapt_input_conv(channels, weight)
     except (AssertionError, NotImplementedError):
         raise InputError(
-            f"{where} takes {weight.shape[1]} input channels, the model {channels}; only files for 3 channels adapt. "
-            f"Build the model with in_chans={weight.shape[1]}"
+            f"{where} takes {weight.shape[1]} input channels, the model {channels}; only files for 3 channels can be "
+            f"adapted. Build the model with in_chans={weight.shape[1]}"
         ) from None
 
 
@@ -311,9 +310,11 @@ def _refuse_lost_norm(state_dict: StateDict, own: StateDict, model: nn.Module, s
     shift = state_dict.get("norm.bias")
     if scale is not None and shift is not None and not (bool((scale == 1).all()) and bool((shift == 0).all())):
         return  # the official converter does not fold the last norm, so the file still has it
+
     raise InputError(
-        f"{source} is folded, with the last norm in its classifier, and the model has none: its vectors would lack "
-        f"the norm. Build it with num_classes={len(state_dict['head.weight'])}, or load what was not folded"
+        f"{source} is folded, with the last norm in its classifier, and the model has no classifier: its embeddings "
+        f"would lack the norm. Build it with num_classes={len(state_dict['head.weight'])}, or load a file that was not "
+        "folded"
     )
 
 
