@@ -1,4 +1,4 @@
-"""Classification of point clouds: points are drawn as views, which an image backbone classifies."""
+"""Point-cloud classification with large-kernel ConvNets: a cloud is drawn as images."""
 
 from pointcloud.data import PointDataModule, PointSpec
 from pointcloud.demo import DigitClouds

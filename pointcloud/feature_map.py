@@ -1,4 +1,4 @@
-"""From points (B, N, 3) to views (B, V * 3, H, W), as in the multi-view variant of P2P (Wang et al., 2022).
+"""From the points of clouds to normalized views, as in the multi-view variant of P2P (Wang et al., 2022).
 
 ::
 
@@ -35,11 +35,11 @@ from pointcloud.views import VIEWS, euler_matrices, pixels, splat
 __all__ = ["EdgeFeatures", "PointViews", "ViewFusion", "choose_points", "drop_needless_digits", "unit_sphere"]
 
 _TOKEN = 7
-"""Side of the patch of pixels that becomes a token."""
+"""Side of the patch that becomes a token, in pixels."""
 
 
 class PointViews(FeatureMap):
-    """Draws a cloud of points as images of V views. The names of its tensors are the published ones.
+    """Draws a cloud of points as V views, which are images. The names of its tensors are the published ones.
 
     Args:
         load_points: larger clouds are reduced to this number of points, by a random choice with a fixed seed.
@@ -47,15 +47,16 @@ class PointViews(FeatureMap):
             its points.
         normalize: center each cloud and scale it into the unit sphere.
         y_up: whether the second coordinate of the points is the vertical one; otherwise it is the third.
-        num_views: V, the number of views; the first ones of :data:`pointcloud.views.VIEWS` are used.
+        num_views: number of views V; the first ones of :data:`pointcloud.views.VIEWS` are used.
         obj_size: side of the square into which the object is drawn, in pixels; even.
-        img_size: side of the images in pixels; by default ``obj_size``. A smaller object is padded with zeros.
+        img_size: side of the images, in pixels; by default ``obj_size``. If it is larger, the object gets a margin of
+            zeros.
         neighbors: number of neighbors in the edge features, including the point itself.
         trans_dim: channels of the first features of a point.
         dim: channels of the edge features, and of the maps before they become images.
         fusion: let the views attend to each other; requires an ``img_size`` divisible by 7.
-        mean: mean of each color, of the images that the backbone was trained on.
-        std: standard deviation of each color, of the same images.
+        mean: mean of each color, by which the images are normalized for the backbone.
+        std: standard deviation of each color, by which the images are normalized for the backbone.
 
     Raises:
         InputError: if a number is out of range.
@@ -91,8 +92,8 @@ class PointViews(FeatureMap):
         if img_size < obj_size or (fusion and img_size % _TOKEN) or neighbors < 1 or dim % 4 or min(dim, trans_dim) < 1:
             raise InputError(
                 f"img_size={img_size}, obj_size={obj_size}, fusion={fusion}, neighbors={neighbors}, dim={dim}, "
-                f"trans_dim={trans_dim}; img_size is at least obj_size and, with fusion, a multiple of 7 such as 224; "
-                "dim is a multiple of 4, and neighbors and trans_dim are at least 1"
+                f"trans_dim={trans_dim}; expected an img_size of at least obj_size (with fusion, a multiple of 7 such "
+                "as 224), a dim that is a multiple of 4, and neighbors and trans_dim of at least 1"
             )
 
         self.load_points = load_points
@@ -113,15 +114,15 @@ class PointViews(FeatureMap):
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, points_BN3: Tensor, pose_B33: Tensor | None = None, shift_B13: Tensor | None = None) -> Tensor:
-        """Turn raw points into the views of one pose.
+        """Turn raw points into normalized views in one pose.
 
         Args:
-            points_BN3: (B, N, 3) finite coordinates in any unit, float32 or float64.
+            points_BN3: points (B, N, 3) with finite coordinates in any unit, float32 or float64.
             pose_B33: matrices by which the points are multiplied before they are drawn; by default none.
             shift_B13: vectors that are then added to the points; by default none.
 
         Returns:
-            (B, V * 3, img_size, img_size) float32 normalized colors, with the views of a cloud along the channels.
+            Views (B, V * 3, img_size, img_size) float32; those of a cloud are stacked along the channels.
 
         Raises:
             InputError: if a cloud has fewer points than ``neighbors``, or a coordinate is NaN or infinite.
@@ -133,28 +134,30 @@ class PointViews(FeatureMap):
         """Scale raw clouds into the unit sphere, turn them z up, and reduce larger clouds to ``load_points`` points.
 
         Returns:
-            (B, N, 3) float32, with N at most ``load_points``.
+            Points (B, N, 3) float32, with N at most ``load_points``.
         """
         points_BN3 = drop_needless_digits(choose_points(points_BN3, self.load_points))
         points_BN3 = (unit_sphere(points_BN3) if self.normalize else points_BN3).float()
         if not self.y_up:
             return points_BN3
 
-        # Poses turn a cloud about its third axis. This order and these signs are those of the published loader.
+        # Poses turn a cloud about its third axis. The order and the signs are those of the published loader.
         x, y, z = points_BN3.unbind(dim=2)
         return torch.stack([-z, -x, y], dim=2)
 
     def sample(self, points_BN3: Tensor) -> Tensor:
         """Prepare raw clouds and apply farthest point sampling.
 
-        In training mode, the points are chosen at random among somewhat more farthest points, with the same choice for
-        all clouds of the batch. As published, 1024, 2048 and 4096 points are chosen among 1200, 2400 and 4800.
+        In train mode, somewhat more farthest points are sampled, and ``num_points`` of them are chosen at random, the
+        same ones in all clouds of the batch. As published, 1024, 2048 and 4096 points are chosen from 1200, 2400 and
+        4800.
 
         Args:
-            points_BN3: raw points. For training they must be in random order, since the first point is always taken.
+            points_BN3: raw points (B, N, 3). For training, they must be in random order, since sampling always begins
+                with the first one.
 
         Returns:
-            (B, num_points, 3) float32.
+            Points (B, num_points, 3) float32.
 
         Raises:
             InputError: if a coordinate is NaN or infinite.
@@ -190,7 +193,7 @@ class PointViews(FeatureMap):
         """Compute the pixel in which each sampled point is drawn in each view, see :func:`pointcloud.views.pixels`.
 
         Returns:
-            (B, V, N, 2) int64.
+            Row and column of each point (B, V, N, 2) int64.
 
         Raises:
             InputError: if a coordinate is NaN or infinite.
@@ -198,7 +201,7 @@ class PointViews(FeatureMap):
         if not points_BN3.isfinite().all():
             raise InputError("a cloud holds NaN or infinity; replace it")
 
-        # In half precision, some points would be drawn in other pixels.
+        # In half precision, some points would fall into other pixels.
         with torch.autocast(points_BN3.device.type, enabled=False):
             posed = points_BN3
             if pose_B33 is not None:
@@ -293,7 +296,7 @@ class EdgeFeatures(nn.Module):
         batch, total, _ = points_BN3.shape
         neighbor_BNK = nearest_neighbors(points_BN3, self.neighbors)
 
-        # Indices among the P = B * N points of all clouds
+        # Indices of the neighbors among the P = B * N points of all clouds
         first_B11 = torch.arange(batch, device=points_BN3.device)[:, None, None] * total
         row_PK = (neighbor_BNK + first_B11).flatten(0, 1)
 
@@ -335,7 +338,7 @@ class EdgeFeatures(nn.Module):
         mean_BNC = over_neighbors(other_BNC, "sum") / row_PK.shape[1]
         own_BNC = own_BNC - over_groups(mean_BNC + own_BNC)
 
-        # The mean over the edges is now 0, and (a + b)^2 = a^2 + 2 a b + b^2 is averaged term by term.
+        # The mean over the edges is now 0. Their variance is the mean of (a + b)^2 = a^2 + 2 a b + b^2, term by term.
         square_BNC = over_neighbors(other_BNC.square(), "sum") / row_PK.shape[1]
         variance_B1C = over_groups(square_BNC + 2 * own_BNC * mean_BNC + own_BNC.square()).clamp(min=0)
 
@@ -374,7 +377,7 @@ class Encoder(EdgeFeatures):
 
 
 class ViewFusion(nn.Module):
-    """Attention over the views of a cloud: tokens of 7 x 7 pixels attend to each other and rejoin the pixels.
+    """Attention over the views of a cloud: tokens of 7 x 7 pixels attend to each other and join the pixels again.
 
     ::
 
@@ -382,9 +385,9 @@ class ViewFusion(nn.Module):
            └─────────────────────────────────────────────────────────────── concatenation ── 1 x 1, GELU
 
     There is no embedding of positions or views. Upsampling copies each token to 7 x 7 pixels, so the 3 x 3 convolution
-    after it sees constant values inside a token and other values only across its border. Along each axis, a token thus
-    has three kinds of pixels: the first, the middle ones and the last. Only the nine kinds of pixels of each token are
-    computed and then copied; the result is the same except for rounding.
+    after it reads constant values inside a token and other values only across its border. Along each axis, a token thus
+    has three kinds of pixels: the first one, those in the middle, and the last one. Only these nine kinds of pixels are
+    computed for each token and then copied; the result is the same except for rounding.
 
     Args:
         dim: channels of the maps.
@@ -399,14 +402,14 @@ class ViewFusion(nn.Module):
         self.conv3 = nn.Sequential(nn.Conv2d(2 * dim, dim, 1), nn.GELU())
 
     def forward(self, x: Tensor, views: int) -> Tensor:
-        """Fuse maps (B * views, C, H, W), the views of a cloud after each other; H and W are multiples of 7."""
+        """Fuse maps (B * views, C, H, W), sorted by cloud; H and W are multiples of 7."""
         grid_tokens = self.conv1(x)
         channels, *grid = grid_tokens.shape[1:]
         tokens = grid_tokens.flatten(2).transpose(1, 2)
         tokens = self.transformer(tokens.reshape(len(x) // views, -1, channels)).reshape(tokens.shape)
         kinds = self._kinds_of_pixels(tokens.transpose(1, 2).unflatten(2, grid))
 
-        # conv3 of the concatenation is a sum of two parts; the part of the tokens is still computed by kinds.
+        # conv3 of the concatenation is a sum of two parts, and the part of the tokens is computed by kinds of pixels.
         last = cast(nn.Conv2d, self.conv3[0])
         for_tokens, for_pixels = last.weight.chunk(2, dim=1)
         by_kind = F.conv2d(kinds.flatten(0, 1), for_tokens).unflatten(0, (len(x), 3, 3))
@@ -420,14 +423,14 @@ class ViewFusion(nn.Module):
         """Compute GELU of the 3 x 3 convolution after upsampling, for the nine kinds of pixels of each token.
 
         Along one axis, the kernel has a left, a center and a right tap. For the first pixel of a token, the left tap
-        reads the token before; for the last pixel, the right tap reads the token after; all others read the token
+        reads the previous token; for the last pixel, the right tap reads the next token; all other taps read the token
         itself. Taps that read the same token are added.
 
         Args:
-            tokens: (B * V, 2 * C, H / 7, W / 7).
+            tokens: tokens (B * V, 2 * C, H / 7, W / 7).
 
         Returns:
-            (B * V, 9, C, H / 7, W / 7), sorted by row and then by column of the pixel.
+            Features (B * V, 9, C, H / 7, W / 7), sorted by row and then by column of the kind of pixel.
         """
         conv = cast(nn.Conv2d, self.conv2[0])
         reads = conv.weight.new_zeros(3, 3, 3)  # (kind of pixel, token, tap): 1 if the tap reads the token
@@ -435,7 +438,7 @@ class ViewFusion(nn.Module):
             for tap, token in enumerate(token_of_tap):
                 reads[kind, token, tap] = 1
 
-        # A 3 x 3 kernel over tokens for each kind of pixel by row (p) and column (q)
+        # For each kind of pixel, by row (p) and column (q), a 3 x 3 kernel over tokens
         kernels = torch.einsum("ptx,quy,oixy->pqoitu", reads, reads, conv.weight).flatten(0, 2)
         y = F.conv2d(tokens, kernels, padding=1).unflatten(1, (9, -1))
         return F.gelu(y + cast(Tensor, conv.bias)[:, None, None])

@@ -18,6 +18,7 @@ from pointcloud.ply import read_ply
 __all__ = ["SUFFIXES", "check_cloud", "cloud_files", "read_cloud", "read_text"]
 
 SUFFIXES = (".npy", ".obj", ".off", ".pcd", ".ply", ".stl", ".txt")
+"""Suffixes of the files that are found in folders."""
 
 
 def cloud_files(path: Path) -> list[Path]:
@@ -34,14 +35,14 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
     """Read all points of a cloud, or draw points on a mesh, uniformly by area.
 
     Args:
-        path: a mesh, with faces or with vertices alone (.off, .obj, .ply, .stl), or points (.npy, .txt, .pcd), of which
-            the first three columns are read.
-        count: number of points to draw from a mesh, and the smallest number of points that a cloud may have.
+        path: a mesh (.off, .obj, .ply, .stl), which may have vertices alone, or points (.npy, .txt, .pcd), of which the
+            first three columns are read.
+        count: number of points to draw from a mesh, and smallest number of points of a cloud.
         seed: seed of the points that are drawn from a mesh.
 
     Returns:
-        (N, 3) finite coordinates in the unit of the file: float64 for meshes and for files with numbers wider than
-        float32, else float32.
+        Finite coordinates (N, 3) in the unit of the file: float64 for meshes and for files with numbers wider than
+        float32, otherwise float32.
 
     Raises:
         MissingError: if there is no such file.
@@ -52,7 +53,7 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
         raise MissingError(f"there is no cloud {path}; correct the list that names it")
 
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path} is no cloud or mesh; expected a file ending in {', '.join(SUFFIXES)}")
+        raise InputError(f"{path} is not a cloud or mesh; expected a file ending in {', '.join(SUFFIXES)}")
 
     point_readers = {".npy": _read_npy, ".txt": _read_columns, ".pcd": _read_pcd}
     read_points = point_readers.get(path.suffix.lower())
@@ -60,7 +61,7 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
         points = read_points(path) if read_points else _read_mesh(path, count, seed)
     except InputError:
         raise
-    except Exception as error:  # the readers raise errors of every kind for damaged files
+    except Exception as error:  # the readers raise errors of any type for damaged files
         raise InputError(f"{path} cannot be read as a cloud or mesh: {error}; replace it") from error
 
     return check_cloud(points, str(path), count)
@@ -70,12 +71,12 @@ def check_cloud(points: np.ndarray, name: str, count: int) -> np.ndarray:
     """Check that an array is a cloud of at least ``count`` points, and return its first three columns.
 
     Args:
-        points: (N, 3 or more) of any dtype.
+        points: array (N, 3 or more) of any dtype.
         name: name of the cloud in messages.
         count: smallest number of points.
 
     Returns:
-        (N, 3) float32, or float64 if the dtype of the array is wider than float32.
+        Points (N, 3) float32, or float64 if the dtype of the array is wider than float32.
 
     Raises:
         InputError: if the array is not such a cloud.
@@ -104,13 +105,13 @@ def _check_range(points: np.ndarray, name: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Read a text in UTF-8 or, if a byte-order mark says so, in UTF-16, with lines that end in a newline.
+    """Read a text file in UTF-8 or, if a byte-order mark says so, in UTF-16, and convert its line ends to newlines.
 
-    Bytes that are no UTF-8 become replacement characters. Numbers and keywords have none of them, and whatever a
-    comment or a name says does not matter to a cloud.
+    Bytes that are not UTF-8 become replacement characters. They may occur in comments and names, which do not matter,
+    but not in numbers and keywords.
 
     Raises:
-        InputError: if the file is not a text.
+        InputError: if the file is not a text file.
     """
     text = _without_mark(path.read_bytes()).decode("utf-8", errors="replace")
     if "\0" in text:
@@ -119,21 +120,22 @@ def read_text(path: Path) -> str:
 
 
 def _without_mark(content: bytes) -> bytes:
-    """Return the content of a file without the byte-order mark, in UTF-8 if the mark was that of UTF-16."""
+    """Remove the byte-order mark from the content of a file, and convert UTF-16 to UTF-8."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16", errors="replace").encode()
     return content.removeprefix(codecs.BOM_UTF8)
 
 
 def _read_npy(path: Path) -> np.ndarray:
+    """Read an array that numpy.save has written."""
     array = np.load(path, allow_pickle=False)
     if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} is an archive of arrays; give each array a file of its own, with numpy.save")
+        raise InputError(f"{path} is an archive of arrays; store each array in its own file, with numpy.save")
     return array
 
 
 def _read_columns(path: Path) -> np.ndarray:
-    """Read lines of numbers, separated by spaces or by commas."""
+    """Read lines of numbers that are separated by spaces or by commas; # begins a comment."""
     text = re.sub("#.*", "", read_text(path))
     if not text.strip():
         raise InputError(f"{path} is empty; replace it")
@@ -142,15 +144,15 @@ def _read_columns(path: Path) -> np.ndarray:
         return np.loadtxt(io.StringIO(text), dtype=np.float64, ndmin=2)
 
     _check_commas(path, text)
-    text = re.sub(",[ \t]*$", "", text, flags=re.MULTILINE)  # a comma at the end of a line separates nothing
+    text = re.sub(",[ \t]*$", "", text, flags=re.MULTILINE)  # some programs write a comma at the end of each line
     return np.loadtxt(io.StringIO(text), dtype=np.float64, ndmin=2, delimiter=",")
 
 
 def _check_commas(path: Path, text: str) -> None:
-    """Refuse text in which commas may be decimal ones, as in '0,25 1,5 2' or in '0,25, 1,5, 2'.
+    """Raise an error if commas may be decimal commas, as in '0,25 1,5 2' or in '0,25, 1,5, 2'.
 
-    Commas within a number have no space beside them, and its columns need another separator. Where the columns have
-    commas without a space too, a number that begins with 0 and goes on, such as the 05 of '0,05', is a decimal part.
+    A decimal comma has no space beside it, and the columns are separated in another way. If the columns are separated
+    by commas without spaces too, decimal commas are recognized only by decimal parts that begin with 0, such as '0,05'.
     """
     within = re.search(r"\d,\d", text)
     other_separator = re.search(r"[^\s,;][ \t]*[ \t;][ \t]*[^\s,;]|,[ \t]+[^\s,;]", text)
@@ -163,6 +165,7 @@ def _check_commas(path: Path, text: str) -> None:
 
 
 def _read_pcd(path: Path) -> np.ndarray:
+    """Read a .pcd file, which may begin with a byte-order mark."""
     return read_pcd(path, _without_mark(path.read_bytes()))
 
 
@@ -184,13 +187,13 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
     if not len(getattr(mesh, "faces", ())):
         if len(vertices) < count:
             raise InputError(
-                f"{path} has no faces to draw points from, and {len(vertices)} vertices where {count} points are "
-                "needed; give a mesh with faces, or larger clouds"
+                f"{path} has no faces to draw points from, and {len(vertices)} vertices, but {count} points are "
+                "needed; give a mesh with faces, or a larger cloud"
             )
         return vertices
 
     if mesh.faces.min() < 0 or mesh.faces.max() >= len(vertices):
-        raise InputError(f"{path} has faces of vertices that it does not hold; replace it")
+        raise InputError(f"{path} has faces that refer to missing vertices; replace it")
     if not mesh.area > 0:
         raise InputError(f"{path} has {len(mesh.faces)} faces without area; replace it")
 
@@ -199,7 +202,7 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
 
 
 def _load_mesh(path: Path) -> Any:
-    """Read a mesh, cloud or scene of trimesh. No file is read beside this one, whatever it names, such as textures."""
+    """Read a mesh, cloud or scene with trimesh. Other files that it refers to, such as textures, are not read."""
     import trimesh
 
     suffix = path.suffix.lower()
@@ -211,10 +214,10 @@ def _load_mesh(path: Path) -> Any:
     if suffix == ".stl" and _is_binary_stl(path):
         return trimesh.load(path, process=False)
 
-    # trimesh would guess the encoding with a package that may be installed or not.
+    # trimesh would guess the encoding with a package that may or may not be installed.
     text = read_text(path).replace("\t", " ")
     with warnings.catch_warnings():
-        # Older versions of numpy only warn of a number that they cannot read, and leave out all that follow.
+        # At a number that they cannot read, older versions of numpy only warn, and leave out everything after it.
         warnings.filterwarnings("error", message="string or file could not be read")
         mesh = trimesh.load(io.BytesIO(text.encode()), file_type=suffix[1:], process=False)
 
@@ -224,16 +227,17 @@ def _load_mesh(path: Path) -> Any:
 
 
 def _is_binary_stl(path: Path) -> bool:
-    """Return whether the file has the size that its header announces: 50 bytes for each triangle."""
+    """Return whether the size of the file is what the header of a binary .stl says, 50 bytes for each triangle."""
     with path.open("rb") as file:
         header = file.read(84)
     return len(header) == 84 and path.stat().st_size == 84 + 50 * int.from_bytes(header[80:], "little")
 
 
 def _check_obj(path: Path, text: str) -> None:
-    """Refuse an .obj file with a vertex or a face of fewer than three numbers, which trimesh leaves out.
+    """Raise an error if a vertex or a face has fewer than three numbers; trimesh would leave it out.
 
-    The format announces no counts: a file that was cut off between two lines cannot be told from a whole one.
+    The format does not store the numbers of vertices and faces, so a file that was cut off between two lines cannot be
+    recognized.
     """
     for line in text.replace("\\\n", "").split("\n"):
         words = line.split()
@@ -242,27 +246,28 @@ def _check_obj(path: Path, text: str) -> None:
 
 
 def _check_stl(path: Path, text: str) -> None:
-    """Refuse an .stl text that ends within a solid, which trimesh leaves out."""
-    first_words = Counter(words[0] for words in map(str.split, text.lower().split("\n")) if words)
-    if first_words["solid"] != first_words["endsolid"] or first_words["vertex"] != 3 * first_words["facet"]:
+    """Raise an error if the text of an .stl file ends inside a solid; trimesh would leave this solid out."""
+    lines = [line.split() for line in text.lower().split("\n")]
+    count = Counter(words[0] for words in lines if words)
+    if count["solid"] != count["endsolid"] or count["vertex"] != 3 * count["facet"]:
         raise InputError(
-            f"{path} is cut off or damaged: {first_words['solid']} lines 'solid', {first_words['endsolid']} "
-            f"'endsolid', {first_words['facet']} 'facet' and {first_words['vertex']} 'vertex'; replace it"
+            f"{path} is cut off or damaged: {count['solid']} lines 'solid', {count['endsolid']} 'endsolid', "
+            f"{count['facet']} 'facet' and {count['vertex']} 'vertex'; replace it"
         )
 
 
 def _check_off(path: Path, text: str) -> None:
-    """Refuse an .off file with fewer or shorter lines than its header announces, which trimesh reads all the same.
+    """Raise an error if an .off file has fewer or shorter lines than its header says; trimesh would read it anyway.
 
-    The first word is OFF, with letters before it for what follows the coordinates of a vertex: C a color, N a normal,
-    ST a texture. The counts of vertices and faces follow on the next line, on the same line, or, in some files of
-    ModelNet, directly after the word.
+    The first word is OFF, with letters before it for what follows the coordinates of a vertex: C for a color, N for a
+    normal, ST for a texture. The numbers of vertices and faces follow on the next line, on the same line, or, in some
+    files of ModelNet, directly after the word.
     """
     lines = [line.partition("#")[0].split() for line in text.split("\n")]
     lines = [words for words in lines if words]
 
-    first_line = [re.sub("^[A-Z0-9]*OFF", "", lines[0][0]), *lines[0][1:]]
-    counts = [word for word in first_line if word]
+    after_keyword = re.sub("^[A-Z0-9]*OFF", "", lines[0][0])
+    counts = [word for word in (after_keyword, *lines[0][1:]) if word]
     body = lines[1:]
     if not counts:
         counts = body.pop(0)

@@ -1,4 +1,4 @@
-"""Mean class accuracy, a usual metric for point clouds in addition to the overall accuracy."""
+"""Mean class accuracy, which is reported for point clouds in addition to the overall accuracy."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Read .pcd files, the format of the Point Cloud Library: text, binary numbers, or compressed ones."""
+"""Read .pcd files, the format of the Point Cloud Library, as text, binary or compressed binary."""
 
 import io
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class _PCDHeader:
 
     Attributes:
         fields: names of the fields of a point.
-        counts: numbers in each field.
-        types: of the numbers in each field, in binary files: F float, I integer, U unsigned integer.
-        sizes: bytes of a number in each field, in binary files.
+        counts: how many numbers each field has.
+        types: type of the numbers in each field of a binary file: F for float, I for integer, U for unsigned integer.
+        sizes: size of a number in each field of a binary file, in bytes.
         points: number of points.
-        encoding: of the points: 'ascii', 'binary' or 'binary_compressed'.
-        length: bytes of the header.
+        encoding: how the points are stored: 'ascii', 'binary' or 'binary_compressed'.
+        length: size of the header, in bytes.
     """
 
     fields: list[str]
@@ -34,23 +34,23 @@ class _PCDHeader:
     length: int
 
     def dtypes(self) -> list[np.dtype]:
-        """Return what a point holds in each field, in binary files."""
+        """Return the dtype of each field of a point in a binary file."""
         layout = zip(self.types, self.sizes, self.counts, strict=True)
         return [np.dtype((f"<{kind.lower()}{size}", (count,))) for kind, size, count in layout]
 
 
 def read_pcd(path: Path, content: bytes) -> np.ndarray:
-    """Read the fields x, y and z; points that were not measured, marked by NaN, are left out.
+    """Read the fields x, y and z. Points with NaN, which mark missing measurements, are left out.
 
     Args:
-        path: of the file, for messages.
-        content: of the file.
+        path: path of the file, for messages.
+        content: content of the file.
 
     Returns:
-        (N, 3) finite coordinates, float64 of a text and else as they are stored.
+        Finite coordinates (N, 3), float64 for text and in the stored dtype otherwise.
 
     Raises:
-        InputError: if the header is broken, or there are fewer points than it announces.
+        InputError: if the header is broken, or there are fewer points than it says.
     """
     header = _parse_header(path, content)
     body = content[header.length :]
@@ -70,7 +70,7 @@ def read_pcd(path: Path, content: bytes) -> np.ndarray:
 
 
 def _parse_header(path: Path, content: bytes) -> _PCDHeader:
-    """Parse lines of a name and its values, up to the line DATA."""
+    """Parse the header, whose lines have a name and its values, up to the line DATA."""
     values: dict[str, list[str]] = {}
     start = 0
     while "DATA" not in values:
@@ -106,14 +106,16 @@ def _parse_header(path: Path, content: bytes) -> _PCDHeader:
 
 
 def _text_points(body: bytes, header: _PCDHeader) -> np.ndarray:
-    # A field of several values takes several columns.
+    """Read lines of numbers, one for each point."""
+    # A field with several numbers takes several columns.
     first_columns = np.cumsum([0, *header.counts])
     columns = [first_columns[header.fields.index(axis)] for axis in "xyz"]
     return np.loadtxt(io.BytesIO(body), dtype=np.float64, ndmin=2)[:, columns]
 
 
 def _binary_points(body: bytes, header: _PCDHeader) -> np.ndarray:
-    # The dtype names fields by their index, since a file may use a name twice, such as '_' for padding.
+    """Read points that are stored one after the other."""
+    # Fields are named by their index, since a file may use a name twice, such as '_' for padding.
     dtype = np.dtype([(str(i), field) for i, field in enumerate(header.dtypes())])
 
     complete = min(header.points, len(body) // dtype.itemsize)
@@ -122,9 +124,10 @@ def _binary_points(body: bytes, header: _PCDHeader) -> np.ndarray:
 
 
 def _compressed_points(path: Path, body: bytes, header: _PCDHeader) -> np.ndarray:
-    """Read two lengths, uint32, and the compressed table, in which a field of all points stands before the next one.
+    """Read compressed points: the compressed and the uncompressed size (uint32), and the compressed table.
 
-    Padding, fields named '_', is not stored.
+    The table holds the first field of all points, then the second one, and so on. Padding, in fields named '_', is not
+    stored.
     """
     stored = [(name, dtype) for name, dtype in zip(header.fields, header.dtypes(), strict=True) if name != "_"]
     size = header.points * sum(dtype.itemsize for _, dtype in stored)
@@ -135,7 +138,7 @@ def _compressed_points(path: Path, body: bytes, header: _PCDHeader) -> np.ndarra
     if len(body) - 8 < packed_size:
         raise InputError(f"{path} is cut off: {len(body) - 8} of {packed_size} compressed bytes; replace it")
     if unpacked_size != size:
-        raise InputError(f"{path} holds {unpacked_size} bytes of points; its header announces {size}. Replace it")
+        raise InputError(f"{path} holds {unpacked_size} bytes of points, but its header says {size}; replace it")
 
     table = _unpack_lzf(body[8 : 8 + packed_size], size)
     columns: dict[str, np.ndarray] = {}
@@ -147,14 +150,15 @@ def _compressed_points(path: Path, body: bytes, header: _PCDHeader) -> np.ndarra
 
 
 def _unpack_lzf(packed: bytes, size: int) -> bytes:
-    """Unpack what LibLZF packed.
+    """Decompress the format of LibLZF, which is a sequence of literals and references.
 
-    The packed bytes are a series of two kinds. A byte below 32 says how many plain bytes follow, less one. Another
-    byte refers back to bytes that are already unpacked: its upper three bits are the length less two, to which, if
-    they are all set, the next byte is added; its lower five bits and one more byte are the distance less one.
+    A control byte below 32 begins a literal: it is the number of bytes that follow and are copied, minus one. Any other
+    control byte begins a reference to bytes that are already unpacked. Its upper three bits are the length minus two;
+    if all three are set, the next byte is added to it. Its lower five bits and one more byte are the distance minus
+    one.
 
     Raises:
-        ValueError: if these are not ``size`` bytes.
+        ValueError: if the result does not have ``size`` bytes.
     """
     unpacked = bytearray()
     place = 0
@@ -177,7 +181,7 @@ def _unpack_lzf(packed: bytes, size: int) -> bytes:
             if distance > len(unpacked):
                 raise ValueError("its compressed bytes are damaged")
 
-            # Bytes may be referred to that this reference has yet to write: they repeat.
+            # A reference may be longer than its distance: then the bytes repeat.
             start = len(unpacked) - distance
             source = unpacked[start : start + length]
             unpacked += (source * (length // len(source) + 1))[:length]
@@ -185,5 +189,5 @@ def _unpack_lzf(packed: bytes, size: int) -> bytes:
         raise ValueError("its compressed bytes are cut off") from None
 
     if len(unpacked) != size or place != len(packed):
-        raise ValueError(f"its compressed bytes are damaged: they are not {size} bytes")
+        raise ValueError(f"its compressed bytes are damaged: they do not hold {size} bytes")
     return bytes(unpacked)

@@ -1,7 +1,7 @@
-"""Read .ply files, which hold text or binary numbers, of clouds or of meshes.
+"""Read .ply files of clouds or meshes, which hold text or binary numbers.
 
-trimesh reads the other meshes. It takes a cut-off text of this format for a smaller cloud, rounds the digits of a text
-to float32, and refuses binary files of triangles and quads together, which Blender writes.
+Other meshes are read by trimesh. Of this format, trimesh would read a cut-off text as a smaller cloud, round the
+numbers of a text to float32, and refuse binary files with both triangles and quads, which Blender writes.
 """
 
 import re
@@ -33,20 +33,20 @@ _TYPES = {
     "float32": "f4",
     "float64": "f8",
 }
-"""Types of numbers in a header, and numpy's names of them without the order of bytes."""
+"""Names of number types in a header, and NumPy's names for them without the byte order."""
 
 _FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
-"""Formats in a header, and numpy's sign for the order of bytes."""
+"""Names of formats in a header, and NumPy's character for their byte order."""
 
 
 @dataclass(frozen=True)
 class _Property:
-    """A number, or a list of numbers, that each row of an element has.
+    """A number or a list of numbers in each row of an element.
 
     Attributes:
-        name: such as x, or vertex_indices.
-        dtype: of the number, or of those in the list.
-        length_dtype: of the length of a list, which stands before it; None for a single number.
+        name: name of the property, such as x or vertex_indices.
+        dtype: dtype of the number, or of the numbers in the list.
+        length_dtype: dtype of the length of a list, which is stored before the list; None for a single number.
     """
 
     name: str
@@ -56,12 +56,12 @@ class _Property:
 
 @dataclass(frozen=True)
 class _Element:
-    """A table in the file, such as that of the vertices.
+    """A table in the file, such as the table of vertices.
 
     Attributes:
-        name: such as vertex or face.
+        name: name of the element, such as vertex or face.
         count: number of rows.
-        properties: of each row.
+        properties: properties of each row.
     """
 
     name: str
@@ -70,26 +70,26 @@ class _Element:
 
     @property
     def has_lists(self) -> bool:
-        """Return whether rows may differ in length."""
+        """Whether rows may differ in length."""
         return any(prop.length_dtype is not None for prop in self.properties)
 
 
 _Columns = dict[str, Sequence[Sequence[float]] | np.ndarray]
-"""The values of each property, by row: (rows, 1) for numbers, and for lists (rows, length) or rows of any lengths."""
+"""Values of each property by row: (rows, 1) for numbers, and (rows, length) or rows of any length for lists."""
 
 
 def read_ply(content: bytes) -> tuple[np.ndarray, list[list[int]]]:
     """Read vertices and faces.
 
     Args:
-        content: of a .ply file.
+        content: content of a .ply file.
 
     Returns:
-        Vertices (N, 3), float64 of a text and else as they are stored, and the indices of the vertices of each face,
-        which may be triangles, quads and larger polygons; none for a cloud.
+        Vertices (N, 3), float64 for text and in the stored dtype otherwise, and the indices of the vertices of each
+        face, which may be a triangle, a quad or a larger polygon. A cloud has no faces.
 
     Raises:
-        ValueError: if the file is no .ply file, is cut off, or holds more or less than its header announces.
+        ValueError: if this is not a .ply file, it is cut off, or it holds more or less than its header says.
     """
     encoding, elements, start = _parse_header(content)
     body = content[start:]
@@ -107,7 +107,7 @@ def read_ply(content: bytes) -> tuple[np.ndarray, list[list[int]]]:
 
 
 def _faces(elements: list[_Element], tables: dict[str, _Columns]) -> list[list[int]]:
-    """Return the list of indices that each face has, under one of the names in use or as its first list."""
+    """Return the vertex indices of each face, from the property with a usual name or else from the first list."""
     face = next((element for element in elements if element.name == "face"), None)
     if face is None or face.count == 0:
         return []
@@ -123,7 +123,7 @@ def _parse_header(content: bytes) -> tuple[str, list[_Element], int]:
     """Parse the lines up to end_header.
 
     Returns:
-        The format, the elements in the order of their tables, and the place of the first table.
+        The format, the elements in the order of their tables, and the position of the first table.
     """
     first = re.match(rb"ply[ \t]*(\r\n|\r|\n)", content)
     if first is None:
@@ -148,7 +148,7 @@ def _parse_header(content: bytes) -> tuple[str, list[_Element], int]:
             case ["property", type_, name] if elements:
                 elements[-1].properties.append(_Property(name, _dtype(type_, encoding)))
             case ["element" | "property", *_]:
-                raise ValueError(f"its header has the line {line!r}, which has no meaning there")
+                raise ValueError(f"its header has the line {line!r}, which is not valid there")
 
     if encoding not in _FORMATS:
         raise ValueError(f"its format is {encoding!r}; expected {', '.join(_FORMATS)}")
@@ -158,6 +158,7 @@ def _parse_header(content: bytes) -> tuple[str, list[_Element], int]:
 
 
 def _dtype(word: str, encoding: str) -> np.dtype:
+    """Return the dtype of a number type in a header."""
     if word not in _TYPES:
         raise ValueError(f"its header has numbers of type {word}; expected {', '.join(_TYPES)}")
     return np.dtype(_FORMATS.get(encoding, "") + _TYPES[word])
@@ -167,12 +168,13 @@ def _dtype(word: str, encoding: str) -> np.dtype:
 
 
 def _read_text(text: str, elements: list[_Element]) -> dict[str, _Columns]:
+    """Read the tables of all elements."""
     lines = [line for line in text.splitlines() if line.strip()]
-    announced = sum(element.count for element in elements)
-    if len(lines) != announced:
-        state = "is cut off" if len(lines) < announced else "is damaged"
+    expected = sum(element.count for element in elements)
+    if len(lines) != expected:
+        state = "is cut off" if len(lines) < expected else "is damaged"
         parts = ", ".join(f"{element.count} of {element.name}" for element in elements)
-        raise ValueError(f"it {state}: {len(lines)} lines, and its header announces {announced} ({parts})")
+        raise ValueError(f"it {state}: it has {len(lines)} lines, but its header says {expected} ({parts})")
 
     tables: dict[str, _Columns] = {}
     start = 0
@@ -184,30 +186,32 @@ def _read_text(text: str, elements: list[_Element]) -> dict[str, _Columns]:
 
 
 def _text_numbers(lines: list[str], element: _Element) -> _Columns:
+    """Read the table of an element without lists."""
     if not lines:
         return {prop.name: np.zeros((0, 1)) for prop in element.properties}
 
     rows = np.loadtxt(lines, dtype=np.float64, ndmin=2, comments=None)
     if rows.shape[1] != len(element.properties):
-        raise ValueError(f"a line of {element.name} has {rows.shape[1]} numbers, not {len(element.properties)}")
+        raise ValueError(f"a line of {element.name} has {rows.shape[1]} numbers; expected {len(element.properties)}")
     return {prop.name: rows[:, i : i + 1] for i, prop in enumerate(element.properties)}
 
 
 def _text_lists(lines: list[str], element: _Element) -> _Columns:
+    """Read the table of an element with lists."""
     values: dict[str, list[list[float]]] = {prop.name: [] for prop in element.properties}
     for line in lines:
         words = line.split()
-        place = 0
+        position = 0
         for prop in element.properties:
             length = 1
-            if prop.length_dtype is not None and place < len(words):
-                length = int(words[place])
-                place += 1
-            values[prop.name].append([float(word) for word in words[place : place + length]])
-            place += length
+            if prop.length_dtype is not None and position < len(words):
+                length = int(words[position])
+                position += 1
+            values[prop.name].append([float(word) for word in words[position : position + length]])
+            position += length
 
-        if place != len(words):
-            raise ValueError(f"the line {line!r} of {element.name} has {len(words)} numbers; expected {place}")
+        if position != len(words):
+            raise ValueError(f"the line {line!r} of {element.name} has {len(words)} numbers; expected {position}")
     return dict(values)
 
 
@@ -215,26 +219,27 @@ def _text_lists(lines: list[str], element: _Element) -> _Columns:
 
 
 def _read_binary(body: bytes, elements: list[_Element]) -> dict[str, _Columns]:
+    """Read the tables of all elements."""
     tables: dict[str, _Columns] = {}
     start = 0
     for element in elements:
         tables[element.name], start = _binary_rows(body, start, element)
 
     if start != len(body):
-        raise ValueError(f"it holds {len(body) - start} bytes after what its header announces")
+        raise ValueError(f"it holds {len(body) - start} bytes more than its header says")
     return tables
 
 
 def _binary_rows(body: bytes, start: int, element: _Element) -> tuple[_Columns, int]:
-    """Read the table of an element, which begins at a place.
+    """Read the table of an element, which begins at the position ``start``.
 
     Returns:
-        The values, and the place behind the table.
+        The values, and the position after the table.
     """
     if element.count == 0 or not element.properties:
         return {prop.name: np.zeros((0, 1)) for prop in element.properties}, start
 
-    # As a rule, all lists are as long as those of the first row. Then the table is one array.
+    # Usually, all lists are as long as those of the first row, and the table is one array.
     first, _ = _binary_row(body, start, element)
     lengths = [len(values) for values in first]
     fields: list[tuple[str, np.dtype, tuple[int, ...]]] = []
@@ -253,16 +258,17 @@ def _binary_rows(body: bytes, start: int, element: _Element) -> tuple[_Columns, 
     elif not element.has_lists:
         raise _cut_off((len(body) - start) // row_dtype.itemsize, element)
 
+    # Otherwise, it is read row by row.
     values: dict[str, list[Any]] = {prop.name: [] for prop in element.properties}
-    for _ in range(element.count):
-        row, start = _binary_row(body, start, element, len(values[element.properties[0].name]))
+    for index in range(element.count):
+        row, start = _binary_row(body, start, element, index)
         for prop, numbers in zip(element.properties, row, strict=True):
             values[prop.name].append(numbers)
     return dict(values), start
 
 
 def _binary_row(body: bytes, start: int, element: _Element, index: int = 0) -> tuple[list[np.ndarray], int]:
-    """Read one row, of which only ``index`` rows stand before it, and the place behind it."""
+    """Read the row with an index, which begins at the position ``start``, and return the position after it too."""
     row = []
     for prop in element.properties:
         length = 1
@@ -275,6 +281,7 @@ def _binary_row(body: bytes, start: int, element: _Element, index: int = 0) -> t
 
 
 def _numbers(body: bytes, start: int, dtype: np.dtype, count: int, element: _Element, index: int) -> np.ndarray:
+    """Read numbers of a row, and raise an error if the file ends before them."""
     if count < 0:
         raise ValueError(f"row {index} of {element.name} has a list of {count} numbers")
     if start + count * dtype.itemsize > len(body):
@@ -283,4 +290,5 @@ def _numbers(body: bytes, start: int, dtype: np.dtype, count: int, element: _Ele
 
 
 def _cut_off(found: int, element: _Element) -> ValueError:
+    """Return the error for a file that ends inside the table of an element."""
     return ValueError(f"it is cut off after {found} of {element.count} rows of {element.name}")

@@ -11,36 +11,36 @@ from core.errors import InputError
 __all__ = ["farthest_points", "nearest_neighbors", "take"]
 
 LAZY_FROM = 1024
-"""Clouds with more points are sampled lazily on CPUs; for smaller ones, which fit the cache, the loop is faster."""
+"""Clouds with more points are sampled lazily on CPUs; for smaller ones, which fit into the cache, a loop is faster."""
 
 ROWS = 128
 """Number of points whose distances to all others are computed at once on CPUs, so that they stay in the cache."""
 
 
 def take(points_BNC: Tensor, index_BM: Tensor) -> Tensor:
-    """Select rows (B, M, C) of each cloud (B, N, C) by their indices (B, M) int64."""
+    """Select M rows of each cloud (B, N, C) by their indices (B, M) int64."""
     return points_BNC.gather(1, index_BM[..., None].expand(-1, -1, points_BNC.shape[2]))
 
 
 def nearest_neighbors(points_BN3: Tensor, count: int) -> Tensor:
     """Find the nearest points of each point in its own cloud, including itself, in no particular order.
 
-    Distances are computed as sums of squared differences. The faster expansion into a matrix product would be inexact
-    for points that are close together. Among points at equal distance, any may be the last neighbor.
+    Distances are computed as sums of squared differences. A matrix product would be faster, but inexact for points that
+    are close together. Among points at equal distance, any may be the last neighbor.
 
     Args:
-        points_BN3: (B, N, 3) float.
-        count: K, the number of neighbors, at most N.
+        points_BN3: points (B, N, 3) float.
+        count: number of neighbors K, at most N.
 
     Returns:
-        Indices of the neighbors, (B, N, K) int64.
+        Indices of the neighbors (B, N, K) int64.
 
     Raises:
         InputError: if the clouds have fewer than ``count`` points.
     """
     total = points_BN3.shape[1]
     if not 1 <= count <= total:
-        raise InputError(f"{count} neighbors were asked in clouds of {total} points; ask for 1 to {total}")
+        raise InputError(f"cannot find {count} neighbors in clouds of {total} points; expected 1 to {total}")
 
     rows = ROWS if points_BN3.device.type == "cpu" else total
     points_BN3 = points_BN3.detach().float()
@@ -62,17 +62,17 @@ def _neighbors_in_cloud(cloud_N3: Tensor, count: int, rows: int) -> Tensor:
 
 
 def farthest_points(points_BN3: Tensor, count: int) -> Tensor:
-    """Sample farthest points: each point is the one with the largest distance to the points taken before it.
+    """Sample farthest points: each one has the largest distance to the points that were sampled before it.
 
-    The indices equal those of the textbook loop: point 0 is taken first, and among points at equal distance the first
-    one. On CPUs, large clouds are sampled lazily, see :class:`LazySampler`.
+    The indices are those of the textbook loop: it begins with point 0 and, among points at equal distance, takes the
+    first one. On CPUs, large clouds are sampled lazily, see :class:`LazySampler`.
 
     Args:
-        points_BN3: (B, N, 3) float, finite. No gradient flows through the sampling.
-        count: M, the number of points to take, at most N.
+        points_BN3: finite points (B, N, 3) float. No gradient flows through the sampling.
+        count: number of points to sample M, at most N.
 
     Returns:
-        Indices of the points, (B, M) int64; no point occurs twice unless points coincide.
+        Indices of the points (B, M) int64; no point occurs twice unless points coincide.
 
     Raises:
         InputError: if the clouds have fewer than ``count`` points, or a coordinate is NaN or infinite.
@@ -80,7 +80,7 @@ def farthest_points(points_BN3: Tensor, count: int) -> Tensor:
     total = points_BN3.shape[1]
     if not 1 <= count <= total:
         raise InputError(
-            f"{count} points were asked of clouds with {total}; ask for 1 to {total}, or give larger clouds"
+            f"cannot sample {count} points from clouds of {total}; expected 1 to {total}, or larger clouds"
         )
     if not points_BN3.isfinite().all():
         raise InputError("a cloud holds NaN or infinity; replace it")
@@ -128,7 +128,7 @@ class LazySampler:
     """Exact farthest point sampling that updates few distances at a time, after QuickFPS (Han et al., TCAD 2023).
 
     Sampling proceeds in rounds. A round takes points only from the ``CANDIDATES`` farthest points and updates only
-    their distances. Distances never increase, so a point that was taken in this way is valid as long as its distance is
+    their distances. Distances never increase, so a point that is taken in this way is valid as long as its distance is
     larger than the largest distance of all other points at the beginning of the round.
 
     After a round, the distances of all other points are updated. For this purpose, the cloud is cut into boxes. A new
@@ -141,10 +141,11 @@ class LazySampler:
     of a cloud, C candidates.
 
     Args:
-        points_BN3: (B, N, 3) float32 on the CPU.
+        points_BN3: points (B, N, 3) float32 on the CPU.
     """
 
     CANDIDATES = 512
+    """Number of points from which a round takes its points."""
     STEPS = 32
     """Number of steps between two checks whether a round is over."""
     ROUNDING = 1 - 1e-5
@@ -194,7 +195,11 @@ class LazySampler:
         return taken_BM
 
     def _run_round(self, most: int) -> tuple[Tensor, Tensor]:
-        """Take up to ``most`` candidates, and return their indices (B, K) and which of them are valid (B, K)."""
+        """Take up to ``most`` candidates.
+
+        Returns:
+            Indices of the points (B, K), and which of them are valid (B, K) bool.
+        """
         key_BP = _order_key(self.distance_BP, self.index_BP).masked_fill_(self.is_gap_BP, -1)
         candidates = min(self.CANDIDATES, self.points_BN3.shape[1] - 1)
         best_BC, place_BC = key_BP.topk(candidates + 1, dim=1)
@@ -211,10 +216,10 @@ class LazySampler:
         return new_BK, is_beyond_limit.cummin(dim=1).values  # after an invalid point, no point is valid
 
     def _sample_candidates(self, place_BC: Tensor, limit_B1: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """Sample among the candidates until those of every cloud are within the limit.
+        """Sample among the candidates until the distances in every cloud are below the limit.
 
         Returns:
-            Squared distances at which points were taken, (B, K), and their indices among the candidates, (B, K).
+            Squared distances at which the points were taken (B, K), and their indices among the candidates (B, K).
         """
         distance_BC = self.distance_BP.gather(1, place_BC)
         x_3BC = self.x_3BP.gather(2, place_BC.expand(3, -1, -1))
@@ -269,7 +274,10 @@ class LazySampler:
 
 
 def _order_key(distance: Tensor, index: Tensor) -> Tensor:
-    """Return an int64 key that orders by distance and then by lower index; bits of positive floats sort as integers."""
+    """Return int64 keys that sort by distance and then by lower index.
+
+    The bits of floats that are not negative sort like integers, so they become the upper half of the key.
+    """
     return (distance.contiguous().view(torch.int32).long() << 32) | (2**31 - 1 - index)
 
 
@@ -277,7 +285,7 @@ def _cut_into_boxes(points_BN3: Tensor, cuts: int = 3) -> Tensor:
     """Cut each cloud along x into ``cuts`` parts with equally many points, then each part along y, then along z.
 
     Returns:
-        Indices of the points in each box, (B, T, S); N marks a gap.
+        Indices of the points in each box (B, T, S); N marks a gap.
     """
     batch, total, _ = points_BN3.shape
     size = -(-total // cuts**3)  # rounded up

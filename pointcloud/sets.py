@@ -1,4 +1,4 @@
-"""Point-cloud data sets: class folders, ModelNet40 and ScanObjectNN in their usual layouts."""
+"""Point-cloud data sets: class folders, and ModelNet40 and ScanObjectNN in their usual layouts."""
 
 import math
 import os
@@ -24,16 +24,19 @@ MODELNET40 = (
     *("monitor", "night_stand", "person", "piano", "plant", "radio", "range_hood", "sink", "sofa", "stairs", "stool"),
     *("table", "tent", "toilet", "tv_stand", "vase", "wardrobe", "xbox"),
 )
+"""The classes of ModelNet40 in the order of their labels."""
+
 SCANOBJECTNN = (
     *("bag", "bed", "bin", "box", "cabinet", "chair", "desk", "display", "door", "pillow", "shelf", "sink", "sofa"),
     *("table", "toilet"),
 )
+"""The classes of ScanObjectNN in the order of their labels."""
 
 
 class PointFolder(FolderDataModule, PointDataModule):
-    """Class folders of clouds and meshes, ``root/train/<class>/*.off``.
+    """Class folders of clouds and meshes: ``root/train/<class>/*.off`` or ``root/<class>/*.off``.
 
-    The layouts are those of :class:`core.data.labeled.FolderDataModule`.
+    See :class:`core.data.labeled.FolderDataModule` for the layouts and their options.
 
     Supported formats: .off, .obj, .ply, .stl, .npy, .txt and .pcd, in any mixture.
     """
@@ -47,7 +50,7 @@ class _PublishedSet(PointDataModule):
     Args:
         root: folder of the files.
         val_split: 'held_out' to hold out a share of each class of the training split; 'test' to validate on the test
-            split, by which the published results choose their checkpoint.
+            split, by which most published results choose their checkpoint.
         val_share: share of each class to hold out.
         kwargs: arguments of :class:`PointDataModule`.
 
@@ -97,7 +100,8 @@ class ModelNet40(_PublishedSet):
 
     - ``modelnet40_{train,test}_8192pts_fps.dat``: Point-BERT's pickles with 8,192 points of each model, which the
       published recipe uses. Untrusted pickles never execute code.
-    - ``train_files.txt``, ``test_files.txt`` and the files ``ply_data_*.h5`` that they list: 2,048 points of each.
+    - ``train_files.txt``, ``test_files.txt`` and the files ``ply_data_*.h5`` that they list: 2,048 points of each
+      model.
     - ``<class>/{train,test}/*.off``: the meshes, from which points are drawn uniformly by area.
 
     Args:
@@ -115,11 +119,12 @@ class ModelNet40(_PublishedSet):
         """Check that the folder has one of the layouts.
 
         Raises:
-            MissingError: if there is none.
+            MissingError: if it has none of them.
         """
         self._layout()
 
     def _layout(self) -> Literal["pickle", "h5", "off"]:
+        """Return the first layout whose training split is in the folder."""
         if _pickle_file(self.root, "train").is_file():
             return "pickle"
         if (self.root / "train_files.txt").is_file():
@@ -146,7 +151,7 @@ class ModelNet40(_PublishedSet):
         if not file_list.is_file():
             raise MissingError(f"there is no {file_list}; unpack the whole archive")
 
-        # The list has paths of the machine on which it was written.
+        # The list has the paths of the machine on which it was written.
         names = [Path(line).name for line in read_text(file_list).split()]
         return [cloud for name in names for cloud in read_h5(self.root / name)]
 
@@ -159,24 +164,27 @@ class ModelNet40(_PublishedSet):
 
 
 def _pickle_file(root: Path, split: str) -> Path:
+    """Return the path of a pickle in Point-BERT's layout."""
     return root / f"modelnet40_{split}_8192pts_fps.dat"
 
 
 def _read_pickle(path: Path) -> list[Sample]:
     """Read a pickle of a list of arrays (points, 3 or more) and a list of labels."""
     content = read_arrays(path)
+    samples: list[Sample] = []
     try:
         arrays, labels = content
-        return [
-            ((f"{path.name}/{i}", np.asarray(array)), int(np.asarray(label).reshape(-1)[0]))
-            for i, (array, label) in enumerate(zip(arrays, labels, strict=True))
-        ]
+        for i, (array, label) in enumerate(zip(arrays, labels, strict=True)):
+            cloud = (f"{path.name}/{i}", np.asarray(array))
+            samples.append((cloud, int(np.asarray(label).reshape(-1)[0])))
     except (TypeError, ValueError, IndexError) as error:
         raise InputError(f"{path} is not a pair of a list of arrays and a list of labels: {error}") from error
 
+    return samples
+
 
 def read_h5(path: Path) -> list[Sample]:
-    """Read clouds and labels of an HDF5 file with datasets ``data`` (N, points, 3) and ``label`` (N,) or (N, 1).
+    """Read the clouds and labels of an HDF5 file with datasets ``data`` (N, points, 3) and ``label`` (N,) or (N, 1).
 
     Raises:
         MissingError: if there is no such file.
@@ -197,22 +205,20 @@ def read_h5(path: Path) -> list[Sample]:
     if len(data) != len(labels):
         raise InputError(f"{path} has {len(data)} clouds and {len(labels)} labels; download it again")
 
-    return [
-        ((f"{path.name}/{i}", cloud), int(label)) for i, (cloud, label) in enumerate(zip(data, labels, strict=True))
-    ]
+    return [((f"{path.name}/{i}", data[i]), int(labels[i])) for i in range(len(data))]
 
 
 def _read_dataset(path: Path, file: Any, name: str) -> np.ndarray:
-    """Read the numbers of a data set, which must lie in the file itself, as many as are declared.
+    """Read a dataset of an HDF5 file, whose numbers must all be stored in the file itself.
 
-    A data set of HDF5 can name any other file of the machine as the place of its numbers, and can declare a size that
-    nothing was written for.
+    HDF5 can refer to any other file on the machine for the numbers of a dataset, and can declare a size for which no
+    numbers were written.
     """
     import h5py
 
     link = file.get(name, getlink=True)
     if link is None:
-        raise InputError(f"{path} cannot be read: it has no data set {name}; download it again")
+        raise InputError(f"{path} cannot be read: it has no dataset {name}; download it again")
     if not isinstance(link, h5py.HardLink):
         raise InputError(f"{path} has {name} as a link, maybe into another file, and is not read; download it again")
 
@@ -241,7 +247,7 @@ def _read_dataset(path: Path, file: Any, name: str) -> np.ndarray:
 
 
 def _memory() -> int | None:
-    """Return the memory of the machine in bytes, or None where Python cannot tell, as on Windows."""
+    """Return the size of the machine's memory in bytes, or None if Python cannot tell, as on Windows."""
     if not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -254,8 +260,8 @@ class ScanObjectNN(_PublishedSet):
 
     Args:
         root: the folder ``main_split``, or ``main_split_nobg`` for objects without background.
-        variant: ending of the file names. The default is the hardest variant, PB_T50_RS; '' is the objects as they were
-            scanned.
+        variant: end of the file names. The default is the hardest variant, PB_T50_RS; '' stands for the objects as they
+            were scanned.
         load_points: number of points read from each cloud; the files have 2,048.
         num_points: number of points that the model selects from these by farthest point sampling.
         normalize: center each cloud and scale it into the unit sphere.
@@ -278,7 +284,7 @@ class ScanObjectNN(_PublishedSet):
         self.variant = variant
 
     def check_data(self) -> None:
-        """Check that both files exist.
+        """Check that the files of both splits exist.
 
         Raises:
             MissingError: if one is missing.

@@ -1,4 +1,4 @@
-"""Classification of point clouds by an image backbone that reads their views."""
+"""The point-cloud classifier."""
 
 import math
 from collections.abc import Mapping
@@ -9,14 +9,13 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MetricCollection
 
 from core.backbones import LargeKernelNet
 from core.data.spec import DataSpec
 from core.errors import InputError
 from core.export import Exported
-from core.training.classification import ClassificationTask
+from core.training.classification import ClassificationTask, accuracies
 from core.training.plots import Examples
 from core.training.task import Backbone
 from pointcloud.augment import Poses
@@ -28,15 +27,15 @@ from pointcloud.views import pixels, pose_matrices
 __all__ = ["PointCloudClassifier", "ViewHead"]
 
 PICTURE_SIDE = 120
-"""Side of the drawing of a cloud in examples.png, in pixels."""
+"""Side of the drawing of a cloud in ``examples.png``, in pixels."""
 
 
 class PointCloudClassifier(ClassificationTask):
-    """:class:`core.training.ClassificationTask` for point clouds, which are drawn as views for an image backbone.
+    """:class:`core.training.ClassificationTask` for point clouds, whose views an image backbone reads.
 
-    ``task(points)`` takes points (B, N, 3) in the unit of the files. In training, each cloud gets a random pose;
-    evaluation and prediction average the logits over a list of poses. Logs ``val_acc`` (overall accuracy), ``val_macc``
-    (mean class accuracy), ``val_acc5`` (with ten or more classes), and the same metrics for the test split.
+    ``task(points)`` takes points (B, N, 3) in the unit of the files, and returns logits (B, num_classes). In training,
+    each cloud gets a random pose; evaluation and prediction average the logits over a list of poses. Also logs
+    ``val_macc`` (mean class accuracy), and the same for the test split; ``val_acc`` is the overall accuracy.
 
     Args:
         backbone: name of a LarKit or timm model for images, or a module with timm's methods.
@@ -47,9 +46,9 @@ class PointCloudClassifier(ClassificationTask):
         frozen: 'all' keeps all weights and statistics of the backbone as they were loaded; 'but_norms' trains only the
             parameters of the backbone whose names contain 'norm', as P2P does; 'none' trains everything. The feature
             map and the head are always trained.
-        num_views: V, the number of views; the first ones of the ten published views are used.
+        num_views: number of views V; the first ones of the ten published views are used.
         obj_size: side of the square into which an object is drawn, in pixels; even.
-        img_size: side of the images in pixels; by default ``obj_size``.
+        img_size: side of the images, in pixels; by default ``obj_size``.
         neighbors: number of neighbors in the edge features, including the point itself.
         trans_dim: channels of the first features of a point.
         dim: channels of the maps before they become images.
@@ -89,11 +88,13 @@ class PointCloudClassifier(ClassificationTask):
         **kwargs: Any,
     ) -> None:
         if head not in ("concat", "mean") or frozen not in ("none", "all", "but_norms"):
-            raise InputError(f"head={head!r}, frozen={frozen!r}; 'concat' or 'mean', 'none', 'all' or 'but_norms'")
+            raise InputError(
+                f"head={head!r}, frozen={frozen!r}; expected 'concat' or 'mean', and 'none', 'all' or 'but_norms'"
+            )
         if kwargs.get("mixup_alpha") or kwargs.get("cutmix_alpha"):
-            raise InputError("clouds are not mixed: leave out mixup_alpha and cutmix_alpha")
+            raise InputError("clouds are not mixed; leave out mixup_alpha and cutmix_alpha")
 
-        # The feature map and the head are built from these while the base class is set up.
+        # The base class builds the feature map and the head from these.
         self.head: Literal["concat", "mean"] = head
         self.frozen: Literal["none", "all", "but_norms"] = frozen
         self.num_views = num_views
@@ -106,11 +107,11 @@ class PointCloudClassifier(ClassificationTask):
         super().__init__(backbone, num_classes, spec=spec, label_smoothing=label_smoothing, **kwargs)
 
         if label_smoothing > 1 - 1 / self.num_classes:
-            raise InputError(f"label_smoothing={label_smoothing}; at most 1 - 1 / num_classes may go to other classes")
+            raise InputError(f"label_smoothing={label_smoothing}; expected at most 1 - 1 / num_classes")
         try:
             self.poses = Poses(**(poses or {}))
         except TypeError as error:
-            raise InputError(f"poses={poses}: {error}; known are the fields of pointcloud.augment.Poses") from error
+            raise InputError(f"poses={poses}: {error}; expected fields of pointcloud.augment.Poses") from error
 
         self._freeze_backbone(is_loaded=bool(kwargs.get("weights") or kwargs.get("pretrained")))
         self.use_metrics(_scores(self.num_classes))
@@ -132,7 +133,7 @@ class PointCloudClassifier(ClassificationTask):
             self.cls_head = ViewHead(self.num_views * model.num_features, self.num_classes)
 
     def build_feature_map(self, spec: PointSpec) -> PointViews:
-        """Build the feature map that draws the views of a cloud, which has trained weights."""
+        """Build the drawing of the views, which has trained weights."""
         return PointViews(
             load_points=spec.load_points,
             num_points=spec.num_points,
@@ -148,7 +149,7 @@ class PointCloudClassifier(ClassificationTask):
         )
 
     def get_classifier(self) -> nn.Module:
-        """Return the last layer, which is replaced if a file of weights has another number of classes."""
+        """Return the last layer, whose weights are not loaded from a file with another number of classes."""
         if self.cls_head is None:
             return cast(Any, self.backbone).get_classifier()
         return self.cls_head.cls_head
@@ -177,10 +178,10 @@ class PointCloudClassifier(ClassificationTask):
     # The flow
 
     def forward(self, points: Tensor) -> Tensor:
-        """Compute logits, averaged over the poses of evaluation.
+        """Return the logits of clouds, averaged over the poses of evaluation.
 
         Args:
-            points: (B, N, 3) in any unit, float32 or float64.
+            points: points (B, N, 3) in any unit, float32 or float64.
 
         Returns:
             Logits (B, num_classes).
@@ -189,7 +190,7 @@ class PointCloudClassifier(ClassificationTask):
         features = self.feature_map.enc(sampled)
         dtype = next(self.backbone.parameters()).dtype
 
-        # The features of a cloud are the same in all poses.
+        # The features of a cloud are the same in all poses, and are computed only once.
         logits = []
         for pose in self.poses.grid(test=self._is_testing()).to(sampled):
             maps = self.feature_map.render(sampled, features, pose.expand(len(points), 3, 3))
@@ -205,7 +206,7 @@ class PointCloudClassifier(ClassificationTask):
         return (raw, pose.to(raw.device), shift.to(raw.device)), target
 
     def read(self, maps: Tensor) -> Tensor:
-        """Apply the backbone and the head to views (B, V * 3, H, W), and return logits (B, num_classes)."""
+        """Apply backbone and head to views (B, V * 3, H, W), and return logits (B, num_classes)."""
         images = maps.reshape(-1, maps.shape[1] // self.num_views, *maps.shape[2:])
         if self.cls_head is None:
             return self.backbone(images).unflatten(0, (-1, self.num_views)).mean(dim=1)
@@ -215,15 +216,15 @@ class PointCloudClassifier(ClassificationTask):
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the cross entropy of logits (B, num_classes) and labels (B,), smoothed over the other classes only."""
-        # torch spreads the smoothing over all classes, so that the true class gets a part of it back.
+        # torch spreads the smoothing over all classes, so the true class gets a part of it back.
         smoothing = self.label_smoothing * self.num_classes / (self.num_classes - 1)
         return F.cross_entropy(output, target, label_smoothing=smoothing)
 
     def use_spec(self, theirs: PointSpec) -> None:
         """Compare the classes with those of the data, and adopt all other options of the data.
 
-        The numbers of points, the normalization and the vertical axis depend on the files and not on the weights, so
-        that a trained model can read other files with other options.
+        The numbers of points, the normalization and the vertical axis depend on the files and not on the weights, so a
+        trained model can read other files with other options.
 
         Raises:
             InputError: if the data have other classes.
@@ -236,10 +237,10 @@ class PointCloudClassifier(ClassificationTask):
         self.feature_map.y_up = theirs.y_up
 
     def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
-        """Return the backbone and the head, which take the views of a cloud.
+        """Return the backbone and the head, whose input is the views of a cloud.
 
         Raises:
-            InputError: if the exported module should take points; exporters cannot follow the loop that samples them.
+            InputError: if the input should be points, because exporters cannot follow the loop that samples them.
         """
         if source == "raw":
             raise InputError("exporters cannot follow the loop that samples points; --from map exports the rest")
@@ -249,7 +250,7 @@ class PointCloudClassifier(ClassificationTask):
 
     @torch.no_grad()
     def show(self, raw: Tensor) -> Tensor:
-        """Draw clouds (N, P, 3) seen obliquely from above and, to the right, the views that the backbone gets."""
+        """Return pictures (N, 3, h, w) in [0, 1]: each cloud (N, P, 3), seen obliquely from above, beside its views."""
         was_training = self.feature_map.training
         self.feature_map.eval()
         points = self.feature_map.sample(raw.to(self.device))
@@ -262,7 +263,7 @@ class PointCloudClassifier(ClassificationTask):
 
 
 class ViewHead(nn.Module):
-    """The published head: a layer norm and a linear layer on the features of all views, with published tensor names.
+    """The published head: a layer norm and a linear layer on the features of all views. Its tensor names are published.
 
     Args:
         dim: number of features of all views together.
@@ -275,12 +276,12 @@ class ViewHead(nn.Module):
         self.cls_head = nn.Linear(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute logits (B, num_classes) from features (B, dim)."""
+        """Return logits (B, num_classes) of features (B, dim)."""
         return self.cls_head(self.norm(x))
 
 
 def _pooled_features(backbone: Any, images: Tensor) -> Tensor:
-    """Average the last map, before any final norm; of a network without maps, return its own embedding."""
+    """Return the mean over the last map, before any final norm, or the embedding of a network without maps."""
     features = backbone.forward_features(images)
     if features.ndim != 4:
         return backbone.forward_head(features, pre_logits=True)
@@ -291,13 +292,9 @@ def _pooled_features(backbone: Any, images: Tensor) -> Tensor:
 
 def _scores(num_classes: int) -> MetricCollection:
     """Return the metrics overall accuracy, mean class accuracy and, with ten or more classes, top-5 accuracy."""
-    scores: dict[str, Metric | MetricCollection] = {
-        "acc": MulticlassAccuracy(num_classes, average="micro"),
-        "macc": MeanClassAccuracy(num_classes),
-    }
-    if num_classes >= 10:
-        scores["acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
-    return MetricCollection(scores)
+    scores = accuracies(num_classes)
+    scores.add_metrics({"macc": MeanClassAccuracy(num_classes)})
+    return scores
 
 
 def _tiles(views: Tensor) -> Tensor:

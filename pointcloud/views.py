@@ -1,4 +1,4 @@
-"""Geometry of the views: rotations, the ten fixed views, and drawing points into the pixels of a view.
+"""The geometry of views: rotations, the ten fixed views, and how points are drawn into the pixels of a view.
 
 Suffixes of variable names give shapes: B clouds, N points, V views, C channels.
 """
@@ -21,7 +21,7 @@ VIEWS: tuple[tuple[float, float, float], ...] = (
 
 
 def euler_matrices(angles_V3: Tensor) -> Tensor:
-    """Compute rotation matrices Rx(a) Ry(b) Rz(c), (V, 3, 3), from angles (V, 3) in radians."""
+    """Compute rotation matrices Rx(a) Ry(b) Rz(c) of shape (V, 3, 3) from angles (V, 3) in radians."""
     a, b, c = (_rotation(angles_V3[:, axis], axis) for axis in range(3))
     return a @ b @ c
 
@@ -44,11 +44,11 @@ def pose_matrices(theta_B: Tensor, phi_B: Tensor) -> Tensor:
     The axis of the tilt is (sin theta, -cos theta, 0).
 
     Args:
-        theta_B: turns about the vertical axis in radians, (B,).
-        phi_B: tilts in radians, (B,).
+        theta_B: turns about the vertical axis (B,) in radians.
+        phi_B: tilts (B,) in radians.
 
     Returns:
-        (B, 3, 3).
+        Matrices (B, 3, 3).
     """
     zero = torch.zeros_like(theta_B)
     x = theta_B.sin()
@@ -67,15 +67,16 @@ def pose_matrices(theta_B: Tensor, phi_B: Tensor) -> Tensor:
 def pixels(points_BN3: Tensor, size: int) -> Tensor:
     """Compute the central pixel of each point's 3 x 3 splat, in a view along z.
 
-    The object fills the view up to a margin of one pixel: its larger extent in x or y is scaled to size - 3 pixels, and
-    it is centered along the other axis. x is the row and y the column. A cloud without extent is drawn in the center.
+    The object fills the view up to a margin of one pixel: the larger of its extents in x and y is scaled to size - 3
+    pixels, and it is centered along the other axis. x is the row and y the column. A cloud without extent is drawn in
+    the center.
 
     Args:
-        points_BN3: (B, N, 3) float.
-        size: side of the view in pixels; even.
+        points_BN3: points (B, N, 3) float.
+        size: side of the view, in pixels; even.
 
     Returns:
-        Row and column of each point, (B, N, 2) int64 in [1, size - 2].
+        Row and column of each point (B, N, 2) int64 in [1, size - 2].
     """
     xy_BN2 = points_BN3[..., :2]
     low = xy_BN2.amin(dim=1, keepdim=True)
@@ -94,12 +95,12 @@ def splat(features_BNC: Tensor, pixels_BVN2: Tensor, size: int) -> Tensor:
     which the option ``--trainer.deterministic true`` sets.
 
     Args:
-        features_BNC: (B, N, C) float.
-        pixels_BVN2: (B, V, N, 2) int64 row and column of the central pixel, in [1, size - 2].
-        size: side of the views in pixels.
+        features_BNC: features (B, N, C) float.
+        pixels_BVN2: row and column of each point's central pixel (B, V, N, 2) int64 in [1, size - 2].
+        size: side of the views, in pixels.
 
     Returns:
-        (B * V, C, size, size) in channels-last memory format, with the views of a cloud after each other.
+        Maps (B * V, C, size, size) in channels-last memory format, sorted by cloud.
     """
     batch, views = pixels_BVN2.shape[:2]
     channels = features_BNC.shape[2]

@@ -113,11 +113,11 @@ def test_weights_of_a_backbone_and_of_a_run(tmp_path: Path, make_task: MakeTask)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"head": "max"}, "head='max', frozen='none'; 'concat' or 'mean'"),
+        ({"head": "max"}, "head='max', frozen='none'; expected 'concat' or 'mean'"),
         ({"frozen": "some"}, "'none', 'all' or 'but_norms'"),
-        ({"mixup_alpha": 0.1}, "clouds are not mixed: leave out mixup_alpha"),
-        ({"label_smoothing": 0.8}, "at most 1 - 1 / num_classes"),
-        ({"poses": {"angle": 1}}, "known are the fields of pointcloud.augment.Poses"),
+        ({"mixup_alpha": 0.1}, "clouds are not mixed; leave out mixup_alpha"),
+        ({"label_smoothing": 0.8}, "expected at most 1 - 1 / num_classes"),
+        ({"poses": {"angle": 1}}, "expected fields of pointcloud.augment.Poses"),
         (
             {"backbone_args": {"in_chans": 1}},
             "the backbone takes 1 channels and the maps have 3; leave --model.backbone_args.in_chans out",

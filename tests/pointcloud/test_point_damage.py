@@ -108,7 +108,7 @@ def test_compressed_clouds_of_the_point_cloud_library(tmp_path: Path) -> None:
         (
             "size",
             content.replace(b"POINTS 600", b"POINTS 601"),
-            "holds 14400 bytes of points; its header announces 14424",
+            "holds 14400 bytes of points, but its header says 14424",
         ),
         ("less", content[:start] + shorter + content[start + 4 :], "its compressed bytes are"),
         ("back", content[: start + 8] + b"\xff" * (len(content) - start - 8), "its compressed bytes are damaged"),
@@ -218,7 +218,7 @@ def test_files_that_are_no_clouds(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", POINTS)
     with pytest.raises(InputError, match=r"b\.npy is an archive of arrays"):
         _read(tmp_path / "b.npy", (tmp_path / "a.npz").read_bytes())
-    with pytest.raises(InputError, match=r"a\.npz is no cloud or mesh; expected a file ending in \.npy"):
+    with pytest.raises(InputError, match=r"a\.npz is not a cloud or mesh; expected a file ending in \.npy"):
         read_cloud(tmp_path / "a.npz", 20)
 
 

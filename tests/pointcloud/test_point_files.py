@@ -77,7 +77,7 @@ def test_off_files_with_the_counts_behind_the_word(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["COFF", "NOFF", "STOFF", "COFF 8 12 0"])
 def test_off_files_whose_points_have_more_than_a_place(word: str, tmp_path: Path) -> None:
-    """A color or a normal behind each point, which the word in the first line announces."""
+    """A color or a normal behind each point, as the word in the first line says."""
     box = trimesh.creation.box((4.0, 1.0, 1.0))
     points = [f"{x} {y} {z} 255 0 0 255" for x, y, z in box.vertices.tolist()]
     faces = [f"3 {a} {b} {c}" for a, b, c in box.faces.tolist()]
@@ -110,7 +110,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     "flat.txt": ("1 2\n3 4\n", r"holds float64 of shape \(2, 2\); expected numbers, \(points, 3 or more\)"),
     "faces.off": (
         "OFF\n4 0 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n",
-        "has no faces to draw points from, and 4 vertices where 20",
+        "has no faces to draw points from, and 4 vertices, but 20",
     ),
     "cut.off": (OFF + "3 0 1 2\n", "is cut off: 5 lines for 4 vertices and 2 faces"),
     "index.off": (OFF + "3 0 1 2\n3 0 1 9\n", "cannot be read as a cloud or mesh"),

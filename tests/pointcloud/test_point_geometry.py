@@ -70,7 +70,7 @@ def test_published_poses() -> None:
 
 @pytest.mark.parametrize("wrong", [{"theta": (1, 0)}, {"scale": (0, 1)}, {"shift": -1}, {"val_phi": ()}])
 def test_poses_that_cannot_be(wrong: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="ranges go from low to high"):
+    with pytest.raises(InputError, match="expected ranges from low to high"):
         Poses(**wrong)  # type: ignore[arg-type]
 
 

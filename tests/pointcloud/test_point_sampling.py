@@ -71,9 +71,9 @@ def test_sampling_leaves_the_number_of_threads_alone() -> None:
 
 @pytest.mark.parametrize("count", [0, 11, -1])
 def test_fewer_points_than_asked(count: int) -> None:
-    with pytest.raises(InputError, match=rf"{count} points were asked of clouds with 10; ask for 1 to 10"):
+    with pytest.raises(InputError, match=rf"cannot sample {count} points from clouds of 10; expected 1 to 10"):
         farthest_points(torch.randn(1, 10, 3), count)
-    with pytest.raises(InputError, match=rf"{count} neighbors were asked in clouds of 10 points; ask for 1 to 10"):
+    with pytest.raises(InputError, match=rf"cannot find {count} neighbors in clouds of 10 points; expected 1 to 10"):
         nearest_neighbors(torch.randn(1, 10, 3), count)
 
 

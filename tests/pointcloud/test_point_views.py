@@ -174,11 +174,11 @@ def test_unit_sphere() -> None:
         ({"num_views": 11}, "num_views=11, .*expected 1 to 10 views"),
         ({"num_views": 0}, "expected 1 to 10 views"),
         ({"obj_size": 27, "fusion": False}, "an even obj_size of at least 4"),
-        ({"obj_size": 28, "img_size": 14}, "img_size is at least obj_size"),
+        ({"obj_size": 28, "img_size": 14}, "expected an img_size of at least obj_size"),
         ({"obj_size": 32}, "with fusion, a multiple of 7 such as 224"),
-        ({"dim": 6}, "dim=6, .*dim is a multiple of 4"),
-        ({"neighbors": 0}, "neighbors=0, .*neighbors and trans_dim are at least 1"),
-        ({"trans_dim": 0}, "trans_dim=0; .*neighbors and trans_dim are at least 1"),
+        ({"dim": 6}, "dim=6, .*a dim that is a multiple of 4"),
+        ({"neighbors": 0}, "neighbors=0, .*neighbors and trans_dim of at least 1"),
+        ({"trans_dim": 0}, "trans_dim=0; .*neighbors and trans_dim of at least 1"),
     ],
 )
 def test_sizes_that_cannot_be(wrong: dict[str, object], message: str) -> None:
@@ -187,7 +187,7 @@ def test_sizes_that_cannot_be(wrong: dict[str, object], message: str) -> None:
 
 
 def test_clouds_that_cannot_be_drawn() -> None:
-    with pytest.raises(InputError, match="5 neighbors were asked in clouds of 4 points"):
+    with pytest.raises(InputError, match="cannot find 5 neighbors in clouds of 4 points"):
         _model()(torch.randn(1, 4, 3))
     with pytest.raises(InputError, match="a cloud holds NaN or infinity"):
         _model().pixels(torch.full((1, 9, 3), torch.nan))
