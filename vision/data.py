@@ -38,7 +38,7 @@ class ImageDataModule(SampleDataModule):
 
     Args:
         size: side of an image, in pixels.
-        mode: 'RGB' for three channels or 'L' for one.
+        mode: 'RGB' for three channels, or 'L' for one, gray.
         mean: mean of each channel, for pixels in [0, 1].
         std: standard deviation of each channel, for pixels in [0, 1].
         scale: range of the share of a training image that its crop covers.
@@ -65,13 +65,13 @@ class ImageDataModule(SampleDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not len(mean) == len(std) == len(mode):
-            raise InputError(f"mode {mode!r} has {len(mode)} channels, mean {len(mean)} and std {len(std)} values")
-        if size < 1 or min(std) <= 0 or not 0 < scale[0] <= scale[1] or not 0 <= hflip <= 1:
-            raise InputError(
-                f"size={size}, std={tuple(std)}, scale={tuple(scale)}, hflip={hflip}; expected a size and std above 0, "
-                "a rising range, and a probability"
-            )
+        _check_statistics(mode, mean, std)
+        if size < 1:
+            raise InputError(f"size={size}; expected a number of pixels, 1 or more")
+        if not 0 < scale[0] <= scale[1]:
+            raise InputError(f"scale={tuple(scale)}; expected two shares in rising order, above 0")
+        if not 0 <= hflip <= 1:
+            raise InputError(f"hflip={hflip}; expected a probability")
 
         self.size = size
         self.mode = mode
@@ -137,18 +137,33 @@ class Images(SampleDataset):
         return self.transform(to_image(array, name).convert(self.mode))
 
 
+def _check_statistics(mode: Mode, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse statistics that do not fit the channels."""
+    if not len(mean) == len(std) == len(mode):
+        raise InputError(
+            f"mode={mode!r} has {len(mode)} channels, but mean has {len(mean)} values and std {len(std)}; give one for "
+            "each channel"
+        )
+    if min(std) <= 0:
+        raise InputError(f"std={tuple(std)}; expected numbers above 0")
+
+
 def to_image(array: np.ndarray, name: str) -> Image.Image:
     """Make an image from an array: (H, W), (H, W, 1 or 3) or (1 or 3, H, W), uint8 or float in [0, 1].
+
+    Args:
+        array: the pixels.
+        name: the name of the array in messages.
 
     Raises:
         InputError: if the array has another shape or dtype, or floats outside [0, 1].
     """
-    # Move the channels to the end, and drop a single channel.
+    # move the channels to the end, and drop a single channel
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or array.size == 0:
         raise InputError(f"{name} has the shape {array.shape}; expected (H, W), (H, W, 3) or (3, H, W)")
 
     if array.dtype.kind == "f":

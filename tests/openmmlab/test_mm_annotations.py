@@ -166,7 +166,7 @@ def test_a_typo_is_named_before_anything_is_read(scenes: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ("red", r"classes='red', which is one text; expected a tuple, .*classes=\('red',\)"),
+        ("red", r"classes='red', which is a string; expected a tuple, .*classes=\('red',\)"),
         (("red", "green", "red"), r"names the class red twice"),
     ],
 )
@@ -187,7 +187,7 @@ def test_objects_that_are_left_out_are_named(scenes: Path) -> None:
     edit_truth(scenes, lambda c: c["annotations"][0].update(bbox=[0.1, 0.1, 0.3, 0.25]))
     data = data_of(write_config(config, scenes / "config.py"))
     left_out = r"coco\.json: objects of categories that are not among the classes .* left out: green \(2\)"
-    thin = r"1 boxes thinner than one pixel are left out, .* not in shares of the image"
+    thin = r"1 boxes thinner than one pixel are left out, .* not relative to the size of the image"
     with pytest.warns(UserWarning, match=left_out), pytest.warns(UserWarning, match=thin):
         data.setup("validate")
     assert _names(data.val_set) == [[], ["blue"], ["blue"], ["red"]]
@@ -326,7 +326,7 @@ def test_splits_whose_labels_mean_different_things(first: Any, other: Any, messa
     ("change", "heads", "message"),
     [
         ({}, {}, r"labels/2\.png gives 3; .* 0 to 2, and 255 is ignored\. If .* numbered from 1 .*reduce_zero_label"),
-        ({"reduce_zero_label": True}, {"ignore_index": 0}, r"gives 255; .*Set ignore_index=255 in the heads"),
+        ({"reduce_zero_label": True}, {"ignore_index": 0}, r"gives 255; .*set ignore_index=255 in the heads"),
         ({"reduce_zero_label": True}, {}, None),
     ],
 )

@@ -271,12 +271,12 @@ def test_inference_form(family: str, tmp_path: Path) -> None:
     [
         ({"variant": "unireplknet_z"}, r"unknown variant 'unireplknet_z'; MMUniRepLKNet has unireplknet_a"),
         ({"wrong": 1}, r"does not take these arguments.*wrong"),
-        ({"out_indices": (0, 4)}, r"out_indices=\(0, 4\); expected rising numbers of stages from 0 to 3"),
+        ({"out_indices": (0, 4)}, r"out_indices=\(0, 4\); expected stages from 0 to 3 in rising order"),
         ({"out_indices": ()}, r"out_indices=\(\)"),
         ({"out_indices": (2, 1)}, r"out_indices=\(2, 1\)"),
-        ({"frozen_stages": 5}, r"frozen_stages=5; expected -1 for none, 0 for the stem, to 4"),
-        ({"out_indices": 3}, r"out_indices=3; expected a list of stages, for one stage \[3\]"),
-        ({"feature_norms": False}, r"feature_norms=False; UniRepLKNet's maps have norms of their own"),
+        ({"frozen_stages": 5}, r"frozen_stages=5; expected -1 .* number of stages up to 4"),
+        ({"out_indices": 3}, r"out_indices=3; expected a list of stages, such as \[3\] for one"),
+        ({"feature_norms": False}, r"feature_norms=False; UniRepLKNet always has a norm on each map"),
         *(
             ({"init_cfg": wrong}, r"expected dict\(type='Pretrained', checkpoint='FILE'\)")
             for wrong in (

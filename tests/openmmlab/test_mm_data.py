@@ -103,7 +103,7 @@ def test_missing_files_are_named(scenes: Path) -> None:
         data_of(seg).setup("fit")
     det = config_of("mask_rcnn", scenes)
     (scenes / "coco.json").unlink()
-    with pytest.raises(MissingError, match=r"train data of .* are not there: .*coco\.json.*set their place"):
+    with pytest.raises(MissingError, match=r"train data of .* are missing: .*coco\.json.*set their path"):
         data_of(det).setup("fit")
     with pytest.raises(MissingError, match=r"nowhere is neither a file nor a folder"):
         Trainer(logger=False, accelerator="cpu").predict(Detector(det), datamodule=data_of(det, predict_path="nowhere"))
@@ -129,7 +129,7 @@ def test_more_classes_in_the_data_than_in_the_model(scenes: Path) -> None:
     data.setup("validate")
     batches = list(data.val_dataloader())
     wrong = [batch for batch in batches if any(s.gt_instances.labels.max() > 0 for s in batch["data_samples"])]
-    with pytest.raises(InputError, match=r"has a box of class [12] and the model classes 0 to 0; set the class count"):
+    with pytest.raises(InputError, match=r"has a box of class [12], but the model has classes 0 to 0; set the"):
         task.check_truth(wrong[0]["data_samples"])
 
 

@@ -298,5 +298,5 @@ def test_arrays_need_a_pipeline_that_loads_images(scenes: Path) -> None:
     config = tiny("upernet_unireplknet_t", root=scenes)
     config.test_dataloader.dataset.pipeline[0] = {"type": "LoadBiomedicalImageFromFile"}
     task = Segmenter(write_config(config, scenes / "config.py"))
-    with pytest.raises(InputError, match=r"does not begin with LoadImageFromFile, so that it reads no arrays"):
+    with pytest.raises(InputError, match=r"does not begin with LoadImageFromFile, so it takes no arrays"):
         task(torch.zeros(1, 3, SIDE, SIDE))

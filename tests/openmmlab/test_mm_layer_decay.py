@@ -120,7 +120,7 @@ def test_frozen_parameters_are_left_out_and_replknet_has_the_same_groups(norms: 
         ({"decay_rate": 1.5}, r"a rate in \(0, 1\]"),
         ({"decay_rates": 0.8}, r"expected decay_rate, decay_type, dw_scale, num_layers"),
         ({"decay_type": "block_wise"}, r"'layer_wise' or 'stage_wise'"),
-        ({"num_layers": 3}, r"num_layers=3; the backbone has 5"),
+        ({"num_layers": 3}, r"num_layers=3; the last stage of the backbone is layer 5"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -178,7 +178,7 @@ def test_every_other_operator_is_refused_by_name_when_it_is_called() -> None:
     import mmcv.ops
 
     module = mmcv._ext
-    with pytest.raises(FileNotFoundError, match=r"compiled operator 'softnms' is not there.*mmcv\.readthedocs\.io"):
+    with pytest.raises(FileNotFoundError, match=r"compiled operator 'softnms' is missing.*mmcv\.readthedocs\.io"):
         mmcv.ops.soft_nms(torch.rand(3, 4), torch.rand(3))
     x = torch.rand(1, 2, 8, 8)
     with pytest.raises(FileNotFoundError, match=r"roi_align with pool_mode='max'"):
@@ -230,7 +230,7 @@ def test_scripts_that_import_the_operators_first(
     assert capsys.readouterr().out.strip() == f"__main__ {[str(tool), '--a', 'b']} here"
 
 
-@pytest.mark.parametrize(("words", "message"), [(["no.py"], "there is no script no.py"), ([], "no script is named")])
+@pytest.mark.parametrize(("words", "message"), [(["no.py"], "there is no script no.py"), ([], "no script was given")])
 def test_script_that_is_not_there(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["-m", *words])
     with pytest.raises(SystemExit, match=f"{message}; expected: python -m vision.openmmlab TOOL.py"):

@@ -13,6 +13,7 @@ from training.small_runs import CLASSES, picture, write_photos
 
 from core.errors import InputError, MissingError
 from vision import Digits, ImageFolder
+from vision.data import to_image
 from vision.demo import handwritten_digits
 from vision.feature_map import PixelMap
 
@@ -269,6 +270,7 @@ def test_all_who_ask_share_the_digits() -> None:
     ("option", "message"),
     [
         ({"auto_augment": "foo"}, r"auto_augment='foo': .*; expected one of timm's policies"),
+        ({"mode": "L"}, r"mode='L' has 1 channels, but mean has 3 values and std 3; give one for each channel"),
         ({"size": 0}, "size=0"),
         ({"std": (0.2, 0.0, 0.2)}, r"std=\(0.2, 0.0, 0.2\)"),
         ({"hflip": 2.0}, "hflip=2.0"),
@@ -278,3 +280,32 @@ def test_all_who_ask_share_the_digits() -> None:
 def test_options_out_of_range(option: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ImageFolder(None, **option)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (1, 4, 5), (4, 5, 3), (3, 4, 5)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_images_of_arrays(shape: tuple[int, ...], dtype: Any) -> None:
+    """Height and width, with or without channels on either side; floats are rounded to bytes."""
+    pixels = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    image = to_image(pixels if dtype == np.uint8 else (pixels / 255).astype(dtype), "array 0")
+
+    assert image.size == (5, 4)
+    assert image.mode == ("RGB" if 3 in shape else "L")
+    expected = np.moveaxis(pixels, 0, -1) if shape[0] == 3 else pixels.squeeze()
+    assert np.array_equal(np.asarray(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 5, 2), np.uint8), r"array 0 has the shape \(4, 5, 2\); expected \(H, W\)"),
+        (np.zeros((2, 4, 5, 3), np.uint8), r"array 0 has the shape \(2, 4, 5, 3\)"),
+        (np.zeros((0, 5), np.float32), r"array 0 has the shape \(0, 5\)"),
+        (np.full((4, 5), 2.0), r"array 0 holds floats from 2 to 2; expected \[0, 1\], or uint8"),
+        (np.full((4, 5), np.nan), "array 0 holds floats from nan to nan"),
+        (np.zeros((4, 5), np.int64), r"array 0 holds int64; expected uint8, or floats in \[0, 1\]"),
+    ],
+)
+def test_arrays_that_are_no_images(array: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        to_image(array, "array 0")

@@ -1,8 +1,8 @@
 """LarKit's backbones in MMDetection and MMSegmentation: ``custom_imports = dict(imports=['vision.openmmlab'])``.
 
 Importing this package registers the backbones, the layer decay and a hook, and replaces mmcv's compiled operators where
-they are missing. It must be imported before ``mmdet.models`` or ``mmseg.models``. In the training scripts a config's
-``custom_imports`` does that. Other scripts, and ``mmdet.apis``, import the models before they read a config: run such a
+they are missing. It must be imported before ``mmdet.models`` or ``mmseg.models``. In the training scripts, a config's
+``custom_imports`` does so. Other scripts, and ``mmdet.apis``, import the models before they read a config: run such a
 script as ``python -m vision.openmmlab TOOL.py ARGS...``, and in your own code write ``import vision.openmmlab`` before
 ``import mmdet.apis``.
 """
@@ -18,7 +18,7 @@ if _missing := [name for name in ("mmengine", "mmcv") if find_spec(name) is None
         "pip install -e '.[openmmlab]'"
     )
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # mmengine imports it; it warns
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # mmengine imports it, and it logs warnings
 
 from vision.openmmlab.operators import install_operators  # noqa: E402
 

@@ -1,6 +1,6 @@
-"""Runs a script of MMDetection or MMSegmentation with LarKit's parts: ``python -m vision.openmmlab TOOL.py ARGS...``.
+"""Run a script of MMDetection or MMSegmentation after LarKit: ``python -m vision.openmmlab TOOL.py ARGS...``.
 
-Some of these scripts import mmcv's compiled operators before they read a config, so that its ``custom_imports`` come
+Some of these scripts import mmcv's compiled operators before they read a config, so its ``custom_imports`` would come
 too late.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import vision.openmmlab  # noqa: F401
 
 if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
-    found = f"there is no script {sys.argv[1]}" if len(sys.argv) > 1 else "no script is named"
+    found = f"there is no script {sys.argv[1]}" if len(sys.argv) > 1 else "no script was given"
     raise SystemExit(
         f"python -m vision.openmmlab: error: {found}; expected: python -m vision.openmmlab TOOL.py ARGS..., with a "
         "script of MMDetection or MMSegmentation such as .../mmdet/.mim/tools/test.py"

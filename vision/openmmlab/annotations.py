@@ -1,9 +1,9 @@
 """Checks of annotations before training starts: MMDetection's COCO format and MMSegmentation's label maps.
 
 MMDetection numbers the classes by the order of the annotation file, leaves out objects that it cannot use, and finds a
-missing image or mask in the middle of an epoch. Here label i is ``classes[i]``, by name, in every file, and the first
-error stops the run before it begins. :class:`vision.openmmlab.data.OpenMMLabData` uses these checks; OpenMMLab's own
-training scripts keep OpenMMLab's classes.
+missing image or mask in the middle of an epoch. With these checks, label i is ``classes[i]``, by name, in every file,
+and the first error stops the run before it begins. :class:`vision.openmmlab.data.OpenMMLabData` uses them; OpenMMLab's
+own training scripts do not.
 """
 
 import contextlib
@@ -36,20 +36,21 @@ __all__ = [
 
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
+"""EXIF orientations that swap width and height."""
 
 
 # COCO's format
 
 
 class _CheckedCOCO(COCO):
-    """COCO's index of a file, read by category names; it refuses what the data set could not use.
+    """COCO's index of an annotation file, which finds categories by name and refuses annotations that cannot be used.
 
     Args:
         annotation_file: path of a JSON file in UTF-8.
     """
 
     needs_masks = False
+    """Whether each annotation must have a mask."""
 
     def __init__(self, annotation_file: str) -> None:
         super().__init__()
@@ -60,15 +61,16 @@ class _CheckedCOCO(COCO):
         self.cat_img_map = self.catToImgs
 
     def createIndex(self) -> None:  # noqa: N802
-        """Index the annotations by image and category, each with an area.
+        """Check the annotations, and index them by image and category. A missing area becomes that of the box.
 
         Raises:
-            InputError: naming the file and the annotation.
+            InputError: if an annotation cannot be used; the message names it and the file.
         """
         images = self._images()
         categories = {category["id"] for category in _categories(self.dataset, self.file)}
         for annotation in self.dataset.get("annotations", []):
             self._check_annotation(annotation, images, categories)
+
             area = annotation.get("area")
             if not area or area < 0:
                 width, height = annotation["bbox"][2:]
@@ -78,7 +80,7 @@ class _CheckedCOCO(COCO):
     def get_cat_ids(
         self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (), cat_ids: Sequence[int] = ()
     ) -> list[int]:
-        """Return the ids of categories; of categories given by name, in the order of the names.
+        """Return the ids of categories; those given by name come in the order of the names.
 
         Raises:
             InputError: if the file has no such category.
@@ -88,7 +90,7 @@ class _CheckedCOCO(COCO):
             return found
 
         ids = _ids_of(cat_names, _categories(self.dataset, self.file), self.file)
-        self._name_what_is_left_out(ids)
+        self._warn_of_unused(ids)
         return ids
 
     def _images(self) -> dict[Any, Mapping[str, Any]]:
@@ -98,9 +100,11 @@ class _CheckedCOCO(COCO):
             missing = [key for key in ("id", "file_name", "width", "height") if image.get(key) is None]
             if missing:
                 raise InputError(f"{self.file}: the image {_short(image)} has no {listed(missing)}; add it")
-            if image["id"] in images:
+
+            other = images.get(image["id"])
+            if other is not None:
                 raise InputError(
-                    f"{self.file} lists two images with the id {image['id']}: {images[image['id']]['file_name']} and "
+                    f"{self.file} lists two images with the id {image['id']}: {other['file_name']} and "
                     f"{image['file_name']}; give each its own"
                 )
             images[image["id"]] = image
@@ -137,7 +141,7 @@ class _CheckedCOCO(COCO):
             raise InputError(f"{self.file}: {name} has bbox {box}; expected [x, y, width, height] in pixels")
 
         x, y, width, height = box
-        # files round boxes in their own ways: one pixel outside is tolerated
+        # annotation tools round boxes in different ways, so one pixel outside is tolerated
         inside = x >= -1 and y >= -1 and x + width <= image["width"] + 1 and y + height <= image["height"] + 1
         if not inside or min(width, height) <= 0:
             raise InputError(
@@ -147,8 +151,8 @@ class _CheckedCOCO(COCO):
 
     def _check_mask(self, name: str, mask: Any, image: Mapping[str, Any]) -> None:
         advice = (
-            "the model learns masks. Add it, remove the annotation, or take a config of a model of boxes alone, with "
-            "with_mask=False in LoadAnnotations"
+            "the model learns masks. Correct or remove the annotation, or use the config of a model without masks, "
+            "which has with_mask=False in LoadAnnotations"
         )
         if not mask:
             raise InputError(f"{self.file}: {name} has no segmentation, and {advice}")
@@ -161,9 +165,11 @@ class _CheckedCOCO(COCO):
             usable = isinstance(mask, list) and any(_is_polygon(polygon) for polygon in mask)
             expected = "polygons [[x1, y1, x2, y2, x3, y3, ...], ...], or RLE"
         if not usable:
-            raise InputError(f"{self.file}: {name} has segmentation {_short(mask)}; expected {expected}, as {advice}")
+            raise InputError(
+                f"{self.file}: {name} has segmentation {_short(mask)}; expected {expected}, since {advice}"
+            )
 
-    def _name_what_is_left_out(self, ids: Sequence[int]) -> None:
+    def _warn_of_unused(self, ids: Sequence[int]) -> None:
         """Warn of objects that MMDetection leaves out: those of other categories, and those thinner than a pixel."""
         annotations = self.dataset.get("annotations", [])
         others = Counter(note["category_id"] for note in annotations if note["category_id"] not in set(ids))
@@ -178,7 +184,7 @@ class _CheckedCOCO(COCO):
         if thin:
             rank_zero_warn(
                 f"{self.file}: {len(thin)} boxes thinner than one pixel are left out, for example {thin[0]['bbox']} of "
-                f"annotation {thin[0].get('id')}; boxes are in pixels, not in shares of the image"
+                f"annotation {thin[0].get('id')}; boxes are in pixels, not relative to the size of the image"
             )
 
 
@@ -204,20 +210,22 @@ class CheckedCocoDataset(CocoDataset):
         file = Path(self.data_prefix["img"]) / image["file_name"]
         if not file.is_file():
             raise MissingError(
-                f"{self.ann_file} names the image {file}, which is not there; set data_prefix, or add it"
+                f"{self.ann_file} names the image {file}, which is not there; set data_prefix, or add the image"
             )
         return super().parse_data_info(raw_data_info)
 
 
 @contextlib.contextmanager
 def checked_coco(parts: Sequence[Any]) -> Iterator[None]:
-    """Let the data sets that are built inside index their annotation files with the checks of this module.
+    """Make the data sets that are built in this context check their annotation files.
+
+    The index is an attribute of the class of a data set, so it is replaced there and restored afterwards.
 
     Args:
-        parts: settings of data sets. Those of other formats, and those that read their files in a way of their own,
-            are left as they are.
+        parts: settings of data sets. Those of other formats, and those that read their files in their own way, are not
+            checked.
     """
-    kept: dict[type[CocoDataset], Any] = {}
+    kept: dict[type[CocoDataset], Any] = {}  # what each class itself had; None if it inherits the attribute
     for part in parts:
         kind = DET_DATASETS.get(part["type"]) if isinstance(part["type"], str) else part["type"]
         is_coco = isinstance(kind, type) and issubclass(kind, CocoDataset)
@@ -226,7 +234,7 @@ def checked_coco(parts: Sequence[Any]) -> Iterator[None]:
 
         kept.setdefault(kind, kind.__dict__.get("COCOAPI"))
         needs_masks = any(step.get("with_mask") for step in part.get("pipeline") or [])
-        if needs_masks or kind.COCOAPI is not _CheckedMaskCOCO:
+        if needs_masks or kind.COCOAPI is not _CheckedMaskCOCO:  # another part of this class may need masks
             kind.COCOAPI = _CheckedMaskCOCO if needs_masks else _CheckedCOCO
 
     try:
@@ -243,10 +251,10 @@ def category_ids(dataset: Any) -> tuple[int, ...]:
     """Return the ids that the classes have in a COCO annotation file, in the order of their labels.
 
     Args:
-        dataset: of MMDetection; if its annotations were not read, the list of categories is read from its file.
+        dataset: a data set of MMDetection. If it has not read its annotations, the list of categories is read here.
 
     Returns:
-        One id for each class; empty for other formats, or if there is no such file.
+        One id for each class; empty for other formats, or if the file does not exist.
 
     Raises:
         InputError: if the file lacks a class.
@@ -259,7 +267,9 @@ def category_ids(dataset: Any) -> tuple[int, ...]:
     file = Path(dataset.ann_file)
     if not file.is_file():
         return ()
-    return tuple(_ids_of(dataset.metainfo["classes"], _categories(_read_json(file), file), file))
+
+    categories = _categories(_read_json(file), file)
+    return tuple(_ids_of(dataset.metainfo["classes"], categories, file))
 
 
 def _read_json(file: str | Path) -> dict[str, Any]:
@@ -278,13 +288,13 @@ def _read_json(file: str | Path) -> dict[str, Any]:
 
 
 def _categories(content: Mapping[str, Any], file: str | Path) -> list[Mapping[str, Any]]:
-    """Return the categories of a file: whole numbers as ids, and names, none of them twice."""
+    """Return the categories of a file, and refuse those without an integer id and a name, or with one used twice."""
     categories: list[Mapping[str, Any]] = content.get("categories") or []
     for category in categories:
         if not _is_whole(category.get("id")) or not isinstance(category.get("name"), str):
             raise InputError(
-                f"{file}: the category {_short(category)} has no whole number as 'id' and text as 'name'; correct it "
-                "under 'categories'"
+                f"{file}: the category {_short(category)} has no whole number as 'id', or no text as 'name'; correct "
+                "it under 'categories'"
             )
 
     for key in ("id", "name"):
@@ -313,7 +323,7 @@ def _ids_of(classes: Sequence[str], categories: Sequence[Mapping[str, Any]], fil
     raise InputError(
         f"{file} has no category {listed(missing)}{hint}; its categories are {listed(ids) or 'none'}, and the classes "
         f"of the config {listed(classes)}. Correct metainfo.classes of the config, or add the category to the file, "
-        "also where the file has no objects of it"
+        "even if no object belongs to it"
     )
 
 
@@ -340,11 +350,11 @@ def _short(value: Any, limit: int = 80) -> str:
 def check_label_maps(dataset: Any) -> None:
     """Check that every image of a data set of MMSegmentation has a label map of its size.
 
-    Sizes and formats are read from the beginnings of the files.
+    Sizes and formats are read from the headers of the files.
 
     Raises:
-        MissingError: naming the first label map that is missing.
-        InputError: naming the first label map of another size, or whose pixels are no class numbers.
+        MissingError: if a label map is missing.
+        InputError: if a label map has another size than its image, or pixels that are not class numbers.
     """
     for info in dataset.load_data_list():
         path = info.get("seg_map_path")
@@ -356,12 +366,12 @@ def check_label_maps(dataset: Any) -> None:
 
 
 def _check_size(image_path: str, label_path: str) -> None:
-    """Compare an image and its label map; formats that Pillow does not know are left to MMSegmentation's readers."""
+    """Compare the sizes of an image and its label map; formats that Pillow does not know are not checked."""
     try:
         with Image.open(image_path) as image, Image.open(label_path) as labels:
             size = image.size
             if image.getexif().get(_EXIF_ORIENTATION) in _TURNED:
-                size = (size[1], size[0])  # MMSegmentation turns the image upright
+                size = (size[1], size[0])  # MMSegmentation rotates the image upright
             if labels.mode in ("RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr"):
                 raise InputError(
                     f"the label map {label_path} is a color picture ({labels.mode}); expected one channel, whose "
@@ -375,16 +385,17 @@ def _check_size(image_path: str, label_path: str) -> None:
     if label_size != size:
         raise InputError(
             f"the label map {label_path} has {label_size[0]} x {label_size[1]} pixels and its image {image_path} "
-            f"{size[0]} x {size[1]}; make them equal, scaling label maps without interpolation (nearest)"
+            f"{size[0]} x {size[1]}; make them equal, and resize label maps by nearest neighbor"
         )
 
 
 def _check_depth(labels: Image.Image, path: str) -> None:
-    """MMSegmentation keeps 8 bits of a pixel, so that 256 would become 0; deeper maps, which are rare, are read."""
-    if labels.mode in ("1", "L", "P"):
+    """Refuse values that MMSegmentation would cut to 8 bits, which makes 256 a 0."""
+    if labels.mode in ("1", "L", "P"):  # 8 bits at most; maps with more are rare, so reading them costs little
         return
 
-    low, high = np.asarray(labels).min(), np.asarray(labels).max()
+    values = np.asarray(labels)
+    low, high = values.min(), values.max()
     if low < 0 or high > 255:
         raise InputError(
             f"the label map {path} holds values from {low} to {high}; MMSegmentation reads 0 to 255, so renumber the "
@@ -398,20 +409,21 @@ def check_label_values(dataset: Any, *, num_classes: int, ignore_index: int, cou
     Reading all of them would take as long as an epoch; the others are checked when they are used.
 
     Args:
-        dataset: innermost, that is, without wrappers.
-        num_classes: classes of the model.
-        ignore_index: the value that the model leaves out.
-        count: how many label maps are read.
+        dataset: a data set without wrappers.
+        num_classes: number of classes of the model.
+        ignore_index: value of the pixels that the model ignores.
+        count: number of label maps to read.
 
     Raises:
-        InputError: naming the label map and the value.
+        InputError: if a value is no class of the model; the message names it and the label map.
     """
     transforms = getattr(dataset.pipeline, "transforms", [])
     loader: Any = next((step for step in transforms if hasattr(step, "_load_seg_map")), None)
     if loader is None or len(dataset) == 0:
         return
 
-    for index in np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist():
+    evenly_spaced = np.linspace(0, len(dataset) - 1, count).round().astype(int)
+    for index in np.unique(evenly_spaced).tolist():
         info = dataset.get_data_info(index)
         if info.get("seg_map_path") is None:
             continue
@@ -420,31 +432,32 @@ def check_label_values(dataset: Any, *, num_classes: int, ignore_index: int, cou
         values = np.unique(loaded["gt_seg_map"])
         wrong = values[(values >= num_classes) & (values != ignore_index)]
         if len(wrong):
-            raise InputError(_wrong_label(loaded["seg_map_path"], int(wrong[0]), num_classes, ignore_index, dataset))
+            path = loaded["seg_map_path"]
+            raise InputError(_wrong_label(path, int(wrong[0]), num_classes, ignore_index, dataset))
 
 
 def _wrong_label(path: str, value: int, num_classes: int, ignore_index: int, dataset: Any) -> str:
-    """Return what to do about a value that is no class of the model."""
+    """Return the message about a value that is no class of the model."""
     message = (
         f"the label map {path} gives {value}; the model has classes 0 to {num_classes - 1}, and {ignore_index} is "
         "ignored"
     )
     if value == 255:
-        return f"{message}. Set ignore_index=255 in the heads of the config, which is what 255 stands for"
+        return f"{message}. 255 usually marks pixels to ignore: set ignore_index=255 in the heads of the config"
 
     if value == num_classes and not dataset.metainfo.get("reduce_zero_label"):
-        message += ". If classes are numbered from 1 there and 0 is to be ignored, set reduce_zero_label=True"
-    return f"{message}. Else correct the map, or set the class count of the heads with --model.options"
+        message += ". If its classes are numbered from 1 and 0 is to be ignored, set reduce_zero_label=True"
+    return f"{message}. Otherwise correct the map, or set the class count of the heads with --model.options"
 
 
 def check_same_labels(datasets: Mapping[str, Sequence[Any]]) -> None:
-    """Check that a label has one meaning in all splits: the same classes, in one order, from the same values.
+    """Check that a label means the same in all splits: the same classes in the same order, and one reduce_zero_label.
 
     Args:
-        datasets: for each split its data sets, without wrappers.
+        datasets: the data sets of each split, without wrappers.
 
     Raises:
-        InputError: naming the two splits and what differs.
+        InputError: if two splits differ; the message names them and what differs.
     """
     first: tuple[str, dict[str, Any]] | None = None
     for split, parts in datasets.items():
@@ -465,8 +478,9 @@ def check_same_labels(datasets: Mapping[str, Sequence[Any]]) -> None:
 
 
 def _difference(first: Any, second: Any) -> str:
-    """Two values, of long tuples the places that differ."""
+    """Describe two values that differ; of two tuples of one length, only the entries that differ."""
     if not isinstance(first, tuple) or len(first) != len(second):
         return f"{_short(first)} and {_short(second)}"
-    pairs = [f"label {i} is {a} and {b}" for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
-    return listed(pairs)
+
+    pairs = enumerate(zip(first, second, strict=True))
+    return listed(f"label {i} is {a} and {b}" for i, (a, b) in pairs if a != b)

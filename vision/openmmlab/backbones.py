@@ -1,6 +1,6 @@
 """LarKit's backbones with the arguments that MMDetection and MMSegmentation users expect.
 
-They are registered in MMEngine's own registry, which those of MMDetection, MMSegmentation and MMPretrain fall back on:
+They are registered in MMEngine's root registry, to which those of MMDetection, MMSegmentation and MMPretrain fall back:
 ``backbone=dict(type='UniRepLKNet', variant='unireplknet_t', ...)``. Tensor names are the official ones.
 """
 
@@ -23,16 +23,16 @@ __all__ = ["MMRepLKNet", "MMUniRepLKNet"]
 
 
 class _Backbone(LargeKernelNet):
-    """What both adapters add to their family: maps of chosen stages, freezing, loading.
+    """What both adapters add to the class of their family: maps of chosen stages, freezing, and loading of weights.
 
     Args:
-        variant: name of a published variant, or None for ``depths`` and ``dims`` of one's own.
-        out_indices: stages whose maps are returned; later stages are left out.
-        frozen_stages: -1 freezes nothing, 0 the stem, n the first n stages too.
-        norm_eval: keep batch norms in eval mode while training; their weights still train.
+        variant: name of a published variant, or None for your own ``depths`` and ``dims``.
+        out_indices: stages whose maps are returned; stages after the last of them are removed.
+        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
+        norm_eval: keep batch norms in eval mode during training; their weights are still trained.
         with_cp: recompute each block in the backward pass instead of keeping its activations.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` with anything that :func:`core.load_weights` reads, or a
-            list with that as its only entry, as MMEngine allows.
+            list of one such dictionary, which MMEngine accepts too.
         kwargs: arguments of the family's class; they override those of the variant.
 
     Raises:
@@ -40,7 +40,9 @@ class _Backbone(LargeKernelNet):
     """
 
     architectures: Mapping[str, Mapping[str, Any]]
-    # train() reads them, perhaps while the family's class is still being built
+    """Arguments of the published variants, by name."""
+
+    # train() reads these two, and the family's class may call it before they are set below
     frozen_stages = -1
     norm_eval = False
 
@@ -88,18 +90,18 @@ class _Backbone(LargeKernelNet):
         return True
 
     def init_weights(self) -> None:
-        """Load the file named by ``init_cfg``; without one the family's initial weights stay."""
+        """Load the file that ``init_cfg`` names; without ``init_cfg``, keep the random initial weights."""
         if self.init_cfg:
             load_weights(self, self.init_cfg["checkpoint"])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """Compute the maps of ``out_indices``.
+        """Compute the maps of the stages in ``out_indices``.
 
         Args:
             x: normalized images (B, 3, H, W).
 
         Returns:
-            A map (B, dims[i], H / 4 / 2^i, W / 4 / 2^i) for each stage i.
+            A map (B, dims[i], H / 4 / 2^i, W / 4 / 2^i) for each of these stages i.
         """
         maps = self.forward_intermediates(
             x,
@@ -111,7 +113,7 @@ class _Backbone(LargeKernelNet):
         return tuple(cast(list[Tensor], maps))
 
     def train(self, mode: bool = True) -> Self:
-        """Set train or eval mode; frozen stages stay in eval mode, and with ``norm_eval`` all batch norms too."""
+        """Set train or eval mode; frozen stages stay in eval mode, and with ``norm_eval`` so do all batch norms."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
@@ -134,19 +136,22 @@ class _Backbone(LargeKernelNet):
 
 def _check_stages(out_indices: Sequence[int], frozen_stages: int, stages: int) -> None:
     if not isinstance(out_indices, Sequence) or isinstance(out_indices, str):
-        raise InputError(f"out_indices={out_indices!r}; expected a list of stages, for one stage [{out_indices}]")
+        raise InputError(f"out_indices={out_indices!r}; expected a list of stages, such as [{out_indices}] for one")
 
     rising = bool(out_indices) and sorted(set(out_indices)) == list(out_indices)
     if not rising or not 0 <= out_indices[0] <= out_indices[-1] < stages:
-        raise InputError(f"out_indices={tuple(out_indices)}; expected rising numbers of stages from 0 to {stages - 1}")
+        raise InputError(f"out_indices={tuple(out_indices)}; expected stages from 0 to {stages - 1} in rising order")
 
     most = out_indices[-1] + 1
     if not -1 <= frozen_stages <= most:
-        raise InputError(f"frozen_stages={frozen_stages}; expected -1 for none, 0 for the stem, to {most}")
+        raise InputError(
+            f"frozen_stages={frozen_stages}; expected -1 to freeze nothing, 0 for the stem, or a number of stages up "
+            f"to {most}"
+        )
 
 
 def _pretrained_only(init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the one entry of ``init_cfg``; of MMEngine's kinds of initialization only 'Pretrained' is accepted."""
+    """Return the only entry of ``init_cfg``; of MMEngine's kinds of initialization, only 'Pretrained' is accepted."""
     entries: Any = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg
     entry = entries[0] if isinstance(entries, Sequence) and len(entries) == 1 else None
     if not isinstance(entry, Mapping) or entry.get("type") != "Pretrained" or not entry.get("checkpoint"):
@@ -159,14 +164,14 @@ class MMUniRepLKNet(_Backbone, UniRepLKNet):
     """:class:`core.backbones.UniRepLKNet` for OpenMMLab's registries; each map has a norm, ``norm0`` to ``norm3``.
 
     Raises:
-        InputError: if these norms are to be left out.
+        InputError: if ``feature_norms`` is False.
     """
 
     architectures = UNIREPLKNETS
 
     def __init__(self, variant: str | None = None, **kwargs: Any) -> None:
         if not kwargs.get("feature_norms", True):
-            raise InputError("feature_norms=False; UniRepLKNet's maps have norms of their own. Leave it out")
+            raise InputError("feature_norms=False; UniRepLKNet always has a norm on each map. Leave the option out")
         super().__init__(variant, **kwargs)
 
 
@@ -174,8 +179,8 @@ class MMUniRepLKNet(_Backbone, UniRepLKNet):
 class MMRepLKNet(_Backbone, RepLKNet):
     """:class:`core.backbones.RepLKNet` for OpenMMLab's registries.
 
-    As in the published detectors and segmentors, the maps are the stages' outputs without a further norm, except that
-    XL has a norm on each map, ``stages.0.norm`` to ``stages.3.norm``. ``feature_norms`` overrides this.
+    As in the published detectors and segmentors, the maps are the outputs of the stages. Only XL has a norm on each
+    map, ``stages.0.norm`` to ``stages.3.norm``. ``feature_norms`` adds or removes these norms.
     """
 
     architectures = REPLKNETS

@@ -1,4 +1,4 @@
-"""OpenMMLab config files: read them, build their model and data sets, and say what Lightning does not use of them."""
+"""OpenMMLab config files: how they are read, what is built from them, and what Lightning does not use of them."""
 
 import contextlib
 import copy
@@ -22,6 +22,7 @@ from core.errors import InputError, MissingError, listed
 from core.io.untrusted import restricted_pickles
 
 __all__ = [
+    "ConfigOptions",
     "build_dataset",
     "build_model",
     "build_test_pipeline",
@@ -36,15 +37,19 @@ __all__ = [
     "unused_settings",
 ]
 
+ConfigOptions = dict[str, Any]
+"""Values that replace those of a config, by dotted name, as in MMEngine's ``--cfg-options``:
+``{'model.backbone.with_cp': True}``. The config decides what a value may be."""
+
 _PACKAGED = Path(__file__).parent / "configs"
 
 _HARMLESS_KEY = re.compile(
     r"model(\.(?!(type|init_cfg|pretrained)\b)[A-Za-z0-9_]+)+|(train|val|test)_dataloader\.dataset\.data_root"
 )
-"""Options whose values can only be looked at, if they are numbers or words."""
+"""Options that cannot make MMEngine import or call anything, as long as their values are numbers or text."""
 
 _BUILD_ERRORS = (TypeError, KeyError, AssertionError, ValueError)
-"""What the registries raise for settings that do not fit."""
+"""The errors of the registries about settings that do not fit."""
 
 
 @contextlib.contextmanager
@@ -62,10 +67,9 @@ def quiet() -> Iterator[None]:
 
 
 def packaged_config(config: str | Path) -> Path | None:
-    """Path of the config of this name in ``vision/openmmlab/configs``, or None if there is none.
+    """Return the path of the config of this name in ``vision/openmmlab/configs``, or None if there is none.
 
-    A config file is Python code that is run. Those of the package may be run without asking, others may not when their
-    name comes from a checkpoint.
+    A config file is Python code that is executed. When its name comes from a checkpoint, it must be one of these.
     """
     path = _PACKAGED / config
     inside = path.resolve().is_relative_to(_PACKAGED.resolve())
@@ -73,19 +77,19 @@ def packaged_config(config: str | Path) -> Path | None:
 
 
 def config_path(config: str | Path) -> Path | None:
-    """Return the file that ``config`` means: a path, or the name of a config of the package; None if there is none."""
+    """Return the file that ``config`` names, by path or among the configs of the package; None if there is none."""
     return Path(config) if Path(config).is_file() else packaged_config(config)
 
 
 def is_harmless(name: str, value: Any) -> bool:
-    """Return whether a ``config`` or ``options`` that a checkpoint names runs no code from elsewhere.
+    """Return whether an argument that an untrusted checkpoint names executes no code from outside the package.
 
-    Harmless are the configs of the package, and options that set numbers or words of the model or the folder of a data
-    set. MMEngine imports and calls whatever a 'type' names, and some of its readers open pickles.
+    MMEngine imports and calls whatever a 'type' names, and some of its readers open pickles. Harmless are only the
+    configs of the package, and options that set numbers or text of the model, or the folder of a data set.
 
     Args:
-        name: 'config' or 'options'.
-        value: of the argument.
+        name: name of the argument, 'config' or 'options'.
+        value: value of the argument.
     """
     if name == "config":
         return packaged_config(str(value)) is not None
@@ -101,16 +105,16 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def read_config(config: str | Path, options: Mapping[str, Any] | None = None) -> Config:
+def read_config(config: str | Path, options: ConfigOptions | None = None) -> Config:
     """Read a config file and replace some of its values.
 
     Args:
         config: path of a ``.py`` config, or the name of one in ``vision/openmmlab/configs``.
-        options: values by dotted name, as in MMEngine's ``--cfg-options``: ``{'model.backbone.with_cp': True}``.
+        options: the values to replace, see :data:`ConfigOptions`.
 
     Raises:
-        MissingError: if there is no such file.
-        InputError: if it cannot be read, or is neither for MMDetection nor for MMSegmentation.
+        MissingError: if the file or a package that it needs is missing.
+        InputError: if the file cannot be read, or is neither for MMDetection nor for MMSegmentation.
     """
     path = config_path(config)
     if path is None:
@@ -120,9 +124,9 @@ def read_config(config: str | Path, options: Mapping[str, Any] | None = None) ->
 
     try:
         read = Config.fromfile(path)
-        read.merge_from_dict(dict(options or {}))
+        read.merge_from_dict(options or {})
     except (OSError, SyntaxError, KeyError, TypeError, ImportError, NameError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read with options {dict(options or {})}: {error}") from error
+        raise InputError(f"{path} cannot be read with options {options or {}}: {error}") from error
 
     scope = read.get("default_scope")
     if scope not in ("mmdet", "mmseg"):
@@ -139,14 +143,14 @@ def read_config(config: str | Path, options: Mapping[str, Any] | None = None) ->
 
 
 def build_model(config: Config, *, pretrained: bool = False) -> nn.Module:
-    """Build the model of a config, with initial weights.
+    """Build the model of a config and initialize its weights.
 
     Args:
         config: what :func:`read_config` returns.
-        pretrained: load the file that the backbone's ``init_cfg`` names; otherwise ``init_cfg`` is left out.
+        pretrained: load the weights that the backbone's ``init_cfg`` names; otherwise ``init_cfg`` is ignored.
 
     Raises:
-        InputError: if the parts do not fit together.
+        InputError: if the model cannot be built from its settings.
     """
     settings = config.model.copy()
     if not pretrained:
@@ -162,7 +166,10 @@ def build_model(config: Config, *, pretrained: bool = False) -> nn.Module:
 
 
 def innermost(dataset: Any) -> list[Any]:
-    """The data sets inside RepeatDataset, ConcatDataset and other wrappers, or their settings; or the set itself."""
+    """Return the data sets inside RepeatDataset, ConcatDataset and other wrappers; without a wrapper, the one given.
+
+    Takes data sets, or the settings of data sets in a config.
+    """
     held = getattr(dataset, "datasets", None) or getattr(dataset, "dataset", None)
     if held is None:
         return [dataset]
@@ -192,12 +199,12 @@ def build_dataset(config: Config, split: str) -> Any:
         for part in innermost(dataset):
             check_label_maps(part)
     if len(dataset) == 0:
-        raise InputError(f"the {split} data of {config.filename} have no samples; check paths, file endings, classes")
+        raise InputError(f"the {split} data of {config.filename} have no samples; check paths, suffixes and classes")
     return dataset
 
 
 def build_unread_dataset(config: Config, split: str) -> Any:
-    """Build the first innermost data set of a split without reading annotations: it knows classes and paths.
+    """Build the first data set of a split, without wrappers or annotations; it knows only its classes and paths.
 
     Raises:
         InputError: if it cannot be built.
@@ -218,19 +225,19 @@ def _build(settings: Any, config: Config, split: str) -> Any:
             raise
         except FileNotFoundError as error:
             raise MissingError(
-                f"the {split} data of {config.filename} are not there: {error}; set their place with --data.options"
+                f"the {split} data of {config.filename} are missing: {error}; set their path with --data.options"
             ) from error
         except _BUILD_ERRORS as error:
             raise InputError(f"the {split} data of {config.filename} cannot be read: {error!r}") from error
 
 
 def _check_class_names(settings: Any, config: Config) -> None:
-    """Refuse a text where a tuple of names belongs: of ('red') Python makes 'red', which counts as three classes."""
+    """Refuse a class that is named twice, and a string instead of a tuple, whose letters would count as classes."""
     classes = (settings.get("metainfo") or {}).get("classes")
     if isinstance(classes, str) and not Path(classes).is_file():
         raise InputError(
-            f"metainfo of {config.filename} has classes={classes!r}, which is one text; expected a tuple, for one "
-            f"class with a comma: classes=({classes!r},)"
+            f"metainfo of {config.filename} has classes={classes!r}, which is a string; expected a tuple, with a comma "
+            f"even for one class: classes=({classes!r},)"
         )
 
     if isinstance(classes, list | tuple) and len(set(classes)) < len(classes):
@@ -239,14 +246,14 @@ def _check_class_names(settings: Any, config: Config) -> None:
 
 
 def build_test_pipeline(config: Config, *, from_arrays: bool = False) -> Compose:
-    """Build what the test set of a config does to an image, without its annotations.
+    """Build the test pipeline of a config, without the steps that load annotations.
 
     Args:
         config: what :func:`read_config` returns.
         from_arrays: expect the image under 'img', (H, W, 3) uint8 BGR, instead of a file under 'img_path'.
 
     Raises:
-        InputError: if the pipeline does not begin with LoadImageFromFile where arrays are wanted.
+        InputError: with ``from_arrays``, if the pipeline does not begin with LoadImageFromFile.
     """
     steps = []
     for step in innermost(config.test_dataloader.dataset)[0].pipeline:
@@ -259,8 +266,8 @@ def build_test_pipeline(config: Config, *, from_arrays: bool = False) -> Compose
 
     if from_arrays and (not steps or _kind(steps[0]) != "LoadImageFromNDArray"):
         raise InputError(
-            f"the test pipeline of {config.filename} does not begin with LoadImageFromFile, so that it reads no "
-            "arrays; give image files"
+            f"the test pipeline of {config.filename} does not begin with LoadImageFromFile, so it takes no arrays; "
+            "give image files"
         )
     with DefaultScope.overwrite_default_scope(config.default_scope):
         return Compose(steps)
@@ -269,10 +276,10 @@ def build_test_pipeline(config: Config, *, from_arrays: bool = False) -> Compose
 def check_order(config: Config, split: str) -> None:
     """Refuse an evaluation pipeline that loads annotations before it resizes the image.
 
-    Predictions are in pixels of the original image, and so the annotations have to be.
+    Predictions are in pixels of the original image, so the annotations must be too.
 
     Raises:
-        InputError: naming the step.
+        InputError: if the image is resized after the annotations are loaded; the message names the step.
     """
     for part in innermost(config[f"{split}_dataloader"].dataset):
         kinds = [_kind(step) for step in part.get("pipeline", [])]
@@ -285,19 +292,19 @@ def check_order(config: Config, split: str) -> None:
 
 
 def unused_settings(config: Config, *, pretrained: bool, weights: str | None) -> str | None:
-    """Name what a config sets for ``Runner`` and Lightning does not use, and what to set instead.
+    """List the settings of a config that only MMEngine's ``Runner`` uses, and the options that replace them.
 
     Args:
         config: what :func:`read_config` returns.
-        pretrained: whether the file named by the backbone's ``init_cfg`` is loaded.
-        weights: a file that is loaded into the model.
+        pretrained: whether the weights that the backbone's ``init_cfg`` names are loaded.
+        weights: file with weights that is loaded into the model, if any.
 
     Returns:
         One sentence, or None if everything is used.
     """
     name = Path(config.filename or "the config").name
     if name.endswith("_a_digit_scenes.py"):
-        return None  # det.yaml and seg.yaml hold what these set
+        return None  # det.yaml and seg.yaml set the same
 
     unused = _unused_optimization(config)
     hooks = [_kind(hook) for hook in config.get("custom_hooks") or []]
@@ -319,7 +326,7 @@ def unused_settings(config: Config, *, pretrained: bool, weights: str | None) ->
 
 
 def _unused_optimization(config: Config) -> dict[str, list[str]]:
-    """Return the config's optimizer and schedule, each with the options of a task that replace it."""
+    """Return which of optimizer and schedule the config sets, each with the options that replace it."""
     unused: dict[str, list[str]] = {}
 
     wrapper = config.get("optim_wrapper")
@@ -343,7 +350,7 @@ def _unused_optimization(config: Config) -> dict[str, list[str]]:
 
 
 def _kind(step: Any) -> str:
-    """Type of a pipeline step or hook without the package that may stand before it, as in 'mmdet.Resize'."""
+    """Return the type of a pipeline step or hook without its package, 'Resize' for 'mmdet.Resize'."""
     return str(step["type"]).rpartition(".")[2]
 
 

@@ -17,6 +17,7 @@ from core.data.samples import Samples, source_name
 from core.data.spec import DataSpec
 from core.errors import InputError
 from vision.openmmlab.config_files import (
+    ConfigOptions,
     build_dataset,
     build_test_pipeline,
     build_unread_dataset,
@@ -34,10 +35,10 @@ _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "pr
 
 @dataclass(frozen=True)
 class SegmentationSpec(DataSpec):
-    """What a segmentor must know of its data.
+    """What a segmentor must know about its data.
 
     Attributes:
-        palette: color of each class, (red, green, blue) in 0 to 255; empty if the data name none.
+        palette: color of each class, (red, green, blue) in 0 to 255; empty if the data have no palette.
     """
 
     palette: tuple[tuple[int, int, int], ...] = ()
@@ -45,11 +46,11 @@ class SegmentationSpec(DataSpec):
 
 @dataclass(frozen=True)
 class DetectionSpec(DataSpec):
-    """What a detector must know of its data.
+    """What a detector must know about its data.
 
     Attributes:
-        palette: color of each class, (red, green, blue) in 0 to 255; empty if the data name none.
-        category_ids: id of each class in the annotation file, which may have gaps; empty if it is not known.
+        palette: color of each class, (red, green, blue) in 0 to 255; empty if the data have no palette.
+        category_ids: id of each class in the annotation file, where the ids may have gaps; empty if they are unknown.
     """
 
     palette: tuple[tuple[int, int, int], ...] = ()
@@ -59,20 +60,21 @@ class DetectionSpec(DataSpec):
 class OpenMMLabData(SampleDataModule):
     """The train, val and test data sets of an OpenMMLab config.
 
-    Batches to train and evaluate are MMEngine's: ``inputs``, a list of images (3, H, W) uint8, and ``data_samples``, a
-    list of data samples. Batches to predict are pairs of such a batch and a list of names.
+    Batches for training and evaluation have MMEngine's form: a dictionary of ``inputs``, a list of images (3, H, W)
+    uint8, and ``data_samples``, a list with a data sample for each. Batches for prediction are pairs of such a batch
+    and a list of names.
 
     Args:
         config: path of an OpenMMLab config, or the name of one in ``vision/openmmlab/configs``.
-        options: values of the config to replace, by dotted name.
+        options: values that replace those of the config, by dotted name, as in MMEngine's ``--cfg-options``.
         predict_path: an image or a folder of images for ``predict``; by default the test images.
-        batch_size: images for each process and step; the config's own is not used.
+        batch_size: images for each process and step; that of the config is not used.
         num_workers: processes that load data, for each training process; 0 loads in the training process.
         drop_last: leave out the incomplete last training batch.
 
     Raises:
         MissingError: if the config or its files are missing.
-        InputError: if annotations are broken.
+        InputError: if annotations cannot be used.
     """
 
     runs_files: ClassVar[tuple[str, ...]] = ("config", "options")
@@ -81,7 +83,7 @@ class OpenMMLabData(SampleDataModule):
         self,
         config: str,
         *,
-        options: dict[str, Any] | None = None,
+        options: ConfigOptions | None = None,
         predict_path: str | None = None,
         batch_size: int = 2,
         num_workers: int = 2,
@@ -101,28 +103,29 @@ class OpenMMLabData(SampleDataModule):
 
     @classmethod
     def trusts_file(cls, name: str, value: Any) -> bool:
-        """Return whether this value of ``config`` or ``options`` may come from a checkpoint of anybody."""
+        """Return whether this value of ``config`` or ``options`` may come from an untrusted checkpoint."""
         return is_harmless(name, value)
 
     def read_config(self) -> Config:
-        """Return the config with the options, read at the first call and kept."""
+        """Return the config with the options replaced; it is read at the first call and kept."""
         if self._config is None:
             self._config = read_config(self.config, self.options)
         return self._config
 
     def settings(self) -> DataSpec:
-        """Class names and colors as far as the config knows them, without a look at the data."""
+        """Return the class names and colors that the config knows, without reading the data."""
         return self._spec_of(build_unread_dataset(self.read_config(), "test"), reads_files=False)
 
     def spec(self) -> DataSpec:
-        """Class names and colors, and for a detector the ids in the annotation file."""
+        """Return the class names and colors, and for a detector the ids of the classes in the annotation file."""
         if self._spec is None:
             self.check_data()
-            # the validation file, since that of the training split may take a minute to read
+            # the validation file, since the training file may take a minute to read
             self._spec = self._spec_of(build_unread_dataset(self.read_config(), "val"))
         return self._spec
 
     def _spec_of(self, dataset: Any, *, reads_files: bool = True) -> DataSpec:
+        """Describe a data set; ``reads_files`` permits opening its annotation file for the ids of the classes."""
         from vision.openmmlab.annotations import category_ids  # it imports mmdet
 
         classes = tuple(dataset.metainfo.get("classes") or ())
@@ -134,11 +137,11 @@ class OpenMMLabData(SampleDataModule):
         return DetectionSpec(classes=classes, palette=palette, category_ids=ids)
 
     def check_data(self) -> None:
-        """Read the config before a run folder is made."""
+        """Check that the config can be read."""
         self.read_config()
 
     def prepare_data(self) -> None:
-        """Look at the images to predict on, or at the config; the annotations are read in ``setup``."""
+        """Check that the images to predict on exist, or that the config can be read; ``setup`` reads annotations."""
         if self.predicts_files and self.predict_path is not None:
             self.find(self.predict_path)
         else:
@@ -156,7 +159,8 @@ class OpenMMLabData(SampleDataModule):
         config = self.read_config()
         for split in _SPLITS[stage or "fit"]:
             dataset = build_dataset(config, split)
-            check_same_labels({"train": [build_unread_dataset(config, "train")], split: innermost(dataset)})
+            training_set = build_unread_dataset(config, "train")
+            check_same_labels({"train": [training_set], split: innermost(dataset)})
             if split != "train":
                 check_order(config, split)
 
@@ -173,18 +177,18 @@ class OpenMMLabData(SampleDataModule):
         return image_files(path)
 
     def dataset(self, samples: Samples, split: Split) -> Dataset[Any]:
-        """Images to predict on, from files or arrays; the other splits are those of the config."""
+        """Return the images to predict on, from files or arrays; the other splits are those of the config."""
         sources = [source for source, _ in samples]
         names = [source_name(source) for source in sources]
         return _NamedImages(_TestImages(sources, self.read_config()), names)
 
 
 class _TestImages(Dataset[dict[str, Any]]):
-    """Images that pass through the test pipeline of a config, without annotations.
+    """Images after the test pipeline of a config, without annotations.
 
     Args:
-        sources: paths, or names with arrays (H, W, 3) uint8 RGB.
-        config: whose pipeline is used.
+        sources: a path for each image, or a pair of a name and an array (H, W, 3) RGB, see :func:`to_bgr`.
+        config: the config that has the pipeline.
     """
 
     def __init__(self, sources: Sequence[Any], config: Config) -> None:
@@ -207,11 +211,11 @@ class _TestImages(Dataset[dict[str, Any]]):
 
 
 class _NamedImages(Dataset[tuple[dict[str, Any], str]]):
-    """Samples with the names of their images; a data sample's ``output_name`` is that of the files written for it.
+    """Samples with the names of their images. A data sample gets an ``output_name``, see :func:`output_names`.
 
     Args:
         samples: a data set in MMEngine's form.
-        names: of its images.
+        names: names of its images.
     """
 
     def __init__(self, samples: Any, names: Sequence[str]) -> None:
@@ -230,26 +234,28 @@ class _NamedImages(Dataset[tuple[dict[str, Any], str]]):
 
 
 def output_names(files: Sequence[str]) -> dict[str, str]:
-    """Names for what is written about images: like the images, with their folders below the one common to all.
+    """Return the name of the files that are written for each image: its path below the folder common to all images.
 
-    The suffix is left out unless two images differ in nothing else.
+    The suffix is left out, unless two images differ in nothing else.
     """
     full = {file: Path(os.path.normpath(Path(file).absolute())) for file in files}
     common = os.path.commonpath([path.parent for path in full.values()])
     names = {file: path.relative_to(common) for file, path in full.items()}
-    short = {file: name.with_suffix("") for file, name in names.items()}
-    chosen = short if len(set(short.values())) == len(set(names.values())) else names
-    return {file: str(name) for file, name in chosen.items()}
+
+    without_suffix = {file: name.with_suffix("") for file, name in names.items()}
+    if len(set(without_suffix.values())) == len(set(names.values())):
+        names = without_suffix
+    return {file: str(name) for file, name in names.items()}
 
 
 def to_bgr(pixels_HW3: np.ndarray) -> np.ndarray:
-    """RGB pixels as OpenMMLab's pipelines take them: (H, W, 3) uint8, blue first.
+    """Convert RGB pixels to what OpenMMLab's pipelines take: (H, W, 3) uint8, blue first.
 
     Args:
         pixels_HW3: (H, W, 3) RGB, uint8, or float in [0, 1], which is rounded to the 8 bits that files have.
 
     Raises:
-        InputError: if shape or range are others.
+        InputError: if the pixels have another shape, dtype or range.
     """
     pixels = pixels_HW3
     if pixels.ndim != 3 or pixels.shape[2] != 3:

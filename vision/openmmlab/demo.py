@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from core.data.images import read_image
 from core.io.atomic import atomic_folder
 from vision.demo import handwritten_digits, split_digits
-from vision.openmmlab.config_files import innermost
+from vision.openmmlab.config_files import ConfigOptions, innermost
 from vision.openmmlab.data import OpenMMLabData
 
 __all__ = ["DigitScenes", "draw_scenes"]
@@ -28,32 +28,33 @@ PHOTOS = {
     "val": ("skimage.data/chelsea.png",),
     "test": ("skimage.data/astronaut.png", "sklearn.datasets.images/flower.jpg"),
 }
-"""Package and file of each split's backgrounds: public domain or CC0, china.jpg (danielbuechele) and flower.jpg
-(vultilion) CC BY 2.0."""
+"""The background photos of each split, as package and file. They are in the public domain or CC0, except china.jpg (by
+danielbuechele) and flower.jpg (by vultilion), which are CC BY 2.0."""
 
 _DATA_ROOT = "data/digit_scenes/"
-"""The folder that configs of the scenes name."""
+"""The folder in the configs of the scenes, which the option ``root`` replaces."""
 
 _SIDE = 96
 """Side of a scene, in pixels."""
 _DIGIT_SIDES = (32, 56)
 """Smallest and largest side of a digit, in pixels."""
 _COUNTS = {"train": 1500, "val": 60, "test": 120}
+"""Number of scenes in each split."""
 
 
 class DigitScenes(OpenMMLabData):
     """Crops of photos, 96 x 96 pixels, with one to five handwritten digits of 32 to 56 pixels, each in its own color.
 
-    The scenes are drawn at the first use, which takes seconds, from a fixed seed. Digits and photos of the three splits
-    are disjoint: 1,500 scenes train, 60 validate, 120 test.
+    The scenes are drawn at the first use, which takes seconds, from a fixed seed. 1,500 scenes are for training, 60 for
+    validation and 120 for testing; the digits and photos of the three splits are disjoint.
 
     Args:
-        config: an OpenMMLab config that reads scenes of digits, by name or path. The data of another config are read
-            as it says, so that in ``det.yaml`` and ``seg.yaml`` the two options ``config`` are all that changes.
+        config: an OpenMMLab config that reads scenes of digits, by name or path. If the config has other data, those
+            are read, so in ``det.yaml`` and ``seg.yaml`` only the two options ``config`` need to change.
         root: folder that the scenes are written to and read from.
-        options: values of the config to replace, by dotted name.
+        options: values that replace those of the config, by dotted name, as in MMEngine's ``--cfg-options``.
         predict_path: an image or a folder of images for ``predict``; by default the test images.
-        batch_size: images for each process and step; the config's own is not used.
+        batch_size: images for each process and step; that of the config is not used.
         num_workers: processes that load data, for each training process; 0 loads in the training process.
         drop_last: leave out the incomplete last training batch.
     """
@@ -63,7 +64,7 @@ class DigitScenes(OpenMMLabData):
         config: str,
         *,
         root: str = "data/digit_scenes",
-        options: dict[str, Any] | None = None,
+        options: ConfigOptions | None = None,
         predict_path: str | None = None,
         batch_size: int = 2,
         num_workers: int = 2,
@@ -80,7 +81,7 @@ class DigitScenes(OpenMMLabData):
         self.root = Path(root)
 
     def read_config(self) -> Config:
-        """Return the config with the options, whose scenes are those in :attr:`root`."""
+        """Return the config with the options replaced, and with the scenes in :attr:`root`."""
         if self._config is None:
             for part in _parts(super().read_config()):
                 if part.get("data_root") == _DATA_ROOT:
@@ -88,7 +89,7 @@ class DigitScenes(OpenMMLabData):
         return super().read_config()
 
     def check_data(self) -> None:
-        """Draw the scenes unless they are there, or the config reads other data."""
+        """Draw the scenes, unless they exist or the config reads other data."""
         super().check_data()
         reads_scenes = any(part.get("data_root") == f"{self.root}/" for part in _parts(self.read_config()))
         if reads_scenes and not self.root.exists():
@@ -96,13 +97,17 @@ class DigitScenes(OpenMMLabData):
 
 
 def _parts(config: Config) -> list[Any]:
-    """Return the settings of the data sets of a config."""
-    loaders = [config[f"{split}_dataloader"] for split in _COUNTS if f"{split}_dataloader" in config]
-    return [part for loader in loaders for part in innermost(loader.dataset)]
+    """Return the settings of all data sets of a config, without wrappers."""
+    parts = []
+    for split in _COUNTS:
+        loader = config.get(f"{split}_dataloader")
+        if loader is not None:
+            parts += innermost(loader.dataset)
+    return parts
 
 
 def draw_scenes(root: Path, counts: dict[str, int] | None = None) -> None:
-    """Write images, COCO annotations and label maps; the folder appears when it is complete.
+    """Write images, COCO annotations and label maps. The folder appears once it is complete.
 
     ::
 
@@ -110,8 +115,8 @@ def draw_scenes(root: Path, counts: dict[str, int] | None = None) -> None:
         root/labels/train/0000.png       label maps: 0 the photo, 1 + d the digit d
 
     Args:
-        root: folder to be made.
-        counts: number of scenes in each split.
+        root: the folder, which must not exist yet.
+        counts: number of scenes in each split; by default 1,500, 60 and 120.
     """
     images, labels = handwritten_digits()
     split_indices = split_digits()
@@ -133,14 +138,14 @@ class _Scene:
 
     Attributes:
         image: (H, W, 3) uint8.
-        objects: digit and visible ink, (H, W) bool, of each object.
+        objects: the digit, 0 to 9, and the visible ink, (H, W) bool, of each object.
     """
 
     image: np.ndarray
     objects: list[tuple[int, np.ndarray]]
 
     def label_map(self) -> np.ndarray:
-        """(H, W) uint8."""
+        """Return the label map (H, W) uint8: 0 for the photo, 1 + d for the digit d."""
         labels = np.zeros(self.image.shape[:2], np.uint8)
         for digit, ink in self.objects:
             labels[ink] = digit + 1
@@ -164,48 +169,59 @@ def _scene(
 
     Args:
         photo: (H, W, 3) uint8.
-        images: of all digits, (N, 28, 28) uint8.
-        labels: of all digits.
-        indices: digits that may be drawn.
-        generator: draws everything.
+        images: all digits, (N, 28, 28) uint8.
+        labels: labels of all digits.
+        indices: indices of the digits that may be drawn.
+        generator: source of all random choices.
     """
+    # a darker crop of the photo, so that the digits stand out
     top, left = (generator.integers(0, size - _SIDE + 1) for size in photo.shape[:2])
     crop = photo[top : top + _SIDE, left : left + _SIDE]
     scene = _Scene((crop * 0.7).astype(np.uint8), [])
 
     for index in generator.choice(indices, generator.integers(2, 6), replace=False):
+        # a digit of random size at a random place
         side = int(generator.integers(_DIGIT_SIDES[0], _DIGIT_SIDES[1] + 1))
         digit = Image.fromarray(images[index]).resize((side, side), Image.Resampling.BILINEAR)
         y, x = generator.integers(0, _SIDE - side + 1, size=2)
-        strength = np.zeros((_SIDE, _SIDE))
-        strength[y : y + side, x : x + side] = np.asarray(digit) / 255
-        ink = strength > 0.4
+        opacity = np.zeros((_SIDE, _SIDE))
+        opacity[y : y + side, x : x + side] = np.asarray(digit) / 255
+        ink = opacity > 0.4
 
-        if any((ink & other).sum() > 0.1 * min(ink.sum(), other.sum()) for _, other in scene.objects):
-            continue  # it would hide another digit
+        if _overlaps(ink, scene):
+            continue
 
+        # blend it in with a random light color; earlier digits lose the ink that it hides
         color = generator.integers(120, 256, size=3)
-        mixed = scene.image * (1 - strength[..., None]) + color * strength[..., None]
+        mixed = scene.image * (1 - opacity[..., None]) + color * opacity[..., None]
         scene.image = mixed.round().astype(np.uint8)
         scene.objects = [(label, other & ~ink) for label, other in scene.objects]
         scene.objects.append((labels[index], ink))
     return scene
 
 
-def _write(root: Path, split: str, scenes: list[_Scene]) -> None:
-    for kind in ("images", "labels"):
-        (root / kind / split).mkdir(parents=True)
-    for i, scene in enumerate(scenes):
-        Image.fromarray(scene.image).save(root / "images" / split / f"{i:04d}.png")
-        Image.fromarray(scene.label_map()).save(root / "labels" / split / f"{i:04d}.png")
+def _overlaps(ink: np.ndarray, scene: _Scene) -> bool:
+    """Return whether ink (H, W) bool and an object of the scene share over 10 percent of the smaller of the two."""
+    return any((ink & other).sum() > 0.1 * min(ink.sum(), other.sum()) for _, other in scene.objects)
 
-    (root / "annotations").mkdir(exist_ok=True)
-    text = json.dumps(_coco(scenes))
-    (root / "annotations" / f"{split}.json").write_text(text, encoding="utf-8")
+
+def _write(root: Path, split: str, scenes: list[_Scene]) -> None:
+    """Write the images, label maps and annotations of a split."""
+    images = root / "images" / split
+    labels = root / "labels" / split
+    annotations = root / "annotations"
+    images.mkdir(parents=True)
+    labels.mkdir(parents=True)
+    annotations.mkdir(exist_ok=True)
+
+    for i, scene in enumerate(scenes):
+        Image.fromarray(scene.image).save(images / f"{i:04d}.png")
+        Image.fromarray(scene.label_map()).save(labels / f"{i:04d}.png")
+    (annotations / f"{split}.json").write_text(json.dumps(_coco(scenes)), encoding="utf-8")
 
 
 def _coco(scenes: list[_Scene]) -> dict[str, Any]:
-    """Return the annotation file of a split."""
+    """Return the content of the annotation file of a split, in COCO's format."""
     images = []
     annotations: list[dict[str, Any]] = []
     for image_id, scene in enumerate(scenes):

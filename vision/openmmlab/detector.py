@@ -25,7 +25,7 @@ __all__ = ["Detector"]
 
 
 class Detector(OpenMMLabTask):
-    """Finds objects: their boxes, and their masks where the model has them.
+    """Finds objects: their boxes and, if the model predicts them, their masks.
 
     Logs the mean average precision of boxes, ``val_bbox_map``, ``val_bbox_map_50`` and ``val_bbox_map_75``, and that of
     masks, ``val_segm_map`` and so on.
@@ -43,7 +43,7 @@ class Detector(OpenMMLabTask):
     scope = "mmdet"
     can_export: ClassVar[bool] = False
     shown_score: ClassVar[float] = 0.3
-    """Objects with a lower score are not drawn; ``predictions.json`` has them all."""
+    """Objects with a lower score are not drawn; ``predictions.json`` contains all objects."""
 
     spec: DetectionSpec
 
@@ -52,9 +52,9 @@ class Detector(OpenMMLabTask):
         self.has_masks = bool(getattr(self.model, "with_mask", False))
         self.results: list[dict[str, Any]] = []
 
-        kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if self.has_masks else ("bbox",)
-        self.val_score = MeanAveragePrecision(iou_type=kinds, backend="pycocotools")
-        self.test_score = MeanAveragePrecision(iou_type=kinds, backend="pycocotools")
+        self.kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if self.has_masks else ("bbox",)
+        self.val_score = MeanAveragePrecision(iou_type=self.kinds, backend="pycocotools")
+        self.test_score = MeanAveragePrecision(iou_type=self.kinds, backend="pycocotools")
 
     def count_classes(self, model: nn.Module) -> int:
         """Return the number of classes of the head that predicts boxes.
@@ -62,65 +62,61 @@ class Detector(OpenMMLabTask):
         Raises:
             InputError: if there is no such head.
         """
-        holder = getattr(model, "roi_head", None)
-        head: Any = getattr(model if holder is None else holder, "bbox_head", None)
-        if isinstance(head, nn.ModuleList):
+        owner = getattr(model, "roi_head", None) or model
+        head: Any = getattr(owner, "bbox_head", None)
+        if isinstance(head, nn.ModuleList):  # a cascade
             head = head[0]
         if not hasattr(head, "num_classes"):
             raise InputError(
-                f"{type(model).__name__} has no head for boxes (bbox_head, or one in roi_head), and Detector takes "
-                "models that predict boxes; train this one with MMDetection's tools/train.py"
+                f"{type(model).__name__} has no head for boxes (bbox_head, or one in roi_head), and Detector supports "
+                "only models that predict boxes; train this one with MMDetection's tools/train.py"
             )
         count: int = head.num_classes
         return count
 
     def check_truth(self, samples: list[Any]) -> None:
-        """Refuse a box of a class that the model does not have.
+        """Refuse boxes of a class that the model does not have.
 
         Raises:
-            InputError: naming the image.
+            InputError: if there is such a box; the message names its image.
         """
         for sample in samples:
             labels = sample.gt_instances.labels
             if len(labels) and int(labels.max()) >= self.num_classes:
                 raise InputError(
-                    f"{sample.img_path} has a box of class {int(labels.max())} and the model classes 0 to "
+                    f"{sample.img_path} has a box of class {int(labels.max())}, but the model has classes 0 to "
                     f"{self.num_classes - 1}; set the class count of its heads with --model.options"
                 )
 
     def use_spec(self, theirs: DetectionSpec) -> None:
-        """Take and check what the data say; ids of categories are those of the file that is read now."""
+        """Check the specification of the data, and take its category ids: predictions use those of the current file."""
         super().use_spec(theirs)
         if theirs.category_ids:
             self.store_spec(replace(self.spec, category_ids=theirs.category_ids))
 
     # Evaluation
 
-    def score(self, split: EvaluationSplit) -> MeanAveragePrecision:
-        """Return the metric of a split."""
-        return self.val_score if split == "val" else self.test_score
-
     def update_metrics(self, split: EvaluationSplit, raw: Batch, output: list[Any], target: list[Any]) -> None:
-        """Add boxes, scores, labels and masks, in pixels of the original image."""
+        """Add the predicted and the true objects, in pixels of the original image."""
         self.check_truth(target)
         predictions = [self._values(sample.pred_instances) for sample in output]
         truths = [self._truth(sample) for sample in output]
         self.score(split).update(predictions, truths)
 
     def compute_scores(self, split: EvaluationSplit) -> dict[str, Tensor]:
-        """Mean average precision over IoU 0.5 to 0.95, at 0.5 and at 0.75, of boxes and masks."""
+        """Return the mean average precision over IoU 0.5 to 0.95, at 0.5 and at 0.75, and reset the metric."""
         values = self.score(split).compute()
         self.score(split).reset()
 
         scores = {}
-        for kind in ("bbox", "segm") if self.has_masks else ("bbox",):
-            prefix = f"{kind}_" if self.has_masks else ""  # torchmetrics leaves it out where there is one kind
+        for kind in self.kinds:
+            prefix = f"{kind}_" if self.has_masks else ""  # torchmetrics has no prefix if there is only one kind
             for name in ("map", "map_50", "map_75"):
                 scores[f"{kind}_{name}"] = values[f"{prefix}{name}"]
         return scores
 
     def _values(self, instances: Any) -> dict[str, Tensor]:
-        """Objects as torchmetrics takes them; scores only where there are some."""
+        """Return objects in the form that torchmetrics takes; those that are true have no scores."""
         values = {"boxes": _plain(instances.bboxes), "labels": instances.labels}
         if "scores" in instances:
             values["scores"] = instances.scores
@@ -130,7 +126,7 @@ class Detector(OpenMMLabTask):
         return values
 
     def _truth(self, sample: Any) -> dict[str, Tensor]:
-        """Return the objects of an image; those to be ignored are marked as crowds."""
+        """Return the true objects of an image; those to be ignored are marked as crowds."""
         objects = self._values(sample.gt_instances)
         ignored = self._values(sample.ignored_instances)
         truth = {name: torch.cat([objects[name], ignored[name]]) for name in objects}
@@ -141,7 +137,7 @@ class Detector(OpenMMLabTask):
     # Prediction
 
     def rows(self, output: list[Any], names: Any) -> dict[str, list[Any]]:
-        """For each image its file and the objects found, best score first.
+        """Return the file of each image and the objects found, best score first.
 
         Returns:
             Columns ``file``, ``classes`` (names), ``scores`` (in [0, 1]), ``boxes`` (x1, y1, x2, y2 in pixels) and, if
@@ -161,7 +157,7 @@ class Detector(OpenMMLabTask):
         return columns
 
     def write_prediction(self, sample: Any, folder: Path) -> dict[str, Any]:
-        """Keep the objects in COCO's result format, for ``predictions.json``."""
+        """Add the objects to :attr:`results`, in COCO's result format, for ``predictions.json``."""
         found = sample.pred_instances.cpu()
         for i, label in enumerate(found.labels.tolist()):
             x1, y1, x2, y2 = found.bboxes[i].tolist()
@@ -180,14 +176,18 @@ class Detector(OpenMMLabTask):
         return {"objects": len(found)}
 
     def report(self, split: EvaluationSplit) -> None:
-        """Log the scores and draw the examples; of predictions, write the objects as ``predictions.json``."""
-        has_objects = any(len(labels) for labels in self.score(split).groundtruth_labels)
-        if split != "predict" and not has_objects and not self.trainer.sanity_checking:
-            rank_zero_warn(f"The {split} data have no objects; their mean average precision is given as -1, as by COCO")
-        super().report(split)
-        if split != "predict":
+        """Log the scores and draw the examples; for predictions, write the objects to ``predictions.json``."""
+        if split == "predict":
+            self._write_results()
             return
 
+        has_objects = any(len(labels) for labels in self.score(split).groundtruth_labels)
+        if not has_objects and not self.trainer.sanity_checking:
+            rank_zero_warn(f"The {split} data have no objects; their mean average precision is given as -1, as by COCO")
+        super().report(split)
+
+    def _write_results(self) -> None:
+        """Write :attr:`results` to ``predictions.json``; with several processes, each writes a file of its own."""
         folder = run_folder(self.trainer) or Path(self.trainer.default_root_dir)
         rank = f".{self.global_rank}" if self.trainer.world_size > 1 else ""
         with atomic_write(folder / f"predictions{rank}.json") as unfinished:
@@ -195,14 +195,14 @@ class Detector(OpenMMLabTask):
         self.results = []
 
     def category_id(self, label: int) -> int:
-        """A class's id in the annotation file, which may have gaps; counted from 1 where the file is not known."""
+        """Return the id of a class in the annotation file, or label + 1 if the file is not known."""
         ids = self.spec.category_ids
         return ids[label] if label < len(ids) else label + 1
 
     # Pictures
 
     def draw(self, sample: Any) -> Tensor:
-        """Return the image with the objects that have a score of at least :attr:`shown_score`."""
+        """Return the image with the objects whose score is at least :attr:`shown_score`."""
         found = sample.pred_instances
         found = found[found.scores >= self.shown_score]
         scores = [f" {score:.2f}" for score in found.scores.tolist()]
@@ -225,15 +225,18 @@ class Detector(OpenMMLabTask):
         )
 
     def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
-        """Not supported.
+        """Raise an error, since detectors cannot be exported.
 
         Raises:
             InputError: always.
         """
-        raise InputError("detectors are not exported; their backbone is: core.export.export_model, or use mmdeploy")
+        raise InputError(
+            "a detector cannot be exported; export its backbone with core.export.export_model, or the detector with "
+            "MMDeploy"
+        )
 
 
 def _plain(boxes: Any) -> Tensor:
-    """Boxes as a tensor; MMDetection holds the true ones in a type of its own."""
+    """Return boxes as a tensor; MMDetection wraps the true ones in a class of its own."""
     tensor: Tensor = getattr(boxes, "tensor", boxes)
     return tensor

@@ -26,7 +26,7 @@ __all__ = ["install_operators"]
 def install_operators() -> bool:
     """Put the replacements where mmcv looks for its operators, unless it has its own.
 
-    To be called before ``mmcv.ops`` is imported.
+    Call it before ``mmcv.ops`` is imported.
 
     Returns:
         Whether the replacements are in place.
@@ -59,27 +59,27 @@ class _Operators(types.ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
 
-        def absent(*args: Any, **kwargs: Any) -> NoReturn:
-            raise _absent(name)
+        def missing_operator(*args: Any, **kwargs: Any) -> NoReturn:
+            raise _missing(name)
 
-        return absent
+        return missing_operator
 
 
-def _absent(name: str) -> MissingError:
+def _missing(name: str) -> MissingError:
     return MissingError(
-        f"mmcv's compiled operator {name!r} is not there: mmcv-lite has none, and LarKit replaces nms, roi_align "
-        "and sigmoid_focal_loss alone. Use a head without it, or put mmcv 2.1 with its operators in mmcv-lite's place, "
+        f"mmcv's compiled operator {name!r} is missing: mmcv-lite has none, and LarKit replaces only nms, roi_align "
+        "and sigmoid_focal_loss. Use a head that does not need it, or install the full mmcv 2.1 instead of mmcv-lite, "
         "which may have to be compiled: https://mmcv.readthedocs.io/en/latest/get_started/installation.html"
     )
 
 
 def _to_float(x: Tensor) -> Tensor:
-    """Cast to float32, since torchvision has no bfloat16 kernels, and no float16 ones for the CPU."""
+    """Cast to float32, since torchvision has no kernels for bfloat16 and, on CPUs, none for float16."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices of the boxes (N, 4) that are kept, best score first; the width of a box is x2 - x1 + offset."""
+    """Return the indices of the boxes (N, 4) to keep, best score first; the width of a box is x2 - x1 + offset."""
     widening = boxes.new_tensor([0, 0, offset, offset])
     return torchvision.ops.nms(_to_float(boxes + widening), _to_float(scores), iou_threshold)
 
@@ -98,9 +98,9 @@ def _roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Fill ``output`` (N, C, aligned_height, aligned_width) with means of bilinear samples."""
+    """Fill ``output`` (N, C, aligned_height, aligned_width) with means of bilinear samples of the map."""
     if pool_mode != 1:
-        raise _absent("roi_align with pool_mode='max'")
+        raise _missing("roi_align with pool_mode='max'")
 
     x_BCHW = _to_float(x_BCHW)
     output.copy_(
@@ -130,9 +130,9 @@ def _roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Fill ``into_BCHW`` with the map's gradient, from that of the output (N, C, aligned_height, aligned_width)."""
+    """Fill ``into_BCHW`` with the gradient of the map, given that of the output (N, C, height, width)."""
     if pool_mode != 1:
-        raise _absent("roi_align with pool_mode='max'")
+        raise _missing("roi_align with pool_mode='max'")
 
     gradient = _to_float(gradient)
     into_BCHW.copy_(
@@ -150,7 +150,7 @@ def _roi_align_backward(
 
 
 def _focal_loss(x_NC: Tensor, target_N: Tensor, weight_C: Tensor, gamma: float, alpha: float) -> Tensor:
-    """Losses (N, C); target C means background, ``weight_C`` may be empty."""
+    """Return the losses (N, C); target C means background, and ``weight_C`` may be empty."""
     classes = x_NC.shape[1]
     one_hot = F.one_hot(target_N, classes + 1)[:, :classes].to(x_NC.dtype)
     loss = torchvision.ops.sigmoid_focal_loss(x_NC, one_hot, alpha, gamma)

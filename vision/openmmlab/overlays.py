@@ -22,7 +22,7 @@ _FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 
 
 def class_colors(count: int, palette: Sequence[Color] = ()) -> list[Color]:
-    """Return the color of each class: that of the palette, or hues as different as possible if it has too few."""
+    """Return the color of each class: from the palette or, if it has too few colors, evenly spaced hues."""
     if len(palette) >= count:
         return list(palette[:count])
 
@@ -45,12 +45,15 @@ def draw_objects(
     """Draw boxes, each with a line of text, and masks over an image.
 
     Args:
-        path: of the image.
+        path: path of the image.
         boxes_N4: x1, y1, x2, y2 in pixels of the image.
-        texts: N lines.
-        colors: N colors.
-        masks_NHW: bool, in the size of the image.
-        min_side: a smaller image is enlarged until its shorter side has so many pixels, so that the text hides less.
+        texts: a line of text for each box.
+        colors: a color for each box.
+        masks_NHW: bool, of the size of the image.
+        min_side: enlarge a smaller image until its shorter side has this many pixels, so that the text hides less.
+
+    Returns:
+        The picture (3, H, W) uint8.
     """
     image, scale = _enlarged(path, min_side)
     if len(boxes_N4) == 0:
@@ -62,7 +65,7 @@ def draw_objects(
 
     boxes = boxes_N4.float().cpu() * scale
     top_left = boxes[:, :2]
-    bottom_right = torch.maximum(top_left, boxes[:, 2:])  # torchvision refuses boxes that are turned over
+    bottom_right = torch.maximum(top_left, boxes[:, 2:])  # torchvision refuses boxes of negative width or height
     return draw_bounding_boxes(
         image,
         torch.cat([top_left, bottom_right], dim=1),
@@ -76,13 +79,16 @@ def draw_objects(
 
 
 def draw_label_map(path: str | Path, labels_HW: Tensor, colors: Sequence[Color], *, min_side: int = 384) -> Tensor:
-    """Draw a label map over an image; pixels of classes that are black or have no color keep those of the image.
+    """Draw a label map over an image. Classes whose color is black, and those without a color, are not drawn.
 
     Args:
-        path: of the image.
-        labels_HW: class numbers, in the size of the image.
-        colors: of the classes.
-        min_side: a smaller image is enlarged until its shorter side has so many pixels.
+        path: path of the image.
+        labels_HW: class numbers, of the size of the image.
+        colors: color of each class.
+        min_side: enlarge a smaller image until its shorter side has this many pixels.
+
+    Returns:
+        The picture (3, H, W) uint8.
     """
     image, _ = _enlarged(path, min_side)
     labels = F.interpolate(labels_HW[None, None].float().cpu(), size=image.shape[1:])[0, 0].long()
@@ -104,7 +110,7 @@ def _enlarged(path: str | Path, min_side: int) -> tuple[Tensor, float]:
 
 
 def side_by_side(left: Tensor, right: Tensor, *, height: int = 300, width: int = 600) -> Tensor:
-    """Two pictures of one size beside each other, scaled into ``height`` x ``width`` pixels on white."""
+    """Return two pictures of the same size side by side, scaled to fit into ``height`` x ``width`` pixels on white."""
     gap = torch.full((3, left.shape[1], 6), 255, dtype=torch.uint8)
     pair = torch.cat([left, gap, right], dim=2)
 

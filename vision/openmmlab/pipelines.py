@@ -11,10 +11,12 @@ _VIEW_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 def segmentation_train(scale: tuple[int, int], crop: tuple[int, int], labels: Step) -> list[Step]:
-    """Resize to half to double ``scale``, crop with at most three quarters of one class, flip, distort colors.
+    """Return the training pipeline: resize to 0.5 to 2 times ``scale``, crop, flip, and distort colors.
+
+    At most three quarters of the pixels of a crop belong to one class.
 
     Args:
-        scale: (long, short) side in pixels that ratio 1 fits into.
+        scale: (long, short) side, in pixels, into which the image fits at ratio 1.
         crop: (height, width) in pixels.
         labels: the step that loads the label map.
     """
@@ -30,12 +32,12 @@ def segmentation_train(scale: tuple[int, int], crop: tuple[int, int], labels: St
 
 
 def segmentation_test(scale: tuple[int, int], labels: Step, multiple: int = 1) -> list[Step]:
-    """Fit the image into ``scale``; the label map keeps its size.
+    """Return the test pipeline: resize the image to fit into ``scale``; the label map keeps its size.
 
     Args:
         scale: (long, short) side in pixels.
         labels: the step that loads the label map.
-        multiple: then stretch each side to the next multiple of this.
+        multiple: afterwards stretch each side to the next multiple of this number.
     """
     return [
         {"type": "LoadImageFromFile"},
@@ -49,12 +51,12 @@ def segmentation_test(scale: tuple[int, int], labels: Step, multiple: int = 1) -
 def segmentation_views(
     scale: tuple[int, int], labels: Step, multiple: int = 1, ratios: Sequence[float] = _VIEW_RATIOS
 ) -> list[Step]:
-    """Six sizes and their mirror images, for the papers' multi-scale figures (``--tta``).
+    """Return the pipeline of the papers' multi-scale results (``--tta``): six sizes, each also mirrored.
 
     Args:
-        scale: (long, short) side in pixels that ratio 1 fits into.
+        scale: (long, short) side, in pixels, into which the image fits at ratio 1.
         labels: the step that loads the label map.
-        multiple: then stretch each side to the next multiple of this.
+        multiple: afterwards stretch each side to the next multiple of this number.
         ratios: factors on ``scale``, one for each size.
     """
     sizes = [tuple(int(side * ratio) for side in scale) for ratio in ratios]

@@ -23,10 +23,10 @@ _FEATURE_NORM = re.compile(r"norm\d+\.|stages\.\d+\.norm\.")
 class AllowTF32(Hook):
     """Computes matrix products in TF32 where the GPU has it, as UniRepLKNet's training scripts do.
 
-    The previous setting returns when the run ends. Convolutions use TF32 anyway, which is torch's default.
+    The previous setting is restored when the run ends. Convolutions use TF32 in any case, which is torch's default.
 
     Args:
-        enable: False for full precision: ``--cfg-options default_hooks.tf32.enable=False``.
+        enable: whether to use TF32; ``--cfg-options default_hooks.tf32.enable=False`` for full precision.
     """
 
     def __init__(self, enable: bool = True) -> None:
@@ -47,19 +47,19 @@ class AllowTF32(Hook):
 class LarKLayerDecay(DefaultOptimWrapperConstructor):
     """Layer-wise decay: ``optim_wrapper=dict(constructor='LarKLayerDecay', paramwise_cfg=dict(decay_rate=0.8), ...)``.
 
-    The rule is that of the official detection and segmentation code. The stem is layer 0, the first stage 1, the second
-    stage 2, every three blocks of the third stage are one more layer, and the last stage is layer n. The strided layers
-    before a stage belong to it. Feature norms, necks and heads come after layer n. Layer i learns at
-    ``lr * decay_rate ** (n + 1 - i)``, so that heads learn at ``lr``. Biases and parameters with one dimension have no
-    weight decay.
+    The rule is that of the official detection and segmentation code. The stem is layer 0, the first stage layer 1, the
+    second stage layer 2, every three blocks of the third stage are one more layer, and the last stage is layer n. The
+    strided layers before a stage belong to the stage. Feature norms, necks and heads are layer n + 1. Layer i has the
+    learning rate ``lr * decay_rate ** (n + 1 - i)``, so heads have ``lr``. Biases and parameters with one dimension
+    have no weight decay.
 
     Options in ``paramwise_cfg``:
 
     - ``decay_rate``: factor from layer to layer, in (0, 1].
-    - ``num_layers``: n; by default that of the backbone's depths (12 for S to XL, 9 for T). The published detector with
-      T uses 12, which leaves three layers empty and lowers all rates below them.
+    - ``num_layers``: n; by default it follows from the backbone's depths (12 for S to XL, 9 for T). The published
+      detector with T uses 12, which leaves three layers empty and lowers all rates below them.
     - ``decay_type``: 'layer_wise', or 'stage_wise', where each stage is one layer and all strided layers are layer 0.
-    - ``dw_scale``: further factor for depthwise convolutions (names with 'dwconv').
+    - ``dw_scale``: a further factor for depthwise convolutions (parameters with 'dwconv' in their names).
 
     Raises:
         InputError: if an option is unknown or out of range, or the model has no backbone of LarKit.
@@ -91,6 +91,7 @@ class LarKLayerDecay(DefaultOptimWrapperConstructor):
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
+
             layer = layers.get(name, head_layer)
             no_decay = parameter.ndim == 1 or name.endswith(".bias")
             factor = dw_scale if "dwconv" in name else 1.0
@@ -114,9 +115,9 @@ def layer_numbers(
     """Number the layers of a detector or segmentor.
 
     Args:
-        model: has a ``backbone`` of LarKit.
-        by_stage: each stage is one layer, and all strided layers are layer 0.
-        num_layers: number of the last stage, if not the one that follows from the depths.
+        model: a model whose ``backbone`` is one of LarKit's.
+        by_stage: count each stage as one layer, and all strided layers as layer 0.
+        num_layers: layer of the last stage; by default it follows from the depths.
 
     Returns:
         The layer of each parameter in the backbone's stem and stages, by its full name, and the layer of all others.
@@ -139,7 +140,10 @@ def layer_numbers(
     if num_layers is None:
         num_layers = last
     elif num_layers < last:
-        raise InputError(f"num_layers={num_layers}; the backbone has {last}, leave it out or give at least that")
+        raise InputError(
+            f"num_layers={num_layers}; the last stage of the backbone is layer {last}: give at least that, or "
+            "leave the option out"
+        )
 
     layers = {}
     for name, layer in numbers.items():
@@ -148,5 +152,6 @@ def layer_numbers(
 
 
 def _stage_number(name: str) -> int:
+    """Return 1 to 4 for a parameter of a stage, and 0 for one of the stem or the strided layers."""
     kind, number, *_ = name.split(".")
     return int(number) + 1 if kind == "stages" else 0

@@ -23,22 +23,22 @@ __all__ = ["MeanIoU", "PixelAccuracy", "Segmenter"]
 
 
 class MeanIoU(ConfusionCounts, MulticlassJaccardIndex):
-    """torchmetrics' intersection over union from our counts."""
+    """torchmetrics' mean intersection over union, computed from :class:`ConfusionCounts`."""
 
 
 class PixelAccuracy(ConfusionCounts):
-    """The share of labeled pixels that are right; not a number where no pixel is labeled."""
+    """Share of the labeled pixels that are classified correctly; NaN if no pixel is labeled."""
 
     def compute(self) -> Tensor:
-        """Return a scalar in [0, 1]."""
+        """Return the share, a scalar in [0, 1]."""
         return self.confmat.trace() / self.confmat.sum()
 
 
 class Segmenter(OpenMMLabTask):
-    """Finds the class of every pixel.
+    """Predicts the class of every pixel.
 
     Logs ``val_miou``, the mean over classes of intersection over union, and ``val_acc``, the share of pixels that are
-    right.
+    classified correctly.
 
     ``task(pixels)`` takes images (B, 3, H, W) RGB, uint8 or float in [0, 1], and returns a data sample for each, with
     the label map (1, H, W) in ``pred_sem_seg.data``.
@@ -70,22 +70,22 @@ class Segmenter(OpenMMLabTask):
         """Return the number of classes of the head that predicts.
 
         Raises:
-            InputError: if there is one class.
+            InputError: if there is only one class.
         """
         count: int = _last_head(model).num_classes
         if count < 2:
             raise InputError(
-                "the heads of the model have one class, and a segmentor tells at least two apart, since every pixel "
-                "has a class; give the rest of the image one: classes=('background', 'object') in metainfo, and "
+                "the heads of the model have one class, but a segmentor needs at least two, since every pixel gets a "
+                "class; add one for the rest of the image: classes=('background', 'object') in metainfo, and "
                 "num_classes=2 in the heads"
             )
         return count
 
     def use_data(self, data: DataModule, stage: str) -> None:
-        """Look at some label maps, so that wrong values stop the run before it begins.
+        """Check some label maps, so that wrong values stop the run before it begins.
 
         Raises:
-            InputError: naming the label map.
+            InputError: if a value is no class of the model; the message names the label map.
         """
         super().use_data(data, stage)
         if stage == "predict" or not isinstance(data, OpenMMLabData):
@@ -98,15 +98,17 @@ class Segmenter(OpenMMLabTask):
                 check_label_values(part, num_classes=self.num_classes, ignore_index=self.ignore_index)
 
     def predict_samples(self, batch: Batch) -> list[Any]:
-        """Label maps of a batch; MMSegmentation takes images of one size, others pass one at a time."""
-        images = batch["inputs"]
-        samples = batch["data_samples"]
-        sizes = {(image.shape, sample.metainfo.get("ori_shape")) for image, sample in zip(images, samples, strict=True)}
-        predictions = []
+        """Return the data samples of a batch with the predicted label maps.
+
+        MMSegmentation needs images of one size, so images of different sizes are predicted one at a time.
+        """
+        pairs = list(zip(batch["inputs"], batch["data_samples"], strict=True))
+        sizes = {(image.shape, sample.metainfo.get("ori_shape")) for image, sample in pairs}
         if len(sizes) == 1:
             predictions = super().predict_samples(batch)
         else:
-            for image, sample in zip(images, samples, strict=True):
+            predictions = []
+            for image, sample in pairs:
                 predictions += super().predict_samples({"inputs": [image], "data_samples": [sample]})
 
         for prediction in predictions:
@@ -115,10 +117,10 @@ class Segmenter(OpenMMLabTask):
         return predictions
 
     def check_truth(self, samples: list[Any]) -> None:
-        """Refuse a pixel of a class that the model does not have.
+        """Refuse label maps with a class that the model does not have.
 
         Raises:
-            InputError: naming the image.
+            InputError: if a label map has such a class; the message names its image.
         """
         for sample in samples:
             labels = sample.gt_sem_seg.data
@@ -130,24 +132,20 @@ class Segmenter(OpenMMLabTask):
                     "count of the heads with --model.options"
                 )
 
-    def score(self, split: EvaluationSplit) -> MetricCollection:
-        """Return the metrics of a split."""
-        return self.val_score if split == "val" else self.test_score
-
     def update_metrics(self, split: EvaluationSplit, raw: Batch, output: list[Any], target: list[Any]) -> None:
-        """Add label maps (1, H, W)."""
+        """Add the predicted and the true label maps, (1, H, W) each."""
         self.check_truth(target)
         for sample in output:
             self.score(split).update(sample.pred_sem_seg.data, sample.gt_sem_seg.data)
 
     def compute_scores(self, split: EvaluationSplit) -> dict[str, Tensor]:
-        """Mean intersection over union, and the share of pixels that are right."""
+        """Return the mean intersection over union and the pixel accuracy, and reset the metrics."""
         values: dict[str, Tensor] = dict(self.score(split).compute())
         self.score(split).reset()
         return values
 
     def rows(self, output: list[Any], names: Any) -> dict[str, list[Any]]:
-        """For each image its file, the classes found, their shares of the pixels and the label map.
+        """Return the file, the classes found, their shares of the pixels and the label map of each image.
 
         Returns:
             Columns ``file``, ``classes`` (names, largest share first), ``shares`` (in [0, 1]) and ``labels`` (an array
@@ -183,16 +181,18 @@ class Segmenter(OpenMMLabTask):
         return draw_label_map(sample.img_path, labels.data[0], class_colors(self.num_classes, self.spec.palette))
 
     def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
-        """Normalized images (B, 3, H, W) to the head's logits (B, C, H, W), of one fixed size, as UPerNet pools.
+        """Return the model from normalized images (B, 3, H, W) to the head's logits (B, C, H, W), to export.
+
+        The size is fixed, since UPerNet pools to sizes that it computes from that of the image.
 
         Raises:
-            InputError: for raw samples, which the exporter cannot follow through OpenMMLab's pipelines.
+            InputError: for ``source='raw'``, since the exporter cannot follow OpenMMLab's pipelines.
         """
         if source == "raw":
-            raise InputError("a segmentor is exported from normalized images on; type --from map")
+            raise InputError("the exported file of a segmentor begins with normalized images; type --from map")
 
         (batch,) = raw
-        first = {name: values[:1] for name, values in batch.items()}  # the next image may have another size
+        first = {name: values[:1] for name, values in batch.items()}  # the images of a batch may differ in size
         images = self.prepared(first)["inputs"]
         return Exported(
             name=Path(self.config_name).stem,
@@ -210,8 +210,8 @@ class _Logits(nn.Module):
         self.model = model
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, C, H, W): a channel for each class, or one for the second of two classes."""
-        encode_decode: Any = self.model.encode_decode  # mode="tensor" does not know cascades
+        """Return logits (B, C, H, W): a channel for each class, or a single one for the second of two classes."""
+        encode_decode: Any = self.model.encode_decode  # the model's mode="tensor" does not support cascades
         logits: Tensor = encode_decode(x_B3HW, [{"img_shape": x_B3HW.shape[2:]}])
         return logits
 

@@ -1,4 +1,4 @@
-"""What a detector of MMDetection and a segmentor of MMSegmentation have in common as LightningModules."""
+"""The base of the tasks around MMDetection's detectors and MMSegmentation's segmentors."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,6 +23,7 @@ from core.training.plots import Examples
 from core.training.run_folder import run_folder
 from core.training.task import EvaluationSplit, Task
 from vision.openmmlab.config_files import (
+    ConfigOptions,
     build_model,
     build_test_pipeline,
     config_path,
@@ -36,44 +37,46 @@ from vision.openmmlab.overlays import side_by_side
 __all__ = ["Batch", "OpenMMLabTask"]
 
 Batch = dict[str, list[Any]]
-"""``inputs``: B images (3, H, W) uint8; ``data_samples``: B data samples of MMDetection or MMSegmentation."""
+"""A batch in MMEngine's form: B images (3, H, W) uint8 as ``inputs``, and their B data samples as ``data_samples``."""
 
 
 class OpenMMLabTask(Task):
     """A model of OpenMMLab in Lightning's loops: its own loss and predictions, LarKit's optimizer and schedule.
 
     ``task(pixels)`` takes images and returns OpenMMLab's data samples with the predictions, in pixels of these images.
-    The images pass through the test pipeline of the config first, as the images of ``lightning predict`` do.
+    The images first pass through the test pipeline of the config, as in ``lightning predict``.
 
-    Only the model and the data sets of the config are used. A warning names what else it sets, and the options that
-    replace it.
+    Only the model and the data sets of the config are used. A warning lists the other settings of the config, and the
+    options that replace them.
 
     Args:
         config: path of an OpenMMLab config, or the name of one in ``vision/openmmlab/configs``.
-        options: values of the config to replace, by dotted name.
+        options: values that replace those of the config, by dotted name, as in MMEngine's ``--cfg-options``.
         spec: class names and colors of the data; the command passes it.
-        pretrained: load what ``init_cfg`` of the config's backbone names.
+        pretrained: load the weights that ``init_cfg`` of the config's backbone names.
         weights: file or Hub name with weights of the whole model or of its backbone, for :func:`core.load_weights`.
         kwargs: the other arguments of :class:`core.training.Task`.
 
     Raises:
-        MissingError: if there is no such config.
-        InputError: if the config cannot be built, or is for the other package.
+        MissingError: if the config does not exist.
+        InputError: if its model cannot be built, or it is a config of the other package.
     """
 
     monitor_mode: ClassVar[Literal["min", "max"]] = "max"
     runs_files: ClassVar[tuple[str, ...]] = ("config", "options")
     data_class = OpenMMLabData
     scope: ClassVar[str]
-    """The package whose configs it takes, 'mmdet' or 'mmseg'."""
+    """The package whose configs the task takes, 'mmdet' or 'mmseg'."""
 
     num_classes: int
+    val_score: Any
+    test_score: Any
 
     def __init__(
         self,
         config: str,
         *,
-        options: dict[str, Any] | None = None,
+        options: ConfigOptions | None = None,
         spec: DataSpec | Mapping[str, Any] | None = None,
         pretrained: bool = False,
         weights: str | None = None,
@@ -95,7 +98,7 @@ class OpenMMLabTask(Task):
         self.examples = Examples(size=8, columns=2, width=4.5)
 
     def build(self, backbone: nn.Module) -> None:
-        """Keep the whole model, which holds the backbone, and number the classes that the data have not named."""
+        """Store the whole model, which contains the backbone; classes without names in the data get numbers."""
         self.model = backbone
         self.num_classes = self.count_classes(backbone)
         if not self.spec.classes:
@@ -118,7 +121,7 @@ class OpenMMLabTask(Task):
 
     @classmethod
     def trusts_file(cls, name: str, value: Any) -> bool:
-        """Return whether this value of ``config`` or ``options`` may come from a checkpoint of anybody."""
+        """Return whether this value of ``config`` or ``options`` may come from an untrusted checkpoint."""
         return is_harmless(name, value)
 
     # The data
@@ -127,22 +130,22 @@ class OpenMMLabTask(Task):
         """Refuse data with more or fewer classes than the heads have.
 
         Raises:
-            InputError: naming the classes of the data.
+            InputError: if the numbers differ; the message lists the classes of the data.
         """
         if theirs and len(theirs) != self.num_classes:
             raise InputError(
                 f"the heads of the model have {self.num_classes} classes and the data {len(theirs)} "
-                f"({listed(theirs)}); set the class count of its heads with --model.options, or the classes with "
+                f"({listed(theirs)}); set the class count of the heads with --model.options, or the classes with "
                 "--data.options. Both have a config: give one FILE as --model.config FILE and --data.config FILE"
             )
 
     def use_classes(self, theirs: tuple[str, ...]) -> None:
-        """Take the class names of the data, and refuse data with other classes."""
+        """Take the class names of the data, and refuse data with another number of classes."""
         self.check_class_count(theirs)
         super().use_classes(theirs)
 
     def use_data(self, data: DataModule, stage: str) -> None:
-        """Refuse data of another config; before training, name the settings of the config that are not used.
+        """Refuse data of another config; before training, warn of the settings of the config that are not used.
 
         Raises:
             InputError: if the data come from another config than the model.
@@ -153,10 +156,10 @@ class OpenMMLabTask(Task):
             rank_zero_warn(self.unused)
 
     def check_config(self, data: OpenMMLabData) -> None:
-        """Refuse data of another config than the model's, whose files, classes and pipelines would be used silently.
+        """Refuse data of another config than the model's, since their files and pipelines would be used silently.
 
         Raises:
-            InputError: naming both configs.
+            InputError: if the configs differ; the message names both.
         """
         own = config_path(self.config_name)
         theirs = config_path(data.config)
@@ -164,12 +167,12 @@ class OpenMMLabTask(Task):
             return
         raise InputError(
             f"the model is that of {self.config_name} and the data are those of {data.config}; one config describes "
-            f"both. Type --model.config {self.config_name} --data.config {self.config_name}, or give {data.config} as "
+            f"both. Type --model.config {self.config_name} --data.config {self.config_name}, or give {data.config} for "
             "both"
         )
 
     def prediction_data(self, *, batch_size: int, num_workers: int) -> OpenMMLabData:
-        """Return what reads images for :meth:`predict`: the test pipeline of the task's config."""
+        """Return the data module that reads images for :meth:`predict`, with the test pipeline of the task's config."""
         return OpenMMLabData(
             self.config_name,
             options=self.config_options,
@@ -180,7 +183,7 @@ class OpenMMLabTask(Task):
     # The flow
 
     def unpack(self, batch: Any) -> tuple[Batch, list[Any]]:
-        """MMEngine's batch with its data samples, which hold the truth; a batch to predict comes with names."""
+        """Split a batch into the raw batch and its targets: the data samples, or for prediction the names."""
         if isinstance(batch, dict):
             return batch, batch["data_samples"]
         raw, names = batch
@@ -191,22 +194,22 @@ class OpenMMLabTask(Task):
         return len(raw["inputs"])
 
     def forward(self, raw: Batch | Tensor) -> list[Any]:
-        """Predict.
+        """Predict on images.
 
         Args:
             raw: images (B, 3, H, W) RGB, uint8 or float in [0, 1], which is rounded to the 8 bits that files have; or
                 a batch in MMEngine's form.
 
         Returns:
-            A data sample for each image, in pixels of the image that came in. A detector fills ``pred_instances``:
-            ``bboxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) and ``masks`` (N, H, W) bool. A segmentor fills
-            ``pred_sem_seg``, whose ``data`` is the label map (1, H, W) int64.
+            A data sample for each image, in pixels of the given image. A detector sets ``pred_instances``: ``bboxes``
+            (N, 4), ``scores`` (N,), ``labels`` (N,) and ``masks`` (N, H, W) bool. A segmentor sets ``pred_sem_seg``,
+            whose ``data`` is the label map (1, H, W) int64.
         """
         batch = self.to_batch(raw) if isinstance(raw, Tensor) else raw
         return self.predict_samples(batch)
 
     def to_batch(self, pixels_B3HW: Tensor) -> Batch:
-        """Pass images through the test pipeline of the config."""
+        """Pass images (B, 3, H, W) RGB through the test pipeline of the config."""
         pipeline = build_test_pipeline(self.mm_config, from_arrays=True)
         samples = []
         for i, image_3HW in enumerate(pixels_B3HW):
@@ -226,12 +229,12 @@ class OpenMMLabTask(Task):
     def prepared(self, batch: Batch) -> dict[str, Any]:
         """Return a batch on the model's device, normalized and padded to one size."""
         preprocessor: Any = self.feature_map
-        preprocessor.to(self.device)  # it keeps a record of its own of its device
+        preprocessor.to(self.device)  # it stores its device itself, and only its own to() updates that
         data: dict[str, Any] = preprocessor(batch, self.training)
         return data
 
     def training_loss(self, raw: Batch, target: list[Any]) -> Tensor:
-        """Return the model's own loss; logs its parts as ``train_...``."""
+        """Return the model's own loss, and log its parts as ``train_...``."""
         self.check_truth(target)
         with DefaultScope.overwrite_default_scope(self.scope):
             losses = self.model(**self.prepared(raw), mode="loss")
@@ -249,8 +252,12 @@ class OpenMMLabTask(Task):
 
     # Evaluation
 
+    def score(self, split: EvaluationSplit) -> Any:
+        """Return the metric, or the collection of metrics, of a split."""
+        return self.val_score if split == "val" else self.test_score
+
     def keep_examples(self, split: EvaluationSplit, raw: Batch, output: list[Any], target: list[Any]) -> None:
-        """Keep some images with the truth beside the prediction."""
+        """Keep some images for the picture with the truth beside the prediction."""
         if split == "predict" or self.trainer.sanity_checking:
             return
 
@@ -259,7 +266,7 @@ class OpenMMLabTask(Task):
         self.examples.keep(partial(self._show, output), titles, wrong, self.batch_count(split))
 
     def _show(self, output: list[Any], chosen: list[int]) -> Tensor:
-        """Pictures (N, 3, H, W) in [0, 1] of the chosen images: the truth on the left, the prediction on the right."""
+        """Return pictures (N, 3, H, W) in [0, 1] of the chosen images, with the truth left of the prediction."""
         pictures = [side_by_side(self.draw_truth(output[i]), self.draw(output[i])) for i in chosen]
         return torch.stack(pictures) / 255
 
@@ -275,7 +282,7 @@ class OpenMMLabTask(Task):
     # Prediction
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, list[Any]]:
-        """One row for each image; writes the overlays and what else is too large for ``predictions.csv``.
+        """Return a row for each image, and write its overlay and what else is too large for ``predictions.csv``.
 
         Returns:
             Columns ``file``, ``overlay`` and those of :meth:`write_prediction`.
@@ -291,38 +298,38 @@ class OpenMMLabTask(Task):
             rows.append({"file": name, "overlay": str(overlay), **written})
         return {column: [row[column] for row in rows] for column in rows[0]}
 
-    # A task says
+    # A subclass implements these
 
     def count_classes(self, model: nn.Module) -> int:
         """Return the number of classes of the model's heads."""
         raise NotImplementedError
 
     def check_truth(self, samples: list[Any]) -> None:
-        """Refuse labels that the model has no class for.
+        """Refuse labels that are no class of the model.
 
         Raises:
-            InputError: naming the image.
+            InputError: if there is such a label; the message names its image.
         """
         raise NotImplementedError
 
     def compute_scores(self, split: EvaluationSplit) -> dict[str, Tensor]:
-        """Return the scores of a whole split by name; the metric begins anew."""
+        """Return the scores of a whole split by name, and reset the metrics."""
         raise NotImplementedError
 
     def draw(self, sample: Any) -> Tensor:
-        """Return the image of a data sample with what was predicted, (3, H, W) uint8."""
+        """Return the image of a data sample with the prediction, (3, H, W) uint8."""
         raise NotImplementedError
 
     def draw_truth(self, sample: Any) -> Tensor:
-        """Return the image of a data sample with what is true, (3, H, W) uint8."""
+        """Return the image of a data sample with the truth, (3, H, W) uint8."""
         raise NotImplementedError
 
     def write_prediction(self, sample: Any, folder: Path) -> dict[str, Any]:
-        """Keep or write what was predicted for one image; returns further columns of its row."""
+        """Store or write the prediction for one image, and return further columns of its row."""
         raise NotImplementedError
 
 
 def write_png(pixels: np.ndarray, path: Path) -> None:
-    """Write (H, W, 3) or (H, W) pixels, uint8 or uint16, as a PNG that is there whole or not at all."""
+    """Write (H, W, 3) or (H, W) pixels, uint8 or uint16, as a PNG that appears once it is complete."""
     with atomic_write(path) as unfinished:
         Image.fromarray(pixels).save(unfinished, format="png")
