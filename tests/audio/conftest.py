@@ -1,4 +1,4 @@
-"""Fixtures of the tests of audio."""
+"""Fixtures of the audio tests."""
 
 import os
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from small_sounds import UNCHANGED, sound_runs, write_sound_config, write_tones
 
 @pytest.fixture(scope="session")
 def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders that are only read: 6 training and 3 validation recordings of each class."""
+    """Class folders, which tests only read, with 6 training and 3 validation recordings of each class."""
     return write_tones(tmp_path_factory.mktemp("tones"), train=6, val=3)
 
 
 @pytest.fixture(scope="session")
 def trained_sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run that is only read and has learned its tones: ``folder``, ``config``, ``tones``, and ``out`` above."""
+    """A finished run on tones, which tests only read: its ``folder``, ``config``, ``tones``, and ``out``."""
     from training.small_runs import command  # imports the whole command, which few tests need
 
     base = tmp_path_factory.mktemp("trained_sounds")
@@ -31,7 +31,7 @@ def trained_sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def no_sound_pictures(trained_sounds: dict[str, Path]) -> Iterator[None]:
-    """Runs draw nothing; the shared run has its own pictures."""
+    """Runs draw no pictures; those of the shared run are tested."""
     from training.small_runs import nothing_drawn
 
     with nothing_drawn():

@@ -24,7 +24,7 @@ def _names(dataset: Any) -> set[str]:
 
 
 def _speech_commands(root: Path, words: tuple[str, ...] = ("bird", "yes", "backward")) -> Path:
-    """Four recordings of each word by four speakers; the third validates, the last tests."""
+    """Four recordings of each word by four speakers; the third is for validation, the last for testing."""
     for word in words:
         for speaker in range(4):
             write_tone(root / word / f"s{speaker}_nohash_0.wav", 500.0, 8_000)
@@ -80,7 +80,7 @@ def test_list_that_names_a_file_twice(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def esc50(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two recordings of each of three classes in each fold; the numbers of the classes are not in their order."""
+    """Two recordings of each of three classes in each fold; the labels are not in the order of the class names."""
     root = tmp_path_factory.mktemp("esc50")
     lines = ["filename,fold,target,category,esc10,src_file,take"]
     for fold in range(1, 6):

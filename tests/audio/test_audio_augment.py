@@ -1,4 +1,4 @@
-"""What training adds to recordings: mixing of waveforms, masks, noise and rolling, each by its formula, in order."""
+"""The training augmentation: mixing of waveforms, masks, noise and rolling, each by its formula, and their order."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ OFF: dict[str, Any] = {"mixup": 0.0, "frequency_mask": 0, "time_mask": 0, "noise
 
 
 class _Maps(nn.Module):
-    """A backbone that keeps the maps it reads."""
+    """A backbone that stores the maps that it reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,20 +34,20 @@ class _Maps(nn.Module):
 
 
 def _augmented(wave_BT: Tensor, lengths_B: Tensor, y: Tensor, spec: AudioSpec = SMALL, **options: Any) -> Any:
-    """The maps and the targets with which a task trains."""
+    """Return the maps and the targets with which a task trains."""
     task = AudioClassifier(_Maps(), max(2, y.shape[-1]), spec=spec, **OFF | options).train()
     _, target = task.training_output((wave_BT, lengths_B), y)
     return task.backbone.seen, target
 
 
 def _waves(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise with an offset of its own for each waveform, the lengths, and one class for each."""
+    """Return noise with a different offset in each waveform, the lengths, and one class for each."""
     waves = [0.2 * torch.randn(length) + 0.1 * i for i, length in enumerate(lengths)]
     return *pad_waves(waves), torch.eye(len(lengths))
 
 
 def _plain(wave: Tensor, length: int) -> Tensor:
-    """A waveform of a batch by itself, minus its mean."""
+    """Return one waveform of a batch, minus its mean."""
     own = wave[:length].double()
     return own - own.mean()
 
@@ -55,7 +55,7 @@ def _plain(wave: Tensor, length: int) -> Tensor:
 @settings(max_examples=60)
 @given(st.lists(st.integers(2, 200), min_size=1, max_size=8), st.integers(0, 10**6))
 def test_mixing_equals_the_formula(lengths: list[int], seed: int) -> None:
-    """Each waveform has a class of its own, so that the targets tell the partner and the share."""
+    """Each waveform has its own class, so the targets tell the partner and the share."""
     torch.manual_seed(seed)
     wave_BT, lengths_B, y_BK = _waves(lengths)
     mixed_BT, target_BK = mix_waveforms(wave_BT, lengths_B, y_BK, probability=1.0)
@@ -101,7 +101,7 @@ def test_two_of_one_class_and_several_labels_add_up() -> None:
 
 
 def _masked(x_FT: Tensor) -> tuple[list[int], list[int]]:
-    """Rows and columns of a map without zeros that are now zero throughout."""
+    """Return the rows and columns that are zero in a map which had no zeros."""
     rows = (x_FT == 0).all(dim=1).nonzero().flatten().tolist()
     columns = (x_FT == 0).all(dim=0).nonzero().flatten().tolist()
     return rows, columns
@@ -184,7 +184,7 @@ def test_with_everything_off_maps_and_targets_are_those_of_evaluation() -> None:
 
 @pytest.mark.parametrize("mean", [-6.845978, 2.5])
 def test_steps_in_the_published_order(mean: float) -> None:
-    """Written plainly: mix, filter bank, pad with 0, mask with 0, normalize, add noise, roll."""
+    """The steps one by one: mix, filter bank, pad with 0, mask with 0, normalize, add noise, roll."""
     spec = AudioSpec(mean=mean, std=5.5654526)
     maps = spec.feature_map()
     wave_BT, lengths_B, y_BK = _waves([16_000, 12_345, 20_000, 400])
@@ -257,7 +257,7 @@ def test_labels_become_targets_of_every_class_in_training() -> None:
 
 
 def test_masks_of_a_long_map_in_a_narrow_type_lie_where_they_should() -> None:
-    """bfloat16 has no whole numbers between 256 and 258."""
+    """bfloat16 cannot represent 257."""
     spec = AudioSpec(sample_rate=8_000, num_mels=16, target_length=600, mean=-6.0, std=3.0)
     backbone = nn.Sequential(_Maps(), nn.Linear(3, 3)).to(torch.bfloat16)
     task = AudioClassifier(backbone, 3, spec=spec, **OFF | {"time_mask": 500}).train()

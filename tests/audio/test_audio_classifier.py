@@ -1,4 +1,4 @@
-"""The audio classifier by itself: losses, metrics, predictions and pictures by their formulas, and what it refuses."""
+"""The audio classifier: losses, metrics, predictions and pictures by their formulas, and arguments that do not fit."""
 
 import warnings
 from typing import Any
@@ -28,14 +28,14 @@ HARD, SOFT = torch.tensor([0, 2, 1, 2]), torch.tensor([[0.7, 0.0, 0.3], [0, 1, 0
 
 
 class _Given(LogMel):
-    """Takes the raw batch for the maps."""
+    """A feature map that returns the raw batch as maps."""
 
     def forward(self, x: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         return x
 
 
 class _Flat(nn.Module):
-    """Takes the maps for the logits."""
+    """A backbone that returns the maps as logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,14 +46,14 @@ class _Flat(nn.Module):
 
 
 class _Logits(AudioClassifier):
-    """Raw batches (B, 1, 1, num_classes) are the logits already."""
+    """A classifier whose raw batches (B, 1, 1, num_classes) are already the logits."""
 
     def build_feature_map(self, spec: AudioSpec) -> LogMel:
         return _Given()
 
 
 class _Data(DataModule):
-    """Logits with labels, as raw batches."""
+    """A data module whose raw batches are logits."""
 
     def __init__(self, logits: Tensor, y: Tensor, spec: AudioSpec) -> None:
         super().__init__(batch_size=3, num_workers=0)
@@ -69,7 +69,7 @@ def _spec(classes: int = 3, *, multi_label: bool = False) -> AudioSpec:
 
 
 def _plain(classes: int = 3, *, multi_label: bool = False, **kwargs: Any) -> AudioClassifier:
-    """A classifier whose raw batches (B, 1, 1, num_classes) are the logits already."""
+    """Return a classifier whose raw batches (B, 1, 1, num_classes) are already the logits."""
     return _Logits(_Flat(), spec=_spec(classes, multi_label=multi_label), **kwargs)
 
 
@@ -120,14 +120,14 @@ def test_only_training_smooths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _Soft(_Logits):
-    """Without the mixing of waveforms, which its batches are not."""
+    """A classifier that does not mix, since its batches are not waveforms."""
 
     def augment_batch(self, raw: Any, target: Tensor) -> Any:
         return raw, target
 
 
 def _scores(labels: Tensor) -> Tensor:
-    """Fixed logits (N, K) that know something of the labels (N, K)."""
+    """Return fixed logits (N, K) that are better than chance for labels (N, K)."""
     generator = torch.Generator().manual_seed(1)
     return 1.5 * labels + torch.randn(labels.shape, generator=generator)
 
@@ -294,7 +294,7 @@ def test_pictures_of_waveforms_are_those_of_their_first_windows() -> None:
 
 
 def _kept(task: AudioClassifier, split: Any, logits: Tensor, target: Any) -> dict[str, bool]:
-    """Titles of the examples that are kept of two samples, and whether they are marked as wrong."""
+    """Return the titles of the examples of two samples, and whether they are marked as wrong."""
     task.batch_count = lambda split: 1  # type: ignore[method-assign]
     task.keep_examples(split, torch.zeros(2, 1, 4, 4), logits, target)
     return {title: wrong for _, title, wrong in task.examples.kept}

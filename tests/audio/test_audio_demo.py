@@ -1,4 +1,4 @@
-"""The words of the synthesizer: their layout, that they are always the same, and what happens without it."""
+"""The synthesized words: their layout, that they are always the same, and what happens without the synthesizer."""
 
 import hashlib
 import sys

@@ -1,4 +1,4 @@
-"""Waveforms straight into a task: windows of long recordings, and the same answers by every way to them."""
+"""Waveforms as input of a task: windows of long recordings, and the same answers in every way of asking."""
 
 import pickle
 from pathlib import Path
@@ -123,7 +123,7 @@ def test_training_cuts_a_long_recording_at_its_end() -> None:
 
 
 class _Counted(nn.Module):
-    """Notes how many windows each pass reads."""
+    """A backbone that records how many windows each pass reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ def test_hours_go_through_the_net_in_parts_and_are_never_padded_to_each_other(tm
 
 
 def test_prediction_works_with_processes_that_do_not_fork(tmp_path: Path) -> None:
-    """As on macOS, where what a data-loading process needs is pickled."""
+    """As on macOS, where everything that a worker process needs is pickled."""
     data: Any = AudioFolder(**SMALL, mean=0.0, std=1.0, predict_path=str(write_tone(tmp_path / "a.wav", 300.0)))
     data.setup("predict")
     data.trainer = SimpleNamespace(global_rank=0, world_size=1, loops=(number for number in range(3)))

@@ -1,4 +1,4 @@
-"""Runs that were interrupted and resumed, with all augmentation; and runs over recordings that are broken."""
+"""Runs with all augmentation that are interrupted and resumed, and runs over broken recordings."""
 
 import warnings
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
 
 
 def test_with_data_loading_processes(tones: Path, straight: Path, tmp_path: Path) -> None:
-    """The processes only decode: the random numbers are those of a run without them."""
+    """Workers only decode, so the random numbers are those of a run without workers."""
     config = write_sound_config(tmp_path / "tones.yaml", tones, model=RANDOM, **KNOWN, num_workers=2)
     _same(_resumed(config, tmp_path, Interrupt(1), *WORDS), straight)
 
@@ -108,7 +108,7 @@ def test_broken_recordings_are_skipped_on_request(damaged: Path, tmp_path: Path)
 
 
 def test_batches_of_broken_recordings_are_skipped_on_request(damaged: Path, tmp_path: Path) -> None:
-    """Of training the last batch of three, of validation the first of two, of prediction the last, one file."""
+    """The last of three batches in training, the first of two in validation, and the last, one file, in prediction."""
     config = write_sound_config(tmp_path / "c.yaml", damaged, **KNOWN, skip_broken=True, batch_size=4)
     some = write_tones(tmp_path / "some", test=2) / "test"
     files = sorted(some.rglob("*.*"))

@@ -24,7 +24,7 @@ QUIET: dict[str, Any] = {
 
 
 def _by_numpy(files: list[Path]) -> dict[str, Any]:
-    """Over the maps before normalization of all recordings, one after the other."""
+    """Return the statistics of the maps before normalization, computed one recording after the other."""
     maps = LogMel(**MAPS)
     waves = [read_wave(file, RATE) for file in files]
     values = np.stack([maps.filter_bank(wave[None]).double().numpy() for wave in waves])
@@ -33,7 +33,7 @@ def _by_numpy(files: list[Path]) -> dict[str, Any]:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with each measurement."""
+    """A list that grows by one with each measurement."""
     calls: list[int] = []
     measure = AudioFolder.measure
 

@@ -1,4 +1,4 @@
-"""Waveform to log-mel map: the values of Kaldi's filter bank, padding and cutting, batches, and what is refused."""
+"""From waveforms to log-mel maps: the values of Kaldi's filter bank, padding and cutting, batches, wrong input."""
 
 import math
 from typing import Any
@@ -37,7 +37,7 @@ def _mel(frequency: Any) -> Any:
 
 
 def _triangles(rate: int, size: int, mels: int) -> NDArray[np.float64]:
-    """(mels, size // 2) weights of the frequencies below the Nyquist frequency, triangles on the mel scale."""
+    """Return the weights (mels, size // 2) of frequencies below the Nyquist frequency: triangles on the mel scale."""
     edges = np.linspace(_mel(20.0), _mel(rate / 2), mels + 2)[:, None]
     place = _mel(np.arange(size // 2) * rate / size)[None]
     rising = (place - edges[:-2]) / (edges[1:-1] - edges[:-2])
@@ -46,7 +46,7 @@ def _triangles(rate: int, size: int, mels: int) -> NDArray[np.float64]:
 
 
 def _kaldi(wave: NDArray[Any], maps: LogMel) -> NDArray[np.float64]:
-    """(mels, frames), frame by frame in double precision."""
+    """Return the log-mel values (mels, frames), computed frame by frame in double precision."""
     rate, mels, window, shift = maps.sample_rate, maps.num_mels, maps.window, maps.shift
     size = 2 ** math.ceil(math.log2(window))
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / (window - 1))
@@ -61,7 +61,7 @@ def _kaldi(wave: NDArray[Any], maps: LogMel) -> NDArray[np.float64]:
 
 
 def _noise(samples: int, seed: int = 0) -> Tensor:
-    """Noise with a tone and an offset in [-1, 1]."""
+    """Return noise in [-1, 1] with a tone and an offset."""
     generator = torch.Generator().manual_seed(seed)
     tone = torch.sin(torch.arange(samples) * (0.1 + 0.01 * seed))
     return (0.1 * torch.randn(samples, generator=generator) + 0.3 * tone + 0.2).clamp(-1, 1)
@@ -249,7 +249,7 @@ def test_resampled_length(samples: int, rate: int) -> None:
 
 @pytest.mark.parametrize("rate", [44_101, 24_414, 22_255, 11_127, 192_001, 16_001, 44_100])
 def test_rates_without_a_common_divisor(rate: int) -> None:
-    """A kernel for 44,101 and 16,000 Hz as they are would take 5.6 GB."""
+    """The exact kernel for 44,101 and 16,000 Hz would take 5.6 GB."""
     seconds, pitch = 5, 440.0
     wave = (2 * math.pi * pitch / rate * torch.arange(seconds * rate + 3, dtype=torch.float64)).sin().float()
     resampled = resample_wave(wave, rate, 16_000)

@@ -1,4 +1,4 @@
-"""Recordings on disk: formats, rates and channels, and each way in which a file can be unusable."""
+"""Recordings on disk: formats, rates and channels, and unusable files of each kind."""
 
 import math
 from pathlib import Path
@@ -29,7 +29,7 @@ def _write(file: Path, samples: Any, rate: int = 16_000, **options: Any) -> Path
 
 
 def _peak(wave: Tensor, rate: int) -> float:
-    """The strongest frequency."""
+    """Return the strongest frequency in Hz."""
     spectrum = torch.fft.rfft(wave * torch.hann_window(len(wave))).abs()
     return float(spectrum.argmax()) * rate / len(wave)
 
@@ -225,7 +225,7 @@ def test_only_the_part_that_is_needed_is_decoded(
 
 
 def test_cut_off_mp3(tmp_path: Path) -> None:
-    """The first frame that LAME writes holds the number of the others."""
+    """The first frame that LAME writes holds the number of all frames."""
     file = _write(tmp_path / "a.mp3", tone(440.0, 32_000, 16_000), 16_000)
     content = file.read_bytes()
     tags = b"ID3\x04\0\0\0\0\x02\x01" + bytes(257)

@@ -1,4 +1,4 @@
-"""A folder of small shapes, and a tiny classifier that is shared by the tests of point clouds."""
+"""A folder of small shapes and a tiny classifier, shared by the point-cloud tests."""
 
 from collections.abc import Callable
 from pathlib import Path

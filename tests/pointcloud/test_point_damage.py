@@ -1,4 +1,4 @@
-"""Clouds as other programs write them and as accidents leave them: read rightly, or refused with the file's name."""
+"""Unusual and damaged clouds: they are read correctly, or an error names the file."""
 
 import sys
 import types
@@ -30,7 +30,7 @@ def _pcd_binary(points: np.ndarray) -> bytes:
 
 
 def _pcd_compressed(points: np.ndarray, padding: str = "") -> bytes:
-    """Packed by the LibLZF that h5py brings; all x stand before all y, and padding is in the header alone."""
+    """Compress points with the LibLZF in h5py; all x come before all y, and padding is only in the header."""
     columns = points.astype("<f8").T.tobytes()
     with h5py.File("packed.h5", "w", driver="core", backing_store=False) as file:
         dataset = file.create_dataset("a", data=np.frombuffer(columns, "u1"), chunks=(len(columns),), compression="lzf")

@@ -164,7 +164,7 @@ def test_points_that_were_not_measured_are_left_out(tmp_path: Path) -> None:
 
 
 def _read(source: Any, load_points: int = 20, **options: Any) -> Tensor:
-    """The raw points of one cloud."""
+    """Return the raw points of one cloud."""
     sample = Clouds([(source, 3)], load_points, **options)[0]
     assert sample is not None
     points, target = sample
@@ -192,7 +192,7 @@ def test_clouds_are_turned_scaled_and_stay_as_stored() -> None:
 
 @pytest.mark.parametrize("suffix", [".npy", ".txt", ".ply"])
 def test_coordinates_of_a_map_keep_the_shape_of_a_cloud(suffix: str, tmp_path: Path) -> None:
-    """float32 rounds a northing of 4,500,000 m to half a metre, the radius of this sphere."""
+    """float32 rounds a northing of 4,500,000 m to half a meter, the radius of this sphere."""
     directions = np.random.default_rng(1).standard_normal((50, 3))
     sphere = 0.5 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
     for name, points in (("near", sphere), ("far", sphere + np.array([500_000, 4_500_000, 120]))):

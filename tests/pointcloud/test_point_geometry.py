@@ -1,4 +1,4 @@
-"""Poses, views, pixels and splats against formulas written plainly."""
+"""Poses, views, pixels and splats against their formulas."""
 
 import math
 
@@ -75,7 +75,7 @@ def test_poses_that_cannot_be(wrong: dict[str, object]) -> None:
 
 
 def _plain_splat_pixels(cloud: Tensor, size: int) -> Tensor:
-    """The published order: index, nine neighbours, then the shift to the middle; (N, 9, 2)."""
+    """Return pixels (N, 9, 2) in the published order of steps: index, nine neighbors, then the shift to the center."""
     low, high = cloud[:, :2].min(0)[0], cloud[:, :2].max(0)[0]
     cell = max(float(high[0] - low[0]), float(high[1] - low[1])) / (size - 3)
     index = torch.floor((cloud[:, :2] - low) / cell).long()

@@ -1,4 +1,4 @@
-"""Farthest points and neighbours against the textbook, index by index, on clouds of every kind."""
+"""Farthest points and nearest neighbors against the textbook algorithms, index by index, on clouds of many kinds."""
 
 import pytest
 import torch

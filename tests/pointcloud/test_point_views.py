@@ -1,4 +1,4 @@
-"""Clouds to images: features, image branch and the whole encoder against the published steps written one by one."""
+"""From clouds to images: features, image branch and the whole encoder against the published steps, one by one."""
 
 import pytest
 import torch
@@ -21,12 +21,12 @@ def _model(**kwargs: object) -> PointViews:
 
 
 def _images(model: PointViews, points: Tensor, *pose: Tensor) -> Tensor:
-    """Views of points that are already sampled."""
+    """Return the views of points that are already sampled."""
     return model.render(points, model.enc(points), *pose)
 
 
 def _plain_features(enc: EdgeFeatures, points: Tensor) -> Tensor:
-    """Edge by edge, cloud by cloud."""
+    """Return the features, computed edge by edge and cloud by cloud."""
     found = []
     for cloud in points:
         f = enc.input_trans(cloud.T[None])[0].T
@@ -38,7 +38,7 @@ def _plain_features(enc: EdgeFeatures, points: Tensor) -> Tensor:
 
 
 def _plain_fusion(fusion: torch.nn.Module, x: Tensor, views: int) -> Tensor:
-    """In full size, with the attention written out."""
+    """Return the fused maps, computed in full size and with the attention written out."""
     tokens = fusion.conv1(x)  # type: ignore[operator]
     height, width = tokens.shape[2:]
     t = tokens.permute(0, 2, 3, 1).reshape(len(x) // views, views * height * width, -1)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of video."""
+"""Fixtures of the video tests."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from small_clips import video_runs, write_colors, write_video_config
 
 @pytest.fixture(scope="session")
 def trained_videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run that is only read and has learned its colors: ``folder``, ``config``, ``videos``, and ``out`` above."""
+    """A finished run on colors, which tests only read: its ``folder``, ``config``, ``videos``, and ``out``."""
     from training.small_runs import command  # imports the whole command, which few tests need
 
     base = tmp_path_factory.mktemp("trained_videos")

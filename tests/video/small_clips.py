@@ -1,4 +1,4 @@
-"""Small videos whose frames tell their number, class folders of them, and short runs, shared by the tests of video."""
+"""Small videos whose brightness encodes the frame number, and short runs on them, shared by the video tests."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,24 +10,24 @@ import yaml
 from numpy.typing import NDArray
 
 COLORS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
-"""Class and color of its videos."""
+"""Color of the videos of each class."""
 SMALL: dict[str, Any] = {"num_frames": 4, "sampling_rate": 2, "size": 32, "num_workers": 0, "repeats": 1}
 PLAIN: dict[str, Any] = {"scale": [1.0, 1.0], "hflip": 0.0, "auto_augment": None}
-"""Data settings under which a square training clip stays as it is."""
+"""Data settings that leave a square training clip unchanged."""
 
 
 def gray(number: int) -> int:
-    """Brightness of a numbered frame, far enough from its neighbours' for any codec."""
+    """Return the brightness of a numbered frame, which differs enough from its neighbors' for any codec."""
     return 20 + 6 * (number % 36)
 
 
 def number_of(frame: NDArray[np.uint8]) -> int:
-    """The number of a frame (H, W, 3), which :func:`gray` has made."""
+    """Return the number of a frame (H, W, 3) whose brightness is from :func:`gray`."""
     return round((float(frame.mean()) - 20) / 6)
 
 
 def numbered(count: int, size: tuple[int, int] = (64, 48)) -> list[NDArray[np.uint8]]:
-    """Frames (H, W, 3), each of one brightness."""
+    """Return frames (H, W, 3) whose brightness encodes their number."""
     return [np.full((size[1], size[0], 3), gray(i), np.uint8) for i in range(count)]
 
 
@@ -42,7 +42,7 @@ def write_video(
     pix_fmt: str = "yuv420p",
     **options: str,
 ) -> Path:
-    """A video of RGB frames (H, W, 3); ``times`` are their presentation times in frames of ``fps``."""
+    """Write a video of RGB frames (H, W, 3); ``times`` are their presentation times in units of 1 / ``fps`` seconds."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as container:
         stream: Any = container.add_stream(codec, rate=fps, options=options)
@@ -58,7 +58,7 @@ def write_video(
 
 
 def write_sound(file: Path) -> Path:
-    """A container with a second of sound and no pictures."""
+    """Write a file with one second of sound and no pictures."""
     with av.open(str(file), "w") as container:
         stream: Any = container.add_stream("aac", rate=16_000, layout="mono")
         for first in range(0, 16_384, 1_024):
@@ -71,13 +71,13 @@ def write_sound(file: Path) -> Path:
 
 
 def colored(color: tuple[int, int, int], seed: int, count: int = 10) -> list[NDArray[np.uint8]]:
-    """Frames of one color with noise."""
+    """Return frames of one color with noise."""
     noise = np.random.default_rng(seed).integers(-30, 31, (count, 32, 32, 3))
     return list((np.array(color) + noise).clip(0, 255).astype(np.uint8))
 
 
 def write_colors(root: Path, **splits: int) -> Path:
-    """``root/<split>/<color>/<n>.mp4``, as many of each class as ``splits`` says."""
+    """Write ``root/<split>/<color>/<n>.mp4``, with as many videos of each class as ``splits`` says."""
     for part, (split, count) in enumerate(splits.items()):
         for label, (name, color) in enumerate(COLORS.items()):
             for i in range(count):
@@ -86,14 +86,14 @@ def write_colors(root: Path, **splits: int) -> Path:
 
 
 def write_list(root: Path, name: str, lines: Sequence[str]) -> Path:
-    """A list below ``root``."""
+    """Write a list of videos below ``root``."""
     root.mkdir(parents=True, exist_ok=True)
     (root / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root
 
 
 def write_video_config(path: Path, root: Path | None, *, kind: str = "VideoFolder", **data: Any) -> Path:
-    """A configuration of a tiny net on clips of four small frames, with the data settings given."""
+    """Write a configuration of a tiny network on clips of four small frames, with further data settings."""
     init = SMALL | PLAIN | {"batch_size": 6, "test_views": 1, "test_crops": 1} | data
     init |= {"root": str(root)} if root else {}
     model = {"backbone": "test_unireplknet", "backbone_args": {"layer_scale_init_value": 0.5}, "lr": 0.02}
@@ -108,5 +108,5 @@ def write_video_config(path: Path, root: Path | None, *, kind: str = "VideoFolde
 
 
 def video_runs(out: Path) -> list[Path]:
-    """The run folders below ``out``, oldest first."""
+    """Return the run folders below ``out``, oldest first."""
     return sorted((out / "lightning_logs" / "VideoClassifier").glob("version_*"))

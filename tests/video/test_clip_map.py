@@ -1,4 +1,4 @@
-"""Clip to map and back: every pixel by the formula, any number of frames that fills a rectangle, gradients."""
+"""From clips to maps and back: the position of every pixel, numbers of frames that fill a rectangle, gradients."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ SIDES = st.integers(1, 6)
 
 
 def _place(layout: str, t: int, h: int, w: int, *, size: tuple[int, int], columns: int) -> tuple[int, int]:
-    """Row and column of pixel (t, h, w) in the map."""
+    """Return the row and column of pixel (t, h, w) in the map."""
     height, width = size
     if layout == "grid":
         return t // columns * height + h, t % columns * width + w

@@ -1,4 +1,4 @@
-"""Frames of real files: the right one at any time and rate, turned as the file says, and each kind of bad file."""
+"""Frames of real files: the right one at any time and frame rate, rotated as the file says, and unusable files."""
 
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,17 @@ FORMATS = [
 ]
 
 
-def _read(file: Path, ticks: Any, **options: Any) -> Any:
+def _read(file: Path, indices: Any, **options: Any) -> Any:
     with VideoFile(file, **options) as clip:
-        return clip.read(np.asarray(ticks, np.int64))
+        return clip.read(np.asarray(indices, np.int64))
 
 
-def _numbers(file: Path, ticks: Any) -> list[int]:
-    return [number_of(frame) for frame in _read(file, ticks)]
+def _numbers(file: Path, indices: Any) -> list[int]:
+    return [number_of(frame) for frame in _read(file, indices)]
 
 
 def _all(file: Path) -> Any:
-    """Every frame (N, H, W, 3), decoded from the beginning."""
+    """Return all frames (N, H, W, 3), decoded from the beginning."""
     with av.open(str(file)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
@@ -63,17 +63,17 @@ def test_each_frame_is_the_one_asked_for(suffix: str, codec: str, options: Any, 
         assert len(clip) == 36
         generator = np.random.default_rng(0)
         some = [np.sort(generator.choice(36, count, replace=False)).tolist() for count in (2, 3, 4, 6, 12)]
-        for ticks in ([0], [35], [20, 3, 3, 34], range(36), [11, 12, 13], [8, 30], *some):
-            found = clip.read(np.array(ticks))
-            assert found.shape == (len(ticks), 48, 64, 3)
-            assert np.abs(found.astype(int) - expected[list(ticks)]).max() <= 2
+        for indices in ([0], [35], [20, 3, 3, 34], range(36), [11, 12, 13], [8, 30], *some):
+            found = clip.read(np.array(indices))
+            assert found.shape == (len(indices), 48, 64, 3)
+            assert np.abs(found.astype(int) - expected[list(indices)]).max() <= 2
 
 
 @pytest.mark.parametrize(("suffix", "options"), [("mp4", {"bf": "0"}), ("mp4", {}), ("mkv", {}), ("ts", {})])
 def test_only_what_is_needed_is_decoded(
     suffix: str, options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of formats that seek by the time of decoding, which is not that of presentation."""
+    """Also in formats in which FFmpeg seeks by decoding time, which is not the presentation time."""
     file = write_video(tmp_path / f"a.{suffix}", numbered(36) * 5, g="10", **options)
     demuxed, opened = list[int](), video.decoding._open_container
 
@@ -113,8 +113,8 @@ def test_rotation_flag(rotation: int, tmp_path: Path) -> None:
     assert np.abs(_read(file, [1])[0].astype(int) - np.rot90(pixels, rotation // 90)).mean() < 6
 
 
-def test_rotation_flag_of_a_telephone(tmp_path: Path) -> None:
-    """The matrix that telephones write for a picture to be turned clockwise by 90 degrees."""
+def test_rotation_flag_of_a_phone(tmp_path: Path) -> None:
+    """The matrix that phones write if the picture is to be rotated clockwise by 90 degrees."""
     pixels = np.full((32, 64, 3), 40, np.uint8)
     pixels[:8, :16] = 220
     file = write_video(tmp_path / "a.mp4", [pixels] * 4, rotation=-90)
@@ -144,8 +144,8 @@ def test_video_that_begins_late(tmp_path: Path) -> None:
 def test_very_short_clips(count: int, tmp_path: Path) -> None:
     file = write_video(tmp_path / "a.mp4", numbered(count))
     for sampling in (Sampling(), Sampling(mode="uniform")):
-        for ticks in (sampling.center(count), sampling.random(count)):
-            assert _numbers(file, ticks) == ticks.tolist()
+        for indices in (sampling.center(count), sampling.random(count)):
+            assert _numbers(file, indices) == indices.tolist()
 
 
 def test_large_frames_are_scaled_down(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_codec_that_is_unknown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["ts", "webm"])
 def test_files_that_were_joined(suffix: str, tmp_path: Path) -> None:
-    """The times of the frames begin anew, and the second file has frames of another size."""
+    """The times of the frames restart, and the second file has frames of another size."""
     codec = "libvpx-vp9" if suffix == "webm" else "libx264"
     first = write_video(tmp_path / f"a.{suffix}", numbered(12), codec=codec, g="4")
     second = write_video(tmp_path / f"b.{suffix}", numbered(30, (96, 80))[12:], codec=codec, g="4")

@@ -1,4 +1,4 @@
-"""Which frames a clip has: the published rules written out, uniform segments, and time of variable frame rates."""
+"""Which frames a clip has: the published rules, uniform segments, and videos with a variable frame rate."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ FRAMES, RATES, LENGTHS = st.integers(1, 20), st.integers(1, 6), st.integers(2, 4
 
 
 def _published(length: int, frames: int, rate: int, end: int) -> list[int]:
-    """The rule for a window that ends at ``end``, as the released code has it."""
+    """Return the indices of a window that ends at ``end``, by the rule of the released code."""
     if length <= frames * rate:
         spread = [i * length / (length // rate - 1) if length // rate > 1 else 0.0 for i in range(length // rate)]
-        return [int(min(max(tick, 0), length - 1)) for tick in spread + [length] * (frames - len(spread))]
+        return [int(min(max(index, 0), length - 1)) for index in spread + [length] * (frames - len(spread))]
     start = end - frames * rate
     step = (end - start) / (frames - 1) if frames > 1 else 0.0
     return [int(min(max(start + i * step, start), end - 1)) for i in range(frames)]
@@ -34,14 +34,14 @@ def test_center_of_dense_sampling(frames: int, rate: int, length: int) -> None:
 @given(FRAMES, RATES, LENGTHS, st.integers(0, 2**31))
 def test_random_dense_clips_are_windows(frames: int, rate: int, length: int, seed: int) -> None:
     np.random.seed(seed)
-    ticks = Sampling(frames, rate).random(length).tolist()
+    indices = Sampling(frames, rate).random(length).tolist()
     ends = range(frames * rate, length) if length > frames * rate else [length]
-    assert ticks in [_published(length, frames, rate, end) for end in ends]
+    assert indices in [_published(length, frames, rate, end) for end in ends]
 
 
 def test_random_windows_reach_both_ends() -> None:
     drawn = [Sampling(4, 2).random(12).tolist() for _ in range(200)]
-    assert {tuple(ticks) for ticks in drawn} == {tuple(_published(12, 4, 2, end)) for end in range(8, 12)}
+    assert {tuple(indices) for indices in drawn} == {tuple(_published(12, 4, 2, end)) for end in range(8, 12)}
 
 
 @pytest.mark.parametrize("length", [2, 3, 5, 40, 64, 65, 75, 300])
@@ -55,37 +55,37 @@ def test_test_views_are_the_published_ones(length: int) -> None:
 
 @settings(max_examples=60)
 @given(FRAMES, LENGTHS, st.integers(1, 6))
-def test_uniform_clips_have_one_tick_of_each_segment(frames: int, length: int, views: int) -> None:
+def test_uniform_clips_have_one_index_of_each_segment(frames: int, length: int, views: int) -> None:
     sampling = Sampling(frames, mode="uniform")
     edges = [i * length / frames for i in range(frames + 1)]
     clips = [sampling.random(length), sampling.center(length), *sampling.views(length, views)]
-    for ticks in clips:
-        for tick, low, high in zip(ticks, edges, edges[1:], strict=False):
-            assert int(low) <= tick <= high
+    for indices in clips:
+        for index, low, high in zip(indices, edges, edges[1:], strict=False):
+            assert int(low) <= index <= high
     assert sampling.center(length).tolist() == [int((i + 0.5) * length / frames) for i in range(frames)]
     assert np.array_equal(sampling.views(length, 1)[0], sampling.center(length))
 
 
 def test_uniform_views_lie_evenly_in_each_segment() -> None:
-    found = Sampling(3, mode="uniform").views(24, 4)  # segments of 8 ticks, in the middle of each quarter
+    found = Sampling(3, mode="uniform").views(24, 4)  # segments of 8 indices, in the middle of each quarter
     assert found.tolist() == [[1, 9, 17], [3, 11, 19], [5, 13, 21], [7, 15, 23]]
 
 
 @settings(max_examples=60)
 @given(FRAMES, RATES, st.integers(1, 30), st.integers(1, 5), st.sampled_from(["dense", "uniform"]))
-def test_ticks_are_ascending_and_inside_of_any_video(
+def test_indices_are_ascending_and_inside_of_any_video(
     frames: int, rate: int, length: int, views: int, mode: Any
 ) -> None:
     sampling = Sampling(frames, rate, mode)
-    for ticks in [sampling.random(length), sampling.center(length), *sampling.views(length, views)]:
-        assert ticks.shape == (frames,)
-        assert 0 <= ticks.min() <= ticks.max() < length
-        assert (np.diff(ticks) >= 0).all()
+    for indices in [sampling.random(length), sampling.center(length), *sampling.views(length, views)]:
+        assert indices.shape == (frames,)
+        assert 0 <= indices.min() <= indices.max() < length
+        assert (np.diff(indices) >= 0).all()
 
 
 @settings(max_examples=50)
 @given(st.integers(2, 300), st.floats(0.01, 50), st.floats(0, 0.2))
-def test_at_a_constant_rate_ticks_are_frames(count: int, duration: float, jitter: float) -> None:
+def test_at_a_constant_rate_indices_are_frames(count: int, duration: float, jitter: float) -> None:
     wobble = np.random.default_rng(count).uniform(-jitter, jitter, count)
     wobble[0] = 0
     start = (np.arange(count) + wobble) * duration

@@ -14,7 +14,7 @@ from video.augment import TestCrops, TrainCrops, erase, same_for_all
 
 
 def _still(frames: int = 5, size: tuple[int, int] = (40, 52)) -> Tensor:
-    """A clip (T, 3, H, W) of one noisy picture."""
+    """Return a clip (T, 3, H, W) that repeats one noisy picture."""
     return torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8).expand(frames, -1, -1, -1)
 
 

@@ -1,4 +1,4 @@
-"""The video classifier by itself: layouts, views, mixing, image weights, pictures, and what it refuses."""
+"""The video classifier: layouts, views, mixing, weights of image models, pictures, and arguments that do not fit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ QUIET: dict[str, Any] = {
 
 
 class Means(nn.Module):
-    """Logits (B, 3) that are the means of the channels of a map, whose shape it keeps."""
+    """A backbone whose logits (B, 3) are the means of the channels of a map, and which keeps the shape of the map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Means(nn.Module):
 
 
 def _clips(*shape: int) -> Tensor:
-    """Random pixels in [0, 1]."""
+    """Return random pixels in [0, 1]."""
     return torch.rand(*shape)
 
 
@@ -109,7 +109,7 @@ class Ready(VideoDataModule):
         return Splits(self.classes, train=[], val=[], test=[])
 
     def setup(self, stage: str | None = None) -> None:
-        """Everything is there."""
+        """Do nothing: the clips are in memory."""
 
 
 def test_top1_and_top5_of_views() -> None:

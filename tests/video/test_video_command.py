@@ -1,4 +1,4 @@
-"""Training, evaluation, prediction and export of videos through the command, and what it refuses."""
+"""Training, evaluation, prediction and export of videos with the command, and arguments that it refuses."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Lists, class folders and folders of frames; batches of clips; each wrong line and each video that cannot be read."""
+"""Lists, class folders and folders of frames; batches of clips; wrong lines and videos that cannot be read."""
 
 import warnings
 from dataclasses import replace
@@ -21,7 +21,7 @@ BOTH: dict[str, Any] = {**SMALL, **PLAIN, "batch_size": 2, "test_views": 1, "tes
 
 @pytest.fixture
 def lists(tmp_path: Path) -> Path:
-    """Lists of three training and two validation videos, whose frames tell their number."""
+    """Lists of three training and two validation videos, whose brightness encodes the frame number."""
     for name, count in (("a b.mp4", 20), ("c.mp4", 12), ("d.mp4", 3)):
         write_video(tmp_path / "videos" / name, numbered(count))
     lines = ["videos/a b.mp4 0", "", "videos/c.mp4 2", "videos/d.mp4 1"]
@@ -36,7 +36,7 @@ def _set_up(data: Any, stage: str = "fit") -> Any:
 
 
 def _numbers(clip: torch.Tensor) -> list[int]:
-    """Numbers of the frames of a clip (T, 3, H, W) uint8."""
+    """Return the numbers of the frames of a clip (T, 3, H, W) uint8."""
     return [number_of(frame.permute(1, 2, 0).numpy()) for frame in clip]
 
 
@@ -124,7 +124,7 @@ def test_published_views_are_five_clips_of_three_crops(lists: Path) -> None:
 
 
 def test_list_that_a_spreadsheet_wrote(lists: Path) -> None:
-    """It begins with a byte order mark."""
+    """It begins with a byte-order mark."""
     (lists / "val.csv").write_text("videos/c.mp4 2\n", encoding="utf-8-sig")
     (source, label), *more = _set_up(VideoList(str(lists), **BOTH)).val_set.samples
     assert (source, label, more) == (lists / "videos" / "c.mp4", 2, [])
@@ -233,7 +233,7 @@ def test_arrays_are_read_like_files(lists: Path) -> None:
 
 @pytest.fixture
 def frames(tmp_path: Path) -> Path:
-    """Lists of folders of frames, whose brightness tells their number."""
+    """Lists of folders of frames, whose brightness encodes their number."""
     for name, count in (("one", 6), ("two", 9)):
         (tmp_path / name).mkdir()
         for i, pixels in enumerate(numbered(count), start=1):

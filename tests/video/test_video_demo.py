@@ -1,4 +1,4 @@
-"""The rendered camera moves: their layout, that they are always the same and move as they are called."""
+"""The rendered camera moves: their layout, that they are always the same, and that each moves as its class says."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_photos_of_the_splits_differ() -> None:
 
 
 def _shift(first: Any, second: Any) -> tuple[int, int]:
-    """Rows and columns by which the second picture has to be moved to lie on the first."""
+    """Return the rows and columns by which the second picture is shifted against the first."""
     a, b = (np.fft.fft2((x - x.mean()) * np.hanning(64)[:, None] * np.hanning(64)) for x in (first, second))
     product = a * b.conj()
     peak = np.fft.ifft2(product / np.maximum(np.abs(product), 1e-9)).real
@@ -87,7 +87,7 @@ def test_demo_as_the_class_says(move: str, direction: tuple[int, int], moves: Pa
 
 
 def _scale_and_angle(first: Any, last: Any) -> tuple[float, float]:
-    """How much larger things are in the second picture, and by how many degrees turned, found by trying."""
+    """Return the scale and the rotation in degrees of the second picture against the first, found by a search."""
 
     def alike(scale: float, angle: float) -> float:
         cosine, sine = np.cos(np.deg2rad(angle)) / scale, np.sin(np.deg2rad(angle)) / scale
