@@ -68,9 +68,9 @@ class LogMel(FeatureMap):
         std: float = 0.5,
     ) -> None:
         super().__init__()
-        finite = all(map(math.isfinite, (frame_length, frame_shift, mean, std)))
-        window = int(sample_rate * frame_length * 0.001) if finite else 0
-        shift = int(sample_rate * frame_shift * 0.001) if finite else 0
+        is_finite = all(map(math.isfinite, (frame_length, frame_shift, mean, std)))
+        window = int(sample_rate * frame_length * 0.001) if is_finite else 0  # milliseconds to samples
+        shift = int(sample_rate * frame_shift * 0.001) if is_finite else 0
         if window < 2 or min(shift, target_length) < 1 or num_mels < 4 or std <= 0:
             raise InputError(
                 f"sample_rate={sample_rate}, num_mels={num_mels}, frame_length={frame_length}, "
@@ -92,7 +92,14 @@ class LogMel(FeatureMap):
         # frequency, for which a row of zeros is added.
         self.fft_size = 1 << (window - 1).bit_length()
         bands_FS, _ = get_mel_banks(
-            num_mels, self.fft_size, float(sample_rate), _LOWEST_FREQUENCY, 0.0, 100.0, -500.0, 1.0
+            num_bins=num_mels,
+            window_length_padded=self.fft_size,
+            sample_freq=float(sample_rate),
+            low_freq=_LOWEST_FREQUENCY,
+            high_freq=0.0,  # half the sample rate
+            vtln_low=100.0,
+            vtln_high=-500.0,
+            vtln_warp_factor=1.0,  # no warping
         )
         self.register_buffer("hann", torch.hann_window(window, periodic=False), persistent=False)
         self.register_buffer("bands", F.pad(bands_FS, (0, 1)).T.contiguous(), persistent=False)

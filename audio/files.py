@@ -86,6 +86,8 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1, longest: int |
                     f"{path} has a sample rate of {rate} Hz; expected {_RATES[0]} to {_RATES[1]}. Correct its header, "
                     "or replace it"
                 )
+
+            # Number of samples to read, at the rate of the file.
             needed = None if longest is None else math.ceil((longest / sample_rate + _MARGIN) * rate)
             samples = _read_samples(file, needed)
             cut_off = _is_cut_off(file.extra_info)
@@ -182,7 +184,7 @@ def resample_wave(wave: Tensor, rate: int, to: int) -> Tensor:
         return wave
 
     resampled = _resampler(rate, to)(wave)
-    length = -(-wave.shape[-1] * to // rate)
+    length = -(-wave.shape[-1] * to // rate)  # rounded up
     return nn.functional.pad(resampled, (0, length - resampled.shape[-1]))
 
 

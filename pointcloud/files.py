@@ -184,7 +184,8 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
 
     vertices = np.asarray(mesh.vertices)
     _check_range(vertices, str(path))
-    if not len(getattr(mesh, "faces", ())):
+    faces = np.asarray(getattr(mesh, "faces", []))  # a cloud has no such attribute
+    if len(faces) == 0:
         if len(vertices) < count:
             raise InputError(
                 f"{path} has no faces to draw points from, and {len(vertices)} vertices, but {count} points are "
@@ -192,10 +193,10 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
             )
         return vertices
 
-    if mesh.faces.min() < 0 or mesh.faces.max() >= len(vertices):
+    if faces.min() < 0 or faces.max() >= len(vertices):
         raise InputError(f"{path} has faces that refer to missing vertices; replace it")
     if not mesh.area > 0:
-        raise InputError(f"{path} has {len(mesh.faces)} faces without area; replace it")
+        raise InputError(f"{path} has {len(faces)} faces without area; replace it")
 
     points, _ = trimesh.sample.sample_surface(mesh, count, seed=seed)
     return np.asarray(points)

@@ -220,7 +220,7 @@ def _read_dataset(path: Path, file: Any, name: str) -> np.ndarray:
     if link is None:
         raise InputError(f"{path} cannot be read: it has no dataset {name}; download it again")
     if not isinstance(link, h5py.HardLink):
-        raise InputError(f"{path} has {name} as a link, maybe into another file, and is not read; download it again")
+        raise InputError(f"{path} has {name} as a link, maybe to another file, and is not read; download it again")
 
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu":
@@ -230,12 +230,12 @@ def _read_dataset(path: Path, file: Any, name: str) -> np.ndarray:
         raise InputError(f"{path} keeps {name} in other files, and is not read; store the numbers in the file itself")
 
     if dataset.chunks:
-        chunks = math.prod(math.ceil(size / chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
-        is_complete = dataset.id.get_num_chunks() == chunks
+        chunks_by_axis = [math.ceil(size / chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
+        is_complete = dataset.id.get_num_chunks() == math.prod(chunks_by_axis)
     else:
         is_complete = dataset.id.get_storage_size() >= dataset.nbytes
     if not is_complete:
-        raise InputError(f"{path} declares {name} of shape {dataset.shape} and holds only a part; download it again")
+        raise InputError(f"{path} declares {name} of shape {dataset.shape}, but holds only a part; download it again")
 
     memory = _memory()
     if memory is not None and dataset.nbytes > memory:

@@ -237,7 +237,7 @@ def test_h5_files_that_name_other_files_or_declare_too_much(tmp_path: Path, monk
         "has data as a link": lambda f: f.__setitem__("data", h5py.ExternalLink(str(secret), "data")),
         "has data as a link, maybe": lambda f: f.__setitem__("data", h5py.SoftLink("/other")),
         "declares data of shape": lambda f: f.create_dataset("data", (10**9, 2048, 3), "f4", chunks=(1, 2048, 3)),
-        "and holds only a part": lambda f: f.create_dataset("data", (10**9, 2048, 3), "f4"),
+        "but holds only a part": lambda f: f.create_dataset("data", (10**9, 2048, 3), "f4"),
         "holds data as a group": lambda f: f.create_group("data"),
         "holds data as object": lambda f: f.create_dataset("data", data=["a", "b"]),
     }
