@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _EXIF_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)
+_ROTATED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 
 
@@ -61,7 +61,7 @@ class _CheckedCOCO(COCO):
         self.cat_img_map = self.catToImgs
 
     def createIndex(self) -> None:  # noqa: N802
-        """Check the annotations, and index them by image and category. A missing area becomes that of the box.
+        """Check the annotations, and index them by image and category. A missing area becomes the area of the box.
 
         Raises:
             InputError: if an annotation cannot be used; the message names it and the file.
@@ -94,7 +94,7 @@ class _CheckedCOCO(COCO):
         return ids
 
     def _images(self) -> dict[Any, Mapping[str, Any]]:
-        """Return the images by id."""
+        """Return the images by id, and refuse those that lack an entry or share an id."""
         images: dict[Any, Mapping[str, Any]] = {}
         for image in self.dataset.get("images", []):
             missing = [key for key in ("id", "file_name", "width", "height") if image.get(key) is None]
@@ -105,7 +105,7 @@ class _CheckedCOCO(COCO):
             if other is not None:
                 raise InputError(
                     f"{self.file} lists two images with the id {image['id']}: {other['file_name']} and "
-                    f"{image['file_name']}; give each its own"
+                    f"{image['file_name']}; give each an id of its own"
                 )
             images[image["id"]] = image
         return images
@@ -113,6 +113,7 @@ class _CheckedCOCO(COCO):
     def _check_annotation(
         self, annotation: Mapping[str, Any], images: Mapping[Any, Mapping[str, Any]], categories: set[int]
     ) -> None:
+        """Refuse an annotation that names no image or category of the file, or whose box or mask cannot be used."""
         name = f"annotation {annotation.get('id')}"
         missing = [key for key in ("image_id", "category_id", "bbox") if annotation.get(key) is None]
         if missing:
@@ -137,6 +138,7 @@ class _CheckedCOCO(COCO):
             self._check_mask(name, annotation.get("segmentation"), image)
 
     def _check_box(self, name: str, box: Any, image: Mapping[str, Any]) -> None:
+        """Refuse a box that is not four numbers or not inside its image; ``name`` is the annotation's in messages."""
         if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
             raise InputError(f"{self.file}: {name} has bbox {box}; expected [x, y, width, height] in pixels")
 
@@ -150,6 +152,7 @@ class _CheckedCOCO(COCO):
             )
 
     def _check_mask(self, name: str, mask: Any, image: Mapping[str, Any]) -> None:
+        """Refuse a mask that is neither polygons nor an RLE of the size of its image."""
         advice = (
             "the model learns masks. Correct or remove the annotation, or use the config of a model without masks, "
             "which has with_mask=False in LoadAnnotations"
@@ -172,7 +175,9 @@ class _CheckedCOCO(COCO):
     def _warn_of_unused(self, ids: Sequence[int]) -> None:
         """Warn of objects that MMDetection leaves out: those of other categories, and those thinner than a pixel."""
         annotations = self.dataset.get("annotations", [])
-        others = Counter(note["category_id"] for note in annotations if note["category_id"] not in set(ids))
+        others = Counter(note["category_id"] for note in annotations)
+        for used in ids:
+            others.pop(used, None)
         if others:
             names = [f"{self.cats[category]['name']} ({count})" for category, count in others.most_common()]
             rank_zero_warn(
@@ -225,26 +230,28 @@ def checked_coco(parts: Sequence[Any]) -> Iterator[None]:
         parts: settings of data sets. Those of other formats, and those that read their files in their own way, are not
             checked.
     """
-    kept: dict[type[CocoDataset], Any] = {}  # what each class itself had; None if it inherits the attribute
+    previous: dict[type[CocoDataset], Any] = {}  # the attribute of each class, or None if it inherits the attribute
     for part in parts:
         kind = DET_DATASETS.get(part["type"]) if isinstance(part["type"], str) else part["type"]
         is_coco = isinstance(kind, type) and issubclass(kind, CocoDataset)
         if not is_coco or kind.load_data_list is not CocoDataset.load_data_list:
             continue
 
-        kept.setdefault(kind, kind.__dict__.get("COCOAPI"))
+        previous.setdefault(kind, kind.__dict__.get("COCOAPI"))
         needs_masks = any(step.get("with_mask") for step in part.get("pipeline") or [])
-        if needs_masks or kind.COCOAPI is not _CheckedMaskCOCO:  # another part of this class may need masks
-            kind.COCOAPI = _CheckedMaskCOCO if needs_masks else _CheckedCOCO
+        if needs_masks:
+            kind.COCOAPI = _CheckedMaskCOCO
+        elif kind.COCOAPI is not _CheckedMaskCOCO:  # else another data set of this class needs masks
+            kind.COCOAPI = _CheckedCOCO
 
     try:
         yield
     finally:
-        for kind, api in kept.items():
-            if api is None:
+        for kind, index_class in previous.items():
+            if index_class is None:
                 del kind.COCOAPI
             else:
-                kind.COCOAPI = api
+                kind.COCOAPI = index_class
 
 
 def category_ids(dataset: Any) -> tuple[int, ...]:
@@ -370,7 +377,7 @@ def _check_size(image_path: str, label_path: str) -> None:
     try:
         with Image.open(image_path) as image, Image.open(label_path) as labels:
             size = image.size
-            if image.getexif().get(_EXIF_ORIENTATION) in _TURNED:
+            if image.getexif().get(_EXIF_ORIENTATION) in _ROTATED:
                 size = (size[1], size[0])  # MMSegmentation rotates the image upright
             if labels.mode in ("RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr"):
                 raise InputError(

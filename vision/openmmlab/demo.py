@@ -115,7 +115,7 @@ def draw_scenes(root: Path, counts: dict[str, int] | None = None) -> None:
         root/labels/train/0000.png       label maps: 0 the photo, 1 + d the digit d
 
     Args:
-        root: the folder, which must not exist yet.
+        root: a folder that does not exist, or is empty.
         counts: number of scenes in each split; by default 1,500, 60 and 120.
     """
     images, labels = handwritten_digits()

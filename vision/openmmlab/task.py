@@ -98,7 +98,7 @@ class OpenMMLabTask(Task):
         self.examples = Examples(size=8, columns=2, width=4.5)
 
     def build(self, backbone: nn.Module) -> None:
-        """Store the whole model, which contains the backbone; classes without names in the data get numbers."""
+        """Store the whole model, which contains the backbone. If the data name no classes, they are numbered."""
         self.model = backbone
         self.num_classes = self.count_classes(backbone)
         if not self.spec.classes:
@@ -165,6 +165,7 @@ class OpenMMLabTask(Task):
         theirs = config_path(data.config)
         if own is None or theirs is None or own.resolve() == theirs.resolve():
             return
+
         raise InputError(
             f"the model is that of {self.config_name} and the data are those of {data.config}; one config describes "
             f"both. Type --model.config {self.config_name} --data.config {self.config_name}, or give {data.config} for "

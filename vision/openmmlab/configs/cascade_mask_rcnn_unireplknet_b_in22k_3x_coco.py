@@ -1,5 +1,5 @@
 # UniRepLKNet-B, ImageNet-22K weights; settings of the official config, which does not say whether its weights were
-# tuned on 1K: here they were not.
+# fine-tuned on 1K; here they were not.
 _base_ = ["./_base_/cascade_mask_rcnn.py", "./_base_/coco_3x.py"]
 
 model = dict(

@@ -23,7 +23,7 @@ model = dict(
         variant="unireplknet_a",
         depths=(1, 1, 3, 1),
         drop_path_rate=0.05,
-        layer_scale_init_value=0.0,  # few epochs: nothing to start small for
+        layer_scale_init_value=0.0,  # off: a small initial value is for long runs
     ),
     neck=dict(type="FPN", in_channels=[40, 80, 160, 320], out_channels=64, num_outs=4, norm_cfg=__norm),
     rpn_head=dict(

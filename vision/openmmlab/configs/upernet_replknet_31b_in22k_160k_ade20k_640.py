@@ -1,5 +1,5 @@
 # RepLKNet-31B, ImageNet-22K weights, as published: 40,000 iterations of 128 crops (64 processes of two), AdamW 2e-4.
-# The weights lie on Google Drive and are downloaded by hand.
+# The weights are on Google Drive: download them by hand.
 _base_ = ["./_base_/upernet.py", "./_base_/ade20k_640_replknet.py", "./_base_/segmentation_40k.py"]
 
 model = dict(

@@ -1,5 +1,5 @@
 # RepLKNet-31L, ImageNet-22K weights, as published: 80,000 iterations of 64 crops (64 processes of one), AdamW 2e-4. The
-# weights lie on Google Drive and are downloaded by hand.
+# weights are on Google Drive: download them by hand.
 _base_ = ["./_base_/upernet.py", "./_base_/ade20k_640_replknet.py", "./_base_/segmentation_40k.py"]
 
 model = dict(

@@ -1,6 +1,6 @@
-# RepLKNet-XL, MegData73M weights: 160,000 iterations of 32 crops (16 processes of two), AdamW 2e-4, as published but
-# for the images: the authors' config trains with its test pipeline, here it is the training pipeline that it defines.
-# The weights lie on Google Drive and are downloaded by hand.
+# RepLKNet-XL, MegData73M weights: 160,000 iterations of 32 crops (16 processes of two), AdamW 2e-4, as published,
+# except that the authors' config trains with its test pipeline, and this one with the training pipeline that theirs
+# defines. The weights are on Google Drive: download them by hand.
 _base_ = ["./_base_/upernet.py", "./_base_/ade20k_640_replknet.py", "./_base_/segmentation_40k.py"]
 
 model = dict(

@@ -18,7 +18,7 @@ model = dict(
         variant="unireplknet_a",
         depths=(1, 1, 3, 1),
         drop_path_rate=0.05,
-        layer_scale_init_value=0.0,  # few epochs: nothing to start small for
+        layer_scale_init_value=0.0,  # off: a small initial value is for long runs
     ),
     decode_head=dict(
         type="UPerHead",

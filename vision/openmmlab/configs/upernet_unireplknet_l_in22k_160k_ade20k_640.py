@@ -1,4 +1,4 @@
-# UniRepLKNet-L, weights of ImageNet-22K tuned on 1K at 384; settings of the official config.
+# UniRepLKNet-L, ImageNet-22K weights fine-tuned on 1K at 384; settings of the official config.
 _base_ = ["./_base_/upernet.py", "./_base_/ade20k_640.py", "./_base_/segmentation_160k.py"]
 
 model = dict(

@@ -1,4 +1,4 @@
-# UniRepLKNet-XL, weights of ImageNet-22K tuned on 1K at 384. The authors published no config for XL on ADE20K: the
+# UniRepLKNet-XL, ImageNet-22K weights fine-tuned on 1K at 384. The authors published no config for XL on ADE20K: the
 # settings are those of L.
 _base_ = ["./_base_/upernet.py", "./_base_/ade20k_640.py", "./_base_/segmentation_160k.py"]
 

@@ -1,4 +1,4 @@
-# ADE20K as its archive unpacks.
+# ADE20K in the layout of its unpacked archive.
 train_dataloader = dict(
     batch_size=2,
     num_workers=4,

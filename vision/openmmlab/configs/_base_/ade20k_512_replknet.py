@@ -1,5 +1,5 @@
-# ADE20K, 150 classes, crops of 512 pixels. Label 0 of the files means 'other' and is ignored. As RepLKNet's authors,
-# test images go in as they are.
+# ADE20K, 150 classes, crops of 512 pixels. Label 0 of the files means 'other' and is ignored. As by RepLKNet's
+# authors, test images are not stretched.
 _base_ = ["./ade20k.py"]
 from vision.openmmlab.pipelines import segmentation_test, segmentation_train, segmentation_views
 

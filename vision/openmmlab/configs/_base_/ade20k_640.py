@@ -1,5 +1,5 @@
-# ADE20K, 150 classes, crops of 640 pixels. Label 0 of the files means 'other' and is ignored. As UniRepLKNet's authors,
-# test images are stretched to multiples of 32.
+# ADE20K, 150 classes, crops of 640 pixels. Label 0 of the files means 'other' and is ignored. As by UniRepLKNet's
+# authors, test images are stretched to multiples of 32.
 _base_ = ["./ade20k.py"]
 from vision.openmmlab.pipelines import segmentation_test, segmentation_train, segmentation_views
 

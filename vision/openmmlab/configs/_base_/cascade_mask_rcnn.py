@@ -1,5 +1,5 @@
 # Cascade Mask R-CNN as UniRepLKNet's authors use it: four convolutions and one layer in each box head, GIoU loss.
-# Names with two underscores stay out of the config.
+# Names that begin with two underscores are not part of the config.
 __strides = [4, 8, 16, 32]
 __stds = [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
 __classify = dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0)

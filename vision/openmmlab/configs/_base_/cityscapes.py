@@ -1,4 +1,4 @@
-# Cityscapes as its archives unpack, after the label conversion of its own scripts.
+# Cityscapes in the layout of its unpacked archives, after the label conversion of its own scripts.
 train_dataloader = dict(
     batch_size=2,
     num_workers=4,

@@ -1,4 +1,4 @@
-# The built-in scenes of digits, drawn by vision.openmmlab.demo at the first Lightning run, for any task.
+# The built-in scenes of digits, for detection and segmentation; vision.openmmlab.demo draws them at the first use.
 train_dataloader = dict(num_workers=2, persistent_workers=True, dataset=dict(data_root="data/digit_scenes/"))
 val_dataloader = dict(
     batch_size=1,

@@ -1,5 +1,5 @@
-# 160,000 iterations of batch 16 over 8 processes: AdamW 1e-4, linear from there to 0, times a linear warm-up of 1,500,
-# no clipping.
+# 160,000 iterations of batch 16 over 8 processes; AdamW with a rate of 1e-4 that falls linearly to 0, times a linear
+# warm-up of 1,500 iterations; no clipping.
 _base_ = ["./runtime.py"]
 default_scope = "mmseg"
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=160_000, val_interval=4_000)

@@ -1,5 +1,5 @@
-# RepLKNet-31B on ADE20K: 40,000 iterations of 128 crops over 64 processes: AdamW 2e-4, linear from there to 0, times a
-# linear warm-up of 400, norms without decay, no clipping.
+# RepLKNet-31B on ADE20K: 40,000 iterations of 128 crops over 64 processes; AdamW with a rate of 2e-4 that falls
+# linearly to 0, times a linear warm-up of 400 iterations; norms without decay, no clipping.
 _base_ = ["./segmentation_160k.py"]
 
 train_cfg = dict(max_iters=40_000, val_interval=2_000)
