@@ -113,8 +113,8 @@ def _stem(voice: str) -> str:
 
 def _one_second(wave: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Return a clip (16000,) float32 with the word at a random position over faint noise."""
-    noise_level = 10 ** generator.uniform(-3, -2)  # -60 to -40 dB
-    clip = generator.standard_normal(_RATE).astype(np.float32) * noise_level
+    clip = generator.standard_normal(_RATE).astype(np.float32)
+    clip *= 10 ** generator.uniform(-3, -2)  # noise of -60 to -40 dB
     start = generator.integers(0, max(1, _RATE - len(wave)))
     clip[start : start + len(wave)] += wave[: _RATE - start]
     return clip.clip(-1, 1)

@@ -22,8 +22,8 @@ VIEWS: tuple[tuple[float, float, float], ...] = (
 
 def euler_matrices(angles_V3: Tensor) -> Tensor:
     """Compute rotation matrices Rx(a) Ry(b) Rz(c) of shape (V, 3, 3) from angles (V, 3) in radians."""
-    a, b, c = (_rotation(angles_V3[:, axis], axis) for axis in range(3))
-    return a @ b @ c
+    about_x, about_y, about_z = (_rotation(angles_V3[:, axis], axis) for axis in range(3))
+    return about_x @ about_y @ about_z
 
 
 def _rotation(angle_V: Tensor, axis: int) -> Tensor:
