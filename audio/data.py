@@ -204,6 +204,7 @@ class AudioDataModule(SampleDataModule):
         return {"mean": mean, "std": std}
 
     def _measure(self) -> tuple[float, float]:
+        """Compute the statistics in one pass over the recordings, which shows a progress bar."""
         samples = self.read_splits().train
         recordings: Dataset[Any] = self._filled(self.dataset(samples, "train"), "train")
         count = min(len(samples), _MEASURED)

@@ -171,6 +171,7 @@ class AudioClassifier(ClassificationTask):
         super().adopt_spec(theirs)
 
     def _check_criterion(self, spec: AudioSpec) -> None:
+        """Raise an error if the criterion does not suit recordings with several labels."""
         if spec.multi_label and self.criterion == "ce":
             raise InputError("a recording may have several labels (multi_label), which needs criterion='bce', not 'ce'")
 
@@ -271,6 +272,7 @@ class AudioClassifier(ClassificationTask):
         return self._criterion(output, target, 0.0)
 
     def _criterion(self, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+        """Return the criterion; ``smoothing`` is the share of the target that is spread over all classes."""
         if self.criterion == "ce":
             return F.cross_entropy(logits, target, label_smoothing=smoothing)
 

@@ -147,6 +147,7 @@ class ModelNet40(_PublishedSet):
         return self._find_meshes(split)
 
     def _read_h5_files(self, split: str) -> list[Sample]:
+        """Read the clouds of the HDF5 files in the list of a split."""
         file_list = self.root / f"{split}_files.txt"
         if not file_list.is_file():
             raise MissingError(f"there is no {file_list}; unpack the whole archive")
@@ -156,6 +157,8 @@ class ModelNet40(_PublishedSet):
         return [cloud for name in names for cloud in read_h5(self.root / name)]
 
     def _find_meshes(self, split: str) -> Samples:
+        """Find the meshes of a split in the class folders."""
+
         def find(folder: Path) -> list[Path]:
             return cloud_files(folder / split)
 
@@ -297,5 +300,6 @@ class ScanObjectNN(_PublishedSet):
         return read_h5(self._file(split))
 
     def _file(self, split: str) -> Path:
+        """Return the path of the file of a split."""
         name = "training" if split == "train" else split
         return self.root / f"{name}_objectdataset{self.variant}.h5"

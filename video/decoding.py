@@ -70,7 +70,7 @@ class VideoFile:
             raise _undecodable(path, error) from error
 
     def __len__(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
         return len(self.times)
 
     def __enter__(self) -> Self:
@@ -146,6 +146,7 @@ class VideoFile:
         self.stream.codec_context.thread_count = self.threads
 
     def _reopen(self) -> None:
+        """Open the file again, which resets the decoder and the position."""
         self.close()
         self._open()
 

@@ -37,7 +37,7 @@ class Video(Protocol):
     """What all sources have in common once they are open: frames that are read by index."""
 
     def __len__(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
         ...
 
     def read(self, indices: FrameIndices) -> Frames:
@@ -66,7 +66,7 @@ class FrameFolder:
         _check_length(str(self.folder), self.frames)
 
     def __len__(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
         return self.frames
 
     def __str__(self) -> str:
@@ -119,7 +119,7 @@ class FrameArray:
         _check_length(self.name, len(self.frames))
 
     def __len__(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
         return len(self.frames)
 
     def read(self, indices: FrameIndices) -> Frames:
