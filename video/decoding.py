@@ -170,9 +170,9 @@ class VideoFile:
 
         self.times = np.array(sorted(displayed), np.int64)
         if len(self.times) < 2:
-            # If all packets have the same time, one entry is left of them.
-            reason = " and lasts 0 s; replace it" if len(packets) > 1 else "; a clip needs at least two"
-            raise InputError(f"{self.path} has {len(packets)} frames{reason}")
+            if len(packets) > 1:  # all with the same time
+                raise InputError(f"{self.path} has {len(packets)} frames and lasts 0 s; replace it")
+            raise InputError(f"{self.path} has too few frames ({len(packets)}); a clip needs at least two")
 
         # In files that were joined, the times restart. Their frames are found by counting, as if equally spaced.
         decoding_times = [packet.dts for packet in packets if packet.dts is not None]

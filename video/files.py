@@ -163,4 +163,4 @@ def open_video(source: Source, *, short_side: int | None = None) -> AbstractCont
 def _check_length(name: str, frames: int) -> None:
     """Raise an error if there are too few frames for a clip."""
     if frames < 2:
-        raise InputError(f"{name} has {frames} frames; a clip needs at least two")
+        raise InputError(f"{name} has too few frames ({frames}); a clip needs at least two")

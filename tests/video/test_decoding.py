@@ -189,7 +189,7 @@ def test_cover_is_no_video(tmp_path: Path) -> None:
 
 
 def test_one_frame(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.mp4 has 1 frames; a clip needs at least two$"):
+    with pytest.raises(InputError, match=r"a\.mp4 has too few frames \(1\); a clip needs at least two$"):
         VideoFile(write_video(tmp_path / "a.mp4", numbered(1)))
 
 

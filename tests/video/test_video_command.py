@@ -179,7 +179,7 @@ def test_test_stops_at_a_video_that_cannot_be_read(trained_videos: dict[str, Pat
     for write, message in (
         (lambda: file.write_bytes(b""), "is empty; replace it"),
         (lambda: write_sound(file), "has sound and no pictures; give a video"),
-        (lambda: write_video(file, numbered(1)), "has 1 frames; a clip needs at least two"),
+        (lambda: write_video(file, numbered(1)), r"has too few frames \(1\); a clip needs at least two"),
     ):
         write()
         _refused(rf"^lightning: error: .*green/1\.mp4 {message}", "test", config, out, *_best(trained_videos))
