@@ -17,7 +17,7 @@ from core.data.module import DataModule
 from core.data.spec import DataSpec
 from core.errors import InputError, MissingError, listed
 from timeseries.feature_map import dominant_period
-from timeseries.files import Fill, Series, read_series, step_name
+from timeseries.files import Fill, Series, narrowed, read_series, step_name
 
 __all__ = [
     "MarkedHistory",
@@ -79,7 +79,9 @@ class MarkedHistory(NamedTuple):
 
 
 class Windows(Dataset[tuple[Any, Tensor]]):
-    """All windows of consecutive rows, one step apart: (history (L, C), horizon (T, C)), both float32.
+    """All windows of consecutive rows, one step apart: (history (L, C), horizon (T, C)).
+
+    They are float32, or float64 if the type of the rows is wider than float32.
 
     With calendar features, the history of a sample is a :class:`MarkedHistory`. Its features ahead begin ``label_len``
     steps before the horizon, where Corrformer's decoder begins.
@@ -115,7 +117,7 @@ class Windows(Dataset[tuple[Any, Tensor]]):
         """The window that begins at a row."""
         middle = index + self.seq_len
         end = middle + self.pred_len
-        rows = torch.from_numpy(np.array(self.values[index:end], dtype=np.float32))
+        rows = torch.from_numpy(float_rows(self.values[index:end]))
         history = rows[: self.seq_len]
         horizon = rows[self.seq_len :]
         if self.marks is None:
@@ -123,6 +125,11 @@ class Windows(Dataset[tuple[Any, Tensor]]):
         marks = self.marks[index:middle]
         marks_ahead = self.marks[middle - self.label_len : end]
         return MarkedHistory(history, marks, marks_ahead), horizon
+
+
+def float_rows(values_TC: np.ndarray) -> np.ndarray:
+    """Return a copy of some rows in float32, or in float64 if their type is wider."""
+    return np.array(values_TC, dtype=np.result_type(values_TC.dtype, np.float32))
 
 
 def collate_windows(samples: list[tuple[Any, Any]]) -> tuple[Any, Any]:
@@ -141,7 +148,8 @@ def collate_windows(samples: list[tuple[Any, Any]]) -> tuple[Any, Any]:
 class WindowDataModule(DataModule):
     """Base of the data modules of series: windows over the training, validation and test rows.
 
-    Batches are (history (B, L, C), horizon (B, T, C)) float32 in the units of the data. A data set says in
+    Batches are (history (B, L, C), horizon (B, T, C)) in the units of the data, float32, or float64 for channels that
+    are too far from zero for float32. A data set says in
     :meth:`windows` which rows belong to which split, and in :meth:`continuations` what ``predict`` continues.
 
     Args:
@@ -310,15 +318,21 @@ class SeriesDataModule(WindowDataModule):
         return replace(
             self.settings(),
             channels=tuple(self.read_series().channels),
-            mean=tuple(train.mean(dim=0).float().tolist()),
-            std=tuple(train.std(dim=0, correction=0).float().tolist()),
+            mean=tuple(train.mean(dim=0).tolist()),
+            std=tuple(train.std(dim=0, correction=0).tolist()),
         )
 
     def measure(self) -> dict[str, Any]:
         """Measure the dominant period of the training rows, for ``--data.period``."""
         train = torch.from_numpy(self.training_rows())
-        period = dominant_period(train, min(len(train) // 2, self.seq_len))
+        longest = min(len(train) // 2, self.seq_len)
+        period = dominant_period(train, longest)
         step = step_name(self.read_series().step)
+        if period is None:
+            return {
+                "dominant period": f"none; no period of 2 to {longest} steps of {step} stands out of red noise "
+                f"(--data.period is {self.period})"
+            }
         return {"dominant period": f"{period} steps of {step}; set --data.period {period}"}
 
     # The splits
@@ -336,9 +350,9 @@ class SeriesDataModule(WindowDataModule):
         values = series.values.numpy()
         history = self.seq_len
         training = values[:train]
-        constant = [series.channels[i] for i in np.flatnonzero(training.max(axis=0) == training.min(axis=0))]
+        constant = [series.channels[i] for i in np.flatnonzero(_never_changes(training))]
         if constant:
-            raise InputError(f"the training rows of {', '.join(constant)} never change; leave out constant channels")
+            raise InputError(f"the training rows of {listed(constant)} never change; leave out constant channels")
         return (
             Windows(training, self.seq_len, self.pred_len),
             Windows(values[train - history : train + val], self.seq_len, self.pred_len),
@@ -445,18 +459,26 @@ class SeriesDataModule(WindowDataModule):
 
     def _array_source(self, array: Any, name: str) -> _Source:
         try:
-            values = torch.as_tensor(array, dtype=torch.float32).cpu()
+            values = torch.as_tensor(array).cpu().double()
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"cannot continue {type(array).__name__}: {error}; give a file or an array") from error
         if values.ndim != 2 or not values.isfinite().all():
             raise InputError(f"{name} is {tuple(values.shape)}; expected (rows, channels), all finite")
         self._check_rows(len(values), name)
         steps = [{"step": i + 1} for i in range(self.pred_len)]
-        return _Source(name, values[-self.seq_len :], steps, [])
+        return _Source(name, narrowed(values)[-self.seq_len :], steps, [])
 
     def _check_rows(self, rows: int, name: str) -> None:
         if rows < self.seq_len:
             raise InputError(f"{name} has {rows} rows; seq_len={self.seq_len} rows are needed")
+
+
+def _never_changes(values_TC: np.ndarray) -> np.ndarray:
+    """Return for each channel whether it is constant but for the rounding of filled values."""
+    largest = values_TC.max(axis=0)
+    smallest = values_TC.min(axis=0)
+    rounding = 8 * np.finfo(np.float64).eps * np.maximum(np.abs(largest), np.abs(smallest))
+    return largest - smallest <= rounding
 
 
 def split_rows(rows: int, split: Sequence[float]) -> tuple[int, int, int]:

@@ -16,20 +16,27 @@ from core.layers.feature_map import FeatureMap
 
 __all__ = ["Layout", "Level", "Normalize", "SeriesMap", "dominant_period", "fold_by_period", "map_shape", "time_marks"]
 
+SIGNIFICANCE = 0.01
+"""Probability that :func:`dominant_period` finds a period in red noise, over all frequencies together."""
+NEIGHBORS = 25
+"""Frequencies on each side from which the power of the noise is estimated."""
+
 Layout = Literal["fold", "embed"]
 Normalize = Literal["none", "mean", "last", "revin"]
 
 
 class Level(NamedTuple):
-    """What was taken out of each window, to be put back into its forecast.
+    """What was taken out of each window and is put back into its forecast.
 
     Attributes:
         center: (B, 1, C), subtracted from the standardized history.
         spread: (B, 1, C), by which the difference was divided.
+        dtype: of the forecast: float64 if the history is float64, otherwise float32.
     """
 
     center: Tensor
     spread: Tensor
+    dtype: torch.dtype
 
 
 class SeriesMap(FeatureMap):
@@ -63,9 +70,11 @@ class SeriesMap(FeatureMap):
     """
 
     mean: Tensor
-    """(C,) float32, over the training rows, in the units of the file."""
+    """(C,) float32: mean of each channel over the training rows, in the units of the file."""
+    mean_remainder: Tensor
+    """(C,) float32: what ``mean`` lacks to the mean in float64, for channels that are far from zero."""
     std: Tensor
-    """(C,) float32, over the training rows, in the units of the file."""
+    """(C,) float32: standard deviation of each channel over the training rows, in the units of the file."""
 
     def __init__(
         self,
@@ -100,7 +109,10 @@ class SeriesMap(FeatureMap):
         self.in_chans = group if layout == "fold" else 1
         self.map_size = map_shape(seq_len, embed_dim)
 
+        # Two float32 numbers hold the mean to 14 digits. With a float64 buffer, every series would be computed in
+        # float64, which some devices and compilers do not have.
         self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("mean_remainder", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
 
         self.embedding: nn.Conv1d | None = None
@@ -115,7 +127,9 @@ class SeriesMap(FeatureMap):
 
     def set_scale(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the mean and the standard deviation of the training rows, C numbers each, in the units of the file."""
-        self.mean.copy_(torch.as_tensor(mean))
+        exact = torch.as_tensor(mean, dtype=torch.float64)
+        self.mean.copy_(exact)
+        self.mean_remainder.copy_(exact - exact.float())
         self.std.copy_(torch.as_tensor(std))
 
     def forward(self, x_BLC: Tensor) -> Tensor:
@@ -133,20 +147,25 @@ class SeriesMap(FeatureMap):
             raise InputError(
                 f"the history is {tuple(x_BLC.shape)}; the model was built for (B, {self.seq_len}, {self.channels})"
             )
-        z = (x_BLC.float() - self.mean) / self.std
-        level = self._level(z)
+        x_BLC = x_BLC if x_BLC.is_floating_point() else x_BLC.double()
+        dtype = torch.promote_types(x_BLC.dtype, torch.float32)
+
+        # Center before the cast to float32, which would round away how a channel changes far from zero.
+        z = ((x_BLC.to(dtype) - self.mean).float() - self.mean_remainder) / self.std
+        level = self._level(z, dtype)
         z = (z - level.center) / level.spread
         if self.affine_weight is not None and self.affine_bias is not None:
             z = z * self.affine_weight + self.affine_bias
         return z, level
 
     def restore(self, y_BTCQ: Tensor, level: Level) -> Tensor:
-        """Return the inverse of :meth:`standardize` for forecasts (B, T, C, Q): in the units of the file, float32."""
+        """Return forecasts (B, T, C, Q) in the units of the file and the dtype of the level, from standardized ones."""
         y = y_BTCQ.float()
         if self.affine_weight is not None and self.affine_bias is not None:
             y = (y - self.affine_bias[:, None]) / (self.affine_weight[:, None] + 1e-10)
         y = y * level.spread[..., None] + level.center[..., None]
-        return y * self.std[:, None] + self.mean[:, None]
+        y = y * self.std[:, None] + self.mean_remainder[:, None]
+        return y.to(level.dtype) + self.mean[:, None]
 
     def to_maps(self, z_BLC: Tensor) -> Tensor:
         """Standardized histories (B, L, C) to maps."""
@@ -160,19 +179,19 @@ class SeriesMap(FeatureMap):
             return maps
         return F.interpolate(maps, scale_factor=float(self.enlarge))
 
-    def _level(self, z_BLC: Tensor) -> Level:
+    def _level(self, z_BLC: Tensor, dtype: torch.dtype) -> Level:
         zeros = torch.zeros_like(z_BLC[:, :1])
         ones = torch.ones_like(zeros)
         if self.normalize == "none":
-            return Level(zeros, ones)
+            return Level(zeros, ones, dtype)
         if self.normalize == "last":
-            return Level(z_BLC[:, -1:], ones)
+            return Level(z_BLC[:, -1:], ones, dtype)
 
         mean = z_BLC.mean(dim=1, keepdim=True)
         if self.normalize == "mean":
-            return Level(mean, ones)
+            return Level(mean, ones, dtype)
         variance = z_BLC.var(dim=1, keepdim=True, correction=0)
-        return Level(mean.detach(), (variance + 1e-5).sqrt().detach())
+        return Level(mean.detach(), (variance + 1e-5).sqrt().detach(), dtype)
 
 
 def fold_by_period(x_BCL: Tensor, period: int) -> Tensor:
@@ -202,10 +221,11 @@ def fold_by_period(x_BCL: Tensor, period: int) -> Tensor:
     return x_BCL.unflatten(-1, (-1, period))
 
 
-def dominant_period(values_TC: Tensor, longest: int) -> int:
-    """Return the period of the strongest wave in the standardized channels, in time steps.
+def dominant_period(values_TC: Tensor, longest: int) -> int | None:
+    """Return the period of the strongest wave in the standardized channels, in time steps, or None if there is none.
 
-    The peak of the mean amplitude spectrum gives an interval of lengths, because the spectrum of a short series
+    A wave must stand out of red noise, which has slow swings of every length, but no period; see
+    :func:`_power_over_red_noise`. Its frequency gives an interval of lengths, because the spectrum of a short series
     resolves only a few. Within the interval, the length with the largest autocorrelation of the differences from step
     to step wins. (The values themselves may wander slowly, and then the shortest length would always agree best.)
 
@@ -220,15 +240,48 @@ def dominant_period(values_TC: Tensor, longest: int) -> int:
     if not 2 <= longest <= steps // 2:
         raise InputError(f"periods of up to {longest} steps in a series of {steps}; expected 2 up to half the series")
     z = values_TC.double() - values_TC.double().mean(dim=0)
-    z = z / z.std(dim=0, correction=0).clamp(min=1e-12)
+    z = z / z.std(dim=0, correction=0).clamp(min=torch.finfo(z.dtype).tiny)
 
-    amplitude = torch.fft.rfft(z, dim=0).abs().mean(dim=1)
+    # Frequencies are counted in waves per series.
     slowest = math.ceil(steps / longest)
-    waves = slowest + int(amplitude[slowest:].argmax())  # in the whole series
+    amplitude, over_noise = _power_over_red_noise(z)
+    tests = len(over_noise) - slowest
+    is_wave = over_noise > math.log(tests / SIGNIFICANCE)
+    is_wave[:slowest] = False
+    if not is_wave.any():
+        return None
+    waves = int((amplitude * is_wave).argmax())
 
     lags = range(max(2, steps // (waves + 1)), min(longest, steps // (waves - 1)) + 1)
     change = z.diff(dim=0)
     return max(lags, key=lambda lag: float((change[lag:] * change[:-lag]).mean()))
+
+
+def _power_over_red_noise(z_TC: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean amplitude of the channels at each frequency, and their mean power over that of red noise.
+
+    This is the usual test of a spectral peak (Gilman et al., 1963; Torrence and Compo, 1998, section 4): the noise is
+    the first-order autoregressive process with the lag-1 autocorrelation of the channel, whose power has a chi-squared
+    distribution with two degrees of freedom. In one channel of such noise, the second result is above x with
+    probability exp(-x) at each frequency; in the mean of several channels it is smaller.
+
+    Where the noise is whiter than that at high frequencies, as with errors of measurement, the median of the
+    neighboring frequencies takes the place of its power (Mann and Lees, 1996).
+
+    Args:
+        z_TC: standardized channels.
+    """
+    taper = torch.hann_window(len(z_TC), dtype=z_TC.dtype, device=z_TC.device)
+    power = torch.fft.rfft(z_TC * taper[:, None], dim=0).abs().square() / taper.square().sum()
+
+    r = (z_TC[1:] * z_TC[:-1]).mean(dim=0)
+    angle = torch.linspace(0, torch.pi, len(power), dtype=z_TC.dtype, device=z_TC.device)[:, None]
+    red_noise = (1 - r**2) / (1 + r**2 - 2 * r * angle.cos())
+    over_noise = (power / red_noise).mean(dim=1)
+
+    neighbors = F.pad(over_noise[None], (NEIGHBORS, NEIGHBORS), mode="replicate").unfold(1, 2 * NEIGHBORS + 1, 1)[0]
+    level = neighbors.median(dim=1).values / math.log(2)  # the median of the distribution is log 2 of its mean
+    return power.sqrt().mean(dim=1), over_noise / level.clamp(min=1)
 
 
 def map_shape(length: int, dim: int, wanted: Sequence[int] | None = None) -> tuple[int, int]:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from core.errors import InputError, MissingError, listed
 
-__all__ = ["Fill", "Series", "as_series", "read_dates", "read_series", "regular_step", "step_name"]
+__all__ = ["Fill", "Series", "as_series", "narrowed", "read_dates", "read_series", "regular_step", "step_name"]
 
 Fill = Literal["previous", "linear"]
 _DECIMALS = {",": ".", ";": ",.", "\t": ".,"}
 """Separators of columns, and the decimal signs that may go with each, the usual one first."""
 _DATE_FORMATS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d"}
 """Formats of dates that are whole numbers, by the number of digits. Pandas would count nanoseconds since 1970."""
+_WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _LARGEST = torch.finfo(torch.float32).max
 _WANTED = "YYYY-MM-DD HH:MM:SS"
 
@@ -31,7 +32,7 @@ class Series:
     """Channels over regular time steps.
 
     Attributes:
-        values: (T, C) float32, in the units of the file, without gaps.
+        values: (T, C) in the units of the file, without gaps; see :func:`narrowed` for the dtype.
         times: ``pandas.DatetimeIndex`` of length T, rising in steps of ``step`` unless rows were taken in order.
         step: the pandas offset between two timestamps.
         channels: C names.
@@ -166,7 +167,7 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None, in_order: boo
     if fill not in (None, "previous", "linear"):
         raise InputError(f"fill={fill!r}; expected 'previous', 'linear', or none to refuse gaps")
     if in_order:
-        step = _usual_step(table.index, where)
+        step = _step_in_order(table.index, where)
     else:
         step = regular_step(table.index, where)
         table = _with_all_rows(table, step, where, fill)
@@ -194,21 +195,26 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None, in_order: boo
         if len(empty):
             raise InputError(f"{where} has no value at all in {listed(empty)}; leave it out with --data.channels")
 
-    _refuse_lost_digits(table, where)
-    values = torch.from_numpy(table.to_numpy(dtype="float32", copy=True))
+    values = narrowed(torch.from_numpy(table.to_numpy(copy=True)))
     return Series(values, table.index, step, [str(name) for name in table.columns])
 
 
-def _refuse_lost_digits(table: Any, where: str) -> None:
-    """Refuse channels so far from zero that the seven digits of float32 do not hold how they change."""
-    lost = (table - table.astype("float32").astype("float64")).abs().max()
-    spread = table.std()
-    for name in table.columns[(lost > 1e-3 * spread) & (spread > 0)]:
-        center = table[name].mean()
-        raise InputError(
-            f"{where}: {name} changes by {spread[name]:.3g} around {center:.7g}, too little for the seven digits of "
-            f"float32; subtract {center:.7g} in the file first"
-        )
+def narrowed(values_TC: Tensor) -> Tensor:
+    """Return float64 values in float32, unless its seven digits are too few for one of the channels.
+
+    A channel far from zero, such as 1.7e9 + 100 sin(t), would be left with a few distinct values. All channels stay in
+    float64 if rounding would move a value by more than a ten thousandth of its channel's standard deviation.
+
+    Args:
+        values_TC: (T, C) float64.
+
+    Returns:
+        (T, C) float32 or float64.
+    """
+    rounded = values_TC.float()
+    error = (values_TC - rounded).abs().amax(dim=0)
+    spread = values_TC.std(dim=0, correction=0)
+    return rounded if bool((error <= 1e-4 * spread).all()) else values_TC
 
 
 def _with_all_rows(table: Any, step: Any, where: str, fill: Fill | None) -> Any:
@@ -305,8 +311,8 @@ def regular_step(times: Any, where: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pandas 4 will return the offset instead of its name
             step = pd.infer_freq(times)  # such as business days
-    if step is None and _are_business_days(times, gaps):
-        step = "B"
+    if step is None:
+        step = _business_day(times, gaps)
     if step is None:
         step = _most_frequent_step(times, gaps, where)
     return pd.tseries.frequencies.to_offset(step)
@@ -324,8 +330,13 @@ def _calendar_step(times: Any) -> Any | None:
     return offset if len(every) <= 2 * len(times) and times.isin(every).all() else None
 
 
-def _usual_step(times: Any, where: str) -> Any:
-    """The most frequent positive gap between neighboring timestamps, which names the steps after the last row."""
+def _step_in_order(times: Any, where: str) -> Any:
+    """Return the step of rows that are taken in order: the regular one, or else the most frequent positive gap."""
+    try:
+        return regular_step(times, where)
+    except InputError:
+        pass
+
     gaps = times[1:] - times[:-1]
     rising = gaps[gaps > pd.Timedelta(0)]
     if not len(rising):
@@ -333,14 +344,28 @@ def _usual_step(times: Any, where: str) -> Any:
     return pd.tseries.frequencies.to_offset(pd.Series(rising).mode().iloc[0])
 
 
-def _are_business_days(times: Any, gaps: Any) -> bool:
-    """Return whether these are days without any weekend, some of which may be missing, such as holidays."""
-    if gaps.min() != pd.Timedelta(days=1) or (times.day_of_week >= 5).any():
-        return False
+def _business_day(times: Any, gaps: Any) -> Any | None:
+    """Return the offset of days that leave out the same days of every week; some others may be missing (holidays).
 
-    every = pd.date_range(times[0], times[-1], freq="B")
-    has_weekends = times[-1] - times[0] >= pd.Timedelta(days=len(every))
-    return has_weekends and len(every) <= 2 * len(times) and bool(times.isin(every).all())
+    Three weeks of data show which days those are. In a shorter series, only Saturday and Sunday are expected to be.
+    """
+    if (gaps % pd.Timedelta(days=1) != pd.Timedelta(0)).any():
+        return None
+
+    span = (times[-1] - times[0]).days
+    working = sorted(set(times.day_of_week))
+    if span < 21 and working[-1] <= 4:
+        working = [0, 1, 2, 3, 4]
+    elif span < 21 or not 1 < len(working) < 7:
+        return None
+
+    if working == [0, 1, 2, 3, 4]:
+        offset = pd.offsets.BusinessDay()
+    else:
+        offset = pd.offsets.CustomBusinessDay(weekmask=" ".join(_WEEKDAYS[day] for day in working))
+    every = pd.date_range(times[0], times[-1], freq=offset)
+    has_days_off = span >= len(every)
+    return offset if has_days_off and len(every) <= 2 * len(times) else None
 
 
 def _most_frequent_step(times: Any, gaps: Any, where: str) -> Any:
@@ -358,6 +383,10 @@ def _most_frequent_step(times: Any, gaps: Any, where: str) -> Any:
 
 
 def step_name(step: Any) -> str:
-    """Name a step, as in 'h', 'MS' or '3 months'."""
+    """Return the name of a step, as in 'h', 'MS', '3 months' or 'days (Sun Mon Tue Wed Thu)'."""
     months = getattr(step, "kwds", {}).get("months")
-    return str(step.freqstr) if months is None else f"{months} month{'s' if months > 1 else ''}"
+    if months is not None:
+        return f"{months} month{'s' if months > 1 else ''}"
+    if isinstance(step, pd.offsets.CustomBusinessDay):
+        return f"days ({step.weekmask})"
+    return str(step.freqstr)

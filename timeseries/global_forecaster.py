@@ -150,7 +150,7 @@ class GlobalForecaster(nn.Module):
         std = (x_BLN.var(dim=1, keepdim=True, correction=0) + 1e-5).sqrt()
         weight = self.affine_weight.tile(1, 1, self.leaves)
         bias = self.affine_bias.tile(1, 1, self.leaves)
-        z = (x_BLN - mean) / std * weight + bias
+        z = ((x_BLN - mean) / std).to(weight.dtype) * weight + bias
 
         # the decoder begins with the trend at its mean and the season at zero
         season, trend = self.decomposition(z)

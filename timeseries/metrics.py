@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from timeseries.data import float_rows
+
 __all__ = [
     "Baselines",
     "ForecastErrors",
@@ -86,9 +88,9 @@ class Baselines(nn.Module):
     """
 
     mean: Tensor
-    """(C,)"""
+    """(C,), in the dtype of the rows."""
     std: Tensor
-    """(C,)"""
+    """(C,), in the dtype of the rows."""
     weight: Tensor
     """(L + 1, T), see :func:`fit_linear`."""
 
@@ -96,17 +98,19 @@ class Baselines(nn.Module):
         super().__init__()
         self.pred_len = pred_len
         self.period = period
-        mean = torch.from_numpy(rows_TC.mean(axis=0, dtype=np.float64)).float()
-        std = torch.from_numpy(rows_TC.std(axis=0, dtype=np.float64)).float().clamp(min=1e-6)
-        rows = torch.from_numpy(np.array(rows_TC, dtype=np.float32))
+        rows = torch.from_numpy(float_rows(rows_TC))
+        mean = torch.from_numpy(rows_TC.mean(axis=0, dtype=np.float64)).to(rows)
+        std = torch.from_numpy(rows_TC.std(axis=0, dtype=np.float64)).to(rows)
+        std[std == 0] = 1
+        weight = fit_linear(((rows - mean) / std).float(), seq_len, pred_len)
 
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        self.register_buffer("weight", fit_linear((rows - mean) / std, seq_len, pred_len), persistent=False)
+        self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, x_BLC: Tensor) -> dict[str, Tensor]:
         """The forecasts 'last', 'seasonal' and 'linear', each (B, T, C) in the units of the data."""
-        z = linear_forecast((x_BLC - self.mean) / self.std, self.weight)
+        z = linear_forecast(((x_BLC - self.mean) / self.std).float(), self.weight)
         return {
             "last": last_value(x_BLC, self.pred_len),
             "seasonal": seasonal_value(x_BLC, self.pred_len, self.period),

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from core.errors import InputError, MissingError
-from timeseries.data import MarkedHistory, SeriesDataModule, SeriesSpec, WindowDataModule, Windows
+from timeseries.data import MarkedHistory, SeriesDataModule, SeriesSpec, WindowDataModule, Windows, float_rows
 from timeseries.feature_map import time_marks
 from timeseries.files import Series, read_series
 
@@ -174,7 +174,7 @@ class GlobalWeather(WindowDataModule):
         step = times[-1] - times[-2]
         ahead = pd.DatetimeIndex([times[-1] + step * (i + 1) for i in range(self.pred_len)])
 
-        history = torch.from_numpy(np.array(values[-self.seq_len :], dtype=np.float32))
+        history = torch.from_numpy(float_rows(values[-self.seq_len :]))
         marks = time_marks(times[-self.seq_len :])
         marks_ahead = torch.cat([marks[self.seq_len - self.label_len :], time_marks(ahead)])
         return [(MarkedHistory(history, marks, marks_ahead), [{"date": str(time)} for time in ahead])]

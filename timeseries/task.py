@@ -35,6 +35,10 @@ EXAMPLES = 6
 """Windows in a picture of forecasts."""
 
 
+_BATCH_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""Precisions for which Lightning casts the batches too, and to what."""
+
+
 class SeriesTask(Task):
     """Base of the forecasting tasks: baselines, metrics, pictures and predictions.
 
@@ -69,6 +73,27 @@ class SeriesTask(Task):
         return list(self.spec.channels)
 
     # What the task knows of its data
+
+    def setup(self, stage: str) -> None:
+        """Read the specification of the data, and check that the precision of the trainer can hold them.
+
+        Raises:
+            InputError: if the data contradict the model, or batches of 16 bits would lose how a channel changes.
+        """
+        super().setup(stage)
+        self._check_precision()
+
+    def _check_precision(self) -> None:
+        """Raise an error if Lightning would round a channel by more than a tenth of its standard deviation."""
+        dtype = _BATCH_DTYPES.get(self.trainer.precision)
+        if dtype is None:
+            return
+        for name, mean, std in zip(self.spec.channels, self.spec.mean, self.spec.std, strict=False):
+            if abs(mean) * torch.finfo(dtype).eps / 2 > std / 10:
+                raise InputError(
+                    f"--trainer.precision {self.trainer.precision} rounds the rows before the model centers them, and "
+                    f"{name} changes by only {std:.3g} around {mean:.7g}; set --trainer.precision bf16-mixed"
+                )
 
     def use_spec(self, theirs: SeriesSpec) -> None:
         """Compare channels and lengths with those of the data, and take names and scale that the task lacks.
@@ -407,7 +432,10 @@ class ForecastTask(SeriesTask):
     # The flow
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        """Histories (B, L, C) to forecasts (B, T, C), with quantiles (B, T, C, Q); both in the units of the file."""
+        """Histories (B, L, C) to forecasts (B, T, C), with quantiles (B, T, C, Q); both in the units of the file.
+
+        A float64 history gets a float64 forecast, with the digits that channels far from zero need.
+        """
         z_BLC, level = self.feature_map.standardize(x_BLC)
         y_BTCQ = self.read(self.feature_map.to_maps(z_BLC))
         if self.linear is not None:
@@ -433,9 +461,9 @@ class ForecastTask(SeriesTask):
         """Return the criterion on standardized channels, or the quantile loss."""
         std = self.feature_map.std
         if self.quantiles:
-            return quantile_loss(output / std[:, None], target / std, self.quantiles)
+            return quantile_loss(output / std[:, None], target / std, self.quantiles).float()
         losses = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.smooth_l1_loss}
-        error = self.in_metric_units(output - target)
+        error = self.in_metric_units(output - target).float()
         return losses[self.criterion](error, torch.zeros_like(error))
 
     def point_forecast(self, output: Tensor) -> Tensor:
@@ -616,10 +644,11 @@ def _history(raw: Any) -> Tensor:
 
 
 def _copy(values: Tensor) -> Tensor:
-    """Return a copy on the CPU, since a slice would keep its whole batch."""
-    return values.detach().to("cpu", torch.float32, copy=True)
+    """Return a copy in float64 on the CPU, since a slice would keep its whole batch."""
+    return values.detach().cpu().double().clone()
 
 
 def _rounded(values: Tensor) -> list[float]:
-    """Numbers with the seven digits that float32 holds, in any unit."""
-    return [float(f"{value:.7g}") for value in values.tolist()]
+    """Return numbers with the digits that their dtype holds: 15 for float64, 7 for float32."""
+    digits = 15 if values.dtype == torch.float64 else 7
+    return [float(f"{value:.{digits}g}") for value in values.tolist()]

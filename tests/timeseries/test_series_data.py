@@ -168,3 +168,26 @@ def test_pictures_of_forecasts_show_the_last_rows_of_the_history() -> None:
         assert list(lines["forecast"].get_ydata()) == forecast.tolist()
     assert list(drawn[0]["truth"].get_ydata()) == truth.tolist()
     assert "truth" not in drawn[1]
+
+
+@pytest.mark.parametrize("channels", [1, 7])
+def test_no_period_in_red_noise(channels: int) -> None:
+    """Random walks swing slowly, and some of their swings look like waves."""
+    found = []
+    for seed in range(20):
+        steps = np.random.default_rng(seed).standard_normal((600, channels))
+        found.append(dominant_period(torch.tensor(steps.cumsum(axis=0)), 96))
+    assert found.count(None) >= 19
+
+
+def test_a_period_within_red_noise() -> None:
+    steps = np.random.default_rng(0).standard_normal((2000, 1))
+    daily = 3 * np.sin(2 * np.pi * np.arange(2000) / 24)[:, None]
+    assert dominant_period(torch.tensor(steps.cumsum(axis=0) + daily), 96) in (23, 24, 25)
+
+
+def test_statistics_of_a_random_walk(tmp_path: Path) -> None:
+    steps = np.random.default_rng(1).standard_normal((600, 2))
+    path = write_series(tmp_path / "walk.csv", steps.cumsum(axis=0))
+    measured = CSVSeries(str(path), seq_len=96, pred_len=12).measure()["dominant period"]
+    assert measured == "none; no period of 2 to 96 steps of h stands out of red noise (--data.period is 24)"

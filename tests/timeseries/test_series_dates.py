@@ -177,3 +177,37 @@ def test_dates_of_no_calendar_are_refused(tmp_path: Path) -> None:
     path = _rows(tmp_path / "a.csv", ["2020-01-01", "2020-02-03", "2020-03-01", "2020-04-05"])
     with pytest.raises(InputError, match="mixes frequencies"):
         read_series(path, fill="linear")
+
+
+WEEKS: dict[str, tuple[str, str]] = {
+    "Monday to Friday": ("Mon Tue Wed Thu Fri", "B"),
+    "Sunday to Thursday": ("Mon Tue Wed Thu Sun", "days (Mon Tue Wed Thu Sun)"),
+    "Monday to Saturday": ("Mon Tue Wed Thu Fri Sat", "days (Mon Tue Wed Thu Fri Sat)"),
+    "three days": ("Mon Wed Fri", "days (Mon Wed Fri)"),
+}
+"""Days of the week that a file has, and the name of the step."""
+
+
+@pytest.mark.parametrize("name", WEEKS)
+def test_days_of_the_week(name: str, tmp_path: Path) -> None:
+    """Complete, and with holidays missing: forecasts get the dates of that week."""
+    weekmask, name_of_step = WEEKS[name]
+    every = pd.date_range("2024-01-03", periods=70, freq=pd.offsets.CustomBusinessDay(weekmask=weekmask))
+    dates = [str(day.date()) for day in every]
+    whole = read_series(_rows(tmp_path / "whole.csv", dates[:60]))
+    assert len(whole) == 60
+    path = _rows(tmp_path / "gaps.csv", [*dates[:20], *dates[21:40], *dates[42:60]])
+    with pytest.raises(InputError, match=f"has no row for 3 dates, the first {dates[20]} 00:00:00; fill them with"):
+        read_series(path)
+    filled = read_series(path, fill="previous")
+    assert [str(time.date()) for time in filled.times] == dates[:60]
+    for series in (whole, filled, read_series(path, in_order=True)):
+        assert [str(time.date()) for time in series.ahead(10)] == dates[60:]
+        assert step_name(series.step) == name_of_step
+
+
+def test_two_weeks_do_not_show_which_days_are_off(tmp_path: Path) -> None:
+    """A Tuesday that is missing twice is a gap, and so is every day that is missing once."""
+    days = [str(day.date()) for day in pd.date_range("2024-01-01", periods=60) if day.day_of_week != 1 or day.day > 15]
+    with pytest.raises(InputError, match="has no row for 2 dates, the first 2024-01-02"):
+        read_series(_rows(tmp_path / "a.csv", [day for day in days if day != "2024-02-06"][:16]))

@@ -134,10 +134,6 @@ def test_dates_that_cannot_be_used(dates: list[str], text: str, tmp_path: Path) 
         (["date", "2020-01-01"], "has no column beside 'date'; expected one column of numbers"),
         (["date,a", *[f"2020-01-0{i},inf" for i in (1, 2, 3)]], "holds infinity in a"),
         (["date,a", *[f"2020-01-0{i},1e39" for i in (1, 2, 3)]], "holds infinity in a, or numbers beyond 3.4e"),
-        (
-            ["date,a", *[f"2020-01-0{i},{1_700_000_000 + i}" for i in (1, 2, 3)]],
-            "a changes by 1 around 1.7e.09, too little for the seven digits of float32; subtract",
-        ),
         (["date,a", *[f"2020-01-0{i},1,{i}" for i in (1, 2, 3)]], "its rows hold more values than its header"),
         (["date,a,b", *[f"2020-01-0{i},,1" for i in (1, 2, 3)]], "no value at all in a"),
         ([], "is not a CSV file in UTF-8: .*; save it as 'CSV UTF-8'"),
