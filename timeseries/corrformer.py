@@ -3,8 +3,8 @@
 Paper: 'Interpretable weather forecasting for worldwide stations with a unified deep model' (Nature Machine Intelligence
 2023), code github.com/thuml/Corrformer (MIT). UniRepLKNet replaces its encoder (arXiv 2410.08049, table 12).
 
-Shapes: B series, L time steps of the query, S of the memory, D channels of a token, n leaf nodes of the tree with c
-stations each, N nodes of a group, heads x E = D.
+Shapes: B series, L time steps of the query, S of the memory, D channels of a token, E channels of a head, n leaf nodes
+of the tree with c stations each, N nodes of a group.
 """
 
 import math
@@ -46,20 +46,20 @@ class GlobalArchitecture:
     """The sizes of the global forecaster; the defaults are the published ones, for 3,850 stations.
 
     Args:
-        tree: children of a node on each level, from the root. Their product is n, the number of leaves.
-        stations: c, stations of a leaf; consecutive stations of the data form a leaf.
+        tree: number of children of a node on each level, from the root. The product is n, the number of leaves.
+        stations: c, the number of stations of a leaf; consecutive stations of the data form a leaf.
         d_model: D, which is also the number of channels of the backbone's last map.
-        n_heads: heads of the correlations.
-        d_layers: layers of the decoder.
+        n_heads: number of heads of the correlations.
+        d_layers: number of layers of the decoder.
         d_ff: width of the feed-forward net in a layer.
-        moving_avg: time steps of the moving average that separates trend and season; an odd number.
+        moving_avg: length of the moving average that separates trend and season, an odd number of time steps.
         factor: int(factor * ln L) lags are taken in an auto-correlation, and ``factor`` lags in a cross-correlation.
-        tcn_layers: blocks of the causal net over the nodes.
-        dropout: of embeddings and decoder.
-        marks: calendar features of a time step.
-        coordinates: numbers that describe where a station is.
+        tcn_layers: number of blocks of the causal net over the nodes.
+        dropout: dropout probability of the embeddings and the decoder.
+        marks: number of calendar features of a time step.
+        coordinates: number of coordinates of a station.
         map_size: height and width of a node's map, whose product is seq_len * d_model; by default the shape closest to
-            a square, among those of multiples of 32 if there are any.
+            a square, if possible one whose sides are multiples of 32.
         memory: what the decoder reads: 'tokens', one for each place of the backbone's last map, or 'pooled', one vector
             for each node.
 
@@ -90,14 +90,16 @@ class GlobalArchitecture:
 
     @property
     def leaves(self) -> int:
-        """n, the number of leaf nodes."""
+        """The number of leaf nodes, n."""
         return math.prod(self.tree)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the sizes that a checkpoint holds as plain values."""
-        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**plain)
+        """Build the sizes from the plain values in a checkpoint, where tuples have become lists."""
+        sizes: dict[str, Any] = {}
+        for name, value in values.items():
+            sizes[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**sizes)
 
 
 PUBLISHED = GlobalArchitecture()
@@ -108,13 +110,13 @@ PUBLISHED = GlobalArchitecture()
 
 
 class SeriesDecomposition(nn.Module):
-    """Splits a series into trend, a moving average over time with repeated ends, and season, the rest.
+    """Splits a series into its trend, a moving average over time, and its season, the rest.
 
     Args:
-        kernel_size: time steps of the average.
+        kernel_size: number of time steps of the average; beyond both ends, it sees the first or the last value.
 
     Raises:
-        InputError: if the kernel has no middle.
+        InputError: if the number is even or below 1.
     """
 
     def __init__(self, kernel_size: int = 25) -> None:
@@ -124,14 +126,14 @@ class SeriesDecomposition(nn.Module):
         self.reach = kernel_size // 2
 
     def forward(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Season and trend, each (B, L, D); their sum is the input."""
+        """Return season and trend, each (B, L, D), whose sum is the input."""
         padded = F.pad(x_BLD.transpose(1, 2), (self.reach, self.reach), mode="replicate")
         trend = F.avg_pool1d(padded, 2 * self.reach + 1, stride=1).transpose(1, 2)
         return x_BLD - trend, trend
 
 
 class SeasonalNorm(nn.Module):
-    """LayerNorm, then minus the mean over time, so that the result has no level.
+    """LayerNorm, minus the mean over time, so that the result has no level.
 
     Args:
         dim: D.
@@ -142,23 +144,24 @@ class SeasonalNorm(nn.Module):
         self.layernorm = nn.LayerNorm(dim)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """(B, L, D) to the same shape."""
+        """Return the norm of (B, L, D), in the same shape."""
         y: Tensor = self.layernorm(x_BLD)
         return y - torch.mean(y, dim=1, keepdim=True)
 
 
-# A causal temporal convolutional network (TCN), which runs over the nodes of a tree instead of time
+# A causal temporal convolutional network (TCN), which here runs over the nodes of a group instead of time
 
 
 class CausalConv1d(nn.Conv1d):
-    """A convolution over its own and earlier places, whose weight is kept as a length g and a direction v.
+    """A convolution over a position and earlier ones, with weight normalization.
 
-    The names are those of torch's old ``weight_norm``: ``weight_g``, ``weight_v``.
+    The weight is stored as a length and a direction, with the names of torch's old ``weight_norm``: ``weight_g`` and
+    ``weight_v``.
 
     Args:
-        channels: of input and output.
-        kernel_size: number of places.
-        dilation: distance between them.
+        channels: number of channels of input and output.
+        kernel_size: number of positions under the kernel.
+        dilation: distance between these positions.
     """
 
     def __init__(self, channels: int, kernel_size: int, dilation: int) -> None:
@@ -169,7 +172,7 @@ class CausalConv1d(nn.Conv1d):
         self.weight_v = nn.Parameter(direction)
 
     def forward(self, x_BCN: Tensor) -> Tensor:
-        """(B, C, N) to the same shape."""
+        """Return the convolution of (B, C, N), in the same shape."""
         length = torch.linalg.vector_norm(self.weight_v, dim=(1, 2), keepdim=True)
         weight = self.weight_v * (self.weight_g / length)
         left = (self.kernel_size[0] - 1) * self.dilation[0]
@@ -183,7 +186,7 @@ class _CausalBlock(nn.Module):
         super().__init__()
         self.conv1 = CausalConv1d(channels, kernel_size, dilation)
         self.conv2 = CausalConv1d(channels, kernel_size, dilation)
-        # published checkpoints hold both convolutions a second time, as net.0 and net.4
+        # Published checkpoints hold both convolutions a second time, as net.0 and net.4.
         self.net = nn.Sequential(
             self.conv1,
             nn.Identity(),
@@ -200,13 +203,13 @@ class _CausalBlock(nn.Module):
 
 
 class CausalFusion(nn.Module):
-    """Residual blocks with dilations 1, 3, 9, ...
+    """Residual blocks over the nodes of a group, whose dilations are powers of the kernel size: 1, 3, 9, ...
 
     Args:
-        channels: of a node.
+        channels: number of channels of a node.
         layers: number of blocks.
-        kernel_size: nodes under a kernel.
-        dropout: after each convolution.
+        kernel_size: number of nodes under a kernel.
+        dropout: probability of the dropout after each convolution.
     """
 
     def __init__(self, channels: int, layers: int = 1, *, kernel_size: int = 3, dropout: float = 0.2) -> None:
@@ -215,7 +218,7 @@ class CausalFusion(nn.Module):
         self.network = nn.Sequential(*blocks)
 
     def forward(self, x_BCN: Tensor) -> Tensor:
-        """(B, C, N) to the same shape; node n depends on nodes up to n."""
+        """Return the nodes (B, C, N) in the same shape; a node depends on itself and those before it."""
         y: Tensor = self.network(x_BCN)
         return y
 
@@ -224,7 +227,7 @@ class CausalFusion(nn.Module):
 
 
 def lag_correlation(q: Tensor, k: Tensor) -> Tensor:
-    """Circular correlation r(tau) = sum over t of q(t + tau) k(t), by Fourier transform.
+    """Return the circular correlation r(tau) = sum over t of q(t + tau) k(t), computed by Fourier transforms.
 
     Args:
         q: (..., L).
@@ -238,11 +241,11 @@ def lag_correlation(q: Tensor, k: Tensor) -> Tensor:
 
 
 def shift_in_time(v: Tensor, lag: Tensor) -> Tensor:
-    """v((t + lag) mod L), where each series has a lag of its own.
+    """Return v((t + lag) mod L), with a lag of its own for each series.
 
     Args:
         v: (..., E, L).
-        lag: (...) int64 with the same leading dimensions; may be negative.
+        lag: (...) int64 with the same leading dimensions as ``v``; may be negative.
     """
     length = v.shape[-1]
     place = (torch.arange(length, device=v.device) + lag[..., None]) % length
@@ -250,7 +253,7 @@ def shift_in_time(v: Tensor, lag: Tensor) -> Tensor:
 
 
 class _Projections(nn.Module):
-    """Linear layers for query, key, value and output, and the split into heads."""
+    """Base of the correlations: linear layers for query, key, value and output, and the split into heads."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -265,8 +268,8 @@ class _Projections(nn.Module):
         self.out_projection = nn.Linear(dim, dim)
 
     def _project(self, x_BLD: Tensor, memory_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value (B, heads, E, L); a shorter memory is padded with zeros at its end, a longer one cut."""
-        missing = x_BLD.shape[1] - memory_BSD.shape[1]  # negative padding cuts
+        """Return query, key and value (B, heads, E, L); the memory is cut to L, or padded with zeros."""
+        missing = x_BLD.shape[1] - memory_BSD.shape[1]  # a negative number cuts
         key = F.pad(self.key_projection(memory_BSD), (0, 0, 0, missing))
         value = F.pad(self.value_projection(memory_BSD), (0, 0, 0, missing))
         parts = (self.query_projection(x_BLD), key, value)
@@ -275,14 +278,14 @@ class _Projections(nn.Module):
 
 
 class AutoCorrelation(_Projections):
-    """Attention over time lags (Autoformer, section 3.2): the best lags of a head, weighted by their correlation.
+    """Attention over time lags (Autoformer, section 3.2): a sum over the best lags, weighted by their correlation.
 
     A peak of r at tau says that q(t) agrees with k(t - tau). The published layer takes v(t + tau) nevertheless, and so
     does this one. :class:`CrossCorrelation` shifts in the other direction.
 
     Args:
         dim: D.
-        heads: groups of channels that share their lags.
+        heads: number of groups of channels that share their lags.
         factor: int(factor * ln L) lags are taken.
     """
 
@@ -291,7 +294,7 @@ class AutoCorrelation(_Projections):
         self.factor = factor
 
     def forward(self, x_BLD: Tensor, memory_BSD: Tensor) -> Tensor:
-        """(B, L, D) and its memory (B, S, D) to (B, L, D)."""
+        """Return (B, L, D) for queries (B, L, D) and their memory (B, S, D)."""
         q, k, v = self._project(x_BLD, memory_BSD)
         strength_BHL = lag_correlation(q, k).mean(dim=2)
         count = max(1, int(self.factor * math.log(strength_BHL.shape[-1])))
@@ -304,7 +307,7 @@ class AutoCorrelation(_Projections):
 
 
 class CrossCorrelation(_Projections):
-    """Exchange between the nodes of a group, in the order in which a wave would pass them.
+    """Lets the nodes of a group exchange what they know, in the order in which a wave would pass them.
 
     ::
 
@@ -314,11 +317,11 @@ class CrossCorrelation(_Projections):
 
     Args:
         dim: D.
-        heads: groups of channels that share their lags.
+        heads: number of groups of channels that share their lags.
         length: L.
-        factor: best lags of a node to take, and to average.
-        tcn_layers: residual blocks over the nodes.
-        dropout: in those blocks.
+        factor: number of best lags of a node, over which the answer is averaged.
+        tcn_layers: number of residual blocks over the nodes.
+        dropout: dropout probability in those blocks.
     """
 
     def __init__(
@@ -330,7 +333,13 @@ class CrossCorrelation(_Projections):
         self.inner_correlation = nn.ModuleDict({"causal_fusion": fusion})  # the published names have this level
 
     def forward(self, x_BLD: Tensor, memory_BSD: Tensor, nodes: int) -> Tensor:
-        """(B, L, D) and memory (B, S, D) to (B, L, D); B runs over the nodes of one group, then those of the next."""
+        """Return (B, L, D) for queries (B, L, D) and their memory (B, S, D).
+
+        Args:
+            x_BLD: queries; B runs over the nodes of the first group, then over those of the next.
+            memory_BSD: memory, in the same order.
+            nodes: number of nodes of a group.
+        """
         parts = self._project(x_BLD, memory_BSD)
         q, k, v = (part.unflatten(0, (-1, nodes)).transpose(1, 2) for part in parts)  # (groups, heads, N, E, L)
         strength = lag_correlation(q.mean(dim=2, keepdim=True), k).mean(dim=3)
@@ -342,7 +351,7 @@ class CrossCorrelation(_Projections):
         return self.out_projection(y)
 
     def _pass_on(self, v: Tensor, weight: Tensor, lag: Tensor) -> Tensor:
-        """(groups, heads, N, E, L), with weight and lag (groups, heads, N) of each node."""
+        """Return the answer of the nodes (groups, heads, N, E, L) for one weight and lag (groups, heads, N) of each."""
         aligned = shift_in_time(v, -lag) * weight.sigmoid()[..., None, None].to(v.dtype)
         series = aligned.flatten(-2)
 
@@ -359,12 +368,12 @@ class CrossCorrelation(_Projections):
 class MultiCorrelation(nn.Module):
     """Auto-correlation of each leaf, plus cross-correlation between the nodes on every level of the tree.
 
-    On each level, the series below a node are averaged, the nodes of each group exchange what they know, and the answer
-    goes to all leaves below. The levels share one layer, and their answers are averaged.
+    On each level, the series below a node are averaged, the nodes of each group exchange what they know, and the result
+    is added to all leaves below. The levels share one layer, and their results are averaged.
 
     Args:
         architecture: the sizes.
-        length: L of the queries.
+        length: L.
     """
 
     def __init__(self, architecture: GlobalArchitecture, length: int) -> None:
@@ -383,7 +392,7 @@ class MultiCorrelation(nn.Module):
         self.dropout = nn.Dropout(architecture.dropout)
 
     def forward(self, x_BLD: Tensor, memory_BSD: Tensor) -> Tensor:
-        """Series (samples x n, L, D) of all leaves and their memories to the same shape, sample by sample."""
+        """Return (B, L, D) for queries (B, L, D) and their memory; B runs over the n leaves of each sample."""
         leaf = self.dropout(self.auto_correlation(x_BLD, memory_BSD))
         tree = torch.zeros_like(leaf)
         leaves = math.prod(self.tree)
@@ -392,7 +401,9 @@ class MultiCorrelation(nn.Module):
             x = x_BLD.unflatten(0, (-1, below)).mean(dim=1)
             memory = memory_BSD.unflatten(0, (-1, below)).mean(dim=1)
             tree = tree + self.cross_correlation(x, memory, nodes).repeat_interleave(below, dim=0)
-        return self.dropout(leaf) + self.dropout(tree / len(self.tree))  # the leaf is dropped twice, as published
+
+        # As in the published code, the part of the leaves gets dropout twice.
+        return self.dropout(leaf) + self.dropout(tree / len(self.tree))
 
 
 # Embedding and decoder
@@ -403,7 +414,7 @@ def _circular(inputs: int, outputs: int) -> nn.Conv1d:
 
 
 class NodeEmbedding(nn.Module):
-    """Tokens of a node: the sum of its stations' values over time, the calendar, and the places of its stations.
+    """Embeds each time step of a node as the sum of three parts: its values, the calendar, and its stations' places.
 
     Args:
         architecture: the sizes.
@@ -423,12 +434,12 @@ class NodeEmbedding(nn.Module):
         self.dropout = nn.Dropout(architecture.dropout)
 
     def forward(self, x_BnLc: Tensor, marks_BLM: Tensor, places_nK: Tensor) -> Tensor:
-        """Values, calendar and standardized coordinates to tokens (B, n, L, D).
+        """Return tokens (B, n, L, D).
 
         Args:
             x_BnLc: normalized values of the stations of each node.
             marks_BLM: calendar features in [-0.5, 0.5], the same for all nodes.
-            places_nK: coordinates of the c stations of each node, one station after the other.
+            places_nK: standardized coordinates of the c stations of each node, one station after the other.
         """
         values: Tensor = self.value_embedding["tokenConv"](x_BnLc.flatten(0, 1).transpose(1, 2)).transpose(1, 2)
         calendar: Tensor = self.temporal_embedding["embed"](marks_BLM)
@@ -463,7 +474,7 @@ class CorrformerLayer(nn.Module):
         self.dropout = nn.Dropout(architecture.dropout)
 
     def forward(self, s_BLD: Tensor, memory_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Season (B, L, D) and the increment of the trend (B, L, c); B runs over samples and nodes."""
+        """Return the season (B, L, D) and the increment of the trend (B, L, c); B runs over samples and leaves."""
         s_BLD, first = self.decomposition(s_BLD + self.multi_correlation(s_BLD, s_BLD))
         s_BLD, second = self.decomposition(s_BLD + self.cross_multi_correlation(s_BLD, memory_BSD))
         hidden = self.dropout(F.gelu(self.conv1(s_BLD.transpose(1, 2))))
@@ -472,7 +483,7 @@ class CorrformerLayer(nn.Module):
 
 
 class Corrformer(nn.Module):
-    """The decoder: layers that refine season and trend, and a projection of the season to the stations.
+    """The decoder: layers that refine season and trend, and a projection of the season onto the stations.
 
     Args:
         architecture: the sizes.
@@ -486,7 +497,7 @@ class Corrformer(nn.Module):
         self.projection = nn.Linear(architecture.d_model, architecture.stations)
 
     def forward(self, tokens_BLD: Tensor, memory_BSD: Tensor, trend_BLc: Tensor) -> Tensor:
-        """Tokens of the season, memory and first trend of each node to values (B, L, c)."""
+        """Return values (B, L, c) from the tokens of the season, the memory and the first trend of each leaf."""
         for layer in self.layers:
             tokens_BLD, increment = layer(tokens_BLD, memory_BSD)
             trend_BLc = trend_BLc + increment

@@ -1,4 +1,4 @@
-"""Data modules of series: windows of history and horizon, splits in time, and what follows the last row.
+"""The base of all data modules of series: windows of history and horizon, splits in time, and prediction.
 
 Shapes: L steps of history, T steps of the horizon, C channels, M calendar features.
 """
@@ -25,6 +25,7 @@ __all__ = [
     "SeriesSpec",
     "WindowDataModule",
     "Windows",
+    "float_rows",
     "numbered_channels",
     "split_rows",
 ]
@@ -34,7 +35,7 @@ Split = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class SeriesSpec(DataSpec):
-    """What a forecaster must know of its series.
+    """What a forecaster must know about its series.
 
     Attributes:
         channels: C names, in the order of the columns.
@@ -60,17 +61,17 @@ class SeriesSpec(DataSpec):
 
 
 def numbered_channels(count: int) -> tuple[str, ...]:
-    """Channel names for a model whose data are not known: 'channel_0', 'channel_1', ..."""
+    """Return the channel names 'channel_0', 'channel_1', ... for a model whose data are not known."""
     return tuple(f"channel_{i}" for i in range(count))
 
 
 class MarkedHistory(NamedTuple):
-    """A history with calendar features: the inputs of the global forecaster, of one sample or of a batch.
+    """A history with its calendar features: the inputs of the global forecaster, for one sample or a batch.
 
     Attributes:
-        history: (..., L, C).
-        marks: (..., L, M), the features of its steps.
-        marks_ahead: (..., label_len + T, M), the features of its last steps and of the steps to come.
+        history: values (..., L, C).
+        marks: features (..., L, M) of the steps of the history.
+        marks_ahead: features (..., label_len + T, M) of the last steps of the history and of the steps to come.
     """
 
     history: Tensor
@@ -83,15 +84,15 @@ class Windows(Dataset[tuple[Any, Tensor]]):
 
     They are float32, or float64 if the type of the rows is wider than float32.
 
-    With calendar features, the history of a sample is a :class:`MarkedHistory`. Its features ahead begin ``label_len``
-    steps before the horizon, where Corrformer's decoder begins.
+    With calendar features, the first element is a :class:`MarkedHistory`. Its ``marks_ahead`` begin ``label_len`` steps
+    before the horizon, where Corrformer's decoder begins.
 
     Args:
         values_TC: rows of any numeric type; the array may lie on disk.
         seq_len: L.
         pred_len: T.
-        marks_TM: calendar features of each row.
-        label_len: last steps of the history that the features ahead cover too.
+        marks_TM: calendar features of each row, if the model needs them.
+        label_len: number of last steps of the history that ``marks_ahead`` covers too.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Windows(Dataset[tuple[Any, Tensor]]):
         return max(0, len(self.values) - self.seq_len - self.pred_len + 1)
 
     def __getitem__(self, index: int) -> tuple[Any, Tensor]:
-        """The window that begins at a row."""
+        """Return the window that begins at a row."""
         middle = index + self.seq_len
         end = middle + self.pred_len
         rows = torch.from_numpy(float_rows(self.values[index:end]))
@@ -122,6 +123,7 @@ class Windows(Dataset[tuple[Any, Tensor]]):
         horizon = rows[self.seq_len :]
         if self.marks is None:
             return history, horizon
+
         marks = self.marks[index:middle]
         marks_ahead = self.marks[middle - self.label_len : end]
         return MarkedHistory(history, marks, marks_ahead), horizon
@@ -133,7 +135,7 @@ def float_rows(values_TC: np.ndarray) -> np.ndarray:
 
 
 def collate_windows(samples: list[tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Stack windows to a batch; the names of the steps ahead, which prediction has as targets, stay a list."""
+    """Collate windows; in prediction, the targets are the names of the steps to come, which stay a list."""
     inputs = [raw for raw, _ in samples]
     raw: Any
     if isinstance(inputs[0], MarkedHistory):
@@ -155,7 +157,7 @@ class WindowDataModule(DataModule):
     Args:
         seq_len: steps of history.
         pred_len: steps to forecast.
-        period: steps of a season, such as 24 hours: a row of the map, and what the seasonal baseline repeats.
+        period: steps of a season, such as 24 hours; one row of the map, and what the seasonal baseline repeats.
         batch_size: windows for each process and step.
         num_workers: processes that load data, for each training process; 0 loads in the training process.
         drop_last: leave out the incomplete last training batch.
@@ -185,23 +187,23 @@ class WindowDataModule(DataModule):
         self._windows: tuple[Windows, Windows, Windows] | None = None
 
     def windows(self) -> tuple[Windows, Windows, Windows]:
-        """Return the windows of the training, validation and test rows.
+        """Return the windows of the training, validation and test rows; :meth:`read_windows` calls this once.
 
         Raises:
-            MissingError: if the data are not there.
-            InputError: if they cannot be used.
+            MissingError: if the data are missing.
+            InputError: if the data cannot be used.
         """
         raise NotImplementedError
 
     def continuations(self) -> list[tuple[Any, list[dict[str, Any]]]]:
-        """Return what ``predict`` continues: inputs of the model, and the names of the T steps that follow.
+        """Return the samples of ``predict``: inputs of the model, and the names of the T steps that follow.
 
-        A step is named by the first columns of its row in ``predictions.csv``, as in ``{"date": "2024-01-01"}``.
+        The name of a step holds the first columns of its row in ``predictions.csv``, as in ``{"date": "2024-01-01"}``.
         """
         raise NotImplementedError
 
     def read_windows(self) -> tuple[Windows, Windows, Windows]:
-        """Return the windows of all splits, read at the first call and kept."""
+        """Return the windows of all splits, which are read at the first call."""
         if self._windows is None:
             self._windows = self.windows()
         return self._windows
@@ -211,17 +213,27 @@ class WindowDataModule(DataModule):
         return self.read_windows()[0].values
 
     def check_data(self) -> None:
-        """Read the data, so that faults show before training starts."""
+        """Read the data, so that errors show before training starts."""
         self.read_windows()
 
     def setup(self, stage: str | None = None) -> None:
         """Fill all splits."""
-        self.train_set, self.val_set, self.test_set = self.read_windows()
+        train, val, test = self.read_windows()
+        self.train_set = train
+        self.val_set = val
+        self.test_set = test
         self.predict_set = self.continuations()  # type: ignore[assignment]
 
 
 class _Source(NamedTuple):
-    """The last rows of a series to continue, the names of the steps that follow, and of the channels if known."""
+    """A series to continue.
+
+    Attributes:
+        name: of the file, or of the array.
+        history: the last rows (L, C).
+        steps: names of the steps that follow, see :meth:`WindowDataModule.continuations`.
+        channels: names of the channels; empty for an array.
+    """
 
     name: str
     history: Tensor
@@ -230,25 +242,23 @@ class _Source(NamedTuple):
 
 
 class SeriesDataModule(WindowDataModule):
-    """Base of the data modules of one table; a data set says in :meth:`read` where the table comes from.
+    """Base of the data modules of a single series, which a data set returns in :meth:`read`.
 
     Validation and test windows take their history from the rows before their split, so that every row of a split is
-    forecast. ``predict`` continues the table, or other files, after the last row.
+    forecast. ``predict`` continues the series, or the files that it is given, after the last row.
 
     Args:
-        split: shares of the rows for training, validation and test, or their numbers; in the order of time.
+        split: shares or numbers of the rows for training, validation and test, one after the other.
         fill: how missing values are filled: 'previous' or 'linear'; None refuses them.
         in_order: take the rows of a file in order as regular steps, whatever their dates, as the field's long-term
             protocols do.
-        predict_path: a CSV file, or a folder of them, to continue in ``predict``; by default the table itself.
+        predict_path: a CSV file, or a folder of them, to continue in ``predict``; by default the series itself.
         date: name of the date column of a file.
         kwargs: arguments of :class:`WindowDataModule`.
-
-    Attributes:
-        columns: columns of a file to read, in this order; None for all but the date.
     """
 
     columns: Sequence[str] | None = None
+    """Columns of a file to read, in this order; None for all but the date."""
 
     def __init__(
         self,
@@ -271,7 +281,7 @@ class SeriesDataModule(WindowDataModule):
 
     @classmethod
     def from_spec(cls, spec: SeriesSpec, *, batch_size: int, num_workers: int) -> Self:
-        """Return a data module that reads files as a model with this spec needs them, for prediction."""
+        """Build a data module that reads files as a model with this spec needs them."""
         data = cls(
             seq_len=spec.seq_len,
             pred_len=spec.pred_len,
@@ -287,18 +297,28 @@ class SeriesDataModule(WindowDataModule):
         return data
 
     def read(self) -> Series:
-        """Return the whole series.
+        """Return the whole series; :meth:`read_series` calls this once.
 
         Raises:
-            MissingError: if it is not there.
-            InputError: if it cannot be used.
+            MissingError: if the data are missing.
+            InputError: if the data cannot be used.
         """
         raise NotImplementedError
 
-    # What a model must know of the data
+    def read_file(self, path: Path) -> Series:
+        """Read a CSV file with the options of this data module; see :func:`timeseries.files.read_series`."""
+        return read_series(
+            path,
+            date=self.date,
+            channels=self.columns,
+            fill=self.fill,
+            in_order=self.in_order,
+        )
+
+    # What a model must know about the data
 
     def settings(self) -> SeriesSpec:
-        """Return the options of this data module; the names of the channels only if they are given."""
+        """Return the options of this data module; without channels, unless their names are an option too."""
         return SeriesSpec(
             channels=tuple(self.columns or ()),
             seq_len=self.seq_len,
@@ -310,9 +330,9 @@ class SeriesDataModule(WindowDataModule):
         )
 
     def spec(self) -> SeriesSpec:
-        """Return the settings with the names of the channels, and mean and standard deviation of the training rows.
+        """Return the settings with the names of the channels, and their statistics over the training rows.
 
-        The standard deviation is divided by the number of rows, as the field's benchmarks have it.
+        The variance divides by the number of rows, as in the field's benchmarks.
         """
         train = torch.from_numpy(self.training_rows()).double()
         return replace(
@@ -338,25 +358,31 @@ class SeriesDataModule(WindowDataModule):
     # The splits
 
     def read_series(self) -> Series:
-        """Return the series, read at the first call and kept."""
+        """Return the series, which is read at the first call."""
         if self._series is None:
             self._series = self.read()
         return self._series
 
     def windows(self) -> tuple[Windows, Windows, Windows]:
-        """Return the windows of the rows of each split, with the history that the first window of each needs."""
+        """Return the windows of each split; those of validation and test begin ``seq_len`` rows before their split."""
         series = self.read_series()
         train, val, test = self._split(series)
         values = series.values.numpy()
-        history = self.seq_len
+
         training = values[:train]
         constant = [series.channels[i] for i in np.flatnonzero(_never_changes(training))]
         if constant:
-            raise InputError(f"the training rows of {listed(constant)} never change; leave out constant channels")
+            raise InputError(
+                f"the training rows of {listed(constant)} never change; leave constant channels out with "
+                "--data.channels"
+            )
+
+        first_val = train - self.seq_len
+        first_test = train + val - self.seq_len
         return (
             Windows(training, self.seq_len, self.pred_len),
-            Windows(values[train - history : train + val], self.seq_len, self.pred_len),
-            Windows(values[train + val - history : train + val + test], self.seq_len, self.pred_len),
+            Windows(values[first_val : train + val], self.seq_len, self.pred_len),
+            Windows(values[first_test : train + val + test], self.seq_len, self.pred_len),
         )
 
     def _split(self, series: Series) -> tuple[int, int, int]:
@@ -375,15 +401,15 @@ class SeriesDataModule(WindowDataModule):
 
     @property
     def predicts_files(self) -> bool:
-        """Whether ``predict`` reads ``predict_path``."""
+        """Whether this is a run of ``predict`` with a ``predict_path``."""
         return self.predict_path is not None and self.trainer is not None and bool(self.trainer.predicting)
 
     def check_data(self) -> None:
-        """Read the file to continue, or the whole series, so that faults show before training starts.
+        """Read the files to continue, or the whole series, so that errors show before the run starts.
 
         Raises:
-            MissingError: if it is not there.
-            InputError: if it cannot be used.
+            MissingError: if the data are missing.
+            InputError: if the data cannot be used.
         """
         if self.predicts_files:
             self.use_sources(self.predict_path)
@@ -391,21 +417,22 @@ class SeriesDataModule(WindowDataModule):
             super().check_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Fill all splits; for ``predict`` with a path, read only the files that it names."""
+        """Fill all splits; for ``predict`` with a path, read only the files there."""
         if stage == "predict" and self.predict_path is not None:
             self.use_sources(self.predict_path)
         else:
             super().setup(stage)
 
     def use_sources(self, given: Any) -> None:
-        """Continue files, folders of files, or arrays of at least ``seq_len`` rows, in place of ``predict_path``.
+        """Set what ``predict`` continues, in place of ``predict_path``.
 
         Args:
-            given: a path, an array (rows, C) in the units of the files, or a list of these.
+            given: a file, a folder of files, an array (rows, C) in the units of the files, or a list of these. Each
+                series needs at least ``seq_len`` rows.
 
         Raises:
             MissingError: if there is no such file.
-            InputError: if something cannot be read or is too short.
+            InputError: if a file or an array cannot be used.
         """
         self._sources = []
         for item in given if isinstance(given, list | tuple) else [given]:
@@ -416,7 +443,7 @@ class SeriesDataModule(WindowDataModule):
         self.predict_set = self.continuations()  # type: ignore[assignment]
 
     def continuations(self) -> list[tuple[Any, list[dict[str, Any]]]]:
-        """The last rows of each source; where there are several, the first column of their rows names the source."""
+        """Return the last rows of each series; with several of them, the steps are named by their file too."""
         sources = self._sources
         if sources is None:
             sources = [self._series_source(self.read_series(), "the series")]
@@ -438,19 +465,7 @@ class SeriesDataModule(WindowDataModule):
         files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
         if not files:
             raise MissingError(f"there is no CSV file in {path}")
-        return [
-            self._series_source(
-                read_series(
-                    file,
-                    date=self.date,
-                    channels=self.columns,
-                    fill=self.fill,
-                    in_order=self.in_order,
-                ),
-                str(file),
-            )
-            for file in files
-        ]
+        return [self._series_source(self.read_file(file), str(file)) for file in files]
 
     def _series_source(self, series: Series, name: str) -> _Source:
         self._check_rows(len(series), name)
@@ -465,7 +480,7 @@ class SeriesDataModule(WindowDataModule):
         if values.ndim != 2 or not values.isfinite().all():
             raise InputError(f"{name} is {tuple(values.shape)}; expected (rows, channels), all finite")
         self._check_rows(len(values), name)
-        steps = [{"step": i + 1} for i in range(self.pred_len)]
+        steps = [{"step": i + 1} for i in range(self.pred_len)]  # an array has no dates
         return _Source(name, narrowed(values)[-self.seq_len :], steps, [])
 
     def _check_rows(self, rows: int, name: str) -> None:
@@ -482,12 +497,12 @@ def _never_changes(values_TC: np.ndarray) -> np.ndarray:
 
 
 def split_rows(rows: int, split: Sequence[float]) -> tuple[int, int, int]:
-    """Numbers of rows for training, validation and test, one after the other.
+    """Return the numbers of rows for training, validation and test, one after the other.
 
     Args:
-        rows: of the series.
-        split: three numbers of rows, which may leave the end unused, or three shares that add up to 1. Of shares,
-            training and test are rounded down and validation gets the rest, as in the field's benchmarks.
+        rows: number of rows of the series.
+        split: three numbers of rows, which may leave rows at the end unused, or three shares that add up to 1. The
+            shares of training and test are rounded down, and validation gets the rest, as in the field's benchmarks.
 
     Raises:
         InputError: if that is not possible.

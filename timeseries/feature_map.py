@@ -1,4 +1,4 @@
-"""Series to 2D maps: the feature map of the forecasters, and the plain functions that it is made of.
+"""The feature map of the forecasters, which turns series into 2D maps, and the functions that it is made of.
 
 Shapes: B windows, L steps of history, T steps of the horizon, C channels, Q quantiles, G channels of one map.
 """
@@ -40,30 +40,31 @@ class Level(NamedTuple):
 
 
 class SeriesMap(FeatureMap):
-    """Histories in the units of the file to maps.
+    """Turns histories in the units of the file into maps.
 
     ::
 
         x ── standardize ── take the window's level out ── z ──┬── fold by period, enlarge ──┬── map
                                                                └── embed each step ──────────┘
 
-    The layout 'fold' gives each channel a map of its own with one row for each period, so that a kernel sees the same
-    hour of other days above and below, and neighboring hours beside it. The layout 'embed' is the papers': each step
+    The layout 'fold' gives each channel a map of its own with one row for each period. A kernel then sees the same hour
+    of other days above and below, and neighboring hours beside it. The layout 'embed' is that of the papers: each step
     becomes a token of D numbers, and the tokens (L, D) are read row by row as one map.
 
     Args:
         channels: C.
         seq_len: L.
-        period: steps in a row of the folded map.
+        period: number of steps in a row of the folded map.
         layout: 'fold' or 'embed'.
         enlarge: factor by which height and width of the folded map grow, because a backbone's stem shrinks the map.
-        embed_dim: D of the layout 'embed'.
-        group: G, the number of neighboring channels in one map: 1 for channels that are read independently, C for all.
-        normalize: the level that is taken out of a window: 'none', its 'mean', its 'last' value, or its mean and
-            standard deviation followed by a learned affine map ('revin', Kim et al., ICLR 2022).
+        embed_dim: D, for the layout 'embed'.
+        group: G, the number of neighboring channels in one map: 1 reads the channels independently, C all together.
+        normalize: the level that is taken out of each window: 'none', its 'mean', its 'last' value, or 'revin' for its
+            mean and standard deviation, with a learned affine map (Kim et al., ICLR 2022).
 
     Attributes:
-        in_chans: input channels that the backbone needs: G, or 1 for the layout 'embed'.
+        in_chans: number of channels of the maps: G, or 1 for the layout 'embed'.
+        map_size: height and width of the maps of the layout 'embed'.
 
     Raises:
         InputError: if a number is below 1, or C is not a multiple of G.
@@ -133,12 +134,15 @@ class SeriesMap(FeatureMap):
         self.std.copy_(torch.as_tensor(std))
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        """Histories (B, L, C) in the units of the file to float32 maps (B C / G, G, H, W), or (B C / G, 1, H, W)."""
+        """Return float32 maps (B C / G, in_chans, H, W) of histories (B, L, C) in the units of the file."""
         z_BLC, _ = self.standardize(x_BLC)
         return self.to_maps(z_BLC)
 
     def standardize(self, x_BLC: Tensor) -> tuple[Tensor, Level]:
-        """Histories in the units of the file to standardized ones without their level, and that level.
+        """Standardize histories (B, L, C) and take their level out.
+
+        Returns:
+            The standardized histories (B, L, C) without their level, float32, and that level.
 
         Raises:
             InputError: if the histories have another length or number of channels than the model.
@@ -147,8 +151,7 @@ class SeriesMap(FeatureMap):
             raise InputError(
                 f"the history is {tuple(x_BLC.shape)}; the model was built for (B, {self.seq_len}, {self.channels})"
             )
-        x_BLC = x_BLC if x_BLC.is_floating_point() else x_BLC.double()
-        dtype = torch.promote_types(x_BLC.dtype, torch.float32)
+        dtype = torch.float32 if x_BLC.dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float64
 
         # Center before the cast to float32, which would round away how a channel changes far from zero.
         z = ((x_BLC.to(dtype) - self.mean).float() - self.mean_remainder) / self.std
@@ -168,7 +171,7 @@ class SeriesMap(FeatureMap):
         return y.to(level.dtype) + self.mean[:, None]
 
     def to_maps(self, z_BLC: Tensor) -> Tensor:
-        """Standardized histories (B, L, C) to maps."""
+        """Return the maps of standardized histories (B, L, C)."""
         x = z_BLC.transpose(1, 2).reshape(-1, self.group, self.seq_len)
         if self.embedding is not None:
             tokens = self.embedding(x.to(self.embedding.weight.dtype)).transpose(1, 2)
@@ -195,7 +198,7 @@ class SeriesMap(FeatureMap):
 
 
 def fold_by_period(x_BCL: Tensor, period: int) -> Tensor:
-    """Write a series in rows of one period, so that steps which are a period apart lie above each other.
+    """Write a series in rows of one period, so that steps that are a period apart stand above each other.
 
     ::
 
@@ -205,11 +208,11 @@ def fold_by_period(x_BCL: Tensor, period: int) -> Tensor:
 
     Args:
         x_BCL: (B, C, L).
-        period: P, time steps in a row.
+        period: P, the number of steps in a row.
 
     Returns:
-        (B, C, ceil(L / P), P). The last row ends with the last step; where L is not a multiple of P, the first value is
-        repeated in front.
+        (B, C, ceil(L / P), P). The last row ends with the last step. If L is not a multiple of P, the first value is
+        repeated at the beginning.
 
     Example:
         >>> fold_by_period(torch.arange(8.0).view(1, 1, 8), 3)[0, 0].tolist()
@@ -285,13 +288,13 @@ def _power_over_red_noise(z_TC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def map_shape(length: int, dim: int, wanted: Sequence[int] | None = None) -> tuple[int, int]:
-    """Height and width of the map that ``length`` tokens of ``dim`` numbers form when they are read row by row.
+    """Return height and width of the map that ``length`` tokens of ``dim`` numbers form when read row by row.
 
     Args:
         length: L.
         dim: D.
-        wanted: (H, W), which is checked and returned. By default the shape closest to a square is taken, among those of
-            multiples of 32 if there are any.
+        wanted: (H, W), which is checked and returned. By default, the shape closest to a square is chosen, if possible
+            one whose sides are multiples of 32.
 
     Raises:
         InputError: if H W is not L D.
@@ -305,6 +308,7 @@ def map_shape(length: int, dim: int, wanted: Sequence[int] | None = None) -> tup
         if len(wanted) != 2 or min(wanted) < 1 or wanted[0] * wanted[1] != area:
             raise InputError(f"a map of {tuple(wanted)} does not hold {length} x {dim} = {area} values; choose another")
         return wanted[0], wanted[1]
+
     sides = [height for height in range(1, math.isqrt(area) + 1) if area % height == 0]
     multiples = [height for height in sides if height % 32 == 0 and area // height % 32 == 0]
     height = (multiples or sides)[-1]
@@ -312,7 +316,7 @@ def map_shape(length: int, dim: int, wanted: Sequence[int] | None = None) -> tup
 
 
 def time_marks(times: Any) -> Tensor:
-    """Calendar features of timestamps: hour, weekday, day of the month, day of the year.
+    """Return calendar features of timestamps: hour, day of the week, day of the month and day of the year.
 
     Args:
         times: a ``pandas.DatetimeIndex`` of length T.
@@ -326,5 +330,5 @@ def time_marks(times: Any) -> Tensor:
         (times.day - 1) / 30,
         (times.day_of_year - 1) / 365,
     )
-    columns = [torch.as_tensor(feature.to_numpy(dtype="float64", copy=True)) - 0.5 for feature in features]
-    return torch.stack(columns, dim=1).float()
+    columns = [torch.from_numpy(feature.to_numpy(dtype="float64", copy=True)) for feature in features]
+    return (torch.stack(columns, dim=1) - 0.5).float()

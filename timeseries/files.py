@@ -1,4 +1,4 @@
-"""Series on disk: CSV files with a date column. What could be read in a wrong way without a word is refused by name."""
+"""Reading series from CSV files with a date column; the errors name the file, and the row or the column."""
 
 import math
 import re
@@ -19,9 +19,9 @@ __all__ = ["Fill", "Series", "as_series", "narrowed", "read_dates", "read_series
 
 Fill = Literal["previous", "linear"]
 _DECIMALS = {",": ".", ";": ",.", "\t": ".,"}
-"""Separators of columns, and the decimal signs that may go with each, the usual one first."""
+"""Decimal signs that may go with each separator of columns, the usual one first."""
 _DATE_FORMATS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d"}
-"""Formats of dates that are whole numbers, by the number of digits. Pandas would count nanoseconds since 1970."""
+"""Formats of dates that are whole numbers, by the number of digits; pandas would read them as nanoseconds."""
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _LARGEST = torch.finfo(torch.float32).max
 _WANTED = "YYYY-MM-DD HH:MM:SS"
@@ -33,8 +33,8 @@ class Series:
 
     Attributes:
         values: (T, C) in the units of the file, without gaps; see :func:`narrowed` for the dtype.
-        times: ``pandas.DatetimeIndex`` of length T, rising in steps of ``step`` unless rows were taken in order.
-        step: the pandas offset between two timestamps.
+        times: ``pandas.DatetimeIndex`` of length T; regular, unless the rows were taken in order.
+        step: pandas offset from one timestamp to the next.
         channels: C names.
     """
 
@@ -48,7 +48,7 @@ class Series:
         return len(self.values)
 
     def ahead(self, steps: int) -> Any:
-        """Return the timestamps of the next ``steps`` steps after the last one."""
+        """Return the timestamps of the ``steps`` steps after the last row."""
         return pd.date_range(self.times[-1], periods=steps + 1, freq=self.step)[1:]
 
 
@@ -62,13 +62,14 @@ def read_series(
 ) -> Series:
     """Read a CSV file with one row for each time step: a date column, and numbers in all other columns.
 
-    Columns are separated by commas, semicolons or tabs. With the latter two, decimal commas are read too.
+    Columns are separated by commas, semicolons or tabs. With semicolons and tabs, decimal commas are read too.
 
     Args:
         path: the file, in UTF-8.
-        date: name of the date column. Dates are text in any one format that pandas parses, or whole numbers of the form
-            YYYY, YYYYMM or YYYYMMDD. Text with several offsets from UTC, as where clocks change, is converted to UTC.
-        channels: columns to read, in this order; by default all others.
+        date: name of the date column. Dates are text in a single format that pandas parses, or whole numbers of the
+            form YYYY, YYYYMM or YYYYMMDD. Text with several offsets from UTC, as where clocks change, is converted to
+            UTC.
+        channels: columns to read, in this order; by default all but the date.
         fill: how missing values and missing rows are filled: with the value before ('previous'), or on a line between
             the neighbors ('linear'). The number of filled values is printed. None refuses them.
         in_order: take the rows in the order of the file as regular steps, whatever their dates.
@@ -78,7 +79,9 @@ def read_series(
         InputError: if the file is not such a table, or its dates are not regular.
     """
     if not path.is_file():
-        raise MissingError(f"there is no series {path}; expected a CSV file with a column {date!r} and one a channel")
+        raise MissingError(
+            f"there is no series {path}; expected a CSV file with a column {date!r} and a column for each channel"
+        )
     try:
         table = _read_table(path, date)
     except ValueError as error:  # the errors of pandas' parser and of UTF-8 are ValueErrors
@@ -92,37 +95,39 @@ def read_series(
     if absent:
         raise InputError(f"{path} has no channel {listed(absent)}; it has {listed(table.columns.drop(date))}")
 
-    nameless = [i for i, name in enumerate(table.columns) if name == f"Unnamed: {i}" != date]  # pandas' name for none
-    if nameless and not channels:
+    # Pandas gives columns without a name the name 'Unnamed: NUMBER'.
+    unnamed = [i for i, name in enumerate(table.columns) if name == f"Unnamed: {i}" and name != date]
+    if unnamed and not channels:
         raise InputError(
-            f"{path}: column {nameless[0] + 1} has no name, as where pandas has written row numbers; leave it out with "
+            f"{path}: column {unnamed[0] + 1} has no name, as when pandas writes row numbers; leave it out with "
             "--data.channels, or write the file with index=False"
         )
 
     times = read_dates(table[date], str(path))
     values = table[list(channels)] if channels else table.drop(columns=date)
     if not len(values.columns):
-        raise InputError(f"{path} has no column beside {date!r}; expected one column of numbers for each channel")
+        raise InputError(f"{path} has no column besides {date!r}; expected a column of numbers for each channel")
     text = _text_columns(values)
     if text:
-        raise InputError(f"{path}: {listed(text)} holds no numbers; name the channels that do with --data.channels")
+        raise InputError(f"{path}: {listed(text)} holds no numbers; name the columns that do with --data.channels")
     return as_series(values.set_axis(times, axis=0), str(path), fill=fill, in_order=in_order)
 
 
 def _read_table(path: Path, date: str) -> Any:
     """Read all columns with the separator and the decimal sign that fit the file."""
-    headers = {
-        separator: pd.read_csv(path, sep=separator, nrows=0, skipinitialspace=True).columns for separator in _DECIMALS
-    }
-    # a name may hold another separator, as in 'date;Temperature, °C'
+    headers = {}
+    for separator in _DECIMALS:
+        headers[separator] = pd.read_csv(path, sep=separator, nrows=0, skipinitialspace=True).columns
+
+    # A name may hold another separator, as in 'date;Temperature, °C', so that the name of the date column decides.
     separator = max(headers, key=lambda sign: (date in headers[sign], len(headers[sign])))
-    usual, other = _DECIMALS[separator][0], _DECIMALS[separator][-1]
-    table = _read_columns(path, separator, usual)
+    decimal = _DECIMALS[separator][0]
+    table = _read_columns(path, separator, decimal)
     if separator == ",":
         return table
 
-    decimal = usual
     if set(_text_columns(table)) - {date}:
+        other = _DECIMALS[separator][1]
         second = _read_columns(path, separator, other)
         if set(_text_columns(second)) < set(_text_columns(table)):
             table = second
@@ -157,7 +162,7 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None, in_order: boo
 
     Args:
         table: one row for each time step, one column for each channel.
-        where: what the table is called in messages.
+        where: name of the table in messages.
         fill: as for :func:`read_series`.
         in_order: as for :func:`read_series`.
 
@@ -166,6 +171,7 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None, in_order: boo
     """
     if fill not in (None, "previous", "linear"):
         raise InputError(f"fill={fill!r}; expected 'previous', 'linear', or none to refuse gaps")
+
     if in_order:
         step = _step_in_order(table.index, where)
     else:
@@ -177,7 +183,7 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None, in_order: boo
     if len(infinite):
         raise InputError(
             f"{where} holds infinity in {listed(infinite)}, or numbers beyond {_LARGEST:.1e}, which float32 cannot "
-            "hold; correct it"
+            "hold; correct the file, or leave the channels out with --data.channels"
         )
 
     missing = table.isna().sum()
@@ -218,6 +224,7 @@ def narrowed(values_TC: Tensor) -> Tensor:
 
 
 def _with_all_rows(table: Any, step: Any, where: str, fill: Fill | None) -> Any:
+    """Return the table with a row for each step; those that were missing hold NaN."""
     every = pd.date_range(table.index[0], table.index[-1], freq=step)
     absent = every.difference(table.index)
     if not len(absent):
@@ -236,11 +243,11 @@ def read_dates(column: Any, where: str) -> Any:
 
     Args:
         column: ``pandas.Series`` of text in any one format that pandas parses, or of the numbers YYYY, YYYYMM,
-            YYYYMMDD. 01/02/2024 is January 2nd, and 01.02.2024 is February 1st, as where dots are written.
-        where: what the table is called in messages.
+            YYYYMMDD. 01/02/2024 is January 2nd, and 01.02.2024 is February 1st, as in countries that write dots.
+        where: name of the table in messages.
 
     Raises:
-        InputError: if a row is no date; the message names the first one.
+        InputError: if a row holds no date; the message names the first one.
     """
     if pd.api.types.is_numeric_dtype(column) and column.notna().any():
         times = _dates_from_numbers(column, where)
@@ -259,8 +266,8 @@ def _dates_from_numbers(column: Any, where: str) -> Any:
     digits = f"{first:.0f}" if float(first).is_integer() else ""
     if len(digits) not in _DATE_FORMATS or not digits.isdigit():
         raise InputError(
-            f"{where} has numbers as dates, the first {first}; of numbers, years (YYYY), months (YYYYMM) and days "
-            f"(YYYYMMDD) are read: write all others as {_WANTED}"
+            f"{where} has numbers as dates, the first {first}; expected years (YYYY), months (YYYYMM) or days "
+            f"(YYYYMMDD): write all other dates as {_WANTED}"
         )
     text = column.map(lambda number: f"{number:.0f}" if float(number).is_integer() else "")
     same_length = text.where(text.str.len() == len(digits))
@@ -277,7 +284,7 @@ def _dates_from_text(column: Any, where: str) -> Any:
             if pd.api.types.is_datetime64_any_dtype(times):
                 return times
         except ValueError:
-            pass
+            pass  # several offsets from UTC
         times = pd.to_datetime(column, errors="coerce", utc=True, dayfirst=day_first)
     rank_zero_info(f"{where}: the dates have several offsets from UTC, as where clocks change; they are read as UTC")
     return times
@@ -288,29 +295,31 @@ def regular_step(times: Any, where: str) -> Any:
 
     Args:
         times: a ``pandas.DatetimeIndex``.
-        where: what the series is called in messages.
+        where: name of the series in messages.
 
     Raises:
         InputError: if timestamps repeat, are not sorted, or have no common step.
     """
     if len(times) < 3:
         raise InputError(f"{where} has {len(times)} time steps; at least 3 are needed to know their distance")
+
     twice = times.duplicated()
     if twice.any():
         raise InputError(f"{where} has the date {times[twice][0]} twice; keep one row of each date")
+
     gaps = times[1:] - times[:-1]
     if not times.is_monotonic_increasing:
         row = int((gaps < pd.Timedelta(0)).argmax()) + 1
         raise InputError(f"{where} is not sorted: {times[row]} follows {times[row - 1]}; sort it by date")
 
-    # months and years have no constant length
+    # Months and years have no constant length.
     step = _calendar_step(times) if gaps.min() >= pd.Timedelta(days=28) else None
     if step is None and gaps.min() == gaps.max():
         step = gaps[0]
     if step is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pandas 4 will return the offset instead of its name
-            step = pd.infer_freq(times)  # such as business days
+            step = pd.infer_freq(times)
     if step is None:
         step = _business_day(times, gaps)
     if step is None:
@@ -319,11 +328,12 @@ def regular_step(times: Any, where: str) -> Any:
 
 
 def _calendar_step(times: Any) -> Any | None:
-    """Return the number of months that reaches all timestamps, unless more than half of them would be missing."""
+    """Return the offset of some months that reaches all timestamps, or None if more than half would be missing."""
     number = 12 * times.year + times.month
     months = math.gcd(*(number[1:] - number[:-1]).tolist())
     if not months:
         return None
+
     day = 31 if times.is_month_end.all() else int(times.day.max())  # the 31st stands for the last day of any month
     offset = pd.DateOffset(months=months, day=day)
     every = pd.date_range(times[0], times[-1], freq=offset)
@@ -369,17 +379,25 @@ def _business_day(times: Any, gaps: Any) -> Any | None:
 
 
 def _most_frequent_step(times: Any, gaps: Any, where: str) -> Any:
-    """Return the most frequent gap; all others must be multiples of it."""
+    """Return the most frequent gap between timestamps.
+
+    Raises:
+        InputError: if other gaps are no multiples of it, or more than half of the rows would be missing.
+    """
     usual = pd.Series(gaps).mode().iloc[0]
-    odd = (gaps % usual) != pd.Timedelta(0)
-    if odd.any() or (times[-1] - times[0]) / usual + 1 > 2 * len(times):
-        row = int((odd if odd.any() else gaps != usual).argmax()) + 1
-        zone = "; days of local time have 23 to 25 hours: write dates without an offset" if times.tz is not None else ""
-        raise InputError(
-            f"{where} mixes frequencies: most steps are {usual}, but {times[row]} follows {times[row - 1]}; bring it "
-            f"to one frequency first{zone}"
-        )
-    return usual
+    is_other = gaps != usual
+    is_odd = (gaps % usual) != pd.Timedelta(0)
+    steps = (times[-1] - times[0]) / usual + 1
+    if not is_odd.any() and steps <= 2 * len(times):
+        return usual
+
+    row = int((is_odd if is_odd.any() else is_other).argmax()) + 1
+    advice = "bring it to one frequency first"
+    if times.tz is not None:
+        advice += "; days of local time have 23 to 25 hours: write dates without an offset"
+    raise InputError(
+        f"{where} mixes frequencies: most steps are {usual}, but {times[row]} follows {times[row - 1]}; {advice}"
+    )
 
 
 def step_name(step: Any) -> str:

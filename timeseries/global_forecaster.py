@@ -1,9 +1,9 @@
 """The papers' forecaster for thousands of stations: UniRepLKNet as the encoder of Corrformer.
 
-UniRepLKNet (arXiv 2311.15599 section 4, 2410.08049 table 12) replaces Corrformer's encoder and nothing else. Tensor
-names are the published ones. The published code runs one sample at a time on maps of 192 x 192; here the number of
-samples and the shapes are free. It also fails where the logits of the encoder should become the memory of the decoder.
-Two memories have the paper's 132 M parameters; of these, the tokens of the last map are the default.
+UniRepLKNet (arXiv 2311.15599, section 4; 2410.08049, table 12) replaces Corrformer's encoder and nothing else. Tensor
+names are the published ones. The published code takes one sample at a time and maps of 192 x 192; here, batches and
+maps may have any size. The published code also fails where the logits of the encoder become the memory of the decoder.
+Two kinds of memory give the paper's 132 M parameters; the default is the one with the tokens of the last map.
 
 Shapes: B samples, L time steps, T steps of the horizon, N stations, n leaf nodes of c stations each (N = n c), D
 channels of a token, M calendar features.
@@ -24,7 +24,7 @@ __all__ = ["GlobalForecaster", "freeze_output_norm"]
 
 
 def freeze_output_norm(backbone: nn.Module) -> None:
-    """Freeze the norm behind the last map, which forecasters do not read: DDP stops at weights without a gradient."""
+    """Freeze the norm after the last map, which forecasters do not use: DDP refuses weights without a gradient."""
     if isinstance(backbone, LargeKernelNet):
         backbone.norm.requires_grad_(False)
 
@@ -43,16 +43,16 @@ class GlobalForecaster(nn.Module):
         backbone: the encoder, a net with one input channel and no classifier.
         architecture: the sizes.
         seq_len: L.
-        label_len: last steps of the history that the decoder sees too.
+        label_len: number of last steps of the history that the decoder sees too.
         pred_len: T.
-        grad_checkpointing: save memory by computing the backbone's blocks and the decoder again in the backward pass.
+        grad_checkpointing: save memory by recomputing the backbone's blocks and the decoder in the backward pass.
 
     Raises:
         InputError: if the sizes do not fit together.
     """
 
     places: Tensor
-    """(n, c * coordinates), standardized. It is not in the state dict, as in the published files."""
+    """(n, c * coordinates), standardized coordinates. Like the published files, the state dict does not hold them."""
 
     def __init__(
         self,
@@ -65,17 +65,19 @@ class GlobalForecaster(nn.Module):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        sizes = architecture
         if min(seq_len, pred_len) < 1 or not 0 <= label_len <= seq_len:
             raise InputError(
-                f"seq_len={seq_len}, label_len={label_len}, pred_len={pred_len}; all at least 1, and label_len from 0 "
-                "to seq_len"
+                f"seq_len={seq_len}, label_len={label_len}, pred_len={pred_len}; expected at least 1, and label_len "
+                "from 0 to seq_len"
             )
+
+        sizes = architecture
         width = getattr(backbone, "num_features", sizes.d_model)
         if width != sizes.d_model:
             raise InputError(
                 f"the backbone's last map has {width} channels, d_model is {sizes.d_model}; set them equal"
             )
+
         self.seq_len = seq_len
         self.label_len = label_len
         self.pred_len = pred_len
@@ -101,29 +103,30 @@ class GlobalForecaster(nn.Module):
             cast(Any, backbone).set_grad_checkpointing()
 
     def set_stations(self, coordinates_NK: Tensor) -> None:
-        """Say where the stations are; without it all stations are at one place.
+        """Set the coordinates of the stations; until then, all stations are at one place.
 
         Args:
             coordinates_NK: (N, coordinates) in any units; they are standardized over all stations.
 
         Raises:
-            InputError: if there are not as many stations as the tree has places, or other coordinates.
+            InputError: if the number of stations is not that of the tree, or that of the coordinates is another.
         """
         self.check_stations(len(coordinates_NK))
         if coordinates_NK.ndim != 2 or coordinates_NK.shape[1] != self.coordinates:
             raise InputError(
-                f"stations have coordinates of shape {tuple(coordinates_NK.shape)}; "
+                f"the stations have coordinates of shape {tuple(coordinates_NK.shape)}; "
                 f"expected ({self.leaves * self.stations}, {self.coordinates})"
             )
+
         values = coordinates_NK.double()
         std = values.std(dim=0, correction=0).clamp(min=1e-12)
         self.places = ((values - values.mean(dim=0)) / std).reshape(self.leaves, -1).to(self.places)
 
     def check_stations(self, count: int) -> None:
-        """Compare the number of stations with the tree.
+        """Check that the data have as many stations as the tree.
 
         Raises:
-            InputError: if they differ.
+            InputError: if they have another number.
         """
         if count != self.leaves * self.stations:
             raise InputError(
@@ -132,12 +135,12 @@ class GlobalForecaster(nn.Module):
             )
 
     def forward(self, x_BLN: Tensor, marks_BLM: Tensor, marks_ahead_BTM: Tensor) -> Tensor:
-        """The next values (B, T, N) in the units of the history.
+        """Return forecasts (B, T, N) in the units and the dtype of the histories.
 
         Args:
-            x_BLN: (B, seq_len, N) float, in any units.
-            marks_BLM: (B, seq_len, M), see :func:`timeseries.time_marks`.
-            marks_ahead_BTM: (B, label_len + T, M), of the last steps of the history and the steps to come.
+            x_BLN: histories (B, seq_len, N), float, in any units.
+            marks_BLM: their calendar features (B, seq_len, M), see :func:`timeseries.time_marks`.
+            marks_ahead_BTM: features (B, label_len + T, M) of the last steps of the history and of the steps to come.
 
         Raises:
             InputError: if the shapes do not fit the net.
@@ -146,13 +149,14 @@ class GlobalForecaster(nn.Module):
         if x_BLN.shape[1] != self.seq_len:
             raise InputError(f"the history has {x_BLN.shape[1]} steps; the net was built for seq_len={self.seq_len}")
 
+        # Center each station before the cast to the dtype of the weights.
         mean = x_BLN.mean(dim=1, keepdim=True)
         std = (x_BLN.var(dim=1, keepdim=True, correction=0) + 1e-5).sqrt()
         weight = self.affine_weight.tile(1, 1, self.leaves)
         bias = self.affine_bias.tile(1, 1, self.leaves)
         z = ((x_BLN - mean) / std).to(weight.dtype) * weight + bias
 
-        # the decoder begins with the trend at its mean and the season at zero
+        # Over the horizon, the decoder begins with the mean as the trend and zeros as the season.
         season, trend = self.decomposition(z)
         ahead = z.mean(dim=1, keepdim=True).expand(-1, self.pred_len, -1)
         trend = torch.cat([trend[:, self.seq_len - self.label_len :], ahead], dim=1)
@@ -161,11 +165,12 @@ class GlobalForecaster(nn.Module):
         memory = self.encode(self.enc_embedding(self._nodes(z), marks_BLM, self.places))
         tokens = self.dec_embedding(self._nodes(season), marks_ahead_BTM, self.places).flatten(0, 1)
         y = self._decode(tokens, memory, self._nodes(trend).flatten(0, 1))[:, -self.pred_len :]
+
         y = y.unflatten(0, (-1, self.leaves)).transpose(1, 2).flatten(2)
         return (y - bias) / (weight + 1e-10) * std + mean
 
     def encode(self, tokens_BnLD: Tensor) -> Tensor:
-        """Read tokens (B, n, L, D) row by row as maps (B n, 1, H, W), and give their memory (B n, S, D)."""
+        """Read tokens (B, n, L, D) row by row as maps (B n, 1, H, W), and return their memory (B n, S, D)."""
         net: Any = self.encoder
         maps = net.forward_features(tokens_BnLD.reshape(-1, 1, *self.map_size))
         if self.memory == "pooled":
@@ -173,7 +178,7 @@ class GlobalForecaster(nn.Module):
         return maps.flatten(2).transpose(1, 2)
 
     def _nodes(self, x_BLN: Tensor) -> Tensor:
-        """(B, L, N) to (B, n, L, c)."""
+        """Divide the stations (B, L, N) among the nodes (B, n, L, c)."""
         return x_BLN.unflatten(2, (self.leaves, self.stations)).transpose(1, 2)
 
     def _decode(self, tokens: Tensor, memory: Tensor, trend: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Errors of forecasts, and the simple forecasts that every model is compared with.
+"""Errors of forecasts, and the simple forecasts that every model is compared to.
 
 Shapes: B windows, L steps of history, T steps of the horizon, C channels, Q quantiles.
 """
@@ -24,17 +24,20 @@ __all__ = [
 
 
 class ForecastErrors(Metric):
-    """Squared and absolute errors of each step and channel; every window counts alike.
+    """Mean squared and absolute errors by step and channel; all windows have the same weight.
 
     Args:
         pred_len: T.
         channels: C.
     """
 
-    squared: Tensor
-    absolute: Tensor
-    windows: Tensor
     full_state_update = False
+    squared: Tensor
+    """(T, C) float64, summed over windows."""
+    absolute: Tensor
+    """(T, C) float64, summed over windows."""
+    windows: Tensor
+    """Number of windows."""
 
     def __init__(self, pred_len: int, channels: int) -> None:
         super().__init__()
@@ -43,14 +46,14 @@ class ForecastErrors(Metric):
         self.add_state("windows", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, error_BTC: Tensor) -> None:
-        """Add the errors of some windows, in the units in which they are reported."""
+        """Add the errors of a batch of windows, in the units of the report."""
         error = error_BTC.double()
         self.squared += error.square().sum(dim=0)
         self.absolute += error.abs().sum(dim=0)
         self.windows += len(error)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the means ``mse`` and ``mae``, and the mean squared error ``by_step`` (T,) and ``by_channel`` (C,)."""
+        """Return the means 'mse' and 'mae', and the mean squared errors 'by_step' (T,) and 'by_channel' (C,)."""
         windows = self.windows.clamp(min=1)
         squared = self.squared / windows
         absolute = self.absolute / windows
@@ -62,7 +65,7 @@ class ForecastErrors(Metric):
         }
 
     def plot(self, *_: Any, **__: Any) -> Any:
-        """Not available here.
+        """Raise an error, since torchmetrics draws a single number only.
 
         Raises:
             NotImplementedError: always; the message names the function that draws the errors.
@@ -71,7 +74,13 @@ class ForecastErrors(Metric):
 
 
 def quantile_loss(y_BTCQ: Tensor, target_BTC: Tensor, levels: tuple[float, ...]) -> Tensor:
-    """Mean pinball loss; it is smallest where a share of ``levels`` of the values lies below the forecasts."""
+    """Return the mean pinball loss, which is smallest if each level is the share of values below its forecast.
+
+    Args:
+        y_BTCQ: a forecast for each level.
+        target_BTC: the true values.
+        levels: Q levels in (0, 1).
+    """
     level = y_BTCQ.new_tensor(levels)
     above = target_BTC[..., None] - y_BTCQ
     return torch.maximum(level * above, (level - 1) * above).mean()
@@ -81,10 +90,10 @@ class Baselines(nn.Module):
     """Three simple forecasts: the last value, the last period, and one linear layer fitted on the training rows.
 
     Args:
-        rows_TC: training rows in the units of the data.
+        rows_TC: training rows (rows, C) in the units of the data.
         seq_len: L.
         pred_len: T.
-        period: steps of a season.
+        period: number of steps of a season.
     """
 
     mean: Tensor
@@ -109,8 +118,9 @@ class Baselines(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, x_BLC: Tensor) -> dict[str, Tensor]:
-        """The forecasts 'last', 'seasonal' and 'linear', each (B, T, C) in the units of the data."""
-        z = linear_forecast(((x_BLC - self.mean) / self.std).float(), self.weight)
+        """Return the forecasts 'last', 'seasonal' and 'linear', each (B, T, C) in the units of the data."""
+        z = ((x_BLC - self.mean) / self.std).to(self.weight.dtype)
+        z = linear_forecast(z, self.weight)
         return {
             "last": last_value(x_BLC, self.pred_len),
             "seasonal": seasonal_value(x_BLC, self.pred_len, self.period),
@@ -119,36 +129,37 @@ class Baselines(nn.Module):
 
 
 def last_value(x_BLC: Tensor, pred_len: int) -> Tensor:
-    """Repeat the last value: (B, pred_len, C)."""
+    """Return the last value at every step of the horizon, (B, pred_len, C)."""
     return x_BLC[:, -1:].expand(-1, pred_len, -1)
 
 
 def seasonal_value(x_BLC: Tensor, pred_len: int, period: int) -> Tensor:
-    """Repeat the last whole period, or all of a shorter history: (B, pred_len, C)."""
+    """Return repetitions of the last period, or of the whole history if it is shorter, (B, pred_len, C)."""
     period = min(period, x_BLC.shape[1])
     places = torch.arange(pred_len, device=x_BLC.device) % period
     return x_BLC[:, -period:][:, places]
 
 
 def fit_linear(values_TC: Tensor, seq_len: int, pred_len: int, *, max_windows: int = 1_000_000) -> Tensor:
-    """Fit one linear layer from history to horizon, shared by all channels, by least squares in float64.
+    """Return the least-squares solution of one linear layer from history to horizon, shared by all channels.
 
-    DLinear (arXiv 2205.13504) trains two such layers, on trend and season, both of which are linear in the history: it
-    can express no more than one layer. The solution is computed directly, so it does not depend on a training recipe.
+    DLinear (arXiv 2205.13504) trains two such layers, one on the trend and one on the season of a window. Both parts
+    are linear in the history, so it can express no more than one layer. The solution is computed directly in float64
+    and does not depend on a training recipe.
 
     Args:
-        values_TC: standardized training rows.
+        values_TC: standardized training rows (rows, C).
         seq_len: L.
         pred_len: T.
-        max_windows: number of windows of one channel to use; of more than that, evenly spaced ones are taken.
+        max_windows: largest number of windows, over all channels; if there are more, evenly spaced ones are used.
 
     Returns:
-        (L + 1, T) float32: the weights, and the bias in the last row.
+        (L + 1, T) float32: the weights, with the bias in the last row.
     """
     channels = values_TC.shape[1]
     total = len(values_TC) - seq_len - pred_len + 1
     stride = max(1, total * channels // max_windows)
-    chunk = max(1, 2**16 // channels)  # keeps the rows of one step of the sum below 100 MB
+    chunk = max(1, 2**16 // channels)  # limits the memory of one step of the sum to 100 MB
 
     size = seq_len + 1
     square = torch.zeros(size, size, dtype=torch.float64, device=values_TC.device)
@@ -167,5 +178,10 @@ def fit_linear(values_TC: Tensor, seq_len: int, pred_len: int, *, max_windows: i
 
 
 def linear_forecast(z_BLC: Tensor, weight: Tensor) -> Tensor:
-    """Standardized histories to standardized forecasts (B, T, C), with the weights of :func:`fit_linear`."""
+    """Return standardized forecasts (B, T, C) by the layer of :func:`fit_linear`.
+
+    Args:
+        z_BLC: standardized histories.
+        weight: (L + 1, T).
+    """
     return (z_BLC.transpose(1, 2) @ weight[:-1] + weight[-1]).transpose(1, 2)

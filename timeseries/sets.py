@@ -1,4 +1,4 @@
-"""Series that are read from disk: CSV files, and the weather stations of the papers' global system."""
+"""Data sets on disk: CSV files, and the weather stations of the papers' global system."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ import torch
 from core.errors import InputError, MissingError
 from timeseries.data import MarkedHistory, SeriesDataModule, SeriesSpec, WindowDataModule, Windows, float_rows
 from timeseries.feature_map import time_marks
-from timeseries.files import Series, read_series
+from timeseries.files import Series
 
 __all__ = ["CSVSeries", "GlobalSpec", "GlobalWeather"]
 
@@ -23,11 +23,11 @@ SPLITS = ("train", "val", "test")
 class CSVSeries(SeriesDataModule):
     """A CSV file: a date column, and one column of numbers for each channel.
 
-    ETT, Weather, Electricity, Traffic and ILI are published in this layout; ``split`` says how their rows are used. Any
-    constant frequency is read: minutes, hours, days, weeks, months.
+    ETT, Weather, Electricity, Traffic and ILI are published in this layout. Rows may have any constant frequency, such
+    as minutes, hours, days, business days, weeks or months.
 
     Args:
-        path: the file; may be left out for ``predict`` with ``predict_path``.
+        path: the file; not needed for ``predict`` with ``predict_path``.
         channels: columns to read, in this order; by default all but the date.
         kwargs: arguments of :class:`SeriesDataModule`.
     """
@@ -38,33 +38,27 @@ class CSVSeries(SeriesDataModule):
         self.columns = channels
 
     def read(self) -> Series:
-        """Return the series of the file.
+        """Read the series of the file.
 
         Raises:
-            MissingError: if there is none.
-            InputError: if it cannot be used; the message says why.
+            MissingError: if no file was given, or it is missing.
+            InputError: if the file cannot be used.
         """
         if self.path is None:
             raise MissingError("no series was given; type --data.path FILE, a CSV file with a date column")
-        return read_series(
-            self.path,
-            date=self.date,
-            channels=self.columns,
-            fill=self.fill,
-            in_order=self.in_order,
-        )
+        return self.read_file(self.path)
 
 
 @dataclass(frozen=True)
 class GlobalSpec(SeriesSpec):
-    """What the global forecaster must know of its stations.
+    """What the global forecaster must know about its stations.
 
     Attributes:
         seq_len: L.
         pred_len: T.
-        label_len: last steps of the history that the decoder sees too.
+        label_len: number of last steps of the history that the decoder sees too.
         variable: 'temp' or 'wind'.
-        value_scale: stored values are the quantity times this.
+        value_scale: factor from the quantity to the stored values.
         places: K coordinates of each of N stations, in the order of the tree's leaves.
     """
 
@@ -77,23 +71,24 @@ class GlobalSpec(SeriesSpec):
 
 
 class GlobalWeather(WindowDataModule):
-    """Global temperature or wind in the published layout: one array for each split, values ten times the quantity.
+    """Global temperature or wind speed in the published layout, with one array for each split.
 
-    ``root`` holds ``<variable>_global_hourly_{train,val,test}.npy`` (T, N) or (T, N, 1), ``data_time_{...}.npy`` with T
-    timestamps, and ``stations_sorted.npy`` (N, K) with coordinates. The order of the stations is that of the tree's
-    leaves. The arrays of Corrformer's authors have N = 3850 and K = 3 (Code Ocean capsule 0341365).
+    For each split in 'train', 'val' and 'test', ``root`` holds ``<variable>_global_hourly_<split>.npy``, (rows, N) or
+    (rows, N, 1), and ``data_time_<split>.npy`` with a timestamp for each row. ``stations_sorted.npy`` (N, K) holds the
+    coordinates of the stations, which stand in the order of the tree's leaves. The arrays of Corrformer's authors have
+    N = 3850 and K = 3 (Code Ocean capsule 0341365), and their values are ten times the quantity.
 
-    Batches are (:class:`timeseries.data.MarkedHistory`, horizon (B, T, N)), values as they are stored. ``predict``
-    continues the test split.
+    Batches are (:class:`timeseries.data.MarkedHistory`, horizon (B, T, N)) in stored values. ``predict`` continues the
+    test split.
 
     Args:
         root: the folder.
         variable: 'temp' or 'wind'.
         seq_len: steps of history.
         pred_len: steps to forecast.
-        label_len: last steps of the history that the decoder sees too.
+        label_len: number of last steps of the history that the decoder sees too.
         period: steps of a season, for the baseline that repeats the last one.
-        value_scale: stored values are the quantity times this.
+        value_scale: factor from the quantity to the stored values.
         batch_size: windows for each process and step.
         kwargs: the other arguments of :class:`core.data.module.DataModule`.
 
@@ -129,7 +124,7 @@ class GlobalWeather(WindowDataModule):
 
     @classmethod
     def from_spec(cls, spec: GlobalSpec, *, batch_size: int, num_workers: int) -> Self:
-        """Return a data module that reads folders as a model with this spec needs them, for prediction."""
+        """Build a data module that reads folders as a model with this spec needs them."""
         return cls(
             root=".",
             variable=spec.variable,
@@ -154,22 +149,22 @@ class GlobalWeather(WindowDataModule):
         )
 
     def spec(self) -> GlobalSpec:
-        """Return the settings with the numbered stations and their coordinates."""
+        """Return the settings with the numbers of the stations as their names, and their coordinates."""
         self.check_data()
         stations = self.read_stations()
         return replace(
             self.settings(),
             channels=tuple(f"station_{i}" for i in range(len(stations))),
-            places=tuple(map(tuple, stations.tolist())),
+            places=tuple(tuple(place) for place in stations.tolist()),
         )
 
     def windows(self) -> tuple[Windows, Windows, Windows]:
-        """Return the windows of the arrays of each split, which stay on disk."""
+        """Return the windows of each split; the arrays stay on disk."""
         train, val, test = (self._split_windows(split) for split in SPLITS)
         return train, val, test
 
     def continuations(self) -> list[tuple[Any, list[dict[str, Any]]]]:
-        """Return the last window of the test split, and the hours after it."""
+        """Return the last history of the test split, and the timestamps of the steps that follow."""
         values, times = self.read_split("test")
         step = times[-1] - times[-2]
         ahead = pd.DatetimeIndex([times[-1] + step * (i + 1) for i in range(self.pred_len)])
@@ -180,7 +175,12 @@ class GlobalWeather(WindowDataModule):
         return [(MarkedHistory(history, marks, marks_ahead), [{"date": str(time)} for time in ahead])]
 
     def use_sources(self, given: Any) -> None:
-        """Continue the test split of another folder in the published layout."""
+        """Continue the test split of another folder in the published layout.
+
+        Raises:
+            MissingError: if an array is missing.
+            InputError: if ``given`` is no path, or an array cannot be used.
+        """
         if not isinstance(given, str | Path):
             raise InputError(f"cannot continue {type(given).__name__}; give a folder in the published layout")
         self.root = Path(given)
@@ -199,14 +199,14 @@ class GlobalWeather(WindowDataModule):
         )
 
     def read_stations(self) -> np.ndarray:
-        """Return the coordinates of the stations, (N, K) float64."""
+        """Read the coordinates of the stations, (N, K) float64."""
         stations = self._array("stations_sorted.npy")
         if stations.ndim != 2 or not np.isfinite(stations).all():
             raise InputError(f"{self.root / 'stations_sorted.npy'} is {stations.shape}; expected (N, K), all finite")
         return np.array(stations, dtype=np.float64)
 
     def read_split(self, split: str) -> tuple[np.ndarray, Any]:
-        """Return the values (T, N) of a split, on disk, and their timestamps, a ``pandas.DatetimeIndex``."""
+        """Return the values (rows, N) of a split, which stay on disk, and their ``pandas.DatetimeIndex``."""
         stations = len(self.read_stations())
         name = f"{self.variable}_global_hourly_{split}.npy"
         values = self._array(name)
@@ -224,9 +224,10 @@ class GlobalWeather(WindowDataModule):
                 f"the {split} split has {len(values)} steps; seq_len={self.seq_len} and pred_len={self.pred_len} need "
                 f"{self.seq_len + self.pred_len}"
             )
+
         for first in range(0, len(values), 1000):  # in parts, since the published arrays have half a gigabyte
             if not np.isfinite(values[first : first + 1000]).all():
-                raise InputError(f"{self.root / name} holds NaN or infinity; fill them first")
+                raise InputError(f"{self.root / name} holds NaN or infinity; replace them first")
         return values, self._timestamps(timestamps, split)
 
     def _timestamps(self, stored: np.ndarray, split: str) -> Any:
@@ -236,7 +237,7 @@ class GlobalWeather(WindowDataModule):
             raise InputError(f"{self.root}/data_time_{split}.npy holds no timestamps: {error}") from error
         if times.has_duplicates or not times.is_monotonic_increasing:
             raise InputError(
-                f"{self.root}/data_time_{split}.npy does not rise; expected every timestamp once, in order"
+                f"the timestamps in {self.root}/data_time_{split}.npy do not rise; expected each one once, in order"
             )
         return times
 
@@ -249,6 +250,6 @@ class GlobalWeather(WindowDataModule):
         except (ValueError, OSError, EOFError) as error:
             raise InputError(
                 f"{path} is no array of plain numbers or timestamps: {error}. Arrays of Python objects are not opened, "
-                "since that could run code; save theirs with .astype('datetime64[s]') in an environment you trust"
+                "since that could run code; convert the file with .astype('datetime64[s]') in an environment you trust"
             ) from error
         return array

@@ -1,4 +1,4 @@
-"""The forecasting tasks: for any series, and for all stations of the papers' global system.
+"""The forecasting tasks: one for any series, and one for all stations of the papers' global system.
 
 Shapes: B windows, L steps of history, T steps of the horizon, C channels, Q quantiles, G channels of one map.
 """
@@ -32,23 +32,23 @@ from timeseries.sets import CSVSeries, GlobalSpec, GlobalWeather
 __all__ = ["ForecastHead", "ForecastTask", "GlobalForecastTask", "SeriesTask"]
 
 EXAMPLES = 6
-"""Windows in a picture of forecasts."""
+"""Panels in a picture of forecasts; each shows one channel of one window."""
 
 
 _BATCH_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
-"""Precisions for which Lightning casts the batches too, and to what."""
+"""Lightning's precisions that cast the batches too, and the dtype they get."""
 
 
 class SeriesTask(Task):
     """Base of the forecasting tasks: baselines, metrics, pictures and predictions.
 
-    A subclass builds the model, and says in ``forward`` how it forecasts. Batches are (raw, horizon (B, T, C)); raw is
+    A subclass builds the model and computes the forecast in ``forward``. Batches are (raw, horizon (B, T, C)); raw is
     the history (B, L, C), or a tuple that begins with it.
 
-    Logs ``train_loss``, ``lr``, ``val_mse`` and ``val_mae``, and the same for test. Three baselines are measured on the
-    same windows, where the data come from a data module of this package, and logged as in ``val_mse_linear``: the last
-    value, the last period, and one linear layer fitted on the training rows. After each evaluation the run folder holds
-    ``forecasts.png`` and ``errors.png``.
+    Logs ``train_loss``, ``lr``, ``val_mse`` and ``val_mae``, and ``test_mse`` and ``test_mae``. If the data come from a
+    data module of this package, three baselines are measured on the same windows and logged with their name at the end,
+    as in ``val_mse_linear``: the last value, the last period, and one linear layer fitted on the training rows. After
+    each evaluation, the run folder holds ``forecasts.png`` and ``errors.png``.
     """
 
     monitor: ClassVar[str] = "val_mse"
@@ -69,10 +69,10 @@ class SeriesTask(Task):
 
     @property
     def channel_names(self) -> list[str]:
-        """Names of the channels; numbers until the data are known."""
+        """Names of the channels; 'channel_0', 'channel_1', ... until the data are known."""
         return list(self.spec.channels)
 
-    # What the task knows of its data
+    # What the task knows about its data
 
     def setup(self, stage: str) -> None:
         """Read the specification of the data, and check that the precision of the trainer can hold them.
@@ -96,30 +96,29 @@ class SeriesTask(Task):
                 )
 
     def use_spec(self, theirs: SeriesSpec) -> None:
-        """Compare channels and lengths with those of the data, and take names and scale that the task lacks.
+        """Check that channels and lengths are those of the data, and adopt names and scale if the task has none.
 
         Raises:
             InputError: if the data contradict the model.
         """
         for name in self.fixed_by_model():
-            own, found = getattr(self.spec, name), getattr(theirs, name)
-            if own != found:
-                raise InputError(
-                    f"the model has {name}={own}, the data {found}; leave --model.{name} out and set --data.{name}"
-                )
+            _check_equal(name, model=getattr(self.spec, name), data=getattr(theirs, name))
         self.check_channels(theirs.channels)
         if not self.knows_data and theirs.channels:
             self.adopt_spec(theirs)
 
     def fixed_by_model(self) -> tuple[str, ...]:
-        """Return the fields of the spec that the built model cannot change any more."""
+        """Return the names of the fields of the spec that cannot change once the model is built."""
         return ("seq_len", "pred_len", "period")
 
     def check_channels(self, names: Sequence[str]) -> None:
-        """Refuse data with other channels than the model's.
+        """Raise an error if the data have other channels than the model.
+
+        Args:
+            names: channels of the data; without any, nothing is checked.
 
         Raises:
-            InputError: naming the channels.
+            InputError: if the channels differ; the message names them.
         """
         own = self.channel_names
         if not names or list(names) == own:
@@ -136,10 +135,10 @@ class SeriesTask(Task):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to continue a run on data with other channels.
+        """Check that a resumed run has the channels with which it began.
 
         Raises:
-            InputError: naming the channels.
+            InputError: if the data have other channels; the message names them.
         """
         super().on_load_checkpoint(checkpoint)
         trained = checkpoint.get("hyper_parameters", {}).get("spec") or {}
@@ -150,12 +149,13 @@ class SeriesTask(Task):
             )
 
     def use_data(self, data: DataModule, stage: str) -> None:
-        """Fit the baselines on the training rows; to predict, compare the channels of the file to continue."""
+        """Fit the baselines on the training rows; for ``predict``, check the channels of the series to continue."""
         if not isinstance(data, WindowDataModule):
             return
         if stage == "predict":
             self.check_channels(data.channels)
             return
+
         baselines = Baselines(
             data.training_rows(),
             self.spec.seq_len,
@@ -163,7 +163,7 @@ class SeriesTask(Task):
             self.spec.period,
         )
         self.baselines = baselines.to(self.device)
-        for name in ("last", "seasonal", "linear"):
+        for name in self.baseline_names:
             self.errors[name] = self._new_errors()
 
     def _new_errors(self) -> ForecastErrors:
@@ -172,15 +172,16 @@ class SeriesTask(Task):
     # The flow
 
     def training_output(self, raw: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the forecast; nothing is augmented."""
-        return self(*raw) if isinstance(raw, tuple) else self(raw), target
+        """Return the forecast and the target; nothing is augmented."""
+        output = self(*raw) if isinstance(raw, tuple) else self(raw)
+        return output, target
 
     def in_metric_units(self, error_BTC: Tensor) -> Tensor:
-        """Errors in the units of the data to errors in the units of the metrics."""
+        """Convert errors from the units of the data to those of the metrics."""
         raise NotImplementedError
 
     def point_forecast(self, output: Tensor) -> Tensor:
-        """Return the forecast (B, T, C) that is measured."""
+        """Return the forecast (B, T, C) whose errors are measured."""
         return output
 
     # Metrics and pictures
@@ -197,7 +198,7 @@ class SeriesTask(Task):
             self.coverage.update(inside.double().mean(), weight=len(target))
 
     def keep_examples(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Any) -> None:
-        """Keep the first window of some batches, one channel of each; in ``predict`` some channels of the first."""
+        """Keep one channel of the first window of some batches; in ``predict``, several channels of one window."""
         history = _history(raw)
         channels = history.shape[2]
         if split == "predict":
@@ -212,12 +213,16 @@ class SeriesTask(Task):
         self.batches_seen += 1
 
     def _keep(self, x_LC: Tensor, forecast: Tensor, y_TC: Tensor | None, channel: int) -> None:
-        truth = None if y_TC is None else _copy(y_TC[:, channel])
-        name = self.channel_names[channel]
-        self.examples.append(Example(name, _copy(x_LC[:, channel]), _copy(forecast[:, channel]), truth))
+        example = Example(
+            title=self.channel_names[channel],
+            history=_copy(x_LC[:, channel]),
+            forecast=_copy(forecast[:, channel]),
+            truth=None if y_TC is None else _copy(y_TC[:, channel]),
+        )
+        self.examples.append(example)
 
     def report(self, split: EvaluationSplit) -> None:
-        """Log the errors, draw them and some forecasts, and begin anew."""
+        """Log the errors, draw them and the kept forecasts, and reset both."""
         if split != "predict":
             self._report_errors(split)
         if self.examples and not self.trainer.sanity_checking:
@@ -250,28 +255,34 @@ class SeriesTask(Task):
     # Prediction
 
     def rows(self, output: Tensor, names: list[list[dict[str, Any]]]) -> dict[str, list[Any]]:
-        """Return a row for each step of the horizon: its date or number, and the channels in the units of the data."""
+        """Return the columns of ``predictions.csv``, with one row for each step of the horizon.
+
+        Args:
+            output: forecasts (B, T, C), or (B, T, C, Q) with quantiles.
+            names: for each window, the names of its T steps, such as ``{"date": "2024-01-01"}``.
+        """
         steps = [step for horizon in names for step in horizon]
-        columns: dict[str, list[Any]] = {key: [step.get(key) for step in steps] for key in steps[0]}
+        keys = dict.fromkeys(key for step in steps for key in step)  # files have dates, arrays have numbers of steps
+        columns: dict[str, list[Any]] = {key: [step.get(key) for step in steps] for key in keys}
         for i, name in enumerate(self.channel_names):
             columns |= self.channel_columns(name, output[:, :, i].flatten(0, 1))
         return columns
 
     def channel_columns(self, name: str, forecast: Tensor) -> dict[str, list[float]]:
-        """Return the columns of one channel, whose forecasts are (steps,), or (steps, Q) with quantiles."""
+        """Return the columns of one channel from its forecasts (steps,), or (steps, Q) with quantiles."""
         return {name: _rounded(forecast)}
 
 
 class ForecastHead(nn.Module):
-    """LayerNorm, dropout and a linear layer from the backbone's last map to the horizon of the map's channels.
+    """LayerNorm, dropout and a linear layer, from the backbone's last map to the forecast of the channels in the map.
 
     Args:
-        features: numbers in the last map.
+        features: number of values in the last map, D h w.
         channels: C.
-        group: G, channels of one map.
+        group: G, the number of channels in one map.
         pred_len: T.
         outputs: Q, or 1 without quantiles.
-        dropout: before the linear layer.
+        dropout: probability of the dropout before the linear layer.
     """
 
     def __init__(
@@ -285,48 +296,48 @@ class ForecastHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(features, group * pred_len * outputs)
 
-        # training begins with the linear path alone
+        # The head begins at zero, so that training begins with the linear path alone.
         nn.init.zeros_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Last maps (B C / G, D, h, w) to standardized forecasts (B, T, C, Q)."""
+        """Return standardized forecasts (B, T, C, Q) for last maps (B C / G, D, h, w)."""
         y = self.projection(self.dropout(self.norm(features.flatten(1))))
         return y.reshape(-1, self.channels, self.pred_len, self.outputs).transpose(1, 2)
 
 
 class ForecastTask(SeriesTask):
-    """Forecasts any series: each channel's history becomes a map, the backbone reads it, and a head writes the horizon.
+    """Forecasts any series: histories become maps, the backbone reads them, and a head writes the horizon.
 
     ::
 
         x ── standardize, level out ──┬── map ── backbone ── head ──┬── + ── level in, units of the file ── y
                                       └──────── Linear(L, T) ───────┘
 
-    ``task(x)`` takes histories (B, L, C) in the units of the file and gives forecasts (B, T, C) in the same units; with
-    ``quantiles`` (B, T, C, Q). Errors are logged in standard deviations of the training rows. With quantiles, the level
-    nearest to 0.5 is measured, and ``val_coverage``, the share of values between the outermost two.
+    ``task(x)`` takes histories (B, L, C) in the units of the file and returns forecasts (B, T, C) in the same units, or
+    (B, T, C, Q) with ``quantiles``. Errors are logged in standard deviations of the training rows. With quantiles, they
+    are those of the quantile nearest to 0.5, and ``val_coverage`` is the share of values between the outermost two.
 
     Args:
         backbone: name of a LarKit or timm model, or a module without classifier.
-        channels: C; taken from the data where they are known.
-        spec: what the data are; the command passes it.
-        seq_len: L, steps of history; taken from the data.
-        pred_len: T, steps to forecast; taken from the data.
-        period: steps of a season, which are one row of the folded map; taken from the data.
+        channels: C; by default that of the data.
+        spec: description of the data, from a data module's ``spec()`` or a checkpoint; the command passes it.
+        seq_len: L, steps of history; by default that of the data.
+        pred_len: T, steps to forecast; by default that of the data.
+        period: steps of a season, which are one row of the folded map; by default that of the data.
         criterion: 'mse', 'mae', or 'huber', which is squared below an error of one standard deviation and absolute
             above; for forecasts without quantiles.
         layout: 'fold' for maps with one row for each period, 'embed' for maps of tokens; see :class:`SeriesMap`.
         enlarge: factor by which height and width of a folded map grow, because a backbone's stem shrinks it.
-        embed_dim: numbers in a token of the layout 'embed'.
-        group: neighboring channels in one map: 1 reads channels independently, C all together.
-        normalize: the level taken out of a window and put back: 'none', its 'mean', its 'last' value, or 'revin' for
-            mean and standard deviation with a learned affine map.
-        linear: add a linear path past the backbone, from history to horizon.
-        dropout: before the head.
-        quantiles: rising levels in (0, 1), such as [0.1, 0.5, 0.9], each of which gets a forecast of its own.
+        embed_dim: size of a token of the layout 'embed'.
+        group: number of neighboring channels in one map: 1 reads the channels independently, C all together.
+        normalize: the level that is taken out of each window and put back into its forecast: 'none', its 'mean', its
+            'last' value, or 'revin' for its mean and standard deviation, with a learned affine map.
+        linear: add a linear path from history to horizon, past the backbone.
+        dropout: probability of the dropout before the linear layer of the head.
+        quantiles: rising levels in (0, 1), such as [0.1, 0.5, 0.9]; each gets a forecast of its own.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
-        weights: a checkpoint of this task, or weights of the backbone alone.
+        weights: file or Hub name of a checkpoint of this task, or of weights of the backbone alone.
         kwargs: the other arguments of :class:`core.training.Task`.
 
     Raises:
@@ -361,8 +372,9 @@ class ForecastTask(SeriesTask):
             raise InputError(f"criterion={criterion!r}; expected 'mse', 'mae' or 'huber'")
         if any(low >= high for low, high in pairwise((0.0, *quantiles, 1.0))):
             raise InputError(f"quantiles={tuple(quantiles)}; give rising levels between 0 and 1")
+
         knows_data = spec is not None
-        known = _merged(
+        known = _completed(
             self.to_spec(spec),
             knows_data,
             channels=channels,
@@ -397,17 +409,20 @@ class ForecastTask(SeriesTask):
             outputs=max(1, len(self.quantiles)),
             dropout=dropout,
         )
+
         self.linear: nn.Linear | None = None
         if linear:
+            # The linear path begins with the mean of the history.
             self.linear = nn.Linear(known.seq_len, known.pred_len)
             nn.init.constant_(self.linear.weight, 1 / known.seq_len)
             nn.init.zeros_(self.linear.bias)
+
         self._set_scale()
         if weights is not None:
             self.load(weights)
 
     def _count_features(self) -> int:
-        """Numbers in the backbone's last map."""
+        """Return the number of values in the backbone's last map."""
         self.backbone.eval()
         zeros = torch.zeros(2, self.spec.seq_len, len(self.spec.channels))
         try:
@@ -421,7 +436,7 @@ class ForecastTask(SeriesTask):
             self.backbone.train()
 
     def adopt_spec(self, theirs: DataSpec) -> None:
-        """Take over the names and the scale of the channels."""
+        """Adopt the names and the scale of the channels."""
         super().adopt_spec(theirs)
         self._set_scale()
 
@@ -432,9 +447,11 @@ class ForecastTask(SeriesTask):
     # The flow
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        """Histories (B, L, C) to forecasts (B, T, C), with quantiles (B, T, C, Q); both in the units of the file.
+        """Return forecasts (B, T, C), or (B, T, C, Q) with quantiles, in the units of the file.
 
-        A float64 history gets a float64 forecast, with the digits that channels far from zero need.
+        Args:
+            x_BLC: histories in the units of the file. For histories of float64 or integers the forecasts are float64,
+                which holds the digits of channels far from zero; for all others they are float32.
         """
         z_BLC, level = self.feature_map.standardize(x_BLC)
         y_BTCQ = self.read(self.feature_map.to_maps(z_BLC))
@@ -445,7 +462,7 @@ class ForecastTask(SeriesTask):
         return y_BTCQ if self.quantiles else y_BTCQ[..., 0]
 
     def read(self, maps: Tensor) -> Tensor:
-        """Maps to the head's part of the standardized forecast (B, T, C, Q), without the linear path and the level."""
+        """Return the head's part of the standardized forecasts (B, T, C, Q), without the linear path and the level."""
         return self.head(self._features(maps))
 
     def _features(self, maps: Tensor) -> Tensor:
@@ -454,11 +471,11 @@ class ForecastTask(SeriesTask):
         return backbone.forward_features(maps.to(dtype))
 
     def in_metric_units(self, error_BTC: Tensor) -> Tensor:
-        """Errors in standard deviations of the training rows."""
+        """Convert errors to standard deviations of the training rows."""
         return error_BTC / self.feature_map.std
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the criterion on standardized channels, or the quantile loss."""
+        """Return the criterion, or with quantiles their loss, on standardized channels."""
         std = self.feature_map.std
         if self.quantiles:
             return quantile_loss(output / std[:, None], target / std, self.quantiles).float()
@@ -470,7 +487,8 @@ class ForecastTask(SeriesTask):
         """Return the forecast itself, or the quantile nearest to the median."""
         if not self.quantiles:
             return output
-        return output[..., min(range(len(self.quantiles)), key=lambda i: abs(self.quantiles[i] - 0.5))]
+        nearest = min(range(len(self.quantiles)), key=lambda i: abs(self.quantiles[i] - 0.5))
+        return output[..., nearest]
 
     def channel_columns(self, name: str, forecast: Tensor) -> dict[str, list[float]]:
         """Return the column of a channel, or one for each quantile, as in ``temperature_q0.1``."""
@@ -482,16 +500,16 @@ class ForecastTask(SeriesTask):
 class GlobalForecastTask(SeriesTask):
     """Forecasts all stations at once with :class:`timeseries.GlobalForecaster`, on :class:`timeseries.GlobalWeather`.
 
-    ``task(x, marks, marks_ahead)`` takes histories (B, L, N) as they are stored, their calendar features, and those of
-    the steps to come; it gives forecasts (B, T, N) as they are stored. The loss is the squared error of stored values.
-    Errors are logged in the unit of the quantity: stored values are the quantity times ten, so the papers divide the
-    mean squared error by 100 and the mean absolute error by 10.
+    ``task(x, marks, marks_ahead)`` takes histories (B, L, N), their calendar features, and those of the steps to come,
+    and returns forecasts (B, T, N). Values are those that the data set stores: the quantity times ten. The loss is the
+    mean squared error of stored values. Errors are logged in the unit of the quantity: as in the papers, the mean
+    squared error is divided by 100 and the mean absolute error by 10.
 
     Args:
         backbone: name of a LarKit or timm model, or a module; one built by name gets one input channel.
         architecture: the sizes of the decoder and the tree of stations.
-        spec: what the data are; the command passes it.
-        grad_checkpointing: save memory by computing the backbone's blocks and the decoder again in the backward pass.
+        spec: description of the data, from a data module's ``spec()`` or a checkpoint; the command passes it.
+        grad_checkpointing: save memory by recomputing the backbone's blocks and the decoder in the backward pass.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         kwargs: the other arguments of :class:`core.training.Task`.
 
@@ -518,12 +536,13 @@ class GlobalForecastTask(SeriesTask):
             architecture = GlobalArchitecture.from_dict(architecture)
         if isinstance(backbone, str):
             backbone_args = {"in_chans": 1, "num_classes": 0, **(backbone_args or {})}
-        self.architecture = architecture  # before the base class, which calls build()
+
+        # The base class calls build(), which needs these two.
+        self.architecture = architecture
         self.grad_checkpointing = grad_checkpointing
-        knows_data = spec is not None
         super().__init__(backbone, spec=self._with_numbered_stations(spec), backbone_args=backbone_args, **kwargs)
 
-        self.knows_data = knows_data
+        self.knows_data = spec is not None
         self.hparams["architecture"] = asdict(architecture)
         if self.knows_data:
             self.net.check_stations(len(self.spec.channels))
@@ -536,7 +555,7 @@ class GlobalForecastTask(SeriesTask):
         return replace(known, channels=numbered_channels(self.architecture.leaves * self.architecture.stations))
 
     def build(self, backbone: nn.Module) -> None:
-        """Put the backbone into the whole net, as its encoder."""
+        """Build the whole net with the backbone as its encoder."""
         self.net = GlobalForecaster(
             backbone,
             self.architecture,
@@ -552,7 +571,7 @@ class GlobalForecastTask(SeriesTask):
         return self.net.encoder
 
     def load(self, source: str) -> None:
-        """Load a checkpoint of this task, a file of the whole net with the published names, or one of the backbone."""
+        """Load a checkpoint of this task, weights of the net with the published names, or weights of the backbone."""
         names = list(read_state_dict(source))
         if any(name.startswith("net.") for name in names):
             load_weights(self, source)
@@ -562,16 +581,23 @@ class GlobalForecastTask(SeriesTask):
             load_weights(self.backbone, source)
 
     def fixed_by_model(self) -> tuple[str, ...]:
-        """Return the fields of the spec that the built net cannot change any more."""
+        """Return the names of the fields of the spec that cannot change once the net is built."""
         return (*super().fixed_by_model(), "label_len")
 
     def check_channels(self, names: Sequence[str]) -> None:
-        """Refuse data with another number of stations than the tree has places."""
+        """Raise an error if the data have another number of stations than the tree has places.
+
+        Args:
+            names: stations of the data; without any, nothing is checked.
+
+        Raises:
+            InputError: if the numbers differ.
+        """
         if names:
             self.net.check_stations(len(names))
 
     def adopt_spec(self, theirs: DataSpec) -> None:
-        """Take over the stations and their places."""
+        """Adopt the stations and their places."""
         super().adopt_spec(theirs)
         self._set_stations()
 
@@ -582,25 +608,25 @@ class GlobalForecastTask(SeriesTask):
     # The flow
 
     def forward(self, x_BLN: Tensor, marks_BLM: Tensor, marks_ahead_BTM: Tensor) -> Tensor:
-        """Forecasts (B, T, N) as values are stored.
+        """Return forecasts (B, T, N), in stored values like the histories.
 
         Args:
-            x_BLN: histories (B, L, N) as values are stored.
+            x_BLN: histories (B, L, N) in stored values.
             marks_BLM: their calendar features (B, L, 4), see :func:`timeseries.time_marks`.
-            marks_ahead_BTM: (B, label_len + T, 4), of the last steps of the history and the steps to come.
+            marks_ahead_BTM: features (B, label_len + T, 4) of the last steps of the history and of the steps to come.
         """
         return self.net(x_BLN, marks_BLM, marks_ahead_BTM)
 
     def in_metric_units(self, error_BTC: Tensor) -> Tensor:
-        """Errors in the unit of the quantity."""
+        """Convert errors to the unit of the quantity."""
         return error_BTC / self.spec.value_scale
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean squared error of stored values."""
+        """Return the mean squared error of stored values."""
         return F.mse_loss(output, target)
 
     def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
-        """Refused: the correlations are complex Fourier transforms over several inputs.
+        """Raise an error: the decoder's Fourier transforms are complex, and the net has several inputs.
 
         Raises:
             InputError: always.
@@ -608,19 +634,31 @@ class GlobalForecastTask(SeriesTask):
         raise InputError("GlobalForecastTask takes several inputs and Fourier transforms; it cannot be exported")
 
 
-def _merged(spec: SeriesSpec, knows_data: bool, *, channels: int | None, **settings: int | None) -> SeriesSpec:
-    """Return the specification with what was given to the task, which must not contradict the data.
+def _check_equal(name: str, *, model: int, data: int) -> None:
+    """Raise an error if the model and the data differ in a setting."""
+    if model != data:
+        raise InputError(
+            f"the model has {name}={model}, the data {data}; leave --model.{name} out and set --data.{name}"
+        )
+
+
+def _completed(spec: SeriesSpec, knows_data: bool, *, channels: int | None, **settings: int | None) -> SeriesSpec:
+    """Return the specification, completed by the task's own arguments.
+
+    Args:
+        spec: description of the data, or the defaults.
+        knows_data: whether ``spec`` describes data, which the arguments must not contradict.
+        channels: the task's argument, or None.
+        settings: further arguments of the task that are fields of the specification, or None.
 
     Raises:
-        InputError: if it does, or nothing says how many channels there are.
+        InputError: if an argument contradicts the data, or the number of channels is not known.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    for name, value in given.items():
-        if knows_data and value != getattr(spec, name):
-            raise InputError(
-                f"the model has {name}={value}, the data {getattr(spec, name)}; leave --model.{name} out and set "
-                f"--data.{name}"
-            )
+    if knows_data:
+        for name, value in given.items():
+            _check_equal(name, model=value, data=getattr(spec, name))
+
     if channels is not None and spec.channels and channels != len(spec.channels):
         raise InputError(
             f"the model has {channels} channels and the data {len(spec.channels)} ({listed(spec.channels)}); leave "
@@ -630,6 +668,7 @@ def _merged(spec: SeriesSpec, knows_data: bool, *, channels: int | None, **setti
         if channels is None:
             raise InputError("nothing says how many channels there are; give channels, or spec=data.spec()")
         spec = replace(spec, channels=numbered_channels(channels))
+
     spec = replace(spec, **cast(Any, given))
     if min(len(spec.channels), spec.seq_len, spec.pred_len) < 1:
         raise InputError(

@@ -198,6 +198,40 @@ def test_batches_of_16_bits_are_refused(level: float, precision: str, tmp_path: 
         trainer.fit(task, data)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_batches_of_16_bits_near_zero(precision: str, tmp_path: Path) -> None:
+    """The level of the second channel is seven of its standard deviations."""
+    data = CSVSeries(str(write_series(tmp_path / "a.csv", waves(300))), seq_len=48, pred_len=12, num_workers=0)
+    task = ForecastTask(**TINY, spec=data.spec())
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        max_epochs=1,
+        limit_train_batches=2,
+        precision=precision,  # type: ignore[arg-type]
+    )
+    trainer.fit(task, data)
+    z = torch.from_numpy((data.training_rows() - task.feature_map.mean.numpy()) / task.feature_map.std.numpy())
+    assert float(trainer.callback_metrics["val_mse_linear"]) < 0.2 * float(z.square().mean())
+
+
+def test_bf16_mixed_does_not_round_the_rows(tmp_path: Path) -> None:
+    """Lightning leaves the batches alone there."""
+    losses = []
+    for level in (0.0, LEVEL):
+        torch.manual_seed(0)
+        data = CSVSeries(
+            str(write_series(tmp_path / "a.csv", _values() + level)), seq_len=48, pred_len=12, num_workers=0
+        )
+        task = ForecastTask(**TINY, spec=data.spec())
+        trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, precision="bf16-mixed")
+        (measured,) = trainer.validate(task, data, verbose=False)
+        losses.append(measured["val_mse"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
 def test_the_case_of_timestamps(tmp_path: Path) -> None:
     step = np.arange(400)
     values = np.round(np.stack([LEVEL + 100 * np.sin(2 * np.pi * step / 7), 50 * np.cos(step)], 1), 3)

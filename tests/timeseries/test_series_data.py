@@ -23,7 +23,7 @@ from timeseries.metrics import (
     quantile_loss,
     seasonal_value,
 )
-from timeseries.plots import Example, forecast_figure
+from timeseries.plots import Example, errors_figure, forecast_figure
 
 
 @settings(max_examples=40)
@@ -168,6 +168,14 @@ def test_pictures_of_forecasts_show_the_last_rows_of_the_history() -> None:
         assert list(lines["forecast"].get_ydata()) == forecast.tolist()
     assert list(drawn[0]["truth"].get_ydata()) == truth.tolist()
     assert "truth" not in drawn[1]
+
+
+def test_names_of_channels_are_no_formulas() -> None:
+    name = "price $x^$"
+    forecasts = forecast_figure([Example(name, torch.zeros(5), torch.ones(2))])
+    errors = errors_figure({"model": torch.ones(2)}, torch.ones(1), [name])
+    for figure in (forecasts, errors):
+        figure.canvas.draw()
 
 
 @pytest.mark.parametrize("channels", [1, 7])

@@ -36,7 +36,7 @@ def _dates(start: str, rows: int, months: int = 1, *, end: bool = False) -> list
         (["1704067200", "1704070800", "1704074400"], "", "has numbers as dates, the first 1704067200; .* write all"),
         (["2020010100", "2020010101", "2020010102"], "", "the first 2020010100; .* as YYYY-MM-DD HH:MM:SS"),
         (["45000.0", "45000.5", "45001.0"], "", r"has numbers as dates, the first 45000\.0"),
-        (["0", "1", "2"], "", "has numbers as dates, the first 0; of numbers, years"),
+        (["0", "1", "2"], "", "has numbers as dates, the first 0; expected years"),
         (["-2000", "-1999", "-1998"], "", "has numbers as dates, the first -2000"),
         (["inf", "2000", "2001"], "", "has numbers as dates, the first inf"),
     ],

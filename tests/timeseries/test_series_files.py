@@ -131,7 +131,7 @@ def test_dates_that_cannot_be_used(dates: list[str], text: str, tmp_path: Path) 
     [
         (["time,a", "2020-01-01,1"], "has the columns time, a; none is called 'date': set --data.date"),
         (["date,a,b", *[f"2020-01-0{i},1,low" for i in (1, 2, 3)]], r"b holds no numbers; name .* --data\.channels"),
-        (["date", "2020-01-01"], "has no column beside 'date'; expected one column of numbers"),
+        (["date", "2020-01-01"], "has no column besides 'date'; expected a column of numbers"),
         (["date,a", *[f"2020-01-0{i},inf" for i in (1, 2, 3)]], "holds infinity in a"),
         (["date,a", *[f"2020-01-0{i},1e39" for i in (1, 2, 3)]], "holds infinity in a, or numbers beyond 3.4e"),
         (["date,a", *[f"2020-01-0{i},1,{i}" for i in (1, 2, 3)]], "its rows hold more values than its header"),

@@ -137,7 +137,7 @@ def _with_nan(values: np.ndarray) -> np.ndarray:
         ("temp_global_hourly_test.npy", lambda v: v[:, :7], r"is \(44, 7\), with 44 timestamps and 8 stations"),
         ("temp_global_hourly_test.npy", lambda v: v[:9], r"is \(9, 8\), with 44 timestamps"),
         ("stations_sorted.npy", lambda v: v[:, 0], r"stations_sorted\.npy is \(8,\)"),
-        ("data_time_train.npy", lambda v: v[::-1], "does not rise"),
+        ("data_time_train.npy", lambda v: v[::-1], "timestamps in .* do not rise"),
         ("data_time_train.npy", lambda v: v.astype(object), "no array of plain numbers or timestamps"),
         ("data_time_train.npy", lambda v: np.array(["soon"] * len(v)), "holds no timestamps"),
     ],
