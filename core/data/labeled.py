@@ -6,6 +6,7 @@ A modality and a data set each implement one half of a data module::
     data set    check_data, splits         whether the data exist, and which samples belong to which split
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -23,6 +25,9 @@ from core.data.spec import DataSpec
 from core.errors import InputError
 
 __all__ = ["FolderDataModule", "SampleDataModule", "Split"]
+
+_EVEN = 1.5
+"""The largest class may have this many times the samples of the smallest before classes count as uneven."""
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -49,10 +54,21 @@ class SampleDataModule(DataModule):
         batch_size: int = 64,
         num_workers: int = 2,
         drop_last: bool = True,
+        min_epoch_steps: int = 1,
+        balance: float = 0.0,
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, drop_last=drop_last)
+        super().__init__(
+            batch_size=batch_size,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            min_epoch_steps=min_epoch_steps,
+        )
+        if not 0 <= balance <= 1:
+            raise InputError(f"balance={balance}; expected a number in [0, 1]")
+
         self.predict_path = Path(predict_path) if predict_path else None
         self.skip_broken = skip_broken
+        self.balance = balance
         self._splits: Splits | None = None
 
     # A modality implements these, and settings
@@ -126,6 +142,8 @@ class SampleDataModule(DataModule):
 
         splits = self.read_splits()
         self.train_set = self.dataset(splits.train, "train")
+        if self.balance > 0:
+            self.train_weights = _class_weights(splits, self.balance)
         self.val_set = self.dataset(splits.val, "val")
         self.test_set = self.dataset(splits.test, "test")
         self.predict_set = self._prediction_set([source for source, _ in splits.test])
@@ -225,6 +243,29 @@ class FolderDataModule(SampleDataModule):
     def splits(self) -> Splits:
         """List the files of all splits."""
         return self.folders.split()
+
+
+def _class_weights(splits: Splits, balance: float) -> list[float] | None:
+    """Return the weight of each training sample, or None if the classes are even or samples have several labels.
+
+    Args:
+        splits: the splits, with labels that count from 0.
+        balance: b in the weight n^-b of a sample whose class has n of them.
+    """
+    labels = [label for _, label in splits.train]
+    if not all(isinstance(label, int | np.integer) for label in labels):
+        return None
+
+    counts = Counter(labels)
+    if not counts or max(counts.values()) <= _EVEN * min(counts.values()):
+        return None
+
+    rarest, commonest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    rank_zero_info(
+        f"The classes have {counts[rarest]} ({splits.classes[rarest]}) to {counts[commonest]} "
+        f"({splits.classes[commonest]}) training samples; rare ones are drawn more often (--data.balance {balance})"
+    )
+    return [counts[label] ** -balance for label in labels]
 
 
 def _to_array(item: Any) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The base of all data modules: reproducible shuffling, and evaluation that counts each sample once."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, ClassVar
@@ -7,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from core.data.sampler import EpochSampler
+from core.data.sampler import EpochSampler, SeededDataset
 from core.data.samples import EmptyBatch
 from core.data.spec import DataSpec
 from core.errors import InputError, MissingError
@@ -28,8 +30,9 @@ class DataModule(LightningDataModule):
     Args:
         batch_size: samples for each process and step.
         num_workers: processes that load data, for each training process; 0 loads in the training process.
-        drop_last: leave out the incomplete last training batch. A last batch of a single sample is always left out,
-            since batch norm would take its statistics from that sample alone.
+        drop_last: leave out the incomplete last training batch. A batch of a single sample is always left out, since
+            batch norm would take its statistics from that sample alone.
+        min_epoch_steps: an epoch goes over a small training set several times, until it has this many steps.
 
     Attributes:
         classes: class names in the order of their labels; empty if there are no classes.
@@ -44,16 +47,25 @@ class DataModule(LightningDataModule):
     runs_files: ClassVar[tuple[str, ...]] = ()
     """Arguments that name files whose code is executed; an untrusted checkpoint must not choose them."""
 
-    def __init__(self, *, batch_size: int = 64, num_workers: int = 2, drop_last: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        batch_size: int = 64,
+        num_workers: int = 2,
+        drop_last: bool = True,
+        min_epoch_steps: int = 1,
+    ) -> None:
         super().__init__()
-        if batch_size < 1 or num_workers < 0:
+        if batch_size < 1 or num_workers < 0 or min_epoch_steps < 1:
             raise InputError(
-                f"batch_size={batch_size}, num_workers={num_workers}; expected 1 or more samples, and 0 or more workers"
+                f"batch_size={batch_size}, num_workers={num_workers}, min_epoch_steps={min_epoch_steps}; expected at "
+                "least 1, 0 and 1"
             )
 
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.drop_last = drop_last
+        self.min_epoch_steps = min_epoch_steps
 
         self.classes: Sequence[str] = ()
         self.train_set: Dataset[Any] | None = None
@@ -123,14 +135,16 @@ class DataModule(LightningDataModule):
         """
         dataset = self._filled(self.train_set, "train")
         rank, replicas = self._rank_and_replicas()
+        passes = self._passes(dataset, replicas)
         sampler = EpochSampler(
             dataset,
             replicas=replicas,
             rank=rank,
             seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
             weights=self.train_weights,
+            passes=passes,
         )
-        if len(sampler) < 2:
+        if sampler.num_samples < 2:
             raise InputError(
                 "there is one training sample for each process, and at least two are needed, whatever the batch size: "
                 "batch norm would take its statistics from that sample alone"
@@ -141,7 +155,18 @@ class DataModule(LightningDataModule):
         if len(sampler) % self.batch_size == 1 and self.batch_size > 1:
             drop_last = True
 
-        return self._loader(dataset, sampler, drop_last=drop_last, generator=sampler.generator)
+        loader = self._loader(SeededDataset(dataset), sampler, drop_last=drop_last)
+        if passes > 1:
+            rank_zero_info(
+                f"{len(dataset)} training samples: an epoch goes over them {passes} times, for {len(loader)} steps of "  # type: ignore[arg-type]
+                f"{self.batch_size} (--data.min_epoch_steps {self.min_epoch_steps})"
+            )
+        return loader
+
+    def _passes(self, dataset: Dataset[Any], replicas: int) -> int:
+        """Return how often an epoch goes over the training set, so that it has ``min_epoch_steps``."""
+        wanted = self.min_epoch_steps * self.batch_size * replicas
+        return math.ceil(wanted / len(dataset)) if isinstance(dataset, Sized) and self.min_epoch_steps > 1 else 1
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return a loader of ``val_set`` in order.
@@ -204,7 +229,6 @@ class DataModule(LightningDataModule):
         sampler: Sampler[Any],
         *,
         drop_last: bool = False,
-        generator: torch.Generator | None = None,
     ) -> DataLoader[Any]:
         return _LazyLoader(
             dataset,
@@ -214,7 +238,8 @@ class DataModule(LightningDataModule):
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
             drop_last=drop_last,
-            generator=generator,
+            # Starting processes anew for every epoch would make the trainer copy its memory, page by page, again.
+            persistent_workers=self.num_workers > 0,
         )
 
     def _filled(self, dataset: Dataset[Any] | None, split: str) -> Dataset[Any]:
