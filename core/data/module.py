@@ -238,6 +238,7 @@ class DataModule(LightningDataModule):
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
             drop_last=drop_last,
+            generator=torch.Generator(),  # a loader draws a number, which would change those of the training
             # Starting processes anew for every epoch would make the trainer copy its memory, page by page, again.
             persistent_workers=self.num_workers > 0,
         )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
+from core.data.labeled import SampleDataModule, Split
 from core.data.module import DataModule
 from core.data.sampler import EpochSampler
+from core.data.samples import Samples, Splits
+from core.errors import InputError
 
 WEIGHTS = st.lists(st.floats(0, 100), min_size=2, max_size=40).filter(lambda weights: sum(weights) > 1e-3)
 
@@ -32,7 +36,6 @@ def test_order_depends_on_seed_and_epoch_alone(weights: list[float], seed: int, 
     drawn = list(first)
     assert drawn == list(second) == list(first)
     assert len(drawn) == len(first) == len(weights)
-    assert all(type(index) is int for index in drawn)
 
 
 def test_every_epoch_and_seed_has_its_own_order() -> None:
@@ -88,3 +91,49 @@ def test_the_data_module_hands_its_weights_to_the_loader() -> None:
     assert set(drawn.tolist()) == {3, 8}
     data.train_weights = None
     assert sorted(torch.cat([batch[0] for batch in data.train_dataloader()]).tolist()) == list(range(20))
+
+
+class _Labeled(SampleDataModule):
+    """Samples without files, as many of each class as given."""
+
+    def __init__(self, counts: list[int], balance: float) -> None:
+        super().__init__(batch_size=4, num_workers=0, balance=balance)
+        self.labels = [label for label, count in enumerate(counts) for _ in range(count)]
+
+    def splits(self) -> Splits:
+        samples = [(i, label) for i, label in enumerate(self.labels)]
+        return Splits([f"class {i}" for i in range(max(self.labels) + 1)], samples, samples, samples)
+
+    def dataset(self, samples: Samples, split: Split) -> Any:
+        return TensorDataset(torch.arange(len(samples)))
+
+
+@pytest.mark.parametrize(("balance", "share"), [(0.0, 10 / 90), (0.5, 10**0.5 / (10**0.5 + 80**0.5)), (1.0, 0.5)])
+def test_rare_classes_are_drawn_more_often(balance: float, share: float) -> None:
+    data = _Labeled([10, 80], balance)
+    data.setup("fit")
+    sampler = data.train_dataloader().sampler
+    assert isinstance(sampler, EpochSampler)
+    drawn = []
+    for epoch in range(100):
+        sampler.set_epoch(epoch)
+        drawn += [data.labels[index] for index in sampler]
+    assert drawn.count(0) / len(drawn) == pytest.approx(share, abs=0.02)
+
+
+def test_even_classes_are_taken_as_they_are() -> None:
+    data = _Labeled([10, 12], 1.0)
+    data.setup("fit")
+    assert data.train_weights is None
+
+
+def test_uneven_classes_are_said(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        _Labeled([10, 80], 0.5).setup("fit")
+    assert "The classes have 10 (class 0) to 80 (class 1) training samples" in caplog.text + capsys.readouterr().err
+
+
+@pytest.mark.parametrize("balance", [-0.1, 1.5])
+def test_balance_out_of_range(balance: float) -> None:
+    with pytest.raises(InputError, match=rf"balance={balance}; expected a number in \[0, 1\]"):
+        _Labeled([2, 2], balance)
