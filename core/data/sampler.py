@@ -113,7 +113,7 @@ class EpochSampler(DistributedSampler[Any]):
         """Iterate over the sample indices of this process."""
         indices = self._shuffled() if self.weights is None else self._drawn(self.weights)
         own = indices[self.rank :: self.num_replicas]
-        return iter([SeededIndex(i, self._sample_seed(place)) for place, i in enumerate(own)])
+        return (SeededIndex(i, self._sample_seed(place)) for place, i in enumerate(own))
 
     def _shuffled(self) -> list[int]:
         """Return the order of all processes: a new permutation for each pass, filled up to equal shares."""
