@@ -305,11 +305,15 @@ class Confusion(nn.Module):
 
     Args:
         num_classes: number of classes.
+
+    Attributes:
+        latest: counts (K, K) int64 of the last evaluation, with the true classes in the rows; None before it.
     """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.counts = ConfusionCounts(num_classes) if num_classes <= MAX_CONFUSION_CLASSES else None
+        self.latest: Tensor | None = None
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Add logits (B, num_classes) with labels (B,)."""
@@ -323,6 +327,7 @@ class Confusion(nn.Module):
 
         if not trainer.sanity_checking:
             counts = self.counts.compute().cpu()  # in every process, since compute() synchronizes them
+            self.latest = counts
             draw_figure(trainer, "confusion_matrix", partial(confusion_figure, counts, class_names))
         self.counts.reset()
 

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 else:
     Backbone = str  # for jsonargparse: with nn.Module, the help would list every imported subclass of it
 
+_LR = 1e-3
+"""Learning rate of training from scratch, with AdamW and batches of 32 to 128."""
+_FINE_TUNING_LR = 2e-4
+"""Learning rate of training that starts from weights."""
+_FINE_TUNING_LAYER_DECAY = 0.8
+
 EvaluationSplit = Literal["val", "test", "predict"]
 
 
@@ -70,18 +76,22 @@ class Task(LightningModule, TaskHubMixin):
         weights: file or Hub repository for :func:`core.load_weights`, instead of the published weights. Class names
             and statistics stay those of the data. To resume a run, pass its checkpoint as ``--ckpt_path`` instead.
         opt: name of a timm optimizer.
-        lr: learning rate after the warm-up; with ``lr_batch``, the rate for a global batch of that size.
+        lr: learning rate after the warm-up; with ``lr_batch``, the rate for a global batch of that size. By default
+            1e-3, or 2e-4 to fine-tune, which is training that starts from ``pretrained`` or ``weights``.
         lr_batch: multiply ``lr`` by the actual global batch size (samples x processes x accumulation) divided by this
             number.
         min_lr: learning rate at the end of the cosine, scaled like ``lr``.
         weight_decay: weight decay of parameters with two or more dimensions.
-        layer_decay: factor on the learning rate from each layer group to the one before it.
+        layer_decay: factor on the learning rate from each layer group to the one before it; by default 1, or 0.8 to
+            fine-tune.
         warmup_epochs: length of the linear warm-up.
         opt_args: further arguments of the optimizer, such as ``betas``.
         decay_rate: multiply the learning rate by this factor after each epoch from ``decay_start`` on, instead of the
             cosine.
         decay_start: last epoch at the full learning rate, counted from 1; used with ``decay_rate`` only.
         norm_eval: keep batch norms in eval mode during training, for small batches; their weights are still trained.
+        freeze: 'backbone' trains only the classifier and what lies outside the backbone, on features that stay as they
+            are: no drop path, and the statistics of batch norms as loaded.
 
     Raises:
         InputError: if a name is unknown or a number is out of range.
@@ -118,16 +128,17 @@ class Task(LightningModule, TaskHubMixin):
         pretrained: bool = False,
         weights: str | None = None,
         opt: str = "adamw",
-        lr: float = 1e-3,
+        lr: float | None = None,
         lr_batch: int | None = None,
         min_lr: float = 1e-6,
         weight_decay: float = 0.05,
-        layer_decay: float = 1.0,
+        layer_decay: float | None = None,
         warmup_epochs: float = 0.0,
         opt_args: dict[str, Any] | None = None,
         decay_rate: float | None = None,
         decay_start: int = 1,
         norm_eval: bool = False,
+        freeze: Literal["backbone"] | None = None,
     ) -> None:
         super().__init__()
 
@@ -135,6 +146,11 @@ class Task(LightningModule, TaskHubMixin):
         not_stored = ["spec", "backbone"] if isinstance(backbone, nn.Module) else ["spec"]
         self.save_hyperparameters(ignore=not_stored)
 
+        fine_tunes = pretrained or weights is not None
+        lr = (_FINE_TUNING_LR if fine_tunes else _LR) if lr is None else lr
+        layer_decay = (_FINE_TUNING_LAYER_DECAY if fine_tunes else 1.0) if layer_decay is None else layer_decay
+        self.hparams["lr"] = lr  # a resumed run does not load the weights again that decided about them
+        self.hparams["layer_decay"] = layer_decay
         check_recipe(opt, lr, min_lr, weight_decay, layer_decay, warmup_epochs)
         if decay_rate is not None and (not 0 < decay_rate <= 1 or decay_start < 1):
             raise InputError(
@@ -153,6 +169,7 @@ class Task(LightningModule, TaskHubMixin):
         self.decay_rate = decay_rate
         self.decay_start = decay_start
         self.norm_eval = norm_eval
+        self.freeze_part = freeze
         self._planned: tuple[float, ...] | None = None  # see _plan
 
         self.knows_data = spec is not None
@@ -167,6 +184,8 @@ class Task(LightningModule, TaskHubMixin):
 
         if weights is not None:
             self.load(weights)
+        if freeze == "backbone":
+            self._freeze_backbone()
         self.train()  # a backbone may come in eval mode, and Lightning keeps the modes that it finds
 
     def build(self, backbone: nn.Module) -> None:
@@ -506,13 +525,22 @@ class Task(LightningModule, TaskHubMixin):
         return cls.monitor, cls.monitor_mode
 
     def train(self, mode: bool = True) -> Self:
-        """Set train or eval mode; with ``norm_eval``, batch norms stay in eval mode."""
+        """Set train or eval mode; batch norms stay in eval mode with ``norm_eval``, and so does a frozen backbone."""
         super().train(mode)
+        if self.freeze_part == "backbone":
+            self.backbone.eval()
         if self.norm_eval:
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def _freeze_backbone(self) -> None:
+        """Freeze all parameters of the backbone but those of its classifier."""
+        self.backbone.requires_grad_(False)
+        classifier = getattr(self.backbone, "get_classifier", lambda: None)()
+        if isinstance(classifier, nn.Module):
+            classifier.requires_grad_(True)
 
     def on_train_epoch_start(self) -> None:
         """Seed drop path, mixing and augmentation by (seed, epoch, process), so that a resumed run repeats them."""

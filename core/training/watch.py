@@ -1,0 +1,118 @@
+"""A warning for runs that do not learn, with the likely reason and what to type."""
+
+import math
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+__all__ = ["LearningWatch"]
+
+_FEW_STEPS = 200
+"""A net that starts from random weights learns next to nothing in fewer steps."""
+
+_FALL = 0.03
+"""Share by which the training loss of a run that learns has fallen after a third of its epochs, or more."""
+
+_ONE_CLASS = 0.95
+"""Share of the predictions from which on a class counts as the only one."""
+
+_FRESH_START = "start from published weights with --model.pretrained true"
+_OTHER_RATE = "try another learning rate (--model.lr {lower:g} or {higher:g})"
+
+
+class LearningWatch(Callback):
+    """Warns once if a run does not learn.
+
+    Before the first step it warns of a run from random weights that is planned with too few steps. From a third of the
+    epochs on it looks after each epoch whether the training loss falls and, for classifiers, whether the validation
+    accuracy is better than that of naming the most frequent class for everything.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.has_warned = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if the run is too short."""
+        steps = trainer.estimated_stepping_batches
+        if steps < _FEW_STEPS and not _starts_from_weights(pl_module) and not getattr(trainer, "fast_dev_run", False):
+            self._warn(
+                f"the run has {steps} optimizer steps, and a net with random weights needs some hundreds to learn: "
+                f"raise --data.min_epoch_steps or --trainer.max_epochs, or {_FRESH_START}"
+            )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the training loss and the validation metrics of the epoch."""
+        loss = trainer.callback_metrics.get("train_loss")
+        if loss is not None:
+            self.losses.append(float(loss))
+
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else math.inf
+        looked_at = trainer.current_epoch + 1 >= max(2, epochs / 3) and len(self.losses) > 1
+        if not looked_at or self.has_warned or getattr(trainer, "fast_dev_run", False):
+            return
+
+        reason = self._reason(pl_module)
+        if reason is not None:
+            self._warn(f"after {trainer.current_epoch + 1} epochs {reason}")
+
+    def _reason(self, task: Any) -> str | None:
+        """Return what is wrong and what to try, or None if the run learns."""
+        first, last = self.losses[0], self.losses[-1]
+        falls = last < (1 - _FALL) * abs(first) if first > 0 else last < first
+        rates = _OTHER_RATE.format(lower=task.lr / 5, higher=task.lr * 5)
+        if not falls:
+            return (
+                f"the training loss has hardly fallen ({first:.3g} in the first epoch, now {last:.3g}); {rates}, "
+                f"or {_FRESH_START}"
+            )
+
+        counts = getattr(getattr(task, "confusion", None), "latest", None)
+        return None if counts is None else self._reason_at_chance(counts, task, rates)
+
+    def _reason_at_chance(self, counts_KK: Tensor, task: Any, rates: str) -> str | None:
+        """Return what is wrong if the accuracy is that of naming one class, from the confusion matrix of validation.
+
+        Args:
+            counts_KK: true classes in the rows, predicted ones in the columns.
+            task: the task, for its class names.
+            rates: what to type for another learning rate.
+        """
+        total = int(counts_KK.sum())
+        if total == 0:
+            return None
+
+        accuracy = counts_KK.diagonal().sum().item() / total
+        chance = counts_KK.sum(dim=1).max().item() / total
+        noise = math.sqrt(chance * (1 - chance) / total)  # the standard error of an accuracy at chance
+        if accuracy > chance + noise:
+            return None
+
+        predicted_K = counts_KK.sum(dim=0)
+        if predicted_K.max().item() > _ONE_CLASS * total:
+            name = task.class_names[int(predicted_K.argmax())]
+            return f"nearly all validation samples are taken for {name!r}; {rates}, or {_FRESH_START}"
+        return (
+            f"the training loss falls, and the validation accuracy of {accuracy:.2f} is that of chance ({chance:.2f}): "
+            f"the net learns the training samples by heart. Give more samples, or {_FRESH_START}; examples.png shows "
+            "whether the labels are right"
+        )
+
+    def _warn(self, text: str) -> None:
+        self.has_warned = True
+        rank_zero_warn(f"This run may not learn: {text}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the losses so far, for a resumed run."""
+        return {"losses": self.losses, "has_warned": self.has_warned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the losses of the run that is resumed."""
+        self.losses = list(state_dict["losses"])
+        self.has_warned = state_dict["has_warned"]
+
+
+def _starts_from_weights(task: Any) -> bool:
+    return bool(task.hparams.get("pretrained") or task.hparams.get("weights"))
