@@ -58,8 +58,8 @@ class DataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1 or num_workers < 0 or min_epoch_steps < 1:
             raise InputError(
-                f"batch_size={batch_size}, num_workers={num_workers}, min_epoch_steps={min_epoch_steps}; expected at "
-                "least 1, 0 and 1"
+                f"batch_size={batch_size}, num_workers={num_workers}, min_epoch_steps={min_epoch_steps}; expected 1 or "
+                "more samples, 0 or more workers, and 1 or more steps"
             )
 
         self.batch_size = batch_size
