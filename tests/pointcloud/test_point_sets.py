@@ -165,9 +165,9 @@ def test_few_shots(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"num_points": 31}, "num_points are sampled from load_points"),
-        ({"num_points": 0}, "num_points are sampled from load_points"),
-        ({"shots": 0}, "shots is at least 1, or null"),
+        ({"num_points": 31}, "expected num_points from 1 to load_points"),
+        ({"num_points": 0}, "expected num_points from 1 to load_points"),
+        ({"shots": 0}, "shots of at least 1 or null"),
         ({"val_split": "train"}, "'held_out' or 'test'"),
         ({"val_share": 1.0}, r"a share in \(0, 1\)"),
     ],

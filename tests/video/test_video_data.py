@@ -257,7 +257,7 @@ def test_prediction_of_folders_of_frames(frames: Path) -> None:
         assert [name for _, name in data.predict_set.samples] == [str(frames / name) for name in names]
         assert len(data.predict_set.samples[-1][0]) == 9
     with pytest.raises(
-        MissingError, match=r"has no folder with a frame frame_1\.png; give one, or set --data\.template"
+        MissingError, match=r"has no folder with a frame frame_1\.png; give another one, or set --data\.template"
     ):
         FrameList(predict_path=str(frames), template="frame_{}.png", **BOTH).setup("predict")
 
