@@ -31,7 +31,7 @@ class Level(NamedTuple):
     Attributes:
         center: (B, 1, C), subtracted from the standardized history.
         spread: (B, 1, C), by which the difference was divided.
-        dtype: of the forecast: float64 if the history is float64, otherwise float32.
+        dtype: that of the forecast: float64 for histories of float64 or integers, otherwise float32.
     """
 
     center: Tensor
@@ -151,10 +151,13 @@ class SeriesMap(FeatureMap):
             raise InputError(
                 f"the history is {tuple(x_BLC.shape)}; the model was built for (B, {self.seq_len}, {self.channels})"
             )
-        dtype = torch.float32 if x_BLC.dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float64
+
+        fits_float32 = x_BLC.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        dtype = torch.float32 if fits_float32 else torch.float64
 
         # Center before the cast to float32, which would round away how a channel changes far from zero.
         z = ((x_BLC.to(dtype) - self.mean).float() - self.mean_remainder) / self.std
+
         level = self._level(z, dtype)
         z = (z - level.center) / level.spread
         if self.affine_weight is not None and self.affine_bias is not None:
@@ -183,6 +186,7 @@ class SeriesMap(FeatureMap):
         return F.interpolate(maps, scale_factor=float(self.enlarge))
 
     def _level(self, z_BLC: Tensor, dtype: torch.dtype) -> Level:
+        """Return the level of standardized histories; the dtype is that of the forecasts."""
         zeros = torch.zeros_like(z_BLC[:, :1])
         ones = torch.ones_like(zeros)
         if self.normalize == "none":

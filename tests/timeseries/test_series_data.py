@@ -140,6 +140,23 @@ def test_linear_layer_is_the_least_squares_solution() -> None:
     assert_close(linear_forecast(x, weight)[0, 1], x[0].T @ weight[:-1, 1] + weight[-1, 1])
 
 
+def test_linear_layer_is_the_optimum_for_a_random_walk() -> None:
+    """Neighboring values are nearly equal, as in exchange rates, so that a small ridge would change the solution."""
+    walk = torch.tensor(np.random.default_rng(0).standard_normal((600, 2)).cumsum(axis=0))
+    walk = ((walk - walk.mean(dim=0)) / walk.std(dim=0)).float()
+    windows = walk.unfold(0, 20, 1).reshape(-1, 20).double()
+    x = torch.cat([windows[:, :16], torch.ones(len(windows), 1, dtype=torch.float64)], dim=1)
+    y = windows[:, 16:]
+
+    exact = torch.linalg.lstsq(x, y).solution
+    smallest = float((x @ exact - y).square().mean())
+    found = float((x @ fit_linear(walk, 16, 4).double() - y).square().mean())
+    assert found == pytest.approx(smallest, rel=1e-6)
+
+    ridge = torch.linalg.solve(x.T @ x / len(x) + 1e-3 * torch.eye(17, dtype=torch.float64), x.T @ y / len(x))
+    assert float((x @ ridge - y).square().mean()) > 1.001 * smallest
+
+
 def test_errors_by_hand_and_equally_weighted() -> None:
     errors, metric = torch.randn(7, 3, 2), ForecastErrors(3, 2)
     metric.update(errors[:6])
