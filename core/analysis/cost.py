@@ -16,7 +16,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.errors import InputError
-from core.figures import new_figure
+from core.figures import new_figure, plain
 from core.reparam import folds, reparameterize
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ __all__ = ["Cost", "activation_peak", "cost_figure", "count_macs", "model_cost",
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one form of a model at one input size.
+    """The cost of one form of a model at one input size.
 
     Attributes:
         model: name of the model.
@@ -241,9 +241,9 @@ def cost_figure(costs: Sequence[Cost], title: str) -> Figure:
             axes.annotate("", place, before, arrowprops={"arrowstyle": "->", "color": "tab:green"})
 
         offset = (6, 6) if is_folded else (6, -20)  # the two forms are often close together
-        axes.annotate(f"{cost.model}\n{cost.form}", place, xytext=offset, textcoords="offset points", fontsize=7)
+        axes.annotate(f"{plain(cost.model)}\n{cost.form}", place, xytext=offset, textcoords="offset points", fontsize=7)
 
-    axes.set(xlabel="GMACs", ylabel="images a second, eval forward", title=title)
+    axes.set(xlabel="GMACs", ylabel="images per second, forward pass in eval mode", title=plain(title))
     axes.margins(0.2)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.data.images import Mode, image_files, read_image
 from core.errors import InputError
-from core.figures import new_figure
+from core.figures import new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,8 +26,15 @@ CATEGORIES: dict[str, tuple[int, ...]] = {
     "bear": (294, 295, 296, 297),
     "bicycle": (444, 671),
     "bird": (
-        *(8, *range(10, 17), 18, 19, 20, 22, 23, 24, *range(80, 84), *range(87, 97), 98, 99, 100),
-        *(*range(127, 134), *range(135, 146)),
+        8,
+        *range(10, 17),
+        *range(18, 21),
+        *range(22, 25),
+        *range(80, 84),
+        *range(87, 97),
+        *range(98, 101),
+        *range(127, 134),
+        *range(135, 146),
     ),
     "boat": (472, 554, 625, 814, 914),
     "bottle": (440, 720, 737, 898, 899, 901, 907),
@@ -180,7 +187,7 @@ def shape_bias_figure(results: dict[str, ShapeBias]) -> Figure:
             positions,
             [share or 0.0 for share in shares.values()],
             thickness,
-            label=f"{name}: {overall} overall",
+            label=f"{plain(name)}: {overall} overall",
         )
         if result.overall is not None:
             axes.axvline(result.overall, color=bars[0].get_facecolor(), linestyle="--")

@@ -116,3 +116,11 @@ def test_figure_has_an_arrow_from_each_form_to_the_other() -> None:
     assert [(text.xy, (text._x, text._y)) for text in arrows] == [((1.5, 80), (2, 50))]
     labels = [text.get_text() for text in axes.texts if text.arrow_patch is None]
     assert labels == ["a\ntrain", "a\ninference", "b\ntrain"]
+
+
+def test_figure_draws_dollar_signs() -> None:
+    figure = cost_figure([_cost("net=$x^$.pth", "train", 2, 50)], "input of $x^$")
+    figure.canvas.draw()  # matplotlib would refuse the formula '$x^$'
+    (axes,) = figure.axes
+    assert axes.texts[0].get_text().replace(r"\$", "$") == "net=$x^$.pth\ntrain"
+    assert axes.get_title().replace(r"\$", "$") == "input of $x^$"

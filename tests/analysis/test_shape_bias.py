@@ -226,3 +226,9 @@ def test_figure_has_a_bar_for_each_category_and_model() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["net: 0.500 overall", "other: none overall"]
     assert [text.get_text() for text in axes.texts] == ["no images"] * (14 + 16)
     assert len(axes.get_lines()) == 1
+
+
+def test_figure_draws_dollar_signs() -> None:
+    figure = shape_bias_figure({"net=$x^$.pth": _result()})
+    figure.canvas.draw()  # matplotlib would refuse the formula '$x^$'
+    assert figure.legends[0].get_texts()[0].get_text().replace(r"\$", "$") == "net=$x^$.pth: none overall"
