@@ -1,4 +1,4 @@
-"""The layers that timm does not have and that several families or modalities use."""
+"""Layers that several families or modalities use and timm does not have."""
 
 from core.layers.depthwise import DepthwiseConv2d
 

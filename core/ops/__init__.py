@@ -1,4 +1,4 @@
-"""The operator that the layers are built on; ``core.ops.triton`` has what runs on NVIDIA GPUs alone."""
+"""The depthwise convolution; ``core.ops.triton`` has kernels for NVIDIA GPUs."""
 
 from core.ops.depthwise import depthwise_conv2d, is_exporting, runs_on_onednn
 

@@ -1,9 +1,11 @@
-"""The depthwise convolution in Triton, for NVIDIA GPUs: which kernels compute it, and the operator made of them.
+"""The depthwise convolution in Triton, for NVIDIA GPUs: one operator, which chooses between two kinds of kernels.
 
-bfloat16 and float16 with more than 5 x 5 taps go to the tensor cores (:mod:`core.ops.triton.tensor_cores`), float32 and
-small kernels are computed tap by tap (:mod:`core.ops.triton.direct`); both add up in float32. Off unless the
-environment variable ``LARKIT_TRITON`` is 1, since nobody has measured these kernels on a GPU; the tests run them in
-Triton's interpreter and compile them. Triton itself is imported when a convolution runs.
+Convolutions in bfloat16 and float16 with more than 5 x 5 taps run on tensor cores
+(:mod:`core.ops.triton.tensor_cores`). All others are computed tap by tap (:mod:`core.ops.triton.direct`). Both add up
+in float32.
+
+These kernels are used only if the environment variable ``LARKIT_TRITON`` is 1, because they have not been measured on
+a GPU. The tests run them in Triton's interpreter and compile them. Triton is imported when a convolution runs.
 """
 
 from importlib.util import find_spec
@@ -17,18 +19,20 @@ from core.errors import InputError
 __all__ = ["convolve", "triton_available", "triton_depthwise_conv2d", "weight_gradient"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-DIRECT_TAPS = 25  # up to 5 x 5 taps a tensor core would multiply mostly zeros
+
+DIRECT_TAPS = 25
+"""Largest number of taps for which the direct kernels are used in 16 bits: tensor cores would multiply mostly zeros."""
 
 
 @torch.library.custom_op("larkit::depthwise_conv2d", mutates_args=())
 def triton_depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """:func:`convolve` as an operator, which compilers see as one, differentiable any number of times."""
+    """Call :func:`convolve` as an operator of PyTorch, which can be differentiated any number of times."""
     return convolve(x, weight, bias, dilation)
 
 
 @torch.library.custom_op("larkit::depthwise_conv2d_weight_gradient", mutates_args=())
 def triton_weight_gradient(x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int) -> Tensor:
-    """:func:`weight_gradient` as an operator."""
+    """Call :func:`weight_gradient` as an operator of PyTorch."""
     return weight_gradient(x, grad, (rows, columns), dilation)
 
 
@@ -60,7 +64,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _backward_of_weight_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The weight gradient is linear in the map and in the output gradient, and each gradient is a convolution."""
+    """Compute the gradients of the weight gradient, which is linear in the map and in the output gradient."""
     x, output_grad = ctx.saved_tensors
     to_x = to_output_grad = None
     if ctx.needs_input_grad[0]:
@@ -76,6 +80,7 @@ triton_weight_gradient.register_autograd(_backward_of_weight_gradient, setup_con
 
 @torch.compiler.assume_constant_result
 def _runs_on(device: torch.device) -> bool:
+    """Return whether Triton's kernels run on a device."""
     if find_spec("triton") is None:
         return False
     if device.type == "cuda":
@@ -87,19 +92,19 @@ def _runs_on(device: torch.device) -> bool:
 
 
 def triton_available(x: Tensor) -> bool:
-    """Whether :func:`convolve` computes on the device and in the dtype of ``x``.
+    """Return whether :func:`convolve` supports the device and the dtype of ``x``.
 
-    That is an NVIDIA GPU of compute capability 8.0 or later, or the CPU with ``TRITON_INTERPRET=1`` in the environment
-    (for tests: Triton's interpreter is thousands of times slower), and bfloat16, float16 or float32.
+    Devices are NVIDIA GPUs of compute capability 8.0 or later, and, for tests, the CPU if ``TRITON_INTERPRET=1`` is in
+    the environment: Triton's interpreter is thousands of times slower. Dtypes are bfloat16, float16 and float32.
     """
     return x.dtype in DTYPES and _runs_on(x.device)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
-    """Convolve every channel with a kernel of its own, zero-padded so that the size stays, stride 1.
+    """Convolve every channel with a kernel of its own, with stride 1 and zero padding that keeps the size.
 
     Args:
-        x: (B, C, H, W), bfloat16, float16 or float32, of any strides.
+        x: (B, C, H, W), bfloat16, float16 or float32, with any strides.
         weight: (C, 1, KH, KW), KH and KW odd, in the dtype of ``x``.
         bias: (C,) in the dtype of ``x``, or None.
         dilation: distance between two taps, in pixels.
@@ -108,7 +113,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: in
         (B, C, H, W) in the dtype and memory format of ``x``.
 
     Raises:
-        InputError: if Triton does not compute on this device and in this dtype, or there are two dtypes.
+        InputError: if the device or the dtype is not supported, or the tensors have different dtypes.
     """
     _check(x, weight, bias)
     memory_format = _memory_format(x)
@@ -132,11 +137,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: in
 
 
 def weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], dilation: int = 1) -> Tensor:
-    """The gradient of the weight.
+    """Compute the gradient of the weight.
 
     Args:
         x: (B, C, H, W), as for :func:`convolve`.
-        grad: gradient of the output, (B, C, H, W).
+        grad: output gradient (B, C, H, W), in the dtype of ``x``.
         kernel: (KH, KW), odd.
         dilation: distance between two taps, in pixels.
 
@@ -144,7 +149,7 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], dilation: 
         (C, 1, KH, KW) in the dtype of ``x``.
 
     Raises:
-        InputError: if Triton does not compute on this device and in this dtype, or there are two dtypes.
+        InputError: if the device or the dtype is not supported, or the tensors have different dtypes.
     """
     _check(x, grad)
     if x.numel() == 0:
@@ -167,12 +172,13 @@ def _on_tensor_cores(x: Tensor, height: int, width: int) -> bool:
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    """The format of the result for ``x``: channels_last for a slice of such a map too."""
+    """Return the memory format of the result: that of ``x``, which may be a slice of a channels_last map."""
     channels_last = x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _check(x: Tensor, *others: Tensor | None) -> None:
+    """Check that all tensors have one dtype, and that Triton's kernels support it and the device."""
     for other in others:
         if other is not None and other.dtype != x.dtype:
             raise InputError(f"Triton's convolution got a map in {x.dtype} with {other.dtype}; expected one dtype")

@@ -1,27 +1,30 @@
-"""Depthwise convolution on tensor cores, in Triton: kernels as Toeplitz matrices; stride 1, zero-padded.
+"""Depthwise convolution on tensor cores in Triton, as products with Toeplitz matrices; stride 1, zero padding.
 
-One row of a convolution is a product with a banded Toeplitz matrix, and so are several rows at once. For one channel
+The convolution of a row of pixels is a product with a banded Toeplitz matrix, and so is that of several rows. For one
+channel:
 
     out[b, h0 + r, w0 + wn] = sum over s, q, wj of  x[b, h0 + d_s + q, w0 + e_s + wj] T_s[(q, wj), (r, wn)]
     T_s[(q, wj), (r, wn)]   = weight[d_s + q - r + P_h, e_s + wj - wn + P_w], or 0 outside the kernel
 
-    M = (image, block of R rows, block of WN columns)      the rows of the product, from the whole batch
+    M = (image, block of R rows, block of WN columns)      the rows of the product, for the whole batch
     N = (r, wn): R x WN output pixels of a block           J = (q, wj): Q x WJ input pixels, the summed dimension
 
-A step s is one offset (d, e) from the output block to an input block. T depends on the step alone, so that one T
-serves all images and blocks, and 7 x 7 maps (R = Q = 8: a single step) fill a tile as 56 x 56 maps do (R = 2, Q = 1).
-By its data sheet an H200 does 15 times as many products a second in 16 bits on tensor cores as in float32 without,
-which is to pay for multiplying T's zeros (31 x 31 on 56 x 56 maps: about 2 products for each that counts).
+A step s is an offset (d, e) from an output block to an input block. T depends on the step alone, so one T is used for
+all images and blocks. Therefore maps of 7 x 7 pixels (R = Q = 8, a single step) fill the tensor cores as well as maps
+of 56 x 56 pixels (R = 2, Q = 1). According to its data sheet, an H200 computes 15 times as many 16-bit products on
+tensor cores as float32 products without them. This has to make up for the zeros of T: a 31 x 31 kernel on 56 x 56 maps
+takes about 2 products for each one that has a tap.
 
-T is gathered from the kernel by each program, or, where many programs need it, read from a bank of T's single rows of
-taps, which comes in vectors, asynchronously, with few addresses; a kernel of its own fills the bank for each call.
-Widths are known to be multiples of up to 8 pixels (UNIT), so that maps are read and written in vectors too.
+Each program gathers T from the kernel. Where many programs use the same T, a separate kernel first writes the matrices
+of single rows of taps to a bank. Programs read the bank in vectors and asynchronously, which takes few addresses. The
+width of a map is passed as a multiple of up to 8 pixels (UNIT), so that maps are read and written in vectors as well.
 
-The gradient of the input is the forward with the kernel flipped. The gradient of the weight sums, for each step,
-G[(q, wj), (r, wn)] = sum over M of x dy, and then G's diagonals: all its pairs with the same tap.
+The gradient of the input is a convolution with the flipped kernel. For the gradient of the weight, a program computes
+G[(q, wj), (r, wn)] = sum over M of x dy for each step, and then sums the diagonals of G, whose pairs of pixels belong
+to the same tap.
 
-Tensors are contiguous NCHW: a program reads one channel, whose pixels lie 2C bytes apart in channels_last, where each
-32-byte sector would bring one or two pixels that are wanted. The copies to and from NCHW move the map twice more.
+Tensors are contiguous (NCHW). A program reads one channel, of which a 32-byte sector of a channels_last map would have
+one or two pixels. The cost of this is a copy of such a map to NCHW, and one of the result back.
 """
 
 import math
@@ -36,53 +39,60 @@ from torch import Tensor
 
 __all__ = ["convolve", "weight_gradient"]
 
-BANK_FROM = 256  # rows of the product from which T is made once, not by each of the programs that use it
-SPLITS_FROM = 512  # weight gradient: fewer programs than this are split over the batch; an H200 has 132 processors
+BANK_FROM = 256
+"""Number of rows of the product from which T is read from a bank, instead of being gathered by each program."""
+
+SPLITS_FROM = 512
+"""Number of programs below which a weight gradient is split over the batch; an H200 has 132 multiprocessors."""
 
 
-# How maps are cut into blocks
+# Launch settings and the division of maps into blocks
 
 
-def choices(*tiles: tuple[int, int, int]) -> list[triton.Config]:
-    """Launch settings (BLOCK_M, warps, stages) to try; Triton's interpreter cannot time them and takes the first."""
+def launch_configs(*tiles: tuple[int, int, int]) -> list[triton.Config]:
+    """Return launch settings (BLOCK_M, warps, stages) to time; Triton's interpreter takes the first one."""
     configs = [triton.Config({"BLOCK_M": m}, num_warps=warps, num_stages=stages) for m, warps, stages in tiles]
     return configs[:1] if triton.knobs.runtime.interpret else configs
 
 
-def fitting(configs: list[triton.Config], sizes: dict[str, Any], **others: Any) -> list[triton.Config]:
-    """The settings worth timing: no taller than the product, and few enough pixels a thread to stay in registers.
+def prune_configs(configs: list[triton.Config], sizes: dict[str, Any], **others: Any) -> list[triton.Config]:
+    """Return the launch settings that are worth timing.
 
-    Pixels that are loaded one or two at once each need an address of their own: 64 of them spill.
+    Their blocks are not taller than the product, and the values of a thread fit into its registers. Pixels that are
+    loaded one or two at a time need one address each, which limits a thread to 32 of them instead of 64.
     """
     sizes = {**sizes, **others}
-    pixels_in, pixels_out = sizes["Q"] * sizes["WJ"], sizes["R"] * sizes["WN"]
+    pixels_in = sizes["Q"] * sizes["WJ"]
+    pixels_out = sizes["R"] * sizes["WN"]
+    is_weight_gradient = "M_SPLIT" in sizes
     tallest = max(64, triton.next_power_of_2(sizes["M"])) if sizes["UNIT"] > 1 else 64
+    most_loaded = 32 if sizes["UNIT"] <= 2 else 64
 
     def fits(config: triton.Config) -> bool:
-        height, threads = config.kwargs["BLOCK_M"], 32 * config.num_warps
-        sums = pixels_in if "M_SPLIT" in sizes else height  # rows of the result: of G in the gradient of the weight
-        loaded = height * max(pixels_in, pixels_out if "M_SPLIT" in sizes else 0)
-        most = 32 if sizes["UNIT"] <= 2 else 64
-        return height <= tallest and loaded <= most * threads and sums * pixels_out <= 64 * threads
+        height = config.kwargs["BLOCK_M"]
+        threads = 32 * config.num_warps
+        loaded = height * (max(pixels_in, pixels_out) if is_weight_gradient else pixels_in)
+        result = pixels_out * (pixels_in if is_weight_gradient else height)
+        return height <= tallest and loaded <= most_loaded * threads and result <= 64 * threads
 
     return [config for config in configs if fits(config)]
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a map is cut for a kernel: blocks of output and input pixels, and the steps between them.
+    """The division of a map into blocks of output and input pixels, and the steps from one to the other.
 
     Attributes:
-        rows: R, output rows of a block.
-        columns: WN, output columns of a block.
-        rows_in: Q, input rows of a block.
-        columns_in: WJ, input columns of a block.
-        down: blocks of a map, from top to bottom.
-        across: blocks of a map, from left to right.
+        rows: R, number of rows of an output block.
+        columns: WN, number of columns of an output block.
+        rows_in: Q, number of rows of an input block.
+        columns_in: WJ, number of columns of an input block.
+        down: number of output blocks of a map from top to bottom.
+        across: number of output blocks of a map from left to right.
         first_row: d of the first step, in pixels.
-        first_column: e of the first step, in pixels; a multiple of 8, which keeps vector loads aligned.
-        steps_down: steps with different d.
-        steps_across: steps with different e.
+        first_column: e of the first step, in pixels; a multiple of 8, so that vector loads are aligned.
+        steps_down: number of steps with different d.
+        steps_across: number of steps with different e.
     """
 
     rows: int
@@ -98,42 +108,53 @@ class Blocks:
 
     @classmethod
     def of(cls, height: int, width: int, reach_down: int, reach_across: int, *, square: bool) -> "Blocks":
-        """Blocks of 64 pixels, of 128 on maps wider than 16, as wide as the map where that is possible.
+        """Divide a map into blocks of 64 pixels, or 128 on maps wider than 16, as wide as the map if that is possible.
 
-        Larger blocks read each pixel less often and multiply more zeros, which weighs more on small maps. Odd widths
-        keep to 64: their pixels are loaded one by one, and the addresses take up the registers.
+        Larger blocks read each pixel less often, but multiply more zeros, which matters on small maps. Maps of odd
+        width have blocks of 64 pixels: pixels are then loaded one by one, and their addresses fill the registers.
 
         Args:
-            height: of the map, in pixels.
-            width: of the map, in pixels.
+            height: height of the map, in pixels.
+            width: width of the map, in pixels.
             reach_down: distance from the kernel's center to its last row, in pixels.
             reach_across: distance from the kernel's center to its last column, in pixels.
-            square: blocks of input as large as those of output and at least 64 pixels; else at most 64 pixels.
+            square: make input blocks at least as large as output blocks, with 64 or more pixels; otherwise, they have
+                64 pixels or fewer.
         """
         columns = min(64, max(8, triton.next_power_of_2(width)))
-        rows = max(
-            16 // columns, min((64 if width <= 16 or width % 2 else 128) // columns, triton.next_power_of_2(height))
-        )
-        columns_in = columns if width <= columns else 32  # a narrower block overshoots the kernel's edge by less
+        pixels_of_block = 64 if width <= 16 or width % 2 else 128
+        rows = min(pixels_of_block // columns, triton.next_power_of_2(height))
+        rows = max(rows, 16 // columns)  # tensor cores need products with at least R x WN = 16 columns
+
+        columns_in = columns if width <= columns else 32  # a narrow block has fewer pixels beyond the kernel's edge
         rows_in = max(rows, 64 // columns_in) if square else min(rows, 64 // columns_in)
-        down, across = triton.cdiv(height, rows), triton.cdiv(width, columns)
+
+        down = triton.cdiv(height, rows)
+        across = triton.cdiv(width, columns)
         first_row, last_row = _span(reach_down, rows, down, height)
         first_column, last_column = _span(reach_across, columns, across, width)
         first_column = first_column // 8 * 8
         return cls(
-            *(rows, columns, rows_in, columns_in, down, across, first_row, first_column),
+            rows=rows,
+            columns=columns,
+            rows_in=rows_in,
+            columns_in=columns_in,
+            down=down,
+            across=across,
+            first_row=first_row,
+            first_column=first_column,
             steps_down=triton.cdiv(last_row - first_row + 1, rows_in),
             steps_across=triton.cdiv(last_column - first_column + 1, columns_in),
         )
 
 
 def _span(reach: int, block: int, blocks: int, size: int) -> tuple[int, int]:
-    """First and last offset from a block's first pixel to a pixel that the kernel and the map hold."""
+    """Return the first and last offset from a block's first pixel to a pixel that both kernel and map contain."""
     return max(-reach, -(blocks - 1) * block), min(block - 1 + reach, size - 1)
 
 
 def geometry(x: Tensor, kernel: tuple[int, int], dilation: int, *, square: bool) -> tuple[Blocks, dict[str, Any]]:
-    """The blocks of a map for a kernel (KH, KW), and the arguments of the Triton kernels that follow from them."""
+    """Return the blocks of a map for a kernel (KH, KW), and the arguments of the Triton kernels for them."""
     batch, channels, height, width = x.shape
     blocks, arguments = _geometry(batch, channels, height, width, kernel, dilation, square)
     return blocks, dict(arguments)
@@ -143,22 +164,37 @@ def geometry(x: Tensor, kernel: tuple[int, int], dilation: int, *, square: bool)
 def _geometry(
     batch: int, channels: int, height: int, width: int, kernel: tuple[int, int], dilation: int, square: bool
 ) -> tuple[Blocks, dict[str, Any]]:
-    blocks = Blocks.of(height, width, *(dilation * (size // 2) for size in kernel), square=square)
+    reach_down = dilation * (kernel[0] // 2)
+    reach_across = dilation * (kernel[1] // 2)
+    blocks = Blocks.of(height, width, reach_down, reach_across, square=square)
+    rows_of_product = batch * blocks.down * blocks.across
     unit = math.gcd(width, 8)
     arguments = {
-        "M": batch * blocks.down * blocks.across,
-        "MAGNITUDE": (batch * blocks.down * blocks.across).bit_length(),
-        **{"C": channels, "H": height, "W_UNITS": width // unit, "UNIT": unit},
-        **{"DOWN": blocks.down, "ACROSS": blocks.across},
-        **{"D": blocks.first_row, "E_UNITS": blocks.first_column // 8, "STEPS_ACROSS": blocks.steps_across},
-        **{"KH": kernel[0], "KW": kernel[1], "DIL": dilation},
-        **{"R": blocks.rows, "WN": blocks.columns, "Q": blocks.rows_in, "WJ": blocks.columns_in},
-        "UPCAST": triton.knobs.runtime.interpret,  # whose product of two bfloat16 multiplies their bits as integers
+        "M": rows_of_product,
+        "MAGNITUDE": rows_of_product.bit_length(),
+        "C": channels,
+        "H": height,
+        "W_UNITS": width // unit,
+        "UNIT": unit,
+        "DOWN": blocks.down,
+        "ACROSS": blocks.across,
+        "D": blocks.first_row,
+        "E_UNITS": blocks.first_column // 8,
+        "STEPS_ACROSS": blocks.steps_across,
+        "KH": kernel[0],
+        "KW": kernel[1],
+        "DIL": dilation,
+        "R": blocks.rows,
+        "WN": blocks.columns,
+        "Q": blocks.rows_in,
+        "WJ": blocks.columns_in,
+        # Triton's interpreter computes a product of two bfloat16 values from their bits, as if they were integers.
+        "UPCAST": triton.knobs.runtime.interpret,
     }
     return blocks, arguments
 
 
-# Matrices and their products
+# Toeplitz matrices and products with them
 
 
 @triton.jit
@@ -166,7 +202,7 @@ def _toeplitz(
     w_ptr, d, e, KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr,
     R: tl.constexpr, WN: tl.constexpr, Q: tl.constexpr, WJ: tl.constexpr,
 ):  # fmt: skip
-    """(Q * WJ, R * WN): the kernel of one channel as the matrix of step (d, e)."""
+    """Gather the Toeplitz matrix of step (d, e) from the kernel of one channel, (Q * WJ, R * WN)."""
     j = tl.arange(0, Q * WJ)[:, None]
     n = tl.arange(0, R * WN)[None, :]
     dh = d + j // WJ - n // WN + DIL * (KH // 2)
@@ -183,13 +219,13 @@ def bank_kernel(
     w_ptr, bank_ptr, E_UNITS,
     KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, WN: tl.constexpr, WJ: tl.constexpr,
 ):  # fmt: skip
-    """The matrix (WJ, WN) of one channel, row of taps and e: the bank is (C, steps across, KH, WJ, WN)."""
-    place = tl.program_id(0)
+    """Write a matrix (WJ, WN) of the bank (C, steps across, KH, WJ, WN): that of a channel, an e and a row of taps."""
+    matrix_index = tl.program_id(0)
     channel = tl.program_id(1)
-    d = DIL * (place % KH - KH // 2)
-    e = E_UNITS * 8 + place // KH * WJ
+    d = DIL * (matrix_index % KH - KH // 2)
+    e = E_UNITS * 8 + matrix_index // KH * WJ
     matrix = _toeplitz(w_ptr + channel * (KH * KW), d, e, KH, KW, DIL, 1, WN, 1, WJ)
-    bank_ptr += (channel.to(tl.int64) * tl.num_programs(0) + place) * (WJ * WN)
+    bank_ptr += (channel.to(tl.int64) * tl.num_programs(0) + matrix_index) * (WJ * WN)
     tl.store(bank_ptr + tl.arange(0, WJ)[:, None] * WN + tl.arange(0, WN)[None, :], matrix)
 
 
@@ -198,7 +234,7 @@ def _banked(
     bank_ptr, d, KH: tl.constexpr, DIL: tl.constexpr,
     R: tl.constexpr, WN: tl.constexpr, Q: tl.constexpr, WJ: tl.constexpr,
 ):  # fmt: skip
-    """As _toeplitz, from the matrices of single rows of taps: neighbors in memory are read together."""
+    """Read the matrix of :func:`_toeplitz` from the bank, where values to be read together are neighbors in memory."""
     j = tl.arange(0, Q * WJ)[:, None]
     n = tl.arange(0, R * WN)[None, :]
     dh = d + j // WJ - n // WN + DIL * (KH // 2)
@@ -209,16 +245,16 @@ def _banked(
 
 
 @triton.jit
-def corners(m, channel, C, H, W, DOWN, ACROSS, R: tl.constexpr, WN: tl.constexpr):
-    """Of blocks ``m`` of a channel: where their image starts (64 bit), their first row and their first column."""
+def block_corners(m, channel, C, H, W, DOWN, ACROSS, R: tl.constexpr, WN: tl.constexpr):
+    """Return the memory offset of the image (64 bit), the first row and the first column of blocks ``m``."""
     image = m // (DOWN * ACROSS)
     start = (image.to(tl.int64) * C + channel) * (H * W)
     return start, m // ACROSS % DOWN * R, m % ACROSS * WN
 
 
 @triton.jit
-def pixels(ptr, start, h, w, real, H, W, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """(M, ROWS * COLUMNS) pointers to the pixels of blocks that begin at (h, w), and which of them exist."""
+def pixel_pointers(ptr, start, h, w, real, H, W, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return pointers to the pixels of blocks with corner (h, w), and which pixels exist, (M, ROWS * COLUMNS) each."""
     pixel = tl.arange(0, ROWS * COLUMNS)[None, :]
     rows = h[:, None] + pixel // COLUMNS
     columns = w[:, None] + pixel % COLUMNS
@@ -232,19 +268,19 @@ def products(
     KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, BANK: tl.constexpr,
     R: tl.constexpr, WN: tl.constexpr, Q: tl.constexpr, WJ: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """(BLOCK_M, R * WN) float32: the convolution at the blocks of one channel that begin at (h, w).
+    """Compute the convolution at the blocks of one channel with corner (h, w), (BLOCK_M, R * WN) float32.
 
-    With BANK ``w_ptr`` holds matrices made by bank_kernel; else the kernels, from which they are gathered.
+    With BANK, ``w_ptr`` points to the matrices of :func:`bank_kernel`; otherwise, to the weight.
     """
     acc = tl.zeros((BLOCK_M, R * WN), dtype=tl.float32)
     for step in range(STEPS):
         d = D + step // STEPS_ACROSS * Q
         e = E_UNITS * 8 + step % STEPS_ACROSS * WJ
-        pointers, exist = pixels(x_ptr, start, h + d, w + e, real, H, W, Q, WJ)
+        pointers, exist = pixel_pointers(x_ptr, start, h + d, w + e, real, H, W, Q, WJ)
         x = tl.load(pointers, mask=exist, other=0.0)
         if BANK:
-            place = (channel.to(tl.int64) * STEPS_ACROSS + step % STEPS_ACROSS) * (KH * WJ * WN)
-            matrix = _banked(w_ptr + place, d, KH, DIL, R, WN, Q, WJ)
+            offset = (channel.to(tl.int64) * STEPS_ACROSS + step % STEPS_ACROSS) * (KH * WJ * WN)
+            matrix = _banked(w_ptr + offset, d, KH, DIL, R, WN, Q, WJ)
         else:
             matrix = _toeplitz(w_ptr + channel * (KH * KW), d, e, KH, KW, DIL, R, WN, Q, WJ)
         if UPCAST:
@@ -253,8 +289,8 @@ def products(
     return acc
 
 
-def matrices_of(weight: Tensor, arguments: dict[str, Any], steps_across: int) -> tuple[bool, Tensor]:
-    """Whether the matrices are made beforehand, and they, (C, steps across, KH, WJ, WN), or else the weight itself."""
+def make_bank(weight: Tensor, arguments: dict[str, Any], steps_across: int) -> tuple[bool, Tensor]:
+    """Return whether a bank is worth its time, and the bank (C, steps across, KH, WJ, WN), or else the weight."""
     if arguments["M"] < BANK_FROM:
         return False, weight
     wanted = {name: arguments[name] for name in ("E_UNITS", "KH", "KW", "DIL", "WN", "WJ")}
@@ -267,9 +303,9 @@ def matrices_of(weight: Tensor, arguments: dict[str, Any], steps_across: int) ->
 
 
 @triton.autotune(
-    configs=choices((128, 8, 3), (64, 4, 3), (64, 8, 3), (128, 8, 4)),
+    configs=launch_configs((128, 8, 3), (64, 4, 3), (64, 8, 3), (128, 8, 4)),
     key=["MAGNITUDE", "KH", "KW", "DIL", "R", "WN", "WJ", "UNIT", "BANK"],
-    prune_configs_by={"early_config_prune": fitting},
+    prune_configs_by={"early_config_prune": prune_configs},
 )
 @triton.jit
 def forward_kernel(
@@ -278,25 +314,25 @@ def forward_kernel(
     R: tl.constexpr, WN: tl.constexpr, Q: tl.constexpr, WJ: tl.constexpr, UNIT: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M blocks of output pixels of one channel. Widths come in units of UNIT pixels, to prove their alignment."""
-    W = W_UNITS * UNIT
+    """Compute BLOCK_M output blocks of one channel."""
+    W = W_UNITS * UNIT  # the compiler sees from UNIT how rows of pixels are aligned
     channel = tl.program_id(1)
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    start, h, w = corners(m, channel, C, H, W, DOWN, ACROSS, R, WN)
+    start, h, w = block_corners(m, channel, C, H, W, DOWN, ACROSS, R, WN)
     acc = products(
         x_ptr, w_ptr, channel, start, h, w, m < M, H, W, D, E_UNITS, STEPS, STEPS_ACROSS,
         KH, KW, DIL, BANK, R, WN, Q, WJ, UPCAST, BLOCK_M,
     )  # fmt: skip
     if BIAS:
         acc += tl.load(bias_ptr + channel).to(tl.float32)
-    pointers, exist = pixels(y_ptr, start, h, w, m < M, H, W, R, WN)
+    pointers, exist = pixel_pointers(y_ptr, start, h, w, m < M, H, W, R, WN)
     tl.store(pointers, acc.to(y_ptr.dtype.element_ty), mask=exist)
 
 
 @triton.autotune(
-    configs=choices((128, 8, 2), (64, 8, 3), (64, 4, 3)),
+    configs=launch_configs((128, 8, 2), (64, 8, 3), (64, 4, 3)),
     key=["MAGNITUDE", "KH", "KW", "DIL", "R", "WN", "WJ", "UNIT"],
-    prune_configs_by={"early_config_prune": fitting},
+    prune_configs_by={"early_config_prune": prune_configs},
 )
 @triton.jit
 def weight_gradient_kernel(
@@ -305,7 +341,10 @@ def weight_gradient_kernel(
     WJ: tl.constexpr, UNIT: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr,
     TAPS_DOWN: tl.constexpr, TAPS_ACROSS: tl.constexpr, TAPS_AT_ONCE: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """G of one channel, step and part of the batch, and the sums of its diagonals into that part's own place."""
+    """Compute G of one channel, step and part of the batch, and store the sums of its diagonals.
+
+    Each part of the batch stores them in a place of its own.
+    """
     W = W_UNITS * UNIT
     channel = tl.program_id(1)
     step = tl.program_id(0)
@@ -316,16 +355,16 @@ def weight_gradient_kernel(
     for tile in range(0, M_SPLIT, BLOCK_M):
         m = first + tile + tl.arange(0, BLOCK_M)
         real = (m < M) & (m < first + M_SPLIT)
-        start, h, w = corners(m, channel, C, H, W, DOWN, ACROSS, R, WN)
-        pointers, exist = pixels(x_ptr, start, h + d, w + e, real, H, W, Q, WJ)
+        start, h, w = block_corners(m, channel, C, H, W, DOWN, ACROSS, R, WN)
+        pointers, exist = pixel_pointers(x_ptr, start, h + d, w + e, real, H, W, Q, WJ)
         x = tl.load(pointers, mask=exist, other=0.0)
-        pointers, exist = pixels(dy_ptr, start, h, w, real, H, W, R, WN)
+        pointers, exist = pixel_pointers(dy_ptr, start, h, w, real, H, W, R, WN)
         dy = tl.load(pointers, mask=exist, other=0.0)
         if UPCAST:
             x, dy = x.to(tl.float32), dy.to(tl.float32)
         g = tl.dot(tl.trans(x), dy, g, input_precision="ieee")
 
-    # Taps (kh, kw) of this step; G's entry j belongs to output pixel (r, wn) = j's pixel minus the tap's offset.
+    # Row j of G adds to tap (kh, kw) its entry in column (r, wn), which is pixel j minus the offset of the tap.
     slot = (tl.program_id(2) * STEPS_ACROSS + step % STEPS_ACROSS) * OVERLAP + step // STEPS_ACROSS % OVERLAP
     out_ptr += (slot.to(tl.int64) * C + channel) * (KH * KW)
     lowest = d - R + 1 + DIL * (KH // 2)  # floor division of a positive number: Triton's rounds towards 0
@@ -345,20 +384,28 @@ def weight_gradient_kernel(
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """Convolve every channel with a kernel of its own; the gradient of x is that of dy with the kernel flipped.
+    """Convolve every channel with a kernel of its own.
+
+    The gradient of ``x`` is the convolution of the output gradient with the flipped kernel.
 
     Args:
         x: (B, C, H, W) contiguous, not empty.
         weight: (C, 1, KH, KW) contiguous, KH and KW odd, in the dtype of ``x``.
         bias: (C,), or None.
         dilation: distance between two taps, in pixels.
+
+    Returns:
+        (B, C, H, W) contiguous, in the dtype of ``x``.
     """
     y = torch.empty_like(x)
     blocks, arguments = geometry(x, (weight.shape[2], weight.shape[3]), dilation, square=False)
     steps = blocks.steps_down * blocks.steps_across
-    banked, matrices = matrices_of(weight, arguments, blocks.steps_across)
+    banked, matrices = make_bank(weight, arguments, blocks.steps_across)
     forward_kernel[lambda meta: (triton.cdiv(meta["M"], meta["BLOCK_M"]), meta["C"])](
-        *(x, matrices, weight if bias is None else bias, y),
+        x,
+        matrices,
+        weight if bias is None else bias,  # without a bias, the kernel does not read this pointer
+        y,
         STEPS=steps,
         BIAS=bias is not None,
         BANK=banked,
@@ -368,27 +415,32 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> T
 
 
 def weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, int], dilation: int) -> Tensor:
-    """Gradient of the weight, (C, 1, KH, KW) float32, added in an order that only the launch settings change.
+    """Compute the gradient of the weight, (C, 1, KH, KW) float32, by sums whose order depends on the launch settings.
 
     Args:
         x: (B, C, H, W) contiguous, not empty.
-        dy: gradient of the output, like ``x``.
+        dy: output gradient, in the shape and dtype of ``x``, contiguous.
         kernel: (KH, KW), odd.
         dilation: distance between two taps, in pixels.
     """
     blocks, arguments = geometry(x, kernel, dilation, square=True)
-    steps, total = blocks.steps_down * blocks.steps_across, arguments["M"]
+    steps = blocks.steps_down * blocks.steps_across
+    total = arguments["M"]
     splits = min(triton.cdiv(SPLITS_FROM, steps * x.shape[1]), triton.cdiv(total, 128))
     per_split = triton.cdiv(triton.cdiv(total, splits), 64) * 64
     splits = triton.cdiv(total, per_split)
-    # Two steps whose rows are further apart than this share no tap, and may write to the same place.
+
+    # Steps down that are at least this far apart have no tap in common, so they store their sums in the same place.
     overlap = min(blocks.steps_down, triton.cdiv(blocks.rows + blocks.rows_in - 1, blocks.rows_in))
     down = triton.next_power_of_2((blocks.rows + blocks.rows_in - 2) // dilation + 1)
     across = triton.next_power_of_2(kernel[1])
     slots = splits * blocks.steps_across * overlap
+
     partial = torch.zeros(slots, x.shape[1], 1, *kernel, dtype=torch.float32, device=x.device)
     weight_gradient_kernel[(steps, x.shape[1], splits)](
-        *(x, dy, partial),
+        x,
+        dy,
+        partial,
         M_SPLIT=per_split,
         OVERLAP=overlap,
         TAPS_DOWN=down,

@@ -38,21 +38,21 @@ def _close(got: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
     assert_close(got.double(), wanted.double(), rtol=0, atol=TOLERANCE[dtype] * wanted.abs().max().item())
 
 
-def _expected(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, slopes: Tensor) -> list[Tensor]:
+def _expected(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, grad: Tensor) -> list[Tensor]:
     """Output and gradients of x, weight and bias by PyTorch in float64."""
     inputs = [t.detach().double().requires_grad_() for t in (x, weight, bias) if t is not None]
     padding = [dilation * (size // 2) for size in weight.shape[2:]]
     y = F.conv2d(inputs[0], inputs[1], inputs[2] if bias is not None else None, 1, padding, dilation, x.shape[1])
-    return [y.detach(), *torch.autograd.grad((y * slopes.double()).sum(), inputs)]
+    return [y.detach(), *torch.autograd.grad((y * grad.double()).sum(), inputs)]
 
 
 def _compare(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     inputs = [t.requires_grad_() for t in (x.detach(), weight, bias) if t is not None]
-    slopes = torch.randn_like(x)
+    grad = torch.randn_like(x)
     y = depthwise_triton(inputs[0], weight, bias, dilation)
     assert y.dtype == x.dtype
-    got = [y.detach(), *torch.autograd.grad(y, inputs, slopes)]
-    for ours, wanted in zip(got, _expected(x, weight, bias, dilation, slopes), strict=True):
+    got = [y.detach(), *torch.autograd.grad(y, inputs, grad)]
+    for ours, wanted in zip(got, _expected(x, weight, bias, dilation, grad), strict=True):
         assert ours.dtype == x.dtype
         _close(ours, wanted, x.dtype)
     return y
@@ -116,42 +116,42 @@ def test_dilated_and_oblong(kernel: tuple[int, int], dilation: int, dtype: torch
 )
 def test_every_way_to_cut_a_map(shape: tuple[int, int, int, int], kernel: tuple[int, int], dilation: int) -> None:
     """The tensor-core kernels in float32, where a wrong tap shows in the last digits."""
-    x, weight, bias, slopes = _random(*shape), _random(shape[1], 1, *kernel), _random(shape[1]), _random(*shape)
-    y, dx, dw, _ = _expected(x, weight, bias, dilation, slopes)
+    x, weight, bias, grad = _random(*shape), _random(shape[1], 1, *kernel), _random(shape[1]), _random(*shape)
+    y, dx, dw, _ = _expected(x, weight, bias, dilation, grad)
     _close(tensor_cores.convolve(x, weight, bias, dilation), y, x.dtype)
-    _close(tensor_cores.convolve(slopes, weight.flip(2, 3), None, dilation), dx, x.dtype)
-    _close(tensor_cores.weight_gradient(x, slopes, kernel, dilation), dw, x.dtype)
+    _close(tensor_cores.convolve(grad, weight.flip(2, 3), None, dilation), dx, x.dtype)
+    _close(tensor_cores.weight_gradient(x, grad, kernel, dilation), dw, x.dtype)
 
 
 def test_parts_of_the_batch_that_end_within_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_cores, "SPLITS_FROM", 6)  # 3 steps in 2 parts of 192 blocks, in tiles of 128
-    x, slopes = _random(90, 1, 14, 9), _random(90, 1, 14, 9)
-    wanted = _expected(x, _random(1, 1, 7, 7), None, 1, slopes)[2]
-    _close(tensor_cores.weight_gradient(x, slopes, (7, 7), 1), wanted, x.dtype)
+    x, grad = _random(90, 1, 14, 9), _random(90, 1, 14, 9)
+    wanted = _expected(x, _random(1, 1, 7, 7), None, 1, grad)[2]
+    _close(tensor_cores.weight_gradient(x, grad, (7, 7), 1), wanted, x.dtype)
 
 
 @pytest.mark.parametrize("shape", [(40, 1, 9, 17), (1, 33, 3, 4)])
 def test_tap_by_tap_with_many_programs(shape: tuple[int, int, int, int]) -> None:
     for memory_format in FORMATS:
-        x, weight, slopes = _random(*shape).to(memory_format=memory_format), _random(shape[1], 1, 3, 3), _random(*shape)
-        y, dx, dw = _expected(x, weight, None, 1, slopes)
+        x, weight, grad = _random(*shape).to(memory_format=memory_format), _random(shape[1], 1, 3, 3), _random(*shape)
+        y, dx, dw = _expected(x, weight, None, 1, grad)
         got = torch.empty_like(x)
         direct.convolve(x, weight, None, got, 1)
         _close(got, y, x.dtype)
-        direct.convolve(slopes, weight.flip(2, 3), None, got, 1)
+        direct.convolve(grad, weight.flip(2, 3), None, got, 1)
         _close(got, dx, x.dtype)
-        _close(direct.weight_gradient(x, slopes, (3, 3), 1), dw, x.dtype)
+        _close(direct.weight_gradient(x, grad, (3, 3), 1), dw, x.dtype)
 
 
 @pytest.mark.parametrize(("kernel", "dtype"), [(3, torch.float32), (7, torch.bfloat16)])
-def test_slices_and_constant_slopes(kernel: int, dtype: torch.dtype) -> None:
+def test_slices_and_a_constant_output_gradient(kernel: int, dtype: torch.dtype) -> None:
     weight = _random(2, 1, kernel, kernel, dtype=dtype)
     wide = _random(2, 5, 6, 16, dtype=dtype)
     _compare(wide[:, 1:4:2, 1:, ::2], weight, None, 1)
     last = _compare(wide.to(memory_format=torch.channels_last)[:, :2], weight, None, 1)
     assert last.is_contiguous(memory_format=torch.channels_last)
     x = wide[:, :2].clone().requires_grad_()
-    (dx,) = torch.autograd.grad(depthwise_triton(x, weight).sum(), x)  # the slopes are one number without strides
+    (dx,) = torch.autograd.grad(depthwise_triton(x, weight).sum(), x)  # the output gradient has strides of 0
     _close(dx, _expected(x, weight, None, 1, torch.ones_like(x))[1], dtype)
 
 
@@ -186,11 +186,11 @@ class Layer(nn.Module):
 
 
 def test_compiled_whole() -> None:
-    layer, x, slopes = Layer(), _random(2, 3, 4, 5).requires_grad_(), _random(2, 3, 4, 5)
+    layer, x, grad = Layer(), _random(2, 3, 4, 5).requires_grad_(), _random(2, 3, 4, 5)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     got = compiled(x)
-    wanted = _expected(x, layer.weight, None, 1, slopes)
-    for ours, theirs in zip((got, *torch.autograd.grad(got, (x, layer.weight), slopes)), wanted, strict=True):
+    wanted = _expected(x, layer.weight, None, 1, grad)
+    for ours, theirs in zip((got, *torch.autograd.grad(got, (x, layer.weight), grad)), wanted, strict=True):
         _close(ours, theirs, torch.float32)
 
 
@@ -216,10 +216,10 @@ def test_second_derivatives() -> None:
 
 
 def test_kernels_larger_than_the_map_without_trimming() -> None:
-    x, weight, slopes = _random(1, 2, 3, 5), _random(2, 1, 15, 15), _random(1, 2, 3, 5)
-    y, _, dw = _expected(x, weight, None, 1, slopes)
+    x, weight, grad = _random(1, 2, 3, 5), _random(2, 1, 15, 15), _random(1, 2, 3, 5)
+    y, _, dw = _expected(x, weight, None, 1, grad)
     _close(convolve(x, weight), y, x.dtype)
-    _close(weight_gradient(x, slopes, (15, 15)), dw, x.dtype)
+    _close(weight_gradient(x, grad, (15, 15)), dw, x.dtype)
 
 
 def test_where_it_is_available() -> None:

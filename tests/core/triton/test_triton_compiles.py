@@ -95,7 +95,7 @@ def test_tensor_core_kernels(size: tuple[int, int, int], dtype: torch.dtype, mon
     tensor_cores.convolve(x, weight, weight[:, 0, 0, 0], 1)
     tensor_cores.weight_gradient(x, x, (size[2], size[2]), 1)
     for launch in launches:
-        configs = tensor_cores.fitting(launch.configs, launch.arguments)
+        configs = tensor_cores.prune_configs(launch.configs, launch.arguments)
         assert configs
         for config in configs if dtype == torch.bfloat16 else configs[:1]:
             compiled, spilt = _compile(launch, config)
