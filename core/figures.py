@@ -1,4 +1,4 @@
-"""Figures without a display: for the pictures of a run and of the analyses."""
+"""Matplotlib figures that need no display, for the pictures of a run and of the analyses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ __all__ = ["new_figure", "plain"]
 
 
 def new_figure(width: float = 7, height: float = 4.5, *, automatic: bool = True) -> Figure:
-    """An empty figure in inches, without a display or pyplot's state; ``automatic`` lets matplotlib lay it out."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second to import, and only some verbs draw
+    """Make an empty figure, independent of any display and of pyplot.
+
+    Args:
+        width: width in inches.
+        height: height in inches.
+        automatic: let matplotlib place the contents, by its constrained layout.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes half a second, and few commands draw
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained" if automatic else None)
@@ -23,5 +29,8 @@ def new_figure(width: float = 7, height: float = 4.5, *, automatic: bool = True)
 
 
 def plain(name: str) -> str:
-    """Return a name of the user's, such as a class, channel or file, so that matplotlib draws its dollar signs."""
+    """Return a name that the user gave, in a form that matplotlib draws as it is.
+
+    Dollar signs would begin a formula, and bytes that are not UTF-8 cannot be drawn.
+    """
     return printable(name).replace("$", r"\$")

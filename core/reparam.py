@@ -70,7 +70,7 @@ def reparameterize(model: Model) -> Model:
     require_eval(model)
     folded = copy.deepcopy(model)
     for module in list(folded.modules()):
-        # A user's module may define a method of this name that calls this function: calling it here would not end.
+        # A user's module may define a method of this name that calls this function; calling it would never end.
         if folds(module) and (module is not folded or _defined_here(module)):
             module.reparameterize()  # type: ignore[operator]
     return folded

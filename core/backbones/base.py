@@ -88,6 +88,7 @@ class LargeKernelNet(nn.Module, ABC):
         self.norm_in_head = False
         self.pruned = False
         self.grad_checkpointing = False
+
         self.feature_info: list[dict[str, Any]] = []
         for stage, dim in enumerate(dims):
             self.feature_info.append({"num_chs": dim, "reduction": 4 * 2**stage, "module": f"stages.{stage}"})
@@ -271,13 +272,15 @@ class LargeKernelNet(nn.Module, ABC):
         """
         wanted, last = feature_take_indices(len(self.stages), indices)
         shortened = last < len(self.stages) - 1
+
         if self.feature_norms:
             for stage in range(len(self.stages)):
                 if prune_norm or stage not in wanted:
                     self.remove_feature_norm(stage)
+        self.feature_norms = self.feature_norms and not prune_norm
         self.keep_stages(last + 1)
         self.pruned = True
-        self.feature_norms = self.feature_norms and not prune_norm
+
         if prune_head or shortened:
             self.norm = nn.Identity()
             self.num_features = self.feature_info[last]["num_chs"]
@@ -306,6 +309,7 @@ class LargeKernelNet(nn.Module, ABC):
         reductions = [info["reduction"] for info in self.feature_info]
         if output_stride not in reductions:
             raise InputError(f"output_stride={output_stride}; expected one of {', '.join(map(str, reductions))}")
+
         for stage, info in enumerate(self.feature_info):
             dilation = info["reduction"] // output_stride
             if dilation > 1:

@@ -109,7 +109,8 @@ class ReparamLargeKernelConv(nn.Module):
         kernel_size: K, odd.
         small_kernel: k, odd and at most K; 0 or None for no small branch.
         stride: step of the output grid, in pixels.
-        identity: add the input to the sum, which requires stride 1. RepLKNet does not, as its blocks have shortcuts.
+        identity: add the input to the sum, which requires stride 1. RepLKNet does not need this: its blocks have
+            shortcuts.
         inference_mode: build the merged form.
 
     Raises:
@@ -150,7 +151,7 @@ class ReparamLargeKernelConv(nn.Module):
         return hasattr(self, "lkb_reparam")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+        """Convolve (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         if self.merged:
             return self.lkb_reparam(x)
         y = self.lkb_origin(x)
@@ -176,6 +177,7 @@ class ReparamLargeKernelConv(nn.Module):
                 part = cast(ConvBN, getattr(self, name))
                 branches.append((part.conv, part.bn if is_batch_norm(part.bn) else None))
                 delattr(self, name)
+
         weight, bias = merged_kernel(branches, identity=self.identity)
         step = large.dilation[0]  # above 1 in a net with an output_stride
         weight = weight[:, :, ::step, ::step]  # drop the zeros of the dilated kernel
@@ -239,7 +241,7 @@ class RepLKBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Compute the output of the block, (B, C, H, W) as its input."""
         in_place = may_overwrite(self, x)
         y = self.large_kernel(self.pw1(self.prelkb_bn(x)))
         y = y.relu_() if in_place and type(self.lk_nonlinear) is nn.ReLU else self.lk_nonlinear(y)
@@ -279,7 +281,7 @@ class ConvFFN(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Compute the output of the block, (B, C, H, W) as its input."""
         in_place = may_overwrite(self, x)
         y = self.pw1(self.preffn_bn(x))
         if in_place and type(self.nonlinear) is nn.GELU:

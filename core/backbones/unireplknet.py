@@ -110,6 +110,7 @@ def dilated_branches(kernel_size: int, reparam: BranchType = "dilated") -> tuple
     """
     if kernel_size < 5 or kernel_size % 2 == 0:
         raise InputError(f"no branches for a kernel of size {kernel_size}; use an odd size of 5 or more")
+
     reach = (kernel_size - 1) // 2
     pattern = ((5, 1), (reach | 1, 2), (3, reach // 2), (3, 2 * reach // 3), (3, reach))
     branches = PUBLISHED_BRANCHES.get(kernel_size, pattern)
@@ -165,6 +166,7 @@ class DilatedReparamBlock(nn.Module):
                     f"k must be odd and (k-1)*r+1 = {size} at most {kernel_size}"
                 )
         self.branches = tuple((k, r) for k, r in branches)
+
         self.lk_origin = DepthwiseConv2d(channels, kernel_size, bias=inference_mode)
         if inference_mode:
             return
@@ -179,7 +181,7 @@ class DilatedReparamBlock(nn.Module):
         return not hasattr(self, "origin_bn")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Compute the output of the block, (B, C, H, W) as its input."""
         if self.merged:
             return self.lk_origin(x)
         if self._merges_in_forward(x):
@@ -195,6 +197,7 @@ class DilatedReparamBlock(nn.Module):
             return False
         if x.device.type != "cpu":  # only measured on CPUs, where it is faster
             return False
+
         step = self.lk_origin.dilation[0]  # above 1 in a net with an output_stride
         for conv, norm in [(self.lk_origin, self.origin_bn), *self._parallel()]:
             if type(conv) is not DepthwiseConv2d or conv.dilation[0] % step:
@@ -243,11 +246,13 @@ class DilatedReparamBlock(nn.Module):
         require_eval(self)
         if self.merged:
             return
+
         weight, bias = merged_kernel([(self.lk_origin, self.origin_bn), *self._parallel()])
         step = self.lk_origin.dilation[0]
         weight = weight[:, :, ::step, ::step]  # drop the zeros of the dilated kernel
         if following is not None:
             weight, bias = fold_bn(weight, bias, following)
+
         set_folded(self.lk_origin, weight, bias)
         del self.origin_bn
         for name in self._branch_names():
@@ -293,7 +298,7 @@ class SqueezeExcite(nn.Module):
         self.up = nn.Conv2d(reduced, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Multiply the channels of (B, C, H, W) by their gates."""
         squeezed = x.mean((2, 3), keepdim=True)
         return x * self.up(F.relu(self.down(squeezed))).sigmoid()
 
@@ -351,8 +356,8 @@ class GlobalResponseNorm(nn.Module):
 
     Args:
         dim: number of channels, the last dimension of the input.
-        use_bias: have a ``beta``; in inference form, it is folded into the next linear layer.
-        eps: added to the mean of G.
+        use_bias: add ``beta``; in inference form, it is folded into the next linear layer instead.
+        eps: number added to the mean of G.
     """
 
     beta: nn.Parameter | None
@@ -364,7 +369,7 @@ class GlobalResponseNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim)) if use_bias else None
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape and dtype."""
+        """Normalize (B, H, W, C) to the same shape and dtype."""
         scale = self.scale(x_BHWC)
         y = x_BHWC * scale if self.beta is None else torch.addcmul(self.beta, x_BHWC, scale)
         return y.to(x_BHWC.dtype)
@@ -392,7 +397,7 @@ def channel_norms(x_BHWC: Tensor) -> Tensor:
     if not on_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exporting():
         return torch.linalg.vector_norm(x_BHWC, dim=(1, 2), keepdim=True, dtype=dtype)
 
-    # This takes a few samples at a time, so that their squares stay in the cache.
+    # Take a few samples at a time, so that their squares stay in the cache.
     samples = max(1, _CACHED_VALUES // max(1, x_BHWC.shape[1:].numel()))
     squares = [part.to(dtype).square().sum((1, 2), keepdim=True) for part in x_BHWC.split(samples)]
     return torch.cat(squares).sqrt()
@@ -472,7 +477,7 @@ class UniRepLKNetBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Compute the output of the block, (B, C, H, W) as its input."""
         in_place = may_overwrite(self, x)
         y = self.se(self.norm(self.dwconv(x)))
         y = self.pwconv1(y)  # (B, H, W, 4C)
