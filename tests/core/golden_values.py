@@ -32,7 +32,7 @@ def read_json(name: str) -> dict[str, Any]:
 
 
 def golden_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The value of the tensor called ``name``: by the last part of its name, from a generator seeded by all of it."""
+    """Return the golden value of a tensor: its name seeds the generator, and the last part chooses the distribution."""
     random, last = np.random.RandomState(zlib.crc32(name.encode())), name.split(".")[-1]
     if last == "num_batches_tracked":
         return torch.zeros(shape)
@@ -48,44 +48,44 @@ def golden_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def fill(model: nn.Module) -> None:
-    """Give every tensor of ``model`` its golden value, in its own dtype."""
+    """Set every tensor of ``model`` to its golden value, in its own dtype."""
     state = {name: golden_tensor(name, tuple(t.shape)).to(t.dtype) for name, t in model.state_dict().items()}
     model.load_state_dict(state)
 
 
 def filled(module: M) -> M:
-    """The same module in eval mode with golden values: norms, layer scales and GRN far from their initial values."""
+    """Set golden values, far from the initial ones in norms, layer scales and GRN; return the module in eval mode."""
     fill(module)
     return module.eval()
 
 
 def tiny(name: str = TINY, **options: Any) -> Any:
-    """A test net in eval mode with golden values."""
+    """Return a test net in eval mode with golden values."""
     return filled(timm.create_model(name, **options))
 
 
 @functools.cache
 def shapes_only(name: str) -> LargeKernelNet:
-    """A registered net in eval mode without data, with drop path rates up to 0.3; shared, so not to be changed."""
+    """Return a registered net in eval mode on the meta device, with drop path rates up to 0.3; do not change it."""
     with torch.device("meta"):
         model: LargeKernelNet = timm.create_model(name, drop_path_rate=0.3)
     return model.eval()
 
 
 def golden_input(*shape: int) -> Tensor:
-    """The standard normal float32 input of this shape."""
+    """Return a fixed standard normal float32 input."""
     key = "input:" + "x".join(map(str, shape))
     return torch.from_numpy(np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)).float()
 
 
 def difference(model: nn.Module, other: nn.Module, x: Tensor) -> float:
-    """The relative difference of what ``other`` gives for ``x`` from what ``model`` gives."""
+    """Return the relative difference between the outputs of two models for ``x``."""
     with torch.no_grad():
         return relative_difference(other(x), model(x))
 
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference, relative to the largest absolute expected value."""
+    """Return the largest absolute difference, divided by the largest absolute expected value."""
     got, expected = got.detach(), expected.detach()
     assert got.shape == expected.shape
     return float((got - expected).abs().max() / expected.abs().max())

@@ -55,7 +55,7 @@ def test_extra_structures_keep_the_shape_and_train(extra: ExtraStructure) -> Non
 def test_what_extra_structures_mix(extra: ExtraStructure, mixes: tuple[int, int]) -> None:
     layer, x = extra_structure(extra, 12), torch.ones(1, 12, 9, 9, requires_grad=True)
     for parameter in layer.parameters():
-        nn.init.ones_(parameter)  # no ReLU stops anything
+        nn.init.ones_(parameter)  # so that no ReLU returns 0
     (gradient,) = torch.autograd.grad(layer(x)[0, 5, 4, 4], x)
     reached = gradient[0] != 0
     assert (int(reached.any(dim=0).sum()), int(reached.any(dim=2).any(dim=1).sum())) == mixes

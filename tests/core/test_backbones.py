@@ -51,7 +51,7 @@ def test_shapes_of_all_outputs_and_drop_path_rates(name: str) -> None:
     assert model.num_features == model.head_hidden_size == model.feature_info[-1]["num_chs"]
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in _blocks(model)]
     expected = torch.linspace(0, 0.3, sum(model.depths))
-    repeats = 1 if name in UNIREPLKNETS else 2  # the two blocks of a pair share one
+    repeats = 1 if name in UNIREPLKNETS else 2  # the two blocks of a pair share a rate
     assert rates == pytest.approx(expected.repeat_interleave(repeats).tolist())
 
 
@@ -80,7 +80,7 @@ def test_features_only_keeps_what_was_asked_for(
     maps = model(x)
     assert_close(maps, whole.forward_intermediates(x, out_indices, intermediates_only=True))
     sum(m.sum() for m in maps).backward()
-    assert all(p.grad is not None for p in model.parameters())  # what the maps do not need is gone
+    assert all(p.grad is not None for p in model.parameters())  # layers that the maps do not need were removed
 
 
 @both
@@ -224,7 +224,7 @@ def test_checkpointing_changes_nothing(net: str, drop_path_rate: float, frozen_n
     runs: list[int] = []
     _blocks(checkpointed)[-1].register_forward_pre_hook(lambda *_: runs.append(1))
     expected, got = _train_step(plain, x), _train_step(checkpointed, x)
-    assert len(runs) == 2  # it does recompute
+    assert len(runs) == 2  # the second run is that of the backward pass
     assert len(expected) == 1 + len(list(plain.parameters())) + len(list(plain.buffers()))
     assert_close(got, expected, rtol=1e-10, atol=1e-12)
     assert {int(n) for name, n in got.items() if name.startswith("stages.3") and name.endswith("tracked")} == {1}

@@ -128,7 +128,7 @@ def test_layer_has_the_names_and_shapes_of_conv2d() -> None:
     assert_close(layer(x), plain(x))
 
 
-# In float32 and bfloat16 on a CPU the convolution has its own formats, kernel widths and gradients.
+# In float32 and bfloat16 on a CPU, the convolution chooses the memory format and has gradients of its own.
 
 
 @settings(max_examples=150)
@@ -177,7 +177,7 @@ def test_gradients_in_other_dtypes(
 
 
 def test_few_channels_wide_maps_and_kernels_in_bfloat16() -> None:
-    """PyTorch's own channels_last convolution does not return from this one on some processors."""
+    """On some processors, PyTorch's own convolution of this channels_last map never returns."""
     x = torch.randn(1, 8, 4, 40).to(torch.bfloat16, memory_format=torch.channels_last).requires_grad_()
     for columns in (13, 15):
         weight = torch.randn(8, 1, 3, columns).bfloat16().requires_grad_()
@@ -193,7 +193,7 @@ def test_few_channels_wide_maps_and_kernels_in_bfloat16() -> None:
 @pytest.mark.parametrize(
     ("dtype", "kernel", "node"),
     [
-        (torch.float64, 5, "ConvolutionBackward0"),  # no oneDNN
+        (torch.float64, 5, "ConvolutionBackward0"),  # oneDNN has no float64
         (torch.float32, 3, "ConvolutionBackward0"),  # small
         (torch.float32, 5, "_EagerDepthwiseConv2dBackward"),
         (torch.float32, 19, "_EagerDepthwiseConv2dBackward"),  # larger than the map

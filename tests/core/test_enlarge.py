@@ -96,7 +96,7 @@ def test_a_layer_is_the_sum_of_its_branches() -> None:
     layer = core.enlarge_kernels(old, 7).eval()[0]
     big = F.conv2d(x, layer.lkb_origin.conv.weight, padding=3, stride=2, groups=8)
     small = F.conv2d(x, old[0].weight, padding=1, stride=2, groups=8)
-    assert_close(layer(x), (big + small) / (1 + 1e-5) ** 0.5)  # fresh norms
+    assert_close(layer(x), (big + small) / (1 + 1e-5) ** 0.5)  # both norms are new
 
 
 def test_bias_of_the_old_layer_is_added() -> None:
@@ -238,7 +238,7 @@ def test_mobilenet_without_shortcuts() -> None:
     y = bare.bn2(F.conv2d(y, block.conv_dw.weight, padding=1, groups=y.shape[1]))
     assert_close(bare(x), bare.bn3(F.conv2d(y, block.conv_pwl.weight)))
     assert_close(block(x), bare(x) + x)
-    assert_close(old.blocks[3][0](x[:, :16]), new.blocks[3][0](x[:, :16]), rtol=0, atol=0)  # it never had one
+    assert_close(old.blocks[3][0](x[:, :16]), new.blocks[3][0](x[:, :16]), rtol=0, atol=0)  # had no shortcut
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

@@ -24,7 +24,7 @@ def _golden(name: str, value: str) -> Tensor:
 
 
 def _filled(name: str, **options: Any) -> LargeKernelNet:
-    with torch.device("meta"):  # no time spent on initial values
+    with torch.device("meta"):  # skips the initialization
         model: LargeKernelNet = timm.create_model(name, **options)
     fill(model.to_empty(device="cpu"))
     return model
@@ -58,7 +58,7 @@ def test_feature_maps_with_norms() -> None:
         maps = model.forward_intermediates(golden_input(2, 3, 70, 101), norm=True, intermediates_only=True)
     with np.load(GOLDEN / "unireplknet_a_features.npz") as expected:
         for stage, got in enumerate(maps):
-            kept = got[:, ::8] if stage < 2 else got  # the file holds every 8th channel of the first two
+            kept = got[:, ::8] if stage < 2 else got  # of the first two stages, the file has every 8th channel
             assert kept.shape == expected[f"a/map{stage}"].shape
             assert relative_difference(kept, torch.from_numpy(expected[f"a/map{stage}"])) < 1e-5
 
@@ -74,7 +74,7 @@ def test_train_logits_loss_and_gradients(name: str) -> None:
     assert loss.item() == pytest.approx(_golden(name, "loss").item(), rel=1e-5)
     expected = read_json(f"{name}_grad_norms")
     got = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
-    # what cancels exactly, as a bias before a norm in train mode, leaves rounding errors alone
+    # a gradient that is 0 in exact arithmetic, as of a bias before a norm in train mode, has rounding errors only
     assert got == pytest.approx(expected, rel=rounding * 1e-3, abs=1e-6 * max(expected.values()))
 
 

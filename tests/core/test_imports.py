@@ -24,7 +24,7 @@ def _annotations_only(node: ast.AST) -> bool:
 
 
 def _imports(node: ast.AST, package: str) -> set[str]:
-    """Full names of what a file imports, at the top or in a function, without what only annotations need."""
+    """Return the full names of what a file imports, at the top or in a function, except for annotations alone."""
     found: set[str] = set()
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
@@ -70,14 +70,14 @@ def test_nets_and_tools_import_no_lightning(file: Path) -> None:
         names = _imports(ast.Module(_top_level(file), []), "core")
     else:
         names = _imports(ast.parse(file.read_text(encoding="utf-8")), "core")
-    if file.name == "verbs.py":  # in a function too, like the command
+    if file.name == "verbs.py":  # may import it in a function, as the command may
         names -= {"jsonargparse.ArgumentError", "jsonargparse.ArgumentParser"}
     assert not {name.split(".")[0] for name in names} & LIGHTNING
     assert not [name for name in names if name.startswith("core.training")]
 
 
 def _top_level(file: Path) -> list[ast.stmt]:
-    """The command may import lightning, in its functions: its --help must not wait for it."""
+    """The command may import lightning in its functions only, so that --help does not wait for it."""
     body = ast.parse(file.read_text(encoding="utf-8")).body
     return [node for node in body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
 

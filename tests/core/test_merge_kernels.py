@@ -21,7 +21,7 @@ SIDES = (9, 7, 6)
 
 
 class _Sum(nn.Module):
-    """Parallel branches, each a convolution and its norm or an identity, and the input itself if ``shortcut``."""
+    """A sum of convolutions, each with a norm or an identity, and of the input if ``shortcut`` is true."""
 
     def __init__(self, branches: list[tuple[_ConvNd, nn.Module | None]], shortcut: bool = False) -> None:
         super().__init__()
@@ -44,12 +44,12 @@ def _sum(*branches: _ConvNd | tuple[_ConvNd, nn.Module], shortcut: bool = False)
 
 @st.composite
 def _sums(draw: st.DrawFn) -> tuple[_Sum, int]:
-    """Branches that merge exactly: one stride, one number of groups, their centers aligned."""
+    """Draw branches that merge exactly: of the same stride and number of groups, with aligned centers."""
     dimensions, transposed = draw(st.integers(1, 3)), draw(st.booleans())
     shortcut = draw(st.booleans())
     stride = 1 if shortcut else draw(st.integers(1, 3))
     groups, outputs = draw(st.sampled_from([1, 2, 4])), 4 if shortcut else draw(st.sampled_from([4, 8]))
-    shift = 0 if shortcut else draw(st.integers(0, 1))  # padding beyond that which keeps the size
+    shift = 0 if shortcut else draw(st.integers(0, 1))  # padding beyond the one that keeps the size
     options: dict[str, Any] = {"stride": stride, "groups": groups}
     if transposed:
         options["output_padding"] = draw(st.integers(0, stride - 1))

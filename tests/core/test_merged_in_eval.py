@@ -15,7 +15,7 @@ FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
 def _block(kernel: int, channels: int = 3, **options: Any) -> DilatedReparamBlock:
-    """With norms that matter, in eval mode, float64."""
+    """Return a block in eval mode and float64 whose norms differ from identities."""
     block = DilatedReparamBlock(channels, kernel, **options).double()
     for norm in block.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -34,7 +34,7 @@ def _by_branches(block: DilatedReparamBlock, x: Tensor) -> Tensor:
 
 
 def _runs_as_one(block: DilatedReparamBlock, x: Tensor) -> bool:
-    """Whether the largest convolution, which runs as a module only for the branches, is left out."""
+    """Return whether the block merges its branches, so that its largest convolution is not called as a module."""
     calls: list[Any] = []
     run = block.lk_origin.forward
     block.lk_origin.forward = lambda x: (calls.append(x), run(x))[1]  # type: ignore[method-assign]
@@ -66,7 +66,7 @@ def test_values_and_gradients(kernel: int, size: tuple[int, int], memory_format:
 def test_other_branches_and_output_stride(kind: BranchType) -> None:
     block = _block(9, branches=kind)
     for conv in block.modules():
-        if isinstance(conv, nn.Conv2d):  # as an output_stride changes them
+        if isinstance(conv, nn.Conv2d):  # as output_stride does
             conv.dilation = tuple(2 * r for r in conv.dilation)
             conv.padding = tuple(r * (k - 1) // 2 for k, r in zip(conv.kernel_size, conv.dilation, strict=True))
     x = torch.randn(2, 3, 20, 13, dtype=torch.float64)

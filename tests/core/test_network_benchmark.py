@@ -42,7 +42,7 @@ def test_twin_has_the_same_weights_and_outputs(name: str, folded: bool, naive: A
 
 
 def _networks(monkeypatch: pytest.MonkeyPatch, output: Path, *options: str) -> dict[str, Any]:
-    """Run the script on a tiny network; the one entry that it writes."""
+    """Run the script on a tiny network, and return the entry that it writes."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     size = ["--models", "test_unireplknet", "--dtypes", "float32", "--size", "32", "--batch", "2", "--rounds", "2"]
     monkeypatch.setattr(sys, "argv", ["networks.py", *size, "--output", str(output), *options])
@@ -56,7 +56,7 @@ def test_networks(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "results" / "networks.json"
-    for _ in range(2):  # the second run takes the place of the first
+    for _ in range(2):  # the second run replaces the first one
         capsys.readouterr()
         entry = _networks(monkeypatch, output, "--mode", mode, "--no-compile")
     printed = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_ways_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_command_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its scripts know their options, end within its time, and those that do not finish are named."""
+    """The scripts that it runs know their options and end in time; scripts that do not finish are named."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     gpu = runpy.run_path(str(BENCHMARKS / "gpu.py"))
     for script, *arguments in gpu["COMMANDS"].values():
@@ -126,7 +126,7 @@ def test_depthwise_convolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     drawn = picture.read_bytes()
     assert len(drawn) > 10_000
     picture.unlink()
-    script["main"].__globals__["sweep"] = None  # nothing is measured to draw again
+    script["main"].__globals__["sweep"] = None  # drawing again must not measure
     sys.argv.append("--draw")
     script["main"]()
     assert picture.read_bytes() == drawn

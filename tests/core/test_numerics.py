@@ -65,7 +65,7 @@ def test_pure_half_precision_with_large_inputs(net: str, dtype: torch.dtype, lim
 def test_norms_do_not_overflow_in_half_precision(layer: nn.Module) -> None:
     fill(layer)
     x = (400 * golden_input(2, 16, 16, 16)).half()
-    assert x.square().isinf().any()  # a statistic taken in half precision would overflow
+    assert x.square().isinf().any()  # statistics in half precision would overflow
     got, expected = copy.deepcopy(layer).half()(x), layer(x.float())
     assert got.dtype == torch.float16
     assert relative_difference(got.float(), expected) < 2e-3
@@ -106,7 +106,7 @@ def test_epsilons_are_the_official_ones() -> None:
     modules = list(tiny(feature_norms=True).modules())
     assert {m.eps for m in modules if isinstance(m, nn.LayerNorm)} == {1e-6}
     assert {(m.eps, m.momentum) for m in modules if isinstance(m, nn.BatchNorm2d)} == {(1e-5, 0.1)}
-    norm, x = LayerNorm2d(2, eps=1e-6), torch.tensor([1e-3, -1e-3]).view(1, 2, 1, 1)  # its variance is eps
+    norm, x = LayerNorm2d(2, eps=1e-6), torch.tensor([1e-3, -1e-3]).view(1, 2, 1, 1)  # the variance of x equals eps
     assert_close(norm(x).flatten(), torch.tensor([0.5**0.5, -(0.5**0.5)]))
 
 
@@ -158,7 +158,7 @@ def test_one_compilation_serves_other_sizes() -> None:
         for shape in [(2, 3, 32, 48), *SIZES]:  # the last map of the first is smaller than the kernel
             x = golden_input(*shape).double()
             assert relative_difference(compiled(x), model(x)) < 1e-10
-    assert counter.frame_count <= 3  # one more for a batch of 1, one for maps smaller than the kernel
+    assert counter.frame_count <= 3  # the first, one for batches of 1, one for maps smaller than the kernel
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ both = pytest.mark.parametrize("net", TINIES)
 
 
 def _features(net: str, output_stride: int | None = None, **options: Any) -> Any:
-    """Maps of all stages of the same weights and running statistics, whatever the stride."""
+    """Return the maps of all stages, computed with the same weights and running statistics for any stride."""
     if "unireplknet" in net:
         options |= {"extra": "none", "layer_scale_init_value": 0.5}  # SE reads the whole map; a new GRN changes nothing
     torch.manual_seed(0)
@@ -49,7 +49,7 @@ def test_inference_form_has_the_same_stride(net: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model(net, num_classes=5, output_stride=8).train()
     for _ in range(3):
-        model(torch.randn(4, 3, 64, 64))  # the norms see something
+        model(torch.randn(4, 3, 64, 64))  # set running statistics
     folded = core.reparameterize(model.eval())
     x = torch.randn(2, 3, 70, 97)
     assert folded.forward_features(x).shape == (2, 32, 9, 13)

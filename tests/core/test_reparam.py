@@ -83,7 +83,7 @@ def test_last_norm_goes_into_the_classifier(net: str) -> None:
     assert relative_difference(folded.head.weight, model.head.weight) > 0.1
     if net == TINY_REPLKNET:
         assert isinstance(folded.norm, nn.Identity)
-    else:  # the official names have it
+    else:  # the official inference form has this norm
         assert folded.norm.weight.eq(1).all()
         assert folded.norm.bias.eq(0).all()
 
@@ -101,7 +101,7 @@ def test_without_a_classifier_the_vector_stays(net: str) -> None:
 def test_a_norm_before_a_maximum_becomes_a_scale_and_a_shift_of_the_map(pool: str) -> None:
     model, x = tiny(TINY_REPLKNET, global_pool=pool).double(), golden_input(2, 3, 64, 96).double()
     with torch.no_grad():
-        model.norm.weight[::2] *= -1  # a maximum does not commute with a change of sign
+        model.norm.weight[::2] *= -1  # the maximum of a negated map is not the negated maximum
     folded = core.reparameterize(model)
     assert isinstance(folded.norm, DepthwiseConv2d)
     assert folded.norm.weight.shape == (32, 1, 1, 1)
@@ -187,7 +187,7 @@ def test_timm_folds_to_the_same_outputs(net: str) -> None:
 
 
 class _Detector(nn.Module):
-    """Two backbones of which one is frozen, a neck with large kernels, and a head whose norm nothing folds."""
+    """Two backbones, one of them frozen, a neck with large kernels, and a head with a norm that is not folded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,7 +245,7 @@ def test_frozen_parameters_stay_frozen_and_the_result_can_be_saved(net: str) -> 
 
 
 class _Variational(nn.Module):
-    """Its method of that name is another, as in variational autoencoders."""
+    """A module whose method ``reparameterize`` does something else, as in variational autoencoders."""
 
     def __init__(self) -> None:
         super().__init__()

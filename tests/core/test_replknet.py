@@ -90,7 +90,7 @@ def test_xl_has_wider_layers_and_no_small_kernels() -> None:
 
 
 def _official_layer(name: str, depths: tuple[int, ...]) -> int:
-    """The rule of the official code for depth 18, with the ids after the third stage moved for other depths."""
+    """Return the group by the official code's rule for depth 18; for other depths, groups after stage 3 are shifted."""
     last = 3 + -(-2 * depths[2] // 4)
     part, index, *rest = name.split(".")
     if part == "stem":

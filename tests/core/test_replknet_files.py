@@ -35,7 +35,7 @@ def _same(got: State, expected: State) -> None:
 
 
 def _mmpretrain(state: State) -> State:
-    """The names of OpenMMLab's copies of the files: all but the head in the backbone, the last norm in its stage."""
+    """Rename tensors as in OpenMMLab's files: all but the head in the backbone, the final norm in a stage."""
     places = {"norm": "backbone.stages.3.norm", "head": "head.fc"}
     return {re.sub(r"^\w+", lambda first: places.get(first[0], f"backbone.{first[0]}"), n): t for n, t in state.items()}
 

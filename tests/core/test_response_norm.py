@@ -16,7 +16,7 @@ from core.backbones.unireplknet import GlobalResponseNorm, UniRepLKNetBlock
 
 
 def response_norm(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> Tensor:
-    """The layer with these tensors as its parameters."""
+    """Return the layer with these tensors as its parameters."""
     layer = GlobalResponseNorm(x.shape[-1], use_bias=beta is not None, eps=eps)
     del layer.gamma
     layer.gamma = gamma.view(1, 1, 1, -1)
@@ -56,7 +56,7 @@ def test_second_derivatives() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_many_samples_of_other_dtypes(dtype: torch.dtype) -> None:
-    x = (300 * torch.randn(5, 40, 40, 96)).to(dtype)  # squares beyond float16, more than fits into the cache at once
+    x = (300 * torch.randn(5, 40, 40, 96)).to(dtype)  # squares overflow float16, and all together exceed the cache
     gamma, beta = torch.randn(96), torch.randn(96)
     with torch.no_grad():
         got = response_norm(x, gamma, beta, 1e-6)
@@ -68,7 +68,7 @@ def test_many_samples_of_other_dtypes(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gradients_of_other_dtypes(dtype: torch.dtype, again: bool) -> None:
-    """Sums over thousands of places, whose products float16 does not hold; ``again`` as GPUs take them."""
+    """Gradients are sums over thousands of pixels, whose products overflow float16; ``again`` is the way on GPUs."""
     torch.manual_seed(0)
     x, grad = (300 * torch.randn(2, 30, 30, 16)).to(dtype), torch.randn(2, 30, 30, 16).to(dtype)
     gamma, beta = torch.randn(16), torch.randn(16)
@@ -86,7 +86,7 @@ def test_offset_of_many_places_in_float16() -> None:
     x, beta = torch.randn(8, 112, 112, 2).half(), torch.zeros(2, requires_grad=True)
     response_norm(x, torch.zeros(2), beta, 1e-6).backward(torch.ones_like(x))
     assert beta.grad is not None
-    assert beta.grad.tolist() == [8 * 112 * 112] * 2  # more than float16 holds
+    assert beta.grad.tolist() == [8 * 112 * 112] * 2  # beyond the range of float16
 
 
 @pytest.mark.parametrize("composed", [False, True])
@@ -97,7 +97,7 @@ def test_dead_channels_have_no_gradient(composed: bool) -> None:
     def loss(x: Tensor, gamma: Tensor) -> Tensor:
         return response_norm(x, gamma, None, 1e-6).square().sum()
 
-    if composed:  # as transforms of functions and compilers see it
+    if composed:  # as torch.func and compilers compute it
         to_x, to_gamma = torch.func.grad(loss, argnums=(0, 1))(x, gamma)
     else:
         to_x, to_gamma = torch.autograd.grad(loss(x.requires_grad_(), gamma.requires_grad_()), (x, gamma))
@@ -108,7 +108,7 @@ def test_dead_channels_have_no_gradient(composed: bool) -> None:
 
 @pytest.mark.parametrize("kernel", [3, 13])
 def test_folded_block_overwrites_only_its_own_maps(kernel: int) -> None:
-    """Without gradients GELU and GRN work in place; a hook keeps them from it, and the input stays as it was."""
+    """Without gradients, GELU and GRN work in place unless there is a hook; the input of the block never changes."""
     torch.manual_seed(0)
     block = UniRepLKNetBlock(8, kernel, layer_scale_init_value=0.5).eval()
     torch.nn.init.normal_(block.act[1].gamma)

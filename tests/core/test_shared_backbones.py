@@ -115,7 +115,7 @@ def test_enlarged_networks(name: str, options: dict[str, Any], tmp_path: Path) -
 
 @pytest.mark.parametrize("net", [TINY, TINY_REPLKNET])
 def test_folded_classifier_is_not_taken_off(net: str, tmp_path: Path) -> None:
-    """It holds the last norm, so that vectors without it would be wrong; maps do not need the norm."""
+    """The classifier contains the final norm, so vectors without it would be wrong; maps do not need the norm."""
     model = tiny(net, num_classes=4)
     folded, x = core.reparameterize(model), golden_input(2, 3, 64, 64)
     save_for_hf(folded, str(tmp_path), safe_serialization=True)
@@ -131,7 +131,7 @@ def test_folded_classifier_is_not_taken_off(net: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("net", [TINY, TINY_REPLKNET])
 def test_weights_of_the_hub_are_compared_with_their_hash(net: str, repository: Path) -> None:
-    """The cache keeps a large file under its SHA-256, and links it."""
+    """The cache stores a large file under its SHA-256, with a link to it."""
     save_for_hf(tiny(net), str(repository), safe_serialization=True)
     link, blobs = repository / "model.safetensors", repository.parents[1] / "blobs"
     blobs.mkdir()

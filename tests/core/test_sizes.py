@@ -12,12 +12,12 @@ from core.backbones.unireplknet import ExtraStructure
 
 
 def _parameters(model: nn.Module) -> float:
-    """Millions, without the scales of the response norms, which UniRepLKNet's tables leave out."""
+    """Return the parameters in millions, without the scales of the response norms, as in UniRepLKNet's tables."""
     return sum(p.numel() for name, p in model.named_parameters() if not name.endswith("act.1.gamma")) / 1e6
 
 
 def _multiplications(model: nn.Module, size: int) -> float:
-    """Thousand millions, for one image."""
+    """Return the multiply-accumulates of one image in billions."""
     counts: list[int] = []
 
     def count(layer: Any, _: Any, output: Tensor) -> None:

@@ -126,7 +126,7 @@ def test_bad_arguments_say_what_to_change(options: dict[str, Any], message: str)
 
 
 def _official_layer(name: str, depths: tuple[int, ...]) -> int:
-    """The rule of the official code for depth 27, with the ids after the third stage moved for other depths."""
+    """Return the group by the official code's rule for depth 27; for other depths, groups after stage 3 are shifted."""
     last = 3 + -(-depths[2] // 3)
     stage = re.match(r"(stages|downsample_layers)\.(\d+)\.(\d+)", name)
     if stage is None:
@@ -170,7 +170,8 @@ def test_weight_decay_spares_what_has_one_dimension_and_nothing_else() -> None:
     kept, decayed = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
     assert (kept["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
     grn = model.stages[0][0].act[1]
-    assert {id(grn.gamma), id(grn.beta)} < {id(p) for p in decayed["params"]}  # four dimensions, as the papers train
+    # GRN's parameters have four dimensions, so they decay in the papers' recipes.
+    assert {id(grn.gamma), id(grn.beta)} < {id(p) for p in decayed["params"]}
     assert all(p.ndim == 1 for p in kept["params"])
 
 

@@ -14,16 +14,16 @@ STEM = "downsample_layers.0.0.weight"
 
 
 def fresh(**options: Any) -> core.UniRepLKNet:
-    """A net in eval mode with its initial weights."""
+    """Return a net in eval mode with its initial weights."""
     model: core.UniRepLKNet = timm.create_model(TINY, **options).eval()
     return model
 
 
 def saved(**options: Any) -> State:
-    """Weights and statistics that differ from the initial ones."""
+    """Return weights and statistics that differ from the initial ones."""
     return tiny(**options).state_dict()
 
 
 def check_same(model: nn.Module, expected: State) -> None:
-    """Compare what the model has of the names in ``expected``, exactly."""
+    """Check that the model has exactly the tensors of ``expected``; it may have others."""
     assert_close({n: t for n, t in model.state_dict().items() if n in expected}, expected, rtol=0, atol=0)
