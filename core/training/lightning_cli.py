@@ -40,11 +40,15 @@ from core.training.hub import modality_class
 from core.training.run_folder import find_checkpoint, new_run, only_writer, resume_hint, run_folder
 from core.training.task import Task
 from core.training.trainer import ExportingTrainer
+from core.training.watch import LearningWatch
 
 __all__ = ["LarKitCLI"]
 
 _SHORT = ("--pred_len", "--seq_len")
 """Options of the data module that may be typed without ``data.``."""
+
+_LEFT_OPEN = ("num_classes", "lr", "layer_decay")
+"""Arguments of a task whose default, None, stands for a value that the task finds itself and stores."""
 
 _NEEDS_WEIGHTS = ("validate", "test", "predict", "export")
 """Verbs that make no sense with random weights."""
@@ -156,8 +160,42 @@ class LarKitCLI(LightningCLI):
             self.config = parser.parse_object(args)
         else:
             words = _with_full_names(sys.argv[1:] if args is None else args)
-            self.config = parser.parse_args(_with_configuration(words))
+            words = _with_configuration(words)
+            self.config = parser.parse_args(words)
+            self._leave_out_args_of_another_backbone(words)
         self._check_numbers()
+        self._check_frozen()
+
+    def _leave_out_args_of_another_backbone(self, words: list[str]) -> None:
+        """Leave out the ``backbone_args`` of configuration files if an option names a model of another family."""
+        chosen = _value(words, "--model.backbone")
+        files = _values(words, "--config") + _values(words, "-c")
+        named = [backbone for file in files if (backbone := _backbone_in(file)) is not None]
+        if chosen is None or not named or _family(chosen) == _family(named[-1]):
+            return
+
+        args = self.settings.model.init_args
+        typed = {word.partition("=")[0] for word in words if word.startswith("--model.backbone_args")}
+        given = dict(args.get("backbone_args") or {})
+        left_out = sorted(name for name in given if f"--model.backbone_args.{name}" not in typed)
+        if left_out and "--model.backbone_args" not in typed:
+            args.backbone_args = {name: value for name, value in given.items() if name not in left_out} or None
+            rank_zero_info(f"backbone_args {', '.join(left_out)} belong to {named[-1]} and are left out for {chosen}")
+
+    def _check_frozen(self) -> None:
+        """Refuse to train a head on the features of random weights."""
+        model = self.settings.get("model") or Namespace()
+        frozen = model.get("init_args", Namespace()).get("freeze")
+        if (
+            frozen
+            and self.config.subcommand == "fit"
+            and not self.settings.get("ckpt_path")
+            and not self._loads_weights()
+        ):
+            raise InputError(
+                f"--model.freeze {frozen} keeps random weights as they are; add --model.pretrained true, or "
+                "--model.weights FILE"
+            )
 
     def _check_numbers(self) -> None:
         """Refuse numbers that Lightning accepts but cannot run with."""
@@ -256,8 +294,8 @@ class LarKitCLI(LightningCLI):
         differing = []
         for name, value in given.items():
             decided_elsewhere = name in ("pretrained", "weights", "spec")
-            left_to_the_data = name == "num_classes" and value is None
-            if name in stored and stored[name] != value and not decided_elsewhere and not left_to_the_data:
+            left_open = name in _LEFT_OPEN and value is None
+            if name in stored and stored[name] != value and not decided_elsewhere and not left_open:
                 differing.append(f"{name} is {value!r} here and {stored[name]!r} in the checkpoint")
         return differing
 
@@ -327,6 +365,8 @@ class LarKitCLI(LightningCLI):
             # ModelCheckpoint's own save_last would save only when there is a new best checkpoint.
             self._last = RunCheckpoint(filename="last")
             callbacks = [*callbacks, self._last]
+        if self.subcommand == "fit" and not measures_speed:
+            callbacks = [*callbacks, LearningWatch()]
 
         if not measures_speed and not config.get("fast_dev_run"):
             parser = self._parser(self.subcommand)
@@ -520,6 +560,26 @@ def _with_configuration(words: list[str]) -> list[str]:
     config = yaml.safe_dump(_trusted_configuration(TaskCheckpoint.read(path), given))
     rank_zero_info(f"Using the configuration in {path}")
     return [verb, "--config", config, *words[1:]]
+
+
+def _family(backbone: str) -> str:
+    """Return the first word of the name of a timm model: 'unireplknet' of 'unireplknet_a.in1k'."""
+    return backbone.rpartition("/")[2].partition("_")[0]
+
+
+def _backbone_in(config: str) -> str | None:
+    """Return the name of the backbone in a configuration, given as a file or as YAML text."""
+    content = yaml.safe_load(Path(config).read_text(encoding="utf-8") if _exists(Path(config)) else config)
+    model = content.get("model") if isinstance(content, dict) else None
+    args = model.get("init_args") if isinstance(model, dict) else None
+    backbone = args.get("backbone") if isinstance(args, dict) else None
+    return backbone if isinstance(backbone, str) else None
+
+
+def _values(words: list[str], option: str) -> list[str]:
+    """Return all values of an option that is given several times."""
+    found = [words[i + 1] for i, word in enumerate(words[:-1]) if word == option]
+    return found + [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
 
 
 def _value(words: list[str], option: str) -> str | None:

@@ -158,6 +158,9 @@ class Task(LightningModule, TaskHubMixin):
                 "or more"
             )
 
+        if freeze not in (None, "backbone"):
+            raise InputError(f"freeze={freeze!r}; expected 'backbone' or None")
+
         self.opt = opt
         self.lr = lr
         self.lr_batch = lr_batch
