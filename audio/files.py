@@ -15,7 +15,7 @@ from torchaudio.transforms import Resample
 from core.data.folders import find_files
 from core.errors import InputError, MissingError
 
-__all__ = ["SUFFIXES", "audio_files", "read_wave", "resample_wave"]
+__all__ = ["SUFFIXES", "audio_files", "read_wave", "resample_wave", "stated_seconds"]
 
 SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
 """Suffixes of the files that are found in folders."""
@@ -41,6 +41,9 @@ _RATES = (1_000, 768_000)
 _MARGIN = 0.01
 """Seconds to read beyond the end of a part, so that the resampling filter sees what follows it."""
 
+_UNKNOWN = 2**62
+"""Number of samples from which on a header stands for an unknown length."""
+
 _MP3_TOLERANCE = 2 * 1_152
 """Number of samples that an MP3 may lack of its stated length: two frames, since encoders count them differently."""
 
@@ -55,7 +58,23 @@ def audio_files(path: Path) -> list[Path]:
     return find_files(path, SUFFIXES, "recordings")
 
 
-def read_wave(path: Path, sample_rate: int, *, shortest: int = 1, longest: int | None = None) -> Tensor:
+def stated_seconds(path: Path) -> float | None:
+    """Return the length of a recording by its header, in seconds, or None if it cannot be read or does not know."""
+    try:
+        info = soundfile.info(path)
+    except Exception:  # a broken file is named when it is read
+        return None
+    return info.frames / info.samplerate if 0 < info.frames < _UNKNOWN and info.samplerate > 0 else None
+
+
+def read_wave(
+    path: Path,
+    sample_rate: int,
+    *,
+    shortest: int = 1,
+    longest: int | None = None,
+    place: float = 0.0,
+) -> Tensor:
     """Decode a recording, average its channels, and resample it.
 
     If only a part is read, the rest of the file is not checked.
@@ -65,6 +84,7 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1, longest: int |
         sample_rate: samples per second of the result.
         shortest: smallest number of samples of the result.
         longest: largest number of samples of the result; only this part of the file is read. By default, all of it is.
+        place: where this part lies in a longer recording, from 0 for its beginning to 1 for its end.
 
     Returns:
         A waveform (T,) float32 in [-1, 1]. Files of floats may hold louder samples, which are kept.
@@ -89,6 +109,10 @@ def read_wave(path: Path, sample_rate: int, *, shortest: int = 1, longest: int |
 
             # Number of samples to read, at the rate of the file.
             needed = None if longest is None else math.ceil((longest / sample_rate + _MARGIN) * rate)
+            if needed is not None and place > 0 and needed < file.frames < _UNKNOWN and file.seekable():
+                start = int(place * (file.frames - needed))
+                file.seek(start)
+                expected -= start
             samples = _read_samples(file, needed)
             cut_off = _is_cut_off(file.extra_info)
     except InputError:

@@ -19,6 +19,7 @@ from audio.metrics import tagging_metrics
 from core.data.module import DataModule
 from core.data.spec import DataSpec
 from core.errors import InputError
+from core.export import Exported
 from core.training.classification import ClassificationTask
 from core.training.task import Backbone, EvaluationSplit
 
@@ -156,10 +157,10 @@ class AudioClassifier(ClassificationTask):
         self._refuse_other("std", theirs)
 
     def _refuse_other(self, name: str, theirs: AudioSpec) -> None:
-        """Raise an error if a setting of the data differs from that of the model."""
+        """Raise an error if a setting of the data is known and differs from that of the model."""
         own = getattr(self.spec, name)
         other = getattr(theirs, name)
-        if own != other:
+        if other is not None and own != other:
             raise InputError(
                 f"the model was trained with {name}={own}, and the data have {name}={other}; leave --data.{name} out, "
                 f"or type --data.{name} {own}"
@@ -176,6 +177,22 @@ class AudioClassifier(ClassificationTask):
             raise InputError("a recording may have several labels (multi_label), which needs criterion='bce', not 'ce'")
 
     # The flow
+
+    def to_maps(self, raw: Any) -> Tensor:
+        """Turn waveforms into maps (B, 1, F, T); of a list of waveforms, each gives a map of its beginning.
+
+        Args:
+            raw: :class:`audio.data.Waves`, waveforms (B, T) alone, or a list of B waveforms (T_i,).
+        """
+        return super().to_maps(self._first_windows(raw) if isinstance(raw, list) else raw)
+
+    def _first_windows(self, waves: Sequence[Tensor]) -> Waves:
+        """Return the beginnings of recordings, of the length of one map, as one batch."""
+        return Waves(*pad_waves([wave[: self.feature_map.samples()] for wave in waves]))
+
+    def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
+        """Return the module that ``lightning export`` writes; its input are waveforms (B, T) of at most one map."""
+        return super().to_export(tuple(self._first_windows(raw[0])) if isinstance(raw[0], list) else raw, source)
 
     def forward(self, waves: Tensor | Sequence[Tensor], lengths_B: Tensor | None = None) -> Tensor:
         """Return the logits of recordings, in eval mode of any length.
@@ -332,7 +349,7 @@ class AudioClassifier(ClassificationTask):
         Of a long recording, the first window is shown.
         """
         if isinstance(raw, list):
-            raw = pad_waves([wave[: self.feature_map.samples()] for wave in raw])
+            raw = self._first_windows(raw)
         maps = self.feature_map(*raw) if isinstance(raw, tuple) else self.feature_map(raw)
 
         low = maps.amin(dim=(1, 2, 3), keepdim=True)

@@ -39,6 +39,7 @@ class DataModule(LightningDataModule):
         train_weights: weights by which training samples are drawn with replacement; None takes each sample once an
             epoch.
         collate: function that makes a batch of samples; None for torch's default.
+        evaluation_collate: the same for validation, test and prediction; None for ``collate``.
 
     Raises:
         InputError: if ``batch_size`` or ``num_workers`` is out of range.
@@ -74,6 +75,7 @@ class DataModule(LightningDataModule):
         self.predict_set: Dataset[Any] | None = None
         self.train_weights: Sequence[float] | None = None
         self.collate: Callable[[list[Any]], Any] | None = None
+        self.evaluation_collate: Callable[[list[Any]], Any] | None = None
 
     # What a model must know about the data
 
@@ -230,12 +232,13 @@ class DataModule(LightningDataModule):
         *,
         drop_last: bool = False,
     ) -> DataLoader[Any]:
+        trains = isinstance(sampler, EpochSampler)
         return _LazyLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=self.collate,
+            collate_fn=self.collate if trains else self.evaluation_collate or self.collate,
             pin_memory=torch.cuda.is_available(),
             drop_last=drop_last,
             generator=torch.Generator(),  # a loader draws a number, which would change those of the training
