@@ -412,9 +412,9 @@ class ForecastTask(SeriesTask):
 
         self.linear: nn.Linear | None = None
         if linear:
-            # The linear path begins with the mean of the history.
+            # Training begins with the last value as the forecast if windows are centered on it, else with the mean.
             self.linear = nn.Linear(known.seq_len, known.pred_len)
-            nn.init.constant_(self.linear.weight, 1 / known.seq_len)
+            nn.init.constant_(self.linear.weight, 0.0 if normalize == "last" else 1 / known.seq_len)
             nn.init.zeros_(self.linear.bias)
 
         self._set_scale()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from core.data.labeled import SampleDataModule
 from core.data.module import attached_data_module
-from core.errors import printable
+from core.errors import listed, printable
 from core.figures import new_figure
 from core.io.atomic import atomic_write
 from core.training.plots import draw_figure
@@ -396,7 +396,7 @@ def run_summary(trainer: Trainer) -> str:
 
 
 def _best_epoch(trainer: Trainer) -> list[str]:
-    """Return a line on the best value of the monitored metric, and one on the baselines in the same epoch."""
+    """Return lines on the best value of the monitored metric, and on the baselines in the same epoch."""
     best = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
     callbacks: list[Callback] = cast(Any, trainer).callbacks
     curves = next((c for c in callbacks if isinstance(c, LearningCurves)), None)
@@ -410,15 +410,25 @@ def _best_epoch(trainer: Trainer) -> list[str]:
     choose = max if best.mode == "max" else min
     epoch, value = choose(points, key=lambda point: point[1])
     lines = [f"Best epoch: {epoch:g} (of 0 to {points[-1][0]:g}), {best.monitor} {value:.4g}"]
+    score = getattr(trainer.lightning_module, "monitor", best.monitor)
+    scores = dict(curves.history.get(score, []))
+    if score != best.monitor and epoch in scores:
+        lines[0] += f", {score} {scores[epoch]:.4g}"
 
-    baselines = []
-    for baseline in getattr(trainer.lightning_module, "baseline_names", ()):
-        name = f"{best.monitor}_{baseline}"
-        values = dict(curves.history.get(name, []))
+    baselines: dict[str, float] = {}
+    for name in getattr(trainer.lightning_module, "baseline_names", ()):
+        values = dict(curves.history.get(f"{best.monitor}_{name}", []))
         if epoch in values:
-            baselines.append(f"{name} {values[epoch]:.4g}")
-    if baselines:
-        lines.append(f"Baselines: {', '.join(baselines)}")
+            baselines[name] = values[epoch]
+    if not baselines:
+        return lines
+
+    lines.append(f"Baselines: {', '.join(f'{best.monitor}_{name} {known:.4g}' for name, known in baselines.items())}")
+    as_good = [name for name, known in baselines.items() if choose(known, value) == known]
+    if as_good:
+        lines.append(
+            f"The model is no better than {listed(as_good)} on validation: for such series a simple forecast is enough"
+        )
     return lines
 
 

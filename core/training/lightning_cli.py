@@ -563,8 +563,8 @@ def _with_configuration(words: list[str]) -> list[str]:
 
 
 def _family(backbone: str) -> str:
-    """Return the first word of the name of a timm model: 'unireplknet' of 'unireplknet_a.in1k'."""
-    return backbone.rpartition("/")[2].partition("_")[0]
+    """Return the first word of the name of a timm model: 'unireplknet' of 'unireplknet_a.in1k' or of a test model."""
+    return backbone.rpartition("/")[2].removeprefix("test_").partition("_")[0].partition(".")[0]
 
 
 def _backbone_in(config: str) -> str | None:

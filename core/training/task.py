@@ -76,8 +76,8 @@ class Task(LightningModule, TaskHubMixin):
         weights: file or Hub repository for :func:`core.load_weights`, instead of the published weights. Class names
             and statistics stay those of the data. To resume a run, pass its checkpoint as ``--ckpt_path`` instead.
         opt: name of a timm optimizer.
-        lr: learning rate after the warm-up; with ``lr_batch``, the rate for a global batch of that size. By default
-            1e-3, or 2e-4 to fine-tune, which is training that starts from ``pretrained`` or ``weights``.
+        lr: learning rate after the warm-up, with ``lr_batch`` that for a global batch of this size; by default 1e-3, or
+            2e-4 to fine-tune, with ``pretrained`` or ``weights``.
         lr_batch: multiply ``lr`` by the actual global batch size (samples x processes x accumulation) divided by this
             number.
         min_lr: learning rate at the end of the cosine, scaled like ``lr``.
@@ -90,8 +90,7 @@ class Task(LightningModule, TaskHubMixin):
             cosine.
         decay_start: last epoch at the full learning rate, counted from 1; used with ``decay_rate`` only.
         norm_eval: keep batch norms in eval mode during training, for small batches; their weights are still trained.
-        freeze: 'backbone' trains only the classifier and what lies outside the backbone, on features that stay as they
-            are: no drop path, and the statistics of batch norms as loaded.
+        freeze: 'backbone' trains the head alone, on features of the backbone in eval mode.
 
     Raises:
         InputError: if a name is unknown or a number is out of range.
