@@ -20,7 +20,7 @@ from core.stopping import machine_message, notes, refused_by_trainer, say, stop_
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
 
-__all__ = ["main"]
+__all__ = ["keep_freed_memory", "main"]
 
 HELP = """\
 usage: lightning VERB -c FILE [-c FILE ...] [--key value ...]
@@ -101,7 +101,7 @@ def main(args: "ArgsType" = None) -> None:
 
     from core.io.untrusted import restricted_pickles  # torch takes a second to import; --help need not wait for it
 
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         with terminable(), restricted_pickles():
             _run(words)
@@ -109,7 +109,7 @@ def main(args: "ArgsType" = None) -> None:
         _end(error)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory for the next training step; other C libraries are left as they are.
 
     By default glibc returns the maps of a step to the system, and the next step waits for the same pages again. With
