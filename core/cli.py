@@ -173,6 +173,7 @@ def _run_lightning(words: Any) -> None:
     if isinstance(words, list):
         _check_verb(words[0])
 
+    from core.training.folds import SeveralFolds, run_folds
     from core.training.lightning_cli import LarKitCLI  # Lightning takes seconds to import; --help need not wait for it
 
     if "import_path_denylist" in inspect.signature(set_parsing_settings).parameters:  # jsonargparse 4.53
@@ -184,9 +185,15 @@ def _run_lightning(words: Any) -> None:
     if not isinstance(words, list):
         LarKitCLI.run_verb(words)
         return
+
+    def run(given: list[str]) -> Any:
+        with _as_command_line(given):
+            return LarKitCLI.run_verb(None)
+
     try:
-        with _as_command_line(words):
-            LarKitCLI.run_verb(None)
+        run(words)
+    except SeveralFolds as request:
+        run_folds(words, request.count, run)
     except ArgumentError as error:
         raise InputError(_shortened(str(error))) from error
 

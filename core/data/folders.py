@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from core.data.samples import Splits, hold_out
+from core.data.samples import Splits, divide_in_folds, hold_out
 from core.errors import InputError, MissingError, listed
 
 __all__ = ["ClassFolders", "Labeled", "class_files", "find_files"]
@@ -126,6 +126,8 @@ class ClassFolders:
         train_split: name of the training folder.
         val_split: name of the validation folder.
         val_share: share of each class to hold out, in (0, 1); the same files are held out in every run.
+        folds: with 2 or more, hold out one of so many equal parts of the training files instead.
+        fold: which part, counted from 0.
 
     Raises:
         InputError: if ``val_share`` is out of range.
@@ -137,8 +139,12 @@ class ClassFolders:
     train_split: str = "train"
     val_split: str = "val"
     val_share: float = 0.1
+    folds: int = 0
+    fold: int = 0
 
     def __post_init__(self) -> None:
+        if self.folds and not (self.folds >= 2 and 0 <= self.fold < self.folds):
+            raise InputError(f"folds={self.folds}, fold={self.fold}; expected 2 or more folds, and a fold below that")
         if not 0 < self.val_share < 1:
             raise InputError(f"val_share={self.val_share}; give a share between 0 and 1")
 
@@ -189,6 +195,11 @@ class ClassFolders:
 
         train = first if self._is_there(self.train_split) else []
         if self._is_there(self.val_split):
+            if self.folds:
+                raise InputError(
+                    f"--data.folds {self.folds} divides the training files, and {self._folder(self.val_split)} would "
+                    f"not be read; leave folds out, or rename that folder to _{self.val_split}"
+                )
             _, val = self._files(self.val_split, classes)
         elif train:
             train, val = self._hold_out(classes, train)
@@ -278,6 +289,12 @@ class ClassFolders:
                     f"class {name!r} has one file, too few to hold one out for validation; add files, or a folder "
                     f"{folder}"
                 )
+
+        if self.folds:
+            divided = divide_in_folds(labels, self.folds)
+            held_out = divided.pop(self.fold)
+            rank_zero_info(f"Fold {self.fold} of {self.folds}: {len(held_out)} of {len(files)} files are held out")
+            return [files[i] for fold in divided for i in fold], [files[i] for i in held_out]
 
         kept, held_out = hold_out(labels, self.val_share)
         rank_zero_info(

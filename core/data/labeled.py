@@ -191,6 +191,9 @@ class FolderDataModule(SampleDataModule):
         train_split: name of the training folder.
         val_split: name of the validation folder.
         val_share: share of each class held out when there is no validation folder.
+        folds: divide the training files into so many equal parts, and hold out one of them instead of ``val_share``.
+            The command trains once for each part and prints mean and spread.
+        fold: part that is held out, counted from 0; by default the first one or, in the command, each in turn.
         kwargs: arguments of the modality's data module.
 
     Attributes:
@@ -207,6 +210,8 @@ class FolderDataModule(SampleDataModule):
         train_split: str = "train",
         val_split: str = "val",
         val_share: float = 0.1,
+        folds: int = 0,
+        fold: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -217,6 +222,8 @@ class FolderDataModule(SampleDataModule):
             train_split=train_split,
             val_split=val_split,
             val_share=val_share,
+            folds=folds,
+            fold=fold or 0,
         )
 
     def check_data(self) -> None:

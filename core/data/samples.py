@@ -19,6 +19,7 @@ __all__ = [
     "Splits",
     "Validation",
     "collate_found",
+    "divide_in_folds",
     "hold_out",
     "named",
     "read_or_skip",
@@ -175,6 +176,30 @@ def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]
 
     kept = [i for i in range(len(labels)) if i not in held_out]
     return kept, sorted(held_out)
+
+
+def divide_in_folds(labels: Sequence[int], folds: int) -> list[list[int]]:
+    """Divide samples into folds, with a fixed seed; each class is divided evenly.
+
+    Args:
+        labels: class of each sample.
+        folds: number of folds.
+
+    Returns:
+        The sorted indices of the samples of each fold.
+    """
+    indices_of_class: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        indices_of_class.setdefault(label, []).append(i)
+
+    generator = np.random.default_rng(0)
+    divided: list[list[int]] = [[] for _ in range(folds)]
+    place = 0
+    for label in sorted(indices_of_class):
+        for i in generator.permutation(indices_of_class[label]).tolist():
+            divided[place % folds].append(i)
+            place += 1  # goes on with the next class, so that folds are equally large
+    return [sorted(fold) for fold in divided]
 
 
 @dataclass(frozen=True)

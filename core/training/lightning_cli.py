@@ -36,6 +36,7 @@ from core.training.callbacks import (
     SigtermCallback,
     run_summary,
 )
+from core.training.folds import SeveralFolds
 from core.training.hub import modality_class
 from core.training.run_folder import find_checkpoint, new_run, only_writer, resume_hint, run_folder
 from core.training.task import Task
@@ -165,6 +166,17 @@ class LarKitCLI(LightningCLI):
             self._leave_out_args_of_another_backbone(words)
         self._check_numbers()
         self._check_frozen()
+        self._ask_for_folds()
+
+    def _ask_for_folds(self) -> None:
+        """Leave this command for one on each fold, if ``data.folds`` is set and none of the folds is chosen."""
+        args = (self.settings.get("data") or Namespace()).get("init_args") or Namespace()
+        folds = args.get("folds") or 0
+        if self.config.subcommand != "fit" or folds < 2 or args.get("fold") is not None:
+            return
+        if self.settings.get("ckpt_path"):
+            raise InputError(f"--ckpt_path resumes one run; say of which fold: --data.fold 0 to {folds - 1}")
+        raise SeveralFolds(folds)
 
     def _leave_out_args_of_another_backbone(self, words: list[str]) -> None:
         """Leave out the ``backbone_args`` of configuration files if an option names a model of another family."""
