@@ -113,7 +113,7 @@ class PointCloudClassifier(ClassificationTask):
         except TypeError as error:
             raise InputError(f"poses={poses}: {error}; expected fields of pointcloud.augment.Poses") from error
 
-        self._freeze_backbone(is_loaded=bool(kwargs.get("weights") or kwargs.get("pretrained")))
+        self._apply_frozen(is_loaded=bool(kwargs.get("weights") or kwargs.get("pretrained")))
         self.use_metrics(_scores(self.num_classes))
         self.examples = Examples(size=16, columns=4, width=3.0)
 
@@ -154,7 +154,7 @@ class PointCloudClassifier(ClassificationTask):
             return cast(Any, self.backbone).get_classifier()
         return self.cls_head.cls_head
 
-    def _freeze_backbone(self, *, is_loaded: bool) -> None:
+    def _apply_frozen(self, *, is_loaded: bool) -> None:
         """Freeze the backbone as ``frozen`` says, and warn if it has random weights."""
         if self.frozen == "none":
             return

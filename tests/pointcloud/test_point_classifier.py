@@ -95,6 +95,17 @@ def test_frozen_backbones(make_task: MakeTask) -> None:
     assert training == {name for name, _ in task.backbone.named_parameters() if "norm" in name} - last
 
 
+@pytest.mark.parametrize("head", ["concat", "mean"])
+def test_freeze_of_every_task_leaves_feature_map_and_head_to_train(head: str, make_task: MakeTask) -> None:
+    task = make_task(head=head, freeze="backbone")
+    classifier = {id(p) for p in task.get_classifier().parameters()}
+    frozen = [p for p in task.backbone.parameters() if id(p) not in classifier]
+    assert frozen
+    assert not any(p.requires_grad for p in frozen)
+    assert all(p.requires_grad for p in task.get_classifier().parameters())
+    assert all(p.requires_grad for p in task.feature_map.enc.parameters())
+
+
 def test_weights_of_a_backbone_and_of_a_run(tmp_path: Path, make_task: MakeTask) -> None:
     net = timm.create_model("test_unireplknet", num_classes=7)
     torch.save(net.state_dict(), tmp_path / "net.pth")
