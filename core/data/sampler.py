@@ -27,7 +27,7 @@ class SeededIndex(int):
         seeded.seed = seed
         return seeded
 
-    def __getnewargs__(self) -> tuple[int, int]:
+    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]
         """Return what makes this index again in a data-loading process."""
         return int(self), self.seed
 
