@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, cast
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -21,6 +22,7 @@ from core.export import Exported
 from core.io.weights import load_weights, read_state_dict
 from core.training.plots import draw_figure
 from core.training.task import Backbone, EvaluationSplit, Task
+from timeseries.blend import SHARES, Blend
 from timeseries.corrformer import PUBLISHED, GlobalArchitecture
 from timeseries.data import SeriesSpec, WindowDataModule, numbered_channels
 from timeseries.feature_map import Layout, Normalize, SeriesMap
@@ -336,6 +338,7 @@ class ForecastTask(SeriesTask):
         linear: add a linear path from history to horizon, past the backbone.
         dropout: probability of the dropout before the linear layer of the head.
         quantiles: rising levels in (0, 1), such as [0.1, 0.5, 0.9]; each gets a forecast of its own.
+        blend: move the forecast towards the last value, as far as is best on validation.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         weights: file or Hub name of a checkpoint of this task, or of weights of the backbone alone.
         kwargs: the other arguments of :class:`core.training.Task`.
@@ -364,10 +367,13 @@ class ForecastTask(SeriesTask):
         linear: bool = True,
         dropout: float = 0.5,
         quantiles: Sequence[float] = (),
+        blend: bool = False,
         backbone_args: dict[str, Any] | None = None,
         weights: str | None = None,
         **kwargs: Any,
     ) -> None:
+        if blend and quantiles:
+            raise InputError(f"blend moves a single forecast, and quantiles={tuple(quantiles)}; leave one of them out")
         if criterion not in ("mse", "mae", "huber"):
             raise InputError(f"criterion={criterion!r}; expected 'mse', 'mae' or 'huber'")
         if any(low >= high for low, high in pairwise((0.0, *quantiles, 1.0))):
@@ -417,6 +423,8 @@ class ForecastTask(SeriesTask):
             nn.init.constant_(self.linear.weight, 0.0 if normalize == "last" else 1 / known.seq_len)
             nn.init.zeros_(self.linear.bias)
 
+        self.blend = Blend(known.pred_len, len(known.channels)) if blend else None
+
         self._set_scale()
         if weights is not None:
             self.load(weights)
@@ -459,7 +467,15 @@ class ForecastTask(SeriesTask):
             z_BCL = z_BLC.transpose(1, 2).to(self.linear.weight.dtype)
             y_BTCQ = y_BTCQ + self.linear(z_BCL).transpose(1, 2)[..., None]
         y_BTCQ = self.feature_map.restore(y_BTCQ, level)
-        return y_BTCQ if self.quantiles else y_BTCQ[..., 0]
+        if self.quantiles:
+            return y_BTCQ
+
+        y_BTC = y_BTCQ[..., 0]
+        return y_BTC if self.blend is None or self._is_fitting() else self.blend(y_BTC, x_BLC)
+
+    def _is_fitting(self) -> bool:
+        """Return whether a trainer trains the model; its validation then chooses the share of the blend."""
+        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
 
     def read(self, maps: Tensor) -> Tensor:
         """Return the head's part of the standardized forecasts (B, T, C, Q), without the linear path and the level."""
@@ -489,6 +505,28 @@ class ForecastTask(SeriesTask):
             return output
         nearest = min(range(len(self.quantiles)), key=lambda i: abs(self.quantiles[i] - 0.5))
         return output[..., nearest]
+
+    def update_metrics(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Tensor) -> None:
+        """Add the errors of the model and of the baselines and, to choose the blend, of each share of the model."""
+        super().update_metrics(split, raw, output, target)
+        if self.blend is not None and self._is_fitting():
+            for share, errors in zip(SHARES, self.blend.candidates, strict=True):
+                forecast = self.blend(output, _history(raw), share)
+                cast(ForecastErrors, errors).update(self.in_metric_units(forecast - target))
+
+    def report(self, split: EvaluationSplit) -> None:
+        """Log and draw the errors; in training, after validation has chosen the share of the model in the blend."""
+        if self.blend is not None and self._is_fitting():
+            self.errors["model"] = self.blend.choose()
+            self.examples = [
+                replace(example, forecast=self.blend(example.forecast, example.history)) for example in self.examples
+            ]
+            self.log("model_share", self.blend.share)
+
+        super().report(split)
+        if self.blend is not None:
+            self.blend.reset()
+            self.errors["model"] = self._new_errors()
 
     def channel_columns(self, name: str, forecast: Tensor) -> dict[str, list[float]]:
         """Return the column of a channel, or one for each quantile, as in ``temperature_q0.1``."""

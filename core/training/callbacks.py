@@ -424,7 +424,8 @@ def _best_epoch(trainer: Trainer) -> list[str]:
         return lines
 
     lines.append(f"Baselines: {', '.join(f'{best.monitor}_{name} {known:.4g}' for name, known in baselines.items())}")
-    as_good = [name for name, known in baselines.items() if choose(known, value) == known]
+    needed = value * (1 + _BETTER) if best.mode == "min" else value / (1 + _BETTER)
+    as_good = [name for name, known in baselines.items() if choose(known, needed) == known]
     if as_good:
         lines.append(
             f"The model is no better than {listed(as_good)} on validation: for such series a simple forecast is enough"
