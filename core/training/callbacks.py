@@ -43,6 +43,10 @@ __all__ = [
 ]
 
 
+_BETTER = 0.02
+"""Share by which a model must be better than a baseline: validation, which chose the epoch, flatters it a little."""
+
+
 # What a run saves
 
 
