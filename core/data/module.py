@@ -47,6 +47,8 @@ class DataModule(LightningDataModule):
 
     runs_files: ClassVar[tuple[str, ...]] = ()
     """Arguments that name files whose code is executed; an untrusted checkpoint must not choose them."""
+    from_task: ClassVar[tuple[str, ...]] = ()
+    """Arguments for which the command passes those of the task, unless they are given."""
 
     def __init__(
         self,

@@ -327,7 +327,13 @@ class LarKitCLI(LightningCLI):
     # The trainer
 
     def before_instantiate_classes(self) -> None:
-        """Let the task choose the metric of the best checkpoint, unless the user has chosen one."""
+        """Pass arguments of the task to the data module, and let the task choose the metric of the best checkpoint."""
+        data = self.settings.data
+        model = self.settings.get("model") or Namespace()
+        for name in getattr(_imported(data.class_path), "from_task", ()):
+            if data.init_args.get(name) is None:
+                data.init_args[name] = model.get(f"init_args.{name}")
+
         if self.config.subcommand == "stats":
             self.settings.model = None  # data are measured without one
         elif self.settings.checkpoint.monitor is None:

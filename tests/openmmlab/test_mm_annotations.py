@@ -13,9 +13,9 @@ from PIL import Image
 
 from core.cli import main
 from core.errors import InputError
-from vision.openmmlab.config_files import packaged_config
+from core.io.checkpoint import TaskCheckpoint
 from vision.openmmlab.data import OpenMMLabData
-from vision.openmmlab.demo import DigitScenes, draw_scenes
+from vision.openmmlab.demo import DigitScenes
 from vision.openmmlab.detector import Detector
 from vision.openmmlab.segmenter import Segmenter
 
@@ -364,27 +364,34 @@ def test_model_and_data_have_one_config(name: str, kind: Any, scenes: Path, tmp_
     for verb in (trainer.fit, trainer.validate, trainer.test, trainer.predict):
         with pytest.raises(InputError, match=r"model is that of .*config\.py and the data are those of .*other\.py"):
             verb(kind(path), datamodule=data_of(str(other)))  # type: ignore[operator]
-    with pytest.raises(InputError, match=rf"Type --model\.config {path} --data\.config {path}, or give"):
+    with pytest.raises(InputError, match=rf"Leave --data\.config out, or type --model\.config {other}"):
         trainer.fit(kind(path), datamodule=OpenMMLabData(str(other)))
     same = scenes / "images" / ".." / "config.py"
     trainer.validate(kind(path), datamodule=data_of(str(same)), verbose=False)
 
 
-def test_the_command_refuses_a_model_of_another_config(
+def test_the_command_passes_the_config_of_the_model_to_the_data(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``seg.yaml`` with a config for the model alone would train on the digit scenes."""
+    """``seg.yaml`` with a config for the model alone trains on the data of that config, not on the digit scenes."""
     monkeypatch.chdir(tmp_path)
-    draw_scenes(tmp_path / "data" / "digit_scenes", {"train": 4, "val": 2, "test": 2})
-    packaged = packaged_config("upernet_unireplknet_a_digit_scenes.py")
-    own = scenes / "own.py"
-    own.write_text(f"_base_ = {str(packaged)!r}\n")
-    words = ["fit", "-c", str(CONFIGS.parents[1] / "configs" / "seg.yaml"), "--model.config", str(own)]
-    with pytest.raises(
-        SystemExit, match=rf"one config describes both\. Type --model\.config {own} --data\.config {own}"
-    ):
-        main([*words, "--trainer.accelerator", "cpu"])
-    assert not list(tmp_path.glob("lightning_logs/*/*"))
+    own = config_of("upernet_unireplknet_t", scenes)
+    words = ["fit", "-c", str(CONFIGS.parents[1] / "configs" / "seg.yaml"), "--model.config", own]
+    words += ["--data.batch_size", "2", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
+
+    main(words)
+    (run,) = tmp_path.glob("lightning_logs/Segmenter/*")
+    assert TaskCheckpoint.read(run / "checkpoints" / "last.ckpt").spec["classes"] == list(META["classes"])
+    assert not (tmp_path / "data").exists()
+
+    other = shutil.copy(own, scenes / "other.py")
+    with pytest.raises(SystemExit, match=rf"Leave --data\.config out, or type --model\.config {other}"):
+        main([*words, "--data.config", str(other)])
+
+
+def test_data_without_a_config() -> None:
+    with pytest.raises(InputError, match=r"no config; type --model\.config FILE, or --data\.config FILE"):
+        DigitScenes().prepare_data()
 
 
 def test_digit_scenes_read_the_data_of_another_config(scenes: Path, tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ class OpenMMLabData(SampleDataModule):
     and a list of names.
 
     Args:
-        config: path of an OpenMMLab config, or the name of one in ``vision/openmmlab/configs``.
+        config: path of an OpenMMLab config, or the name of one in ``vision/openmmlab/configs``; the command passes that
+            of the model.
         options: values that replace those of the config, by dotted name, as in MMEngine's ``--cfg-options``.
         predict_path: an image or a folder of images for ``predict``; by default the test images.
         batch_size: images for each process and step; that of the config is not used.
@@ -74,14 +75,15 @@ class OpenMMLabData(SampleDataModule):
 
     Raises:
         MissingError: if the config or its files are missing.
-        InputError: if annotations cannot be used.
+        InputError: if there is no config, or annotations cannot be used.
     """
 
     runs_files: ClassVar[tuple[str, ...]] = ("config", "options")
+    from_task: ClassVar[tuple[str, ...]] = ("config",)
 
     def __init__(
         self,
-        config: str,
+        config: str | None = None,
         *,
         options: ConfigOptions | None = None,
         predict_path: str | None = None,
@@ -108,6 +110,8 @@ class OpenMMLabData(SampleDataModule):
 
     def read_config(self) -> Config:
         """Return the config with the options replaced; it is read at the first call and kept."""
+        if self.config is None:
+            raise InputError("the data have no config; type --model.config FILE, or --data.config FILE")
         if self._config is None:
             self._config = read_config(self.config, self.options)
         return self._config

@@ -49,8 +49,9 @@ class DigitScenes(OpenMMLabData):
     validation and 120 for testing; the digits and photos of the three splits are disjoint.
 
     Args:
-        config: an OpenMMLab config that reads scenes of digits, by name or path. If the config has other data, those
-            are read, so in ``det.yaml`` and ``seg.yaml`` only the two options ``config`` need to change.
+        config: an OpenMMLab config that reads scenes of digits, by name or path; the command passes that of the model.
+            If the config has other data, those are read, so in ``det.yaml`` and ``seg.yaml`` only the config of the
+            model needs to change.
         root: folder that the scenes are written to and read from.
         options: values that replace those of the config, by dotted name, as in MMEngine's ``--cfg-options``.
         predict_path: an image or a folder of images for ``predict``; by default the test images.
@@ -61,7 +62,7 @@ class DigitScenes(OpenMMLabData):
 
     def __init__(
         self,
-        config: str,
+        config: str | None = None,
         *,
         root: str = "data/digit_scenes",
         options: ConfigOptions | None = None,

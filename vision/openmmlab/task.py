@@ -136,7 +136,7 @@ class OpenMMLabTask(Task):
             raise InputError(
                 f"the heads of the model have {self.num_classes} classes and the data {len(theirs)} "
                 f"({listed(theirs)}); set the class count of the heads with --model.options, or the classes with "
-                "--data.options. Both have a config: give one FILE as --model.config FILE and --data.config FILE"
+                "--data.options"
             )
 
     def use_classes(self, theirs: tuple[str, ...]) -> None:
@@ -162,14 +162,13 @@ class OpenMMLabTask(Task):
             InputError: if the configs differ; the message names both.
         """
         own = config_path(self.config_name)
-        theirs = config_path(data.config)
+        theirs = config_path(data.config) if data.config is not None else None
         if own is None or theirs is None or own.resolve() == theirs.resolve():
             return
 
         raise InputError(
             f"the model is that of {self.config_name} and the data are those of {data.config}; one config describes "
-            f"both. Type --model.config {self.config_name} --data.config {self.config_name}, or give {data.config} for "
-            "both"
+            f"both. Leave --data.config out, or type --model.config {data.config}"
         )
 
     def prediction_data(self, *, batch_size: int, num_workers: int) -> OpenMMLabData:
