@@ -72,8 +72,9 @@ def test_best_holds_the_weights_that_were_measured(
     # the last checkpoint says what was measured only if its own weights were
     last = saved(run, "last")
     if "metrics" in last and not average:
-        assert_close(last["state_dict"], seen.weights[-1], rtol=0, atol=0)
-        assert last["metrics"] == seen.metrics[-1]
+        end_of_fit = len(losses) - 1  # the validation above is also among those seen
+        assert_close(last["state_dict"], seen.weights[end_of_fit], rtol=0, atol=0)
+        assert last["metrics"] == seen.metrics[end_of_fit]
 
     # every validation is a point of the curves
     (curves,) = [callback for callback in trainers[0].callbacks if isinstance(callback, LearningCurves)]  # type: ignore[attr-defined]
