@@ -172,7 +172,7 @@ def test_progress_line_fits_a_hundred_columns(names: tuple[str, ...], monkeypatc
         ("--model.help", "ImageClassifier", ["--model.backbone", "--model.num_classes"], 120),
         ("--model.help", "vision.ImageClassifier", ["--model.backbone", "--model.num_classes"], 120),
         ("--data.help", "ImageFolder", ["--data.root"], 120),
-        ("--model.help", "ForecastTask", ["--model.backbone"], 130),
+        ("--model.help", "ForecastTask", ["--model.backbone"], 140),
     ],
 )
 def test_help_of_a_class_is_short_and_lists_no_modules(
