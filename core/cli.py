@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import InputError
@@ -72,6 +73,9 @@ _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_MAX = -4
 """Numbers of glibc's settings, from malloc.h."""
+
+PACKAGES = ("core", "vision", "audio", "pointcloud", "timeseries", "video")
+"""Top-level packages of LarKit, beside each other."""
 
 VERBS = ("fit", "validate", "test", "predict", "export", "stats")
 ANALYSES = ("erf", "shape-bias", "cost")
@@ -241,8 +245,19 @@ def _shortened(text: str) -> str:
     return " ".join([head.splitlines()[0], *kept] if kept else text.split())
 
 
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Format a warning of this package as one line for the user, and any other with its place in the code."""
+    own = [Path(__file__).parents[1] / package for package in PACKAGES]
+    if issubclass(category, UserWarning) and any(Path(filename).is_relative_to(folder) for folder in own):
+        return f"lightning: warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
 def _filter_warnings() -> None:
-    """Hide warnings that are expected here and that the user cannot act on."""
+    """Hide warnings that are expected here and that the user cannot act on, and shorten those of this package."""
+    warnings.formatwarning = _format_warning
     # theirs: Lightning advises more workers than a small data set needs
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # expected: a data set of a few batches logs its learning rate once an epoch or less

@@ -23,11 +23,11 @@ _OTHER_RATE = "try another learning rate (--model.lr {lower:g} or {higher:g})"
 
 
 class LearningWatch(Callback):
-    """Warns once if a run does not learn.
+    """Warns if a run does not learn.
 
     Before the first step it warns of a run from random weights that is planned with too few steps. From a third of the
     epochs on it looks after each epoch whether the training loss falls and, for classifiers, whether the validation
-    accuracy is better than that of naming the most frequent class for everything.
+    accuracy is better than that of naming the most frequent class for everything; of this it warns once.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class LearningWatch(Callback):
         """Warn if the run is too short."""
         steps = trainer.estimated_stepping_batches
         if steps < _FEW_STEPS and not _starts_from_weights(pl_module) and not getattr(trainer, "fast_dev_run", False):
-            self._warn(
+            _warn(
                 f"the run has {steps} optimizer steps, and a net with random weights needs some hundreds to learn: "
                 f"raise --data.min_epoch_steps or --trainer.max_epochs, or {_FRESH_START}"
             )
@@ -56,7 +56,8 @@ class LearningWatch(Callback):
 
         reason = self._reason(pl_module)
         if reason is not None:
-            self._warn(f"after {trainer.current_epoch + 1} epochs {reason}")
+            self.has_warned = True
+            _warn(f"after {trainer.current_epoch + 1} epochs {reason}")
 
     def _reason(self, task: Any) -> str | None:
         """Return what is wrong and what to try, or None if the run learns."""
@@ -100,10 +101,6 @@ class LearningWatch(Callback):
             "whether the labels are right"
         )
 
-    def _warn(self, text: str) -> None:
-        self.has_warned = True
-        rank_zero_warn(f"This run may not learn: {text}")
-
     def state_dict(self) -> dict[str, Any]:
         """Return the losses so far, for a resumed run."""
         return {"losses": self.losses, "has_warned": self.has_warned}
@@ -112,6 +109,10 @@ class LearningWatch(Callback):
         """Take over the losses of the run that is resumed."""
         self.losses = list(state_dict["losses"])
         self.has_warned = state_dict["has_warned"]
+
+
+def _warn(text: str) -> None:
+    rank_zero_warn(f"This run may not learn: {text}")
 
 
 def _starts_from_weights(task: Any) -> bool:

@@ -2,6 +2,8 @@
 
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +195,12 @@ def test_help_of_a_verb_begins_with_what_people_need(verb: str, capsys: pytest.C
     places = [options.index(name) for name in ("-c", "--ckpt_path", "--data", "--model", "--trainer.max_epochs")]
     assert places == sorted(places)
     assert places[-2] < 16
+
+
+def test_warnings_of_this_package_are_one_line(photos: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", photos)
+    words = ["fit", "-c", str(config), "--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)]
+    ended = subprocess.run([sys.executable, "-m", "core.cli", *words], capture_output=True, text=True, check=True)
+    (line,) = [line for line in ended.stderr.splitlines() if "may not learn" in line]
+    assert line.startswith("lightning: warning: This run may not learn: the run has 3 optimizer steps")
+    assert "rank_zero_warn" not in ended.stderr
