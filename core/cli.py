@@ -36,6 +36,8 @@ Train and use large-kernel ConvNets on images, sound, point clouds, videos and t
             lightning fit -c vision/configs/cls.yaml
             lightning fit -c vision/configs/folder.yaml --data.root photos/                (your own images)
             lightning fit -c vision/configs/cls.yaml --ckpt_path last --trainer.max_epochs 20        (resume)
+  tune      search learning rate, layer scale, augmentation and input size within a given time, before fit
+            lightning tune -c vision/configs/folder.yaml --data.root photos/ --minutes 20
   validate  measure a checkpoint on the validation split
             lightning validate --ckpt_path best
   test      measure a checkpoint on the test split
@@ -190,12 +192,17 @@ def _run_lightning(words: Any) -> None:
         LarKitCLI.run_verb(words)
         return
 
-    def run(given: list[str]) -> Any:
+    def run(given: list[str], command: type[LarKitCLI] = LarKitCLI) -> Any:
         with _as_command_line(given):
-            return LarKitCLI.run_verb(None)
+            return command.run_verb(None)
 
     try:
-        run(words)
+        if words[0] == "tune":
+            from core.training.tune import run_tune
+
+            run_tune(words, run)
+        else:
+            run(words)
     except SeveralFolds as request:
         run_folds(words, request.count, run)
     except ArgumentError as error:
@@ -216,8 +223,8 @@ def _as_command_line(words: list[str]) -> Iterator[None]:
 
 def _check_verb(verb: str) -> None:
     """Raise an error for a verb that does not exist."""
-    if verb not in VERBS:
-        known = ", ".join((*VERBS, "configs", "push", *ANALYSES))
+    if verb not in (*VERBS, "tune"):
+        known = ", ".join((*VERBS, "tune", "configs", "push", *ANALYSES))
         raise InputError(f"unknown verb {verb!r}; expected one of {known}. Type: lightning --help")
 
 

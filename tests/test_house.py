@@ -141,6 +141,7 @@ def test_environment_names_what_pyproject_names() -> None:
     named = (
         project["dependencies"]
         + extras["export"]
+        + extras["tune"]
         + extras["speech"]
         + extras["openmmlab"]
         + [d for d in extras["test"] if not d.startswith("larkit")]

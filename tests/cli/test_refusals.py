@@ -47,7 +47,7 @@ def _words(verb: str, config: Path, out: Path, *more: str) -> list[str]:
 def test_unknown_verb(verb: str, refusal: Refusal) -> None:
     message = refusal(verb, "-c", "whatever.yaml")
     assert repr(verb) in message
-    assert f"expected one of {', '.join([*VERBS, 'configs', 'push', *ANALYSES])}. Type: " in message
+    assert f"expected one of {', '.join([*VERBS, 'tune', 'configs', 'push', *ANALYSES])}. Type: " in message
     assert "lightning --help" in message
 
 
