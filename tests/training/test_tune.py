@@ -2,14 +2,16 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from lightning import Callback, LightningModule, Trainer
-from training.small_runs import QUIET, add_callbacks, command, metric, runs, table, write_config
+from training.small_runs import QUIET, add_callbacks, command, metric, nothing_drawn, runs, table, write_config
 
+import core.training.tune
 from core.cli import main
 from core.training.tune import _clock, _duration, _scaled, _with_config
 
@@ -44,6 +46,14 @@ def refusal(*words: str) -> str:
     return message
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures_and_one_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs draw nothing, and a test that changes the clock of the search does so for itself alone."""
+    monkeypatch.setattr(core.training.tune, "monotonic", core.training.tune.monotonic)
+    with nothing_drawn():
+        yield
+
+
 @pytest.fixture(scope="module")
 def config(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration with one epoch."""
@@ -54,7 +64,6 @@ def config(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_table_and_configuration_to_go_on_with(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +107,6 @@ def test_table_and_configuration_to_go_on_with(
     assert metric(runs(tmp_path)[0], "val_acc") == [pytest.approx(values[0], rel=1e-3)]
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_search_is_deterministic_and_leaves_typed_settings(config: Path, tmp_path: Path) -> None:
     words = ["--data.size", "32", "--model.backbone_args.layer_scale_init_value", "0.1", "--data.scale", "[0.5, 1]"]
     first = tune(config, tmp_path / "a", *words, trials=2)
@@ -112,7 +120,6 @@ def test_search_is_deterministic_and_leaves_typed_settings(config: Path, tmp_pat
     assert metric(first / "trial_2/version_0", "val_loss") == metric(second / "trial_2/version_0", "val_loss")
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_trainer_is_asked_for_the_time_that_is_left(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,7 +146,6 @@ def test_trainer_is_asked_for_the_time_that_is_left(
     assert len(contents(newest(tmp_path))) == 1
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_trial_is_stopped_at_the_limit(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,21 +171,10 @@ class _Late(Callback):
         if self.runs == 2:
             timer: Any = next(c for c in trainer.callbacks if type(c).__name__ == "Timer")
             timer._offset = timer._duration
-            import core.training.tune
-
             passed = core.training.tune.monotonic() + 300
             core.training.tune.monotonic = lambda: passed
 
 
-@pytest.fixture(autouse=True)
-def _same_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the search its own clock back after each test."""
-    import core.training.tune
-
-    monkeypatch.setattr(core.training.tune, "monotonic", core.training.tune.monotonic)
-
-
-@pytest.mark.usefixtures("no_pictures")
 def test_trials_that_fall_behind_are_pruned(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,7 +200,6 @@ def test_trials_that_fall_behind_are_pruned(
     assert re.search(r"^trial .* val_loss +val_acc +time", printed, re.MULTILINE)
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_trial_that_diverges_does_not_end_the_search(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +220,6 @@ def test_trial_that_diverges_does_not_end_the_search(
     assert "# Trial 2 of" in (folder / "tuned.yaml").read_text(encoding="utf-8")
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_ctrl_c_ends_the_search_with_the_trials_so_far(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -348,7 +341,6 @@ def test_times() -> None:
     assert [_duration(seconds) for seconds in (0.44, 41.2, 125)] == ["0.4 s", "41 s", "2 min 5 s"]
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_only_unireplknet_from_random_weights_has_a_layer_scale(config: Path, tmp_path: Path) -> None:
     (resnet,) = contents(tune(config, tmp_path, "--model.backbone", "test_resnet", trials=1))
     assert set(resnet["model"]["init_args"]) == {"lr"}
