@@ -16,6 +16,7 @@ import jsonargparse
 import torch
 import yaml
 from lightning import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from core.analysis.report import print_table
 from core.backbones import UniRepLKNet
@@ -494,7 +495,7 @@ class _Search:
         Raises:
             InputError: if there is nothing to search or to compare, or no time for a trial.
         """
-        print("Measuring one epoch of the configuration")
+        rank_zero_info("Measuring one epoch of the configuration")
         report = TrialReport()
         command = self._fit(report, self.words, None)
         if report.epochs == 0:
