@@ -17,6 +17,14 @@ _FULL = {
     errno.EDQUOT: "your share of the disk is full",
     errno.EFBIG: "the file is too large",
 }
+_LOST_PEER = (
+    "connection reset by peer",
+    "connection closed by peer",
+    "broken pipe",
+    "remote process exit",
+    "remote server shutdown",
+)
+"""Parts of the messages of torch's backends when another process of a distributed run has ended."""
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -77,6 +85,11 @@ def machine_message(error: BaseException) -> str | None:
                 f"{_file_of(cause)} may not be written or read: {cause.strerror}. Change its permissions, or choose "
                 "another folder: --trainer.default_root_dir FOLDER for runs, --output FOLDER for exports and analyses"
             )
+        if _lost_peer(cause):
+            return (
+                "another process of the run ended; its own message, if it had one, is above. If it was killed, memory "
+                "was short: use a smaller --data.batch_size. Fit resumes with --ckpt_path last"
+            )
         if str(cause).startswith("DataLoader worker") or _lost_worker(cause):
             return (
                 f"a process that loads data died: {str(cause).partition('. ')[0]}. If it was killed, memory was short: "
@@ -109,6 +122,13 @@ def say(text: str) -> None:
     """Print a line on the error stream, if it is still open."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def _lost_peer(error: BaseException) -> bool:
+    """Return whether another process of a distributed run ended while this one exchanged tensors with it."""
+    text = str(error).lower()
+    is_distributed = type(error).__name__.startswith("Dist") or "gloo/transport" in text
+    return isinstance(error, RuntimeError) and is_distributed and any(part in text for part in _LOST_PEER)
 
 
 def _lost_worker(error: BaseException) -> bool:

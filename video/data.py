@@ -11,7 +11,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from core.data.images import PixelSpec
+from core.data.images import PixelSpec, check_size
 from core.data.labeled import SampleDataModule, Split
 from core.data.samples import SampleDataset, Samples, collate_found
 from core.errors import InputError
@@ -94,6 +94,7 @@ class VideoDataModule(SampleDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_size(size)
         if test_views < 1 or (short_side is not None and short_side < size):
             raise InputError(
                 f"test_views={test_views}, short_side={short_side}; expected 1 or more, and null or at least the size "

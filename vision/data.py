@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from core.data.images import Mode, PixelSpec, image_files, read_image
+from core.data.images import Mode, PixelSpec, check_size, image_files, read_image
 from core.data.labeled import SampleDataModule, Split
 from core.data.samples import SampleDataset, Samples, collate_found
 from core.errors import InputError
@@ -66,8 +66,7 @@ class ImageDataModule(SampleDataModule):
     ) -> None:
         super().__init__(**kwargs)
         _check_statistics(mode, mean, std)
-        if size < 1:
-            raise InputError(f"size={size}; expected a number of pixels, 1 or more")
+        check_size(size)
         if not 0 < scale[0] <= scale[1]:
             raise InputError(f"scale={tuple(scale)}; expected two shares in rising order, above 0")
         if not 0 <= hflip <= 1:

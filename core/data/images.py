@@ -12,13 +12,16 @@ from core.data.folders import find_files
 from core.data.spec import DataSpec
 from core.errors import InputError, MissingError
 
-__all__ = ["SUFFIXES", "Mode", "PixelSpec", "image_files", "read_image"]
+__all__ = ["SUFFIXES", "Mode", "PixelSpec", "check_size", "image_files", "read_image"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Suffixes of the files that are taken for images, in lower case."""
 
 Mode = Literal["RGB", "L"]
 """'RGB' for three channels, 'L' for one (gray)."""
+
+_MAX_SIZE = 65_535
+"""Largest side of a JPEG, in pixels; a larger number is a typing error."""
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The only decoders that PIL may use. It chooses by content, and would have Ghostscript execute a PostScript file."""
@@ -45,6 +48,12 @@ class PixelSpec(DataSpec):
     mode: Mode = "RGB"
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+
+
+def check_size(size: int) -> None:
+    """Raise an InputError if the side of an image, in pixels, is out of range."""
+    if not 1 <= size <= _MAX_SIZE:
+        raise InputError(f"size={size}; expected a number of pixels, 1 to {_MAX_SIZE:,}")
 
 
 def image_files(path: Path) -> list[Path]:

@@ -19,6 +19,11 @@ from core.errors import InputError, MissingError
 
 __all__ = ["DataModule", "attached_data_module", "padding_in_batch"]
 
+_MOST = 1_000_000
+"""A larger batch, or a larger number of steps in an epoch, is a typing error."""
+_MOST_WORKERS = 1_000
+"""A larger number of processes that load data is a typing error."""
+
 
 class DataModule(LightningDataModule):
     """Base of all data modules.
@@ -59,10 +64,10 @@ class DataModule(LightningDataModule):
         min_epoch_steps: int = 1,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or num_workers < 0 or min_epoch_steps < 1:
+        if not 1 <= batch_size <= _MOST or not 0 <= num_workers <= _MOST_WORKERS or not 1 <= min_epoch_steps <= _MOST:
             raise InputError(
-                f"batch_size={batch_size}, num_workers={num_workers}, min_epoch_steps={min_epoch_steps}; expected 1 or "
-                "more samples, 0 or more workers, and 1 or more steps"
+                f"batch_size={batch_size}, num_workers={num_workers}, min_epoch_steps={min_epoch_steps}; expected 1 to "
+                f"{_MOST:,} samples, 0 to {_MOST_WORKERS:,} workers, and 1 to {_MOST:,} steps"
             )
 
         self.batch_size = batch_size

@@ -108,10 +108,17 @@ def checkpoint_file(path: Path, *, resume: bool = False) -> Path:
         if file.is_file():
             return file
 
+    run = _newest_run(path) or Path("lightning_logs/ImageClassifier/version_0")
     raise MissingError(
-        f"{path} has no checkpoints/best.ckpt and no checkpoints/last.ckpt; give the folder of a run, such as "
-        "lightning_logs/ImageClassifier/version_0, or a file that lightning fit wrote"
+        f"{path} has no checkpoints/best.ckpt and no checkpoints/last.ckpt; give the folder of a run, such as {run}, "
+        "or a file that lightning fit wrote"
     )
+
+
+def _newest_run(folder: Path) -> Path | None:
+    """Return the run below a folder of runs that was the last to write a checkpoint."""
+    files = [file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/checkpoints/*.ckpt")]
+    return max(files, key=lambda file: file.stat().st_mtime).parent.parent if files else None
 
 
 def _refuse_not_finite(state_dict: dict[str, Tensor], path: Path) -> None:

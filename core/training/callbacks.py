@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch.distributed as dist
+import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -147,7 +148,7 @@ class RunRecord(_Measured):
     """Adds the configuration and the validation metrics of the run to every checkpoint.
 
     A checkpoint gets the configuration as ``config`` and, if validation has measured exactly the stored weights, the
-    metrics as ``metrics``. The run folder gets ``config.yaml``.
+    metrics as ``metrics``. The run folder gets ``config.yaml``, and loggers without a folder the same settings.
 
     Args:
         config: configuration of the run, as YAML text.
@@ -158,11 +159,26 @@ class RunRecord(_Measured):
         self.metrics: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write ``config.yaml``."""
+        """Write ``config.yaml``, and send the configuration to loggers such as those of W&B and MLflow."""
+        if not trainer.is_global_zero:
+            return
+
         folder = run_folder(trainer)
-        if folder is not None and trainer.is_global_zero:
+        if folder is not None:
             with atomic_write(folder / "config.yaml") as unfinished:
                 unfinished.write_text(self.config, encoding="utf-8")
+        for logger in trainer.loggers:
+            if not getattr(logger, "log_dir", None):
+                self._send_config(logger)
+
+    def _send_config(self, logger: Any) -> None:
+        """Send the configuration to a logger that has no folder."""
+        log_text = getattr(logger.experiment, "log_text", None)
+        run_id = getattr(logger, "run_id", None)
+        if callable(log_text) and run_id:  # MLflow, whose parameters cannot change when a run is resumed
+            log_text(run_id, self.config, "config.yaml")
+        else:
+            logger.log_hyperparams(yaml.safe_load(self.config))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the validation metrics."""

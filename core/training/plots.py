@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,28 +30,47 @@ def draw_figure(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> Path
     """Draw a picture, write it to ``<name>.png`` in the run folder, and send it to every logger that takes images.
 
     Args:
-        trainer: trainer with the run folder and the loggers; without a run folder, nothing is drawn.
+        trainer: trainer with the run folder and the loggers; if none of them takes pictures, nothing is drawn.
         name: name of the picture.
         draw: function that makes the figure; called in the first process only.
 
     Returns:
         The path of the file, or None if none was written.
     """
-    folder = run_folder(trainer)
-    if folder is None or not trainer.is_global_zero:
+    if not trainer.is_global_zero or not _keeps_pictures(trainer):
         return None
 
     pixels = rendered(draw())
+    for logger in trainer.loggers:
+        send = _image_method(logger)
+        if send is not None:
+            send(name, pixels, trainer.global_step)
+
+    folder = run_folder(trainer)
+    if folder is None:
+        return None
     path = folder / f"{name}.png"
     with atomic_write(path) as unfinished:
         # Low compression takes a third of the time of the default.
         Image.fromarray(pixels).save(unfinished, format="png", compress_level=1)
-
-    for logger in trainer.loggers:
-        add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
-        if callable(add_image):
-            add_image(name, pixels, trainer.global_step, dataformats="HWC")
     return path
+
+
+def _keeps_pictures(trainer: Trainer) -> bool:
+    """Return whether there is a run folder, or a logger that takes images."""
+    return run_folder(trainer) is not None or any(_image_method(logger) for logger in trainer.loggers)
+
+
+def _image_method(logger: Any) -> Callable[[str, np.ndarray, int], object] | None:
+    """Return the function by which a logger takes the name, pixels (H, W, 3) uint8 and step of an image, if any."""
+    experiment: Any = getattr(logger, "experiment", None)
+    if callable(getattr(logger, "log_image", None)):  # Weights & Biases
+        return lambda name, pixels, step: logger.log_image(name, [pixels], step)
+    if callable(getattr(experiment, "add_image", None)):  # TensorBoard
+        return lambda name, pixels, step: experiment.add_image(name, pixels, step, dataformats="HWC")
+    if callable(getattr(experiment, "log_image", None)) and getattr(logger, "run_id", None):  # MLflow
+        return lambda name, pixels, step: experiment.log_image(logger.run_id, pixels, key=name, step=step)
+    return None
 
 
 def rendered(figure: Figure) -> np.ndarray:
@@ -204,7 +223,7 @@ class Examples:
         """
         kept = self.kept
         self.clear()
-        if not kept or trainer.sanity_checking or run_folder(trainer) is None:
+        if not kept or trainer.sanity_checking or not _keeps_pictures(trainer):
             return
 
         pictures, titles, wrong = zip(*kept, strict=True)

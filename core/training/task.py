@@ -15,13 +15,13 @@ import torch
 from lightning import LightningModule
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import BaseFinetuning
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from core.backbones.build import build_backbone
 from core.data.module import DataModule, attached_data_module, padding_in_batch
@@ -89,6 +89,8 @@ class Task(LightningModule, TaskHubMixin):
         decay_rate: multiply the learning rate by this factor after each epoch from ``decay_start`` on, instead of the
             cosine.
         decay_start: last epoch at the full learning rate, counted from 1; used with ``decay_rate`` only.
+        plateau_patience: divide the learning rate by ten after more than so many validations without a better value of
+            the metric that chooses the best checkpoint, instead of the cosine.
         norm_eval: keep batch norms in eval mode during training, for small batches; their weights are still trained.
         freeze: 'backbone' trains the head alone, on features of the backbone in eval mode.
 
@@ -136,6 +138,7 @@ class Task(LightningModule, TaskHubMixin):
         opt_args: dict[str, Any] | None = None,
         decay_rate: float | None = None,
         decay_start: int = 1,
+        plateau_patience: int | None = None,
         norm_eval: bool = False,
         freeze: Literal["backbone"] | None = None,
     ) -> None:
@@ -156,6 +159,14 @@ class Task(LightningModule, TaskHubMixin):
                 f"decay_rate={decay_rate}, decay_start={decay_start}; expected a factor in (0, 1], and an epoch of 1 "
                 "or more"
             )
+        if plateau_patience is not None:
+            if plateau_patience < 0:
+                raise InputError(f"plateau_patience={plateau_patience}; expected a number of validations, 0 or more")
+            if decay_rate is not None or warmup_epochs:
+                raise InputError(
+                    f"plateau_patience={plateau_patience} comes with decay_rate={decay_rate} and "
+                    f"warmup_epochs={warmup_epochs}; choose one schedule, and leave the others out"
+                )
 
         if freeze not in (None, "backbone"):
             raise InputError(f"freeze={freeze!r}; expected 'backbone' or None")
@@ -170,6 +181,7 @@ class Task(LightningModule, TaskHubMixin):
         self.opt_args = opt_args or {}
         self.decay_rate = decay_rate
         self.decay_start = decay_start
+        self.plateau_patience = plateau_patience
         self.norm_eval = norm_eval
         self.freeze_part = freeze
         self._planned: tuple[float, ...] | None = None  # see _plan
@@ -559,10 +571,11 @@ class Task(LightningModule, TaskHubMixin):
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer with its parameter groups, and a schedule that changes the learning rate at each step.
+        """Build the optimizer with its parameter groups, and the schedule of the learning rate.
 
         Raises:
-            InputError: if the optimizer does not take ``opt_args``, or a callback would add parameters to it later.
+            InputError: if the optimizer does not take ``opt_args``, a callback would add parameters to it later, or the
+                trainer does not suit the schedule.
         """
         self._refuse_unfreezing()
         self._planned = self._plan()
@@ -576,8 +589,43 @@ class Task(LightningModule, TaskHubMixin):
                 f"{self.opt} does not take opt_args={self.opt_args}: {error}; lr and weight_decay are set elsewhere"
             ) from error
 
+        if self.plateau_patience is not None:
+            return {"optimizer": optimizer, "lr_scheduler": self._plateau(optimizer, self.plateau_patience)}
         schedule = LambdaLR(optimizer, self._schedule())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _plateau(self, optimizer: Optimizer, patience: int) -> LRSchedulerConfigType:
+        """Return a scheduler that lowers the learning rate when validation stops getting better.
+
+        It takes a step right after each validation. Lightning's interval 'epoch' would take it after the checkpoint of
+        the epoch, and a resumed run would lack it.
+        """
+        trainer = self.trainer
+        chosen_by = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), self)
+        monitor = str(chosen_by.monitor)
+        every = trainer.check_val_every_n_epoch
+        batches = trainer.val_check_batch or math.inf  # from one validation to the next
+        validates = every == 1 and trainer.enable_validation and not math.isinf(batches)
+        if not validates or monitor.startswith("train_"):
+            raise InputError(
+                "plateau_patience needs a validation in each epoch and a metric of validation; here "
+                f"check_val_every_n_epoch is {every}, limit_val_batches {trainer.limit_val_batches}, and the metric "
+                f"{monitor}"
+            )
+
+        schedule = ReduceLROnPlateau(
+            optimizer,
+            mode=getattr(chosen_by, "mode", self.monitor_mode),
+            patience=patience,
+            min_lr=[self.min_lr / self.lr * group["lr"] for group in optimizer.param_groups],
+            eps=0.0,  # by default torch keeps rates below 1e-8, which early layers have with a layer decay
+        )
+        return {
+            "scheduler": schedule,
+            "monitor": monitor,
+            "interval": "step",
+            "frequency": int(batches),
+        }
 
     def _refuse_unfreezing(self) -> None:
         """Raise an error for callbacks that unfreeze parameters during training."""

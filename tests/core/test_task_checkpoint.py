@@ -1,5 +1,6 @@
 """What a checkpoint says of its task and its run, however it was written."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def test_a_run_folder_gives_its_best_checkpoint_else_its_last(tmp_path: Path) ->
     assert TaskCheckpoint.read(tmp_path).path == last
     best = _write(tmp_path / "checkpoints" / "best.ckpt")
     assert TaskCheckpoint.read(str(tmp_path)).path == best
+
+
+def test_a_folder_of_runs_offers_the_newest_run(tmp_path: Path) -> None:
+    for age, name in ((30, "version_0"), (10, "version_2"), (20, "version_10")):
+        file = _write(tmp_path / "logs" / "ImageClassifier" / name / "checkpoints" / "last.ckpt")
+        os.utime(file, (1000 - age, 1000 - age))
+    newest = tmp_path / "logs" / "ImageClassifier" / "version_2"
+    for folder in (tmp_path / "logs", newest.parent):
+        with pytest.raises(MissingError, match=f"give the folder of a run, such as {newest}, or a file"):
+            TaskCheckpoint.read(folder)
 
 
 def test_configuration_beside_the_checkpoint(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,21 @@ def test_stopped_processes_end_and_say_once_how_to_go_on(
     assert process.returncode == status, output
     assert output.count("To resume, run: lightning fit ") == 1
     assert saved(runs(tmp_path)[0])["epoch"] >= 0
+
+
+def test_process_whose_first_one_was_killed_says_so_in_a_line(config: Path, tmp_path: Path) -> None:
+    process = _started("fit", config, tmp_path, "--trainer.max_epochs", "500", "--data.batch_size", "4")
+    try:
+        started = time.monotonic()
+        while not list(tmp_path.glob("**/last.ckpt")) and time.monotonic() - started < 120:
+            time.sleep(0.2)
+        process.kill()
+        output, _ = process.communicate(timeout=60)  # until the other process has closed the stream, too
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+    assert "Traceback" not in output, output
+    lines = [line for line in output.splitlines() if "another process of the run ended" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("lightning: error: ")
+    assert lines[0].endswith("Fit resumes with --ckpt_path last")

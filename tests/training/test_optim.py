@@ -230,6 +230,55 @@ def test_decay_out_of_range(rate: float, start: int) -> None:
         ImageClassifier("test_unireplknet", 3, decay_rate=rate, decay_start=start)
 
 
+PLATEAU = ["--trainer.limit_val_batches", "1.0", "--model.lr", "1e-8", "--model.norm_eval", "true"]
+"""Rates too small to change a prediction, so that no epoch is better than the first."""
+
+
+@pytest.mark.parametrize(
+    ("words", "factors"),
+    [
+        ("0 --model.min_lr 0", [1, 1, 0.1, 0.01]),
+        ("1 --model.min_lr 0 --trainer.accumulate_grad_batches 3", [1, 1, 1, 0.1]),
+        ("0 --model.min_lr 5e-9", [1, 1, 0.5, 0.5]),
+        ("0 --model.min_lr 0 --trainer.val_check_interval 0.34", [1, *(0.1**i for i in range(11))]),
+    ],
+)
+def test_rate_falls_on_a_plateau(
+    words: str, factors: list[float], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = ["--trainer.max_epochs", "4", "--model.plateau_patience"]
+    rates = _rates(photos, tmp_path, monkeypatch, *PLATEAU, *limits, *words.split())
+    steps = len(rates) // len(factors)
+    assert rates == pytest.approx([1e-8 * factor for factor in factors for _ in range(steps)], rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decay_rate": 0.5}, "decay_rate=0.5 and warmup_epochs=0.0; choose one schedule"),
+        ({"warmup_epochs": 2.0}, "decay_rate=None and warmup_epochs=2.0; choose one schedule"),
+        ({"plateau_patience": -1}, "plateau_patience=-1; expected a number of validations, 0 or more"),
+    ],
+)
+def test_plateau_is_a_schedule_of_its_own(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ImageClassifier("test_unireplknet", 3, **{"plateau_patience": 3, **options})
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--trainer.check_val_every_n_epoch 2", "check_val_every_n_epoch is 2"),
+        ("--trainer.limit_val_batches 0", "limit_val_batches 0"),
+        ("--checkpoint.monitor train_loss", "the metric train_loss"),
+    ],
+)
+def test_plateau_needs_a_validation_in_each_epoch(words: str, named: str, photos: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "photos.yaml", photos)
+    with pytest.raises(SystemExit, match=f"plateau_patience needs a validation in each epoch.*{named}"):
+        command("fit", config, tmp_path, "--model.plateau_patience", "3", *words.split())
+
+
 def test_arguments_of_the_optimizer_reach_it(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainers = add_callbacks(monkeypatch)
     config = write_config(tmp_path / "photos.yaml", photos, auto_augment=None)

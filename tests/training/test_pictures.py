@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from core.training.callbacks import LearningCurves
+from core.training.callbacks import LearningCurves, RunRecord
 from core.training.plots import Examples, confusion_figure, draw_figure, image_sheet, rendered
 
 RED = to_rgb("crimson")
@@ -172,6 +172,74 @@ def test_figure_goes_to_the_folder_and_to_the_loggers(tmp_path: Path) -> None:
         trainer.global_step += 1
     assert logger.figures == ["picture 5", "picture 6"]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["picture.png"]
+
+
+class _Wandb:
+    """A logger without a folder, with the methods of Lightning's WandbLogger."""
+
+    def __init__(self) -> None:
+        self.experiment = object()
+        self.images: list[tuple[str, tuple[int, ...], int | None]] = []
+        self.settings: dict[str, Any] = {}
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        (pixels,) = images
+        self.images.append((key, pixels.shape[2:], step))
+
+    def log_hyperparams(self, params: dict[str, Any]) -> None:
+        self.settings |= params
+
+
+class _MLflow:
+    """A logger without a folder, with the client and the run of Lightning's MLFlowLogger."""
+
+    run_id = "a1"
+
+    def __init__(self) -> None:
+        self.experiment = self
+        self.images: list[tuple[str | None, tuple[int, ...], int | None]] = []
+        self.texts: dict[str, str] = {}
+
+    def log_image(
+        self,
+        run_id: str,
+        image: Any,
+        artifact_file: str | None = None,
+        key: str | None = None,
+        step: int | None = None,
+    ) -> None:
+        assert run_id == "a1"
+        self.images.append((key, image.shape[2:], step))
+
+    def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
+        assert run_id == "a1"
+        self.texts[artifact_file] = text
+
+
+class _MLflowLogger:
+    def __init__(self, client: _MLflow) -> None:
+        self.experiment, self.run_id = client, client.run_id
+
+
+@pytest.mark.parametrize("kind", [_Wandb, _MLflow])
+def test_loggers_without_a_folder_get_pictures_and_the_configuration(kind: Any) -> None:
+    keeper = kind()
+    logger: Any = _MLflowLogger(keeper) if kind is _MLflow else keeper
+    trainer: Any = _Trainer(logger)
+    assert draw_figure(trainer, "picture", partial(confusion_figure, torch.eye(2), ["a", "b"])) is None
+    assert keeper.images == [("picture", (3,), 5)]
+
+    examples = Examples(size=1)
+    examples.keep(lambda chosen: torch.zeros(len(chosen), 3, 8, 8), ["a"], [False], 1)
+    examples.draw(trainer)
+    assert [name for name, _, _ in keeper.images] == ["picture", "examples"]
+
+    text = "model:\n  lr: 0.1\n"
+    RunRecord(text).setup(trainer, cast(Any, None), "fit")
+    if kind is _MLflow:
+        assert keeper.texts == {"config.yaml": text}
+    else:
+        assert keeper.settings == {"model": {"lr": 0.1}}
 
 
 def test_nothing_is_drawn_without_a_run_folder_or_by_other_processes(tmp_path: Path) -> None:

@@ -78,6 +78,24 @@ def test_with_data_loading_processes(photos: Path, tmp_path: Path) -> None:
     _same(run, runs(tmp_path / "straight")[0])
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--model.plateau_patience 0 --model.norm_eval true --model.lr 1e-8 --model.min_lr 0",
+        "--model.layer_decay 0.5 --trainer.accumulate_grad_batches 2 --trainer.callbacks+ core.training.EMA",
+    ],
+)
+def test_resumed_run_with_other_options(words: str, photos: Path, tmp_path: Path) -> None:
+    options = ["--trainer.max_epochs", "3", *words.split()]
+    config = write_config(tmp_path / "photos.yaml", photos)
+    command("fit", config, tmp_path / "straight", *options)
+    got = saved(_resumed(config, tmp_path / "resumed", Interrupt(2), *options))
+    expected = saved(runs(tmp_path / "straight")[0])
+    assert got["lr_schedulers"] == expected["lr_schedulers"]
+    for part in ("epoch", "global_step", "optimizer_states", "state_dict"):
+        assert_close(got[part], expected[part], rtol=0, atol=0)
+
+
 def test_the_randomness_is_on(photos: Path, straight: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "photos.yaml", photos)
     command("fit", config, tmp_path, *RANDOM, "--seed_everything", "1", "--trainer.limit_val_batches", "0")

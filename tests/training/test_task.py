@@ -81,7 +81,7 @@ def test_one_class_is_refused() -> None:
 
 @pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"num_workers": -1}, {"min_epoch_steps": 0}])
 def test_impossible_loader_is_refused(sizes: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="expected 1 or more samples, 0 or more workers, and 1 or more"):
+    with pytest.raises(InputError, match="expected 1 to 1,000,000 samples, 0 to 1,000 workers, and 1 to"):
         DataModule(**sizes)
 
 
