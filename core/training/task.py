@@ -601,7 +601,7 @@ class Task(LightningModule, TaskHubMixin):
         the epoch, and a resumed run would lack it.
         """
         trainer = self.trainer
-        chosen_by = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), self)
+        chosen_by: Any = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), self)
         monitor = str(chosen_by.monitor)
         every = trainer.check_val_every_n_epoch
         batches = trainer.val_check_batch or math.inf  # from one validation to the next
