@@ -123,11 +123,11 @@ class LogMel(FeatureMap):
         """Value of padded cells in normalized maps, which is that of log-mel 0; a scalar tensor."""
         return self.normalize(torch.zeros_like(self.mean))
 
-    def forward(self, wave_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+    def forward(self, wave_BT: Tensor | list[Tensor], lengths_B: Tensor | None = None) -> Tensor:
         """Turn waveforms into normalized maps, with frequency as height and time as width.
 
         Args:
-            wave_BT: waveforms (B, T) float in [-1, 1] at ``sample_rate``.
+            wave_BT: waveforms (B, T) float in [-1, 1] at ``sample_rate``, or a list of B waveforms (T_i,).
             lengths_B: number of samples of each waveform (B,) int64; by default all T.
 
         Returns:
@@ -136,8 +136,14 @@ class LogMel(FeatureMap):
         Raises:
             InputError: if a waveform is shorter than a frame, or holds NaN or infinity.
         """
+        if isinstance(wave_BT, list):
+            wave_BT, lengths_B = self.first_windows(wave_BT)
         with torch.autocast(wave_BT.device.type, enabled=False):  # quiet bands are lost in half precision
             return self.normalize(self.filter_bank(wave_BT, lengths_B))[:, None]
+
+    def first_windows(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the beginnings of waveforms (T_i,), of the length of one map, as (B, T), and their lengths (B,)."""
+        return pad_waves([wave[: self.samples()] for wave in waves])
 
     def normalize(self, mel_BFT: Tensor) -> Tensor:
         """Return (x - mean) / (2 std) of log-mel values x."""

@@ -178,21 +178,11 @@ class AudioClassifier(ClassificationTask):
 
     # The flow
 
-    def to_maps(self, raw: Any) -> Tensor:
-        """Turn waveforms into maps (B, 1, F, T); of a list of waveforms, each gives a map of its beginning.
-
-        Args:
-            raw: :class:`audio.data.Waves`, waveforms (B, T) alone, or a list of B waveforms (T_i,).
-        """
-        return super().to_maps(self._first_windows(raw) if isinstance(raw, list) else raw)
-
-    def _first_windows(self, waves: Sequence[Tensor]) -> Waves:
-        """Return the beginnings of recordings, of the length of one map, as one batch."""
-        return Waves(*pad_waves([wave[: self.feature_map.samples()] for wave in waves]))
-
     def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
         """Return the module that ``lightning export`` writes; its input are waveforms (B, T) of at most one map."""
-        return super().to_export(tuple(self._first_windows(raw[0])) if isinstance(raw[0], list) else raw, source)
+        if isinstance(raw[0], list):
+            raw = self.feature_map.first_windows(raw[0])
+        return super().to_export(raw, source)
 
     def forward(self, waves: Tensor | Sequence[Tensor], lengths_B: Tensor | None = None) -> Tensor:
         """Return the logits of recordings, in eval mode of any length.
@@ -348,8 +338,6 @@ class AudioClassifier(ClassificationTask):
 
         Of a long recording, the first window is shown.
         """
-        if isinstance(raw, list):
-            raw = self._first_windows(raw)
         maps = self.feature_map(*raw) if isinstance(raw, tuple) else self.feature_map(raw)
 
         low = maps.amin(dim=(1, 2, 3), keepdim=True)

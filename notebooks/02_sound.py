@@ -121,7 +121,7 @@ print(f"accuracy on voices never heard: {measured['test_acc']:.3f}")
 # %%
 def rows(loader):
     """Maps as rows, and their labels."""
-    maps, labels = zip(*((task.feature_map(*waves), y) for waves, y in loader), strict=True)
+    maps, labels = zip(*((task.to_maps(waves), y) for waves, y in loader), strict=True)
     return torch.cat(maps).flatten(1).numpy(), torch.cat(labels).numpy()
 
 

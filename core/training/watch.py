@@ -26,8 +26,8 @@ class LearningWatch(Callback):
     """Warns if a run does not learn.
 
     Before the first step it warns of a run from random weights that is planned with too few steps. From a third of the
-    epochs on it looks after each epoch whether the training loss falls and, for classifiers, whether the validation
-    accuracy is better than that of naming the most frequent class for everything; of this it warns once.
+    epochs on it warns, once, of a training loss that does not fall, and of a classifier whose validation accuracy is no
+    better than that of naming the most frequent class for everything.
     """
 
     def __init__(self) -> None:
@@ -61,44 +61,31 @@ class LearningWatch(Callback):
 
     def _reason(self, task: Any) -> str | None:
         """Return what is wrong and what to try, or None if the run learns."""
+        counts_KK = getattr(getattr(task, "confusion", None), "latest", None)
+        if counts_KK is not None and not _is_at_chance(counts_KK):
+            return None
+
         first, last = self.losses[0], self.losses[-1]
-        falls = last < (1 - _FALL) * abs(first) if first > 0 else last < first
         rates = _OTHER_RATE.format(lower=task.lr / 5, higher=task.lr * 5)
-        if not falls:
+        if last > first - _FALL * abs(first) and not _starts_from_weights(task):
             return (
                 f"the training loss has hardly fallen ({first:.3g} in the first epoch, now {last:.3g}); {rates}, "
                 f"or {_FRESH_START}"
             )
+        if counts_KK is None:
+            return None
 
-        counts = getattr(getattr(task, "confusion", None), "latest", None)
-        return None if counts is None else self._reason_at_chance(counts, task, rates)
-
-    def _reason_at_chance(self, counts_KK: Tensor, task: Any, rates: str) -> str | None:
-        """Return what is wrong if the accuracy is that of naming one class, from the confusion matrix of validation.
-
-        Args:
-            counts_KK: true classes in the rows, predicted ones in the columns.
-            task: the task, for its class names.
-            rates: what to type for another learning rate.
-        """
         total = int(counts_KK.sum())
-        if total == 0:
-            return None
-
-        accuracy = counts_KK.diagonal().sum().item() / total
-        chance = counts_KK.sum(dim=1).max().item() / total
-        noise = math.sqrt(chance * (1 - chance) / total)  # the standard error of an accuracy at chance
-        if accuracy > chance + noise:
-            return None
-
         predicted_K = counts_KK.sum(dim=0)
         if predicted_K.max().item() > _ONE_CLASS * total:
             name = task.class_names[int(predicted_K.argmax())]
             return f"nearly all validation samples are taken for {name!r}; {rates}, or {_FRESH_START}"
+
+        accuracy = counts_KK.diagonal().sum().item() / total
         return (
-            f"the training loss falls, and the validation accuracy of {accuracy:.2f} is that of chance ({chance:.2f}): "
-            f"the net learns the training samples by heart. Give more samples, or {_FRESH_START}; examples.png shows "
-            "whether the labels are right"
+            f"the training loss falls, and the validation accuracy of {accuracy:.2f} is that of chance: the net learns "
+            f"the training samples by heart. Give more samples, or {_FRESH_START}; examples.png shows whether the "
+            "labels are right"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,6 +96,21 @@ class LearningWatch(Callback):
         """Take over the losses of the run that is resumed."""
         self.losses = list(state_dict["losses"])
         self.has_warned = state_dict["has_warned"]
+
+
+def _is_at_chance(counts_KK: Tensor) -> bool:
+    """Return whether an accuracy is at most that of naming the most frequent class, within one standard error.
+
+    Args:
+        counts_KK: confusion matrix, with the true classes in the rows and the predicted ones in the columns.
+    """
+    total = int(counts_KK.sum())
+    if total == 0:
+        return False
+
+    accuracy = counts_KK.diagonal().sum().item() / total
+    chance = counts_KK.sum(dim=1).max().item() / total
+    return accuracy <= chance + math.sqrt(chance * (1 - chance) / total)
 
 
 def _warn(text: str) -> None:

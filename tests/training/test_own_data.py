@@ -117,11 +117,12 @@ def _watched(losses: list[float], counts: list[list[int]] | None) -> str | None:
 
 
 def test_loss_that_does_not_fall_is_said() -> None:
-    said = _watched([1.10, 1.09], [[5, 0, 0], [0, 5, 0], [0, 0, 5]])
+    said = _watched([1.10, 1.09], [[2, 2, 1], [2, 1, 2], [1, 2, 2]])
     assert said is not None
     assert "the training loss has hardly fallen (1.1 in the first epoch, now 1.09)" in said
     assert "--model.lr 0.0002 or 0.005" in said
     assert _watched([1.10, 0.9], None) is None
+    assert _watched([1.10, 1.09], None) is not None
 
 
 def test_one_class_for_everything_is_said() -> None:
@@ -133,12 +134,13 @@ def test_one_class_for_everything_is_said() -> None:
 def test_accuracy_at_chance_is_said() -> None:
     said = _watched([1.1, 0.5], [[4, 3, 3], [3, 3, 4], [3, 4, 3]])
     assert said is not None
-    assert "the validation accuracy of 0.33 is that of chance (0.33)" in said
+    assert "the validation accuracy of 0.33 is that of chance" in said
     assert "learns the training samples by heart" in said
 
 
 def test_learning_is_not_warned_of() -> None:
-    assert _watched([1.1, 0.5], [[8, 1, 1], [1, 8, 1], [1, 1, 8]]) is None
+    for losses in ([1.1, 0.5], [0.1, 0.1]):  # one that began with weights of the same data falls no further
+        assert _watched(losses, [[8, 1, 1], [1, 8, 1], [1, 1, 8]]) is None
 
 
 def test_too_high_a_rate_is_said_while_it_runs(photos: Path, tmp_path: Path) -> None:
