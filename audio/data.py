@@ -203,7 +203,7 @@ class AudioDataModule(SampleDataModule):
         )
 
     def _choose_length(self) -> None:
-        """Choose the width of a map if it was not given, else say once if most recordings do not fit into it."""
+        """Choose the width of a map if it was not given, else say once if one of ten recordings or more do not fit."""
         if self._knows_lengths:
             return
         self._knows_lengths = True

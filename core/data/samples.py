@@ -163,10 +163,7 @@ def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]
     Returns:
         The sorted indices of the samples to keep, and those of the held-out samples.
     """
-    indices_of_class: dict[int, list[int]] = {}
-    for i, label in enumerate(labels):
-        indices_of_class.setdefault(label, []).append(i)
-
+    indices_of_class = _indices_of_classes(labels)
     generator = np.random.default_rng(0)
     held_out: set[int] = set()
     for label in sorted(indices_of_class):
@@ -188,18 +185,23 @@ def divide_in_folds(labels: Sequence[int], folds: int) -> list[list[int]]:
     Returns:
         The sorted indices of the samples of each fold.
     """
-    indices_of_class: dict[int, list[int]] = {}
-    for i, label in enumerate(labels):
-        indices_of_class.setdefault(label, []).append(i)
-
+    indices_of_class = _indices_of_classes(labels)
     generator = np.random.default_rng(0)
     divided: list[list[int]] = [[] for _ in range(folds)]
     place = 0
     for label in sorted(indices_of_class):
         for i in generator.permutation(indices_of_class[label]).tolist():
             divided[place % folds].append(i)
-            place += 1  # goes on with the next class, so that folds are equally large
+            place += 1  # continues with the next class, so that all folds have the same size
     return [sorted(fold) for fold in divided]
+
+
+def _indices_of_classes(labels: Sequence[int]) -> dict[int, list[int]]:
+    """Return the indices of the samples of each class."""
+    indices_of_class: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        indices_of_class.setdefault(label, []).append(i)
+    return indices_of_class
 
 
 @dataclass(frozen=True)

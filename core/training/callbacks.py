@@ -40,7 +40,9 @@ __all__ = [
     "RunCheckpoint",
     "RunRecord",
     "SigtermCallback",
+    "from_here",
     "run_summary",
+    "saved_checkpoint",
 ]
 
 
@@ -404,9 +406,9 @@ def run_summary(trainer: Trainer) -> str:
     folder = run_folder(trainer)
     if folder is not None:
         files = sorted(path.name for path in folder.iterdir() if path.suffix in (".png", ".csv"))
-        lines += [f"Run folder: {_from_here(folder)}", f"  {', '.join(files)}"]
+        lines += [f"Run folder: {from_here(folder)}", f"  {', '.join(files)}"]
 
-    checkpoint = _saved_checkpoint(trainer)
+    checkpoint = saved_checkpoint(trainer)
     if checkpoint is not None:
         # The run folder is shorter to type, and stands for its best checkpoint.
         is_in_folder = folder is not None and checkpoint.parent == folder / "checkpoints"
@@ -453,7 +455,7 @@ def _best_epoch(trainer: Trainer) -> list[str]:
     return lines
 
 
-def _saved_checkpoint(trainer: Trainer) -> Path | None:
+def saved_checkpoint(trainer: Trainer) -> Path | None:
     """Return the path of the best checkpoint of the command, or else of the last one, if there is any."""
     own = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint)]
     paths = [Path(callback.best_model_path) for callback in own if callback.best_model_path]
@@ -462,7 +464,7 @@ def _saved_checkpoint(trainer: Trainer) -> Path | None:
 
 def _next_commands(trainer: Trainer, source: Path) -> list[str]:
     """Return the lines on what to do next with a checkpoint or run folder."""
-    given = shlex.quote(_from_here(source))
+    given = shlex.quote(from_here(source))
     predict = f"  lightning predict --ckpt_path {given}"
     if isinstance(attached_data_module(trainer), SampleDataModule):
         predict += " --data.predict_path FILE_OR_FOLDER"
@@ -473,7 +475,7 @@ def _next_commands(trainer: Trainer, source: Path) -> list[str]:
     return lines
 
 
-def _from_here(path: Path) -> str:
+def from_here(path: Path) -> str:
     """Return a path as a user in the current folder would type it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

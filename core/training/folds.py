@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from core.io.checkpoint import TaskCheckpoint
+from core.training.callbacks import saved_checkpoint
 
 __all__ = ["SeveralFolds", "run_folds"]
 
@@ -33,10 +34,11 @@ def run_folds(words: list[str], count: int, run: Callable[[list[str]], Any]) -> 
     for fold in range(count):
         print(f"\nFold {fold} of {count}")
         command = run([*words, "--data.fold", str(fold)])
-        paths = [callback.best_model_path for callback in command.trainer.checkpoint_callbacks]
-        measured.append(TaskCheckpoint.read(paths[0]).metrics)
+        checkpoint = saved_checkpoint(command.trainer)
+        if checkpoint is not None:  # trial runs, and runs without checkpoints, leave nothing to compare
+            measured.append(TaskCheckpoint.read(checkpoint).metrics)
 
-    if command.trainer.is_global_zero:
+    if command.trainer.is_global_zero and len(measured) == count and all(measured):
         print(folds_table(measured))
 
 

@@ -22,6 +22,7 @@ from core.analysis.report import print_table
 from core.backbones import UniRepLKNet
 from core.errors import InputError
 from core.io.atomic import atomic_write
+from core.training.callbacks import from_here
 from core.training.folds import SeveralFolds
 from core.training.lightning_cli import LarKitCLI
 from core.training.run_folder import run_folder
@@ -143,13 +144,7 @@ def _with_config(words: Sequence[str], file: Path) -> list[str]:
             end = i + 2
         elif word.startswith("--config="):
             end = i + 1
-    return [*words[:end], "-c", _from_here(file), *words[end:]]
-
-
-def _from_here(path: Path) -> str:
-    """Return a path as a user in the current folder would type it."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    return [*words[:end], "-c", from_here(file), *words[end:]]
 
 
 # One run of fit
@@ -656,7 +651,7 @@ class _Search:
         self._write(file, best.params, f"Trial {best.number} of lightning tune: {value} after {best.epochs} epochs.")
 
         print(f"\nBest: trial {best.number}, {value}")
-        print(f"Wrote {_from_here(file)}")
+        print(f"Wrote {from_here(file)}")
         print(f"Next:\n  {shlex.join(['lightning', 'fit', *_with_config(self.words, file)])}")
         if "--trainer.default_root_dir" not in self.typed:
             print("  lightning test --ckpt_path best")

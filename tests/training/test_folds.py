@@ -84,3 +84,21 @@ def test_resuming_needs_one_fold(flat: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "-c", str(config), "--ckpt_path", "last"])
     assert "--ckpt_path resumes one run; say of which fold: --data.fold 0 to 2" in str(stopped.value.code)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--trainer.fast_dev_run", "1"],
+        ["--trainer.enable_checkpointing", "false", "--trainer.max_epochs", "1"],
+        ["--trainer.limit_val_batches", "0", "--trainer.max_epochs", "1"],
+    ],
+)
+def test_folds_with_nothing_to_compare_have_no_table(
+    words: list[str], flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path / "photos.yaml", flat, folds=2)
+    main(["fit", "-c", str(config), *QUIET, "--trainer.default_root_dir", str(tmp_path), *words])
+    printed = capsys.readouterr().out
+    assert "Fold 1 of 2" in printed
+    assert "metric" not in printed.split("Fold 1 of 2")[1].replace("metrics.csv", "")

@@ -218,7 +218,8 @@ class _MLflow:
 
 class _MLflowLogger:
     def __init__(self, client: _MLflow) -> None:
-        self.experiment, self.run_id = client, client.run_id
+        self.experiment = client
+        self.run_id = client.run_id
 
 
 @pytest.mark.parametrize("kind", [_Wandb, _MLflow])
