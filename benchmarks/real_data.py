@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
+import yaml
 from machine import keep, machine
 from PIL import Image
 
@@ -32,6 +34,7 @@ from core.training.lightning_cli import LarKitCLI
 
 RESULTS = Path(__file__).parent / "results" / "real_data.json"
 MAP_PEERS = ("convnext_atto", "mobilenetv3_small_100")
+DENSE_PEERS = ("convnext_atto", "resnet18")
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,45 @@ def furniture(public: Path, folder: Path) -> list[str]:
     return ["--data.root", str(folder)]
 
 
+def blood_cells(public: Path, folder: Path) -> list[str]:
+    """Photos of blood cells (BCCD, MIT) with the published split: bccd/JPEGImages, Annotations and ImageSets."""
+    root = public / "bccd"
+    options = ["--data.images", str(root / "JPEGImages")]
+    for split, option in (("train", "coco"), ("val", "val_coco"), ("test", "test_coco")):
+        names = (root / "ImageSets" / "Main" / f"{split}.txt").read_text(encoding="utf-8").split()
+        file = folder / f"{split}.json"
+        file.write_text(json.dumps(_coco(root / "Annotations", names)), encoding="utf-8")
+        options += [f"--data.{option}", str(file)]
+    return options
+
+
+def _coco(annotations: Path, names: list[str]) -> dict[str, Any]:
+    """The content of a COCO file, from the XML files of some images."""
+    classes = ("RBC", "WBC", "Platelets")
+    images: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    for i, name in enumerate(names):
+        images.append({"id": i, "file_name": f"{name}.jpg"})
+        for item in ElementTree.parse(annotations / f"{name}.xml").iter("object"):
+            corners = (float(str(item.findtext(f"bndbox/{key}"))) for key in ("xmin", "ymin", "xmax", "ymax"))
+            left, top, right, bottom = corners
+            label = classes.index(str(item.findtext("name"))) + 1
+            box = [left, top, right - left, bottom - top]
+            notes.append({"id": len(notes), "image_id": i, "category_id": label, "bbox": box})
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
+    return {"images": images, "annotations": notes, "categories": categories}
+
+
+def streets(public: Path, folder: Path) -> list[str]:
+    """Street scenes (CamVid at 240 x 180, CC BY-NC) with the usual split: camvid240/<split>/images and masks."""
+    classes = "sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist"
+    options = ["--data.classes", f"[{classes}]", "--data.ignore", "[11]"]
+    for split, prefix in (("train", ""), ("val", "val_"), ("test", "test_")):
+        for kind in ("images", "masks"):
+            options += [f"--data.{prefix}{kind}", str(public / "camvid240" / split / kind)]
+    return options
+
+
 def series(name: str, split: str) -> Callable[[Path, Path], list[str]]:
     """A CSV file of the field, 96 steps ahead from 96, in order and with the published split."""
 
@@ -115,6 +157,8 @@ SETS = {
     "fsdd": RealSet("audio/configs/folder.yaml", official_split, "test_acc", MAP_PEERS),
     "fsdd_speaker": RealSet("audio/configs/folder.yaml", unheard_speaker, "test_acc", MAP_PEERS),
     "sweethome3d": RealSet("pointcloud/configs/folder.yaml", furniture, "test_acc", MAP_PEERS),
+    "bccd": RealSet("vision/configs/det.yaml", blood_cells, "test_bbox_map_50", DENSE_PEERS),
+    "camvid": RealSet("vision/configs/seg.yaml", streets, "test_miou", DENSE_PEERS),
     "etth1": RealSet(
         "timeseries/configs/csv.yaml",
         series("ett/ETTh1.csv", "[8640, 2880, 2880]"),
@@ -151,10 +195,10 @@ def train(config: str, options: list[str], metric: str, seed: int) -> dict[str, 
         return {"metric": measured[metric], "seconds": seconds, "epochs": command.trainer.current_epoch}
 
 
-def seconds_of_an_epoch(config: str, options: list[str]) -> float:
+def seconds_of_an_epoch(config: str, options: list[str], metric: str) -> float:
     """Time of an epoch with its validation, as the difference of a run of two epochs and a run of one."""
-    one = train(config, [*options, "--trainer.max_epochs", "1"], "test_loss", 0)["seconds"]
-    two = train(config, [*options, "--trainer.max_epochs", "2"], "test_loss", 0)["seconds"]
+    one = train(config, [*options, "--trainer.max_epochs", "1"], metric, 0)["seconds"]
+    two = train(config, [*options, "--trainer.max_epochs", "2"], metric, 0)["seconds"]
     return float(max(two - one, 0.1))
 
 
@@ -164,6 +208,7 @@ def measure(name: str, public: Path, *, seeds: int, minutes: float) -> list[dict
     with tempfile.TemporaryDirectory() as folder:
         options = chosen.prepare(public, Path(folder))
         budget = minutes * 60
+        longest = yaml.safe_load(Path(chosen.config).read_text(encoding="utf-8"))["trainer"]["max_epochs"]
         entries: list[dict[str, Any]] = []
         for model in ("LarKit", *chosen.peers):
             backbone = [] if model == "LarKit" else ["--model.backbone", model]
@@ -172,8 +217,9 @@ def measure(name: str, public: Path, *, seeds: int, minutes: float) -> list[dict
                 known = _found(name, model, seed)
                 if known is None:
                     if not limit and (chosen.peers or model != "LarKit"):
-                        epochs = max(1, math.floor(budget / seconds_of_an_epoch(chosen.config, options + backbone)))
-                        limit = ["--trainer.max_epochs", str(min(epochs, 30) if model == "LarKit" else epochs)]
+                        epoch = seconds_of_an_epoch(chosen.config, options + backbone, chosen.metric)
+                        epochs = max(1, math.floor(budget / epoch))
+                        limit = ["--trainer.max_epochs", str(min(epochs, longest) if model == "LarKit" else epochs)]
                     known = train(chosen.config, options + backbone + limit, chosen.metric, seed)
                     known |= {"set": name, "model": model, "seed": seed, **machine()}
                     keep([known], RESULTS, ("set", "model", "seed"))

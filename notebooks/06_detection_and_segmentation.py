@@ -68,7 +68,7 @@ plt.show()
 #
 # UPerNet as `Segmenter`: MMSegmentation's model and loss, LarKit's optimizer, schedule and pictures. **Twenty steps
 # are too few to tell ten digits apart**; the cells below show that everything runs. The same config with its own
-# depths, `lightning fit -c vision/configs/seg.yaml`, was measured by us on two cores: 4 min 4 s, mean IoU 0.550
+# depths, `lightning fit -c vision/configs/digits_seg.yaml`, was measured by us on two cores: 4 min 4 s, mean IoU 0.550
 # (validation) and 0.488 (test), before training 0.007 and 0.004.
 
 # %%
@@ -123,7 +123,7 @@ print(f"logits of up to {largest:.1f} differ by at most {difference:.0e}")
 # ## A detector
 #
 # Mask R-CNN as `Detector`, on the same scenes. The config's other lines are MMDetection's own: neck, heads,
-# assigners. Ten steps here; `lightning fit -c vision/configs/det.yaml` takes 4 min 28 s on two cores, with mAP50
+# assigners. Ten steps here; `lightning fit -c vision/configs/digits_det.yaml` takes 4 min 28 s on two cores, with mAP50
 # 0.873 of boxes and 0.814 of masks in validation, 0.806 and 0.726 in test (measured by us; before training 0.001 at
 # most).
 

@@ -1,5 +1,6 @@
 """The documents agree with the code: every command and program of the README runs, both environments name the same."""
 
+import json
 import re
 import shlex
 import shutil
@@ -44,6 +45,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 place.mkdir(parents=True)
                 for i in range(4):
                     Image.new("RGB", (70 + i, 60), color).save(place / f"{label}{i}.jpg")
+    _label(tmp_path)
     (tmp_path / "cue-conflict").mkdir()
     Image.new("RGB", (64, 64), "red").save(tmp_path / "cue-conflict" / "cat1-knife2.png")
     for kind in ("audio.AudioFolder", "pointcloud.PointFolder", "video.VideoFolder", "timeseries.CSVSeries"):
@@ -52,6 +54,22 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.rmtree(third)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def _label(folder: Path) -> None:
+    """Write boxes and masks for the photos: ``annotations.json`` and ``masks/``."""
+    images = []
+    boxes = []
+    for i, photo in enumerate(sorted((folder / "photos").rglob("*.jpg"))):
+        name = photo.relative_to(folder / "photos")
+        images.append({"id": i, "file_name": name.as_posix()})
+        boxes.append({"id": i, "image_id": i, "category_id": 1 + i % 2, "bbox": [5, 5, 40, 30]})
+        mask = folder / "masks" / name.with_suffix(".png")
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", Image.open(photo).size, i % 3).save(mask)
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def _small(command: str) -> list[str]:

@@ -20,7 +20,7 @@ from core.backbones.replknet import ReparamLargeKernelConv, RepLKBlock
 from core.backbones.unireplknet import DilatedReparamBlock, UniRepLKNetBlock
 from core.cli import main
 
-BY_NAME = [c for c in CONFIGS if c.parent.name != "engine" and c.name not in ("det.yaml", "seg.yaml")]
+BY_NAME = [c for c in CONFIGS if c.parent.name != "engine" and not c.stem.endswith(("det", "seg"))]
 """Configurations whose backbone timm builds; OpenMMLab's have configs of their own."""
 ABLATIONS = [config for config in CONFIGS if config.parent.name == "ablations"]
 EXTRAS = {"none": [], "bottleneck": [1, 3, 1], "two_1x1": [1, 1], "two_dw3x3": [3, 3], "se": [1, 1]}

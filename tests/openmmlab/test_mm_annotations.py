@@ -377,7 +377,16 @@ def test_the_command_passes_the_config_of_the_model_to_the_data(
     monkeypatch.chdir(tmp_path)
     own = config_of("upernet_unireplknet_t", scenes)
     words = ["fit", "-c", str(CONFIGS.parents[1] / "configs" / "seg.yaml"), "--model.config", own]
-    words += ["--data.batch_size", "2", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
+    words += [
+        "--data.batch_size",
+        "2",
+        "--data.min_epoch_steps",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.max_epochs",
+        "1",
+    ]
 
     main(words)
     (run,) = tmp_path.glob("lightning_logs/Segmenter/*")

@@ -60,7 +60,7 @@ def test_config_is_built_with_the_parameters_of_the_paper(file: Path) -> None:
     paper = next((value for name, value in MILLIONS.items() if file.stem.startswith(name)), None)
     assert paper is None or count == pytest.approx(paper, rel=0.02), count
     assert paper is not None or file.stem.startswith(
-        ("fcos", "mask_rcnn", "upernet_replknet_31l", "upernet_unireplknet_a")
+        ("fcos", "gfl", "mask_rcnn", "upernet_replknet_31l", "upernet_unireplknet_a")
     )
     assert config.custom_imports.imports == ["vision.openmmlab"]
     for part in ("train_dataloader", "val_dataloader", "optim_wrapper", "val_evaluator", "train_cfg"):

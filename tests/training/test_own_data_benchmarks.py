@@ -65,6 +65,31 @@ def test_public_files_become_folders(
         assert {path.stem.split("_")[1] for path in (folder / "test").rglob("*.wav")} == {"theo"}
 
 
+def test_boxes_and_masks_are_named_by_options(real_data: dict[str, Any], public: Path, tmp_path: Path) -> None:
+    voc = public / "bccd"
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (voc / folder).mkdir(parents=True)
+    corners = "<xmin>3</xmin><ymin>4</ymin><xmax>13</xmax><ymax>24</ymax>"
+    for split in ("train", "val", "test"):
+        (voc / "ImageSets" / "Main" / f"{split}.txt").write_text(f"{split}\n")
+        item = f"<object><name>WBC</name><bndbox>{corners}</bndbox></object>"
+        (voc / "Annotations" / f"{split}.xml").write_text(f"<annotation>{item}</annotation>")
+    options = real_data["SETS"]["bccd"].prepare(public, tmp_path)
+    assert options[2:4] == ["--data.coco", str(tmp_path / "train.json")]
+    content = json.loads((tmp_path / "train.json").read_text())
+    assert content["images"] == [{"id": 0, "file_name": "train.jpg"}]
+    assert content["annotations"] == [{"id": 0, "image_id": 0, "category_id": 2, "bbox": [3, 4, 10, 20]}]
+
+    options = real_data["SETS"]["camvid"].prepare(public, tmp_path)
+    assert options[:4] == [
+        "--data.classes",
+        "[sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist]",
+        "--data.ignore",
+        "[11]",
+    ]
+    assert ["--data.test_masks", str(public / "camvid240" / "test" / "masks")] == options[-2:]
+
+
 def test_runs_are_kept_and_the_table_has_mean_and_range(
     real_data: dict[str, Any], public: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

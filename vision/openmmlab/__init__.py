@@ -25,6 +25,7 @@ from vision.openmmlab.operators import install_operators  # noqa: E402
 install_operators()  # before anything imports mmcv.ops
 
 from vision.openmmlab.backbones import MMRepLKNet, MMUniRepLKNet  # noqa: E402
+from vision.openmmlab.losses import PixelCrossEntropy  # noqa: E402
 from vision.openmmlab.runner import AllowTF32, LarKLayerDecay  # noqa: E402
 
-__all__ = ["AllowTF32", "LarKLayerDecay", "MMRepLKNet", "MMUniRepLKNet", "install_operators"]
+__all__ = ["AllowTF32", "LarKLayerDecay", "MMRepLKNet", "MMUniRepLKNet", "PixelCrossEntropy", "install_operators"]

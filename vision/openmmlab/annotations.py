@@ -26,12 +26,16 @@ from PIL import Image, UnidentifiedImageError
 from core.errors import InputError, MissingError, listed
 
 __all__ = [
+    "CheckedCOCO",
     "CheckedCocoDataset",
+    "CheckedMaskCOCO",
+    "categories_of",
     "category_ids",
     "check_label_maps",
     "check_label_values",
     "check_same_labels",
     "checked_coco",
+    "read_coco",
 ]
 
 _EXIF_ORIENTATION = 0x0112
@@ -42,20 +46,21 @@ _ROTATED = (5, 6, 7, 8)
 # COCO's format
 
 
-class _CheckedCOCO(COCO):
+class CheckedCOCO(COCO):
     """COCO's index of an annotation file, which finds categories by name and refuses annotations that cannot be used.
 
     Args:
         annotation_file: path of a JSON file in UTF-8.
+        content: content of the file, if it has been read already.
     """
 
     needs_masks = False
     """Whether each annotation must have a mask."""
 
-    def __init__(self, annotation_file: str) -> None:
+    def __init__(self, annotation_file: str, content: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.file = annotation_file
-        self.dataset = _read_json(annotation_file)
+        self.dataset = read_coco(annotation_file) if content is None else content
         self.createIndex()
         self.img_ann_map = self.imgToAnns
         self.cat_img_map = self.catToImgs
@@ -67,7 +72,7 @@ class _CheckedCOCO(COCO):
             InputError: if an annotation cannot be used; the message names it and the file.
         """
         images = self._images()
-        categories = {category["id"] for category in _categories(self.dataset, self.file)}
+        categories = {category["id"] for category in categories_of(self.dataset, self.file)}
         for annotation in self.dataset.get("annotations", []):
             self._check_annotation(annotation, images, categories)
 
@@ -89,7 +94,7 @@ class _CheckedCOCO(COCO):
             found: list[int] = super().get_cat_ids([], list(sup_names), list(cat_ids))
             return found
 
-        ids = _ids_of(cat_names, _categories(self.dataset, self.file), self.file)
+        ids = _ids_of(cat_names, categories_of(self.dataset, self.file), self.file)
         self._warn_of_unused(ids)
         return ids
 
@@ -193,7 +198,7 @@ class _CheckedCOCO(COCO):
             )
 
 
-class _CheckedMaskCOCO(_CheckedCOCO):
+class CheckedMaskCOCO(CheckedCOCO):
     """The index for a pipeline that loads masks."""
 
     needs_masks = True
@@ -203,7 +208,7 @@ class _CheckedMaskCOCO(_CheckedCOCO):
 class CheckedCocoDataset(CocoDataset):
     """:class:`mmdet.datasets.CocoDataset` that refuses missing images, and annotations that cannot be used."""
 
-    COCOAPI = _CheckedCOCO
+    COCOAPI = CheckedCOCO
 
     def parse_data_info(self, raw_data_info: Mapping[str, Any]) -> Any:
         """Convert one image and its annotations to MMDetection's form.
@@ -240,9 +245,9 @@ def checked_coco(parts: Sequence[Any]) -> Iterator[None]:
         previous.setdefault(kind, kind.__dict__.get("COCOAPI"))
         needs_masks = any(step.get("with_mask") for step in part.get("pipeline") or [])
         if needs_masks:
-            kind.COCOAPI = _CheckedMaskCOCO
-        elif kind.COCOAPI is not _CheckedMaskCOCO:  # else another data set of this class needs masks
-            kind.COCOAPI = _CheckedCOCO
+            kind.COCOAPI = CheckedMaskCOCO
+        elif kind.COCOAPI is not CheckedMaskCOCO:  # else another data set of this class needs masks
+            kind.COCOAPI = CheckedCOCO
 
     try:
         yield
@@ -275,11 +280,11 @@ def category_ids(dataset: Any) -> tuple[int, ...]:
     if not file.is_file():
         return ()
 
-    categories = _categories(_read_json(file), file)
+    categories = categories_of(read_coco(file), file)
     return tuple(_ids_of(dataset.metainfo["classes"], categories, file))
 
 
-def _read_json(file: str | Path) -> dict[str, Any]:
+def read_coco(file: str | Path) -> dict[str, Any]:
     """Return the content of an annotation file, with or without a byte-order mark."""
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
@@ -294,7 +299,7 @@ def _read_json(file: str | Path) -> dict[str, Any]:
     return content
 
 
-def _categories(content: Mapping[str, Any], file: str | Path) -> list[Mapping[str, Any]]:
+def categories_of(content: Mapping[str, Any], file: str | Path) -> list[Mapping[str, Any]]:
     """Return the categories of a file, and refuse those without an integer id and a name, or with one used twice."""
     categories: list[Mapping[str, Any]] = content.get("categories") or []
     for category in categories:

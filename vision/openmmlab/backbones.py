@@ -4,9 +4,11 @@ They are registered in MMEngine's root registry, to which those of MMDetection, 
 ``backbone=dict(type='UniRepLKNet', variant='unireplknet_t', ...)``. Tensor names are the official ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, cast
 
+import timm
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,10 +18,10 @@ from core.backbones.replknet import VARIANTS as REPLKNETS
 from core.backbones.replknet import RepLKNet
 from core.backbones.unireplknet import VARIANTS as UNIREPLKNETS
 from core.backbones.unireplknet import UniRepLKNet
-from core.errors import InputError
+from core.errors import InputError, listed
 from core.io.weights import load_weights
 
-__all__ = ["MMRepLKNet", "MMUniRepLKNet"]
+__all__ = ["MMRepLKNet", "MMUniRepLKNet", "TimmFeatures", "backbone_settings"]
 
 
 class _Backbone(LargeKernelNet):
@@ -188,3 +190,76 @@ class MMRepLKNet(_Backbone, RepLKNet):
     @classmethod
     def _has_feature_norms(cls, variant: str | None) -> bool:
         return variant == "replknet_xl"
+
+
+@MODELS.register_module()
+class TimmFeatures(nn.Module):
+    """The maps of a timm model at some strides, as the backbone of a detector or segmentor.
+
+    Args:
+        name: name of a timm model that supports ``features_only``.
+        strides: strides of the maps that are returned.
+        init_cfg: load timm's published weights; None for random weights.
+        kwargs: further arguments of the model.
+    """
+
+    def __init__(
+        self, name: str, *, strides: Sequence[int], init_cfg: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        indices = [index for index, _ in _timm_maps(name, strides)]
+        self.net = timm.create_model(
+            name, features_only=True, out_indices=indices, pretrained=init_cfg is not None, **kwargs
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps of normalized images (B, 3, H, W)."""
+        return tuple(self.net(x))
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Return the function from the name of a parameter to its layer group: a group for each part of the model."""
+        groups = {name: i for i, (name, _) in enumerate(self.net.named_children())}
+        return lambda parameter: groups.get(parameter.split(".")[1], 0)
+
+
+def backbone_settings(name: str, stages: Sequence[int], arguments: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    """Return the settings of a backbone in a config, by the name of a model of LarKit or timm, and its channels.
+
+    Args:
+        name: name of the model.
+        stages: stages whose maps the config uses, 0 for stride 4.
+        arguments: arguments of the model.
+
+    Raises:
+        InputError: if there is no such model, or it has no maps at these strides.
+    """
+    base = name.partition(".")[0]
+    for kind, variants in (("UniRepLKNet", UNIREPLKNETS), ("RepLKNet", REPLKNETS)):
+        if base in variants:
+            published = timm.get_pretrained_cfg(name)
+            settings = {"type": kind, "variant": base, "out_indices": tuple(stages), **arguments}
+            if published is not None and published.hf_hub_id:
+                file = f"hf-hub:{published.hf_hub_id}/{published.hf_hub_filename}"
+                settings["init_cfg"] = {"type": "Pretrained", "checkpoint": file}
+            dims = arguments.get("dims", variants[base]["dims"])
+            return settings, [dims[stage] for stage in stages]
+
+    if not timm.is_model(name):
+        raise InputError(f"there is no model {name!r}; give one of LarKit or timm, such as unireplknet_a")
+    strides = [4 * 2**stage for stage in stages]
+    channels = [count for _, count in _timm_maps(name, strides)]
+    init_cfg = {"type": "Pretrained", "checkpoint": f"timm/{name}"}
+    return {"type": "TimmFeatures", "name": name, "strides": strides, "init_cfg": init_cfg, **arguments}, channels
+
+
+def _timm_maps(name: str, strides: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the index and the channels of the map of a timm model at each stride."""
+    with torch.device("meta"):
+        info = timm.create_model(name, features_only=True).feature_info
+    found = {stride: i for i, stride in enumerate(info.reduction())}
+    missing = [stride for stride in strides if stride not in found]
+    if missing:
+        raise InputError(
+            f"{name} has maps at the strides {listed(found)}, and the config needs {listed(missing)}; give another one"
+        )
+    return [(found[stride], info.channels()[found[stride]]) for stride in strides]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope
@@ -29,12 +29,14 @@ __all__ = [
     "build_unread_dataset",
     "check_order",
     "config_path",
+    "fit_to_data",
     "innermost",
     "is_harmless",
     "packaged_config",
     "quiet",
     "read_config",
     "unused_settings",
+    "use_backbone",
 ]
 
 ConfigOptions = dict[str, Any]
@@ -140,6 +142,79 @@ def read_config(config: str | Path, options: ConfigOptions | None = None) -> Con
             f"{path} needs {error.name}; type in LarKit's folder: pip install -e '.[openmmlab]'"
         ) from error
     return read
+
+
+def use_backbone(config: Config, name: str, arguments: Mapping[str, Any] | None = None) -> None:
+    """Replace the backbone of a config by a model of LarKit or timm, and fit the layer after it to its channels.
+
+    Args:
+        config: what :func:`read_config` returns; it is changed.
+        name: name of a model, such as 'unireplknet_t' or 'convnext_atto'.
+        arguments: arguments of the model.
+
+    Raises:
+        InputError: if there is no such model, or it has no maps at the strides of the config.
+    """
+    from vision.openmmlab.backbones import backbone_settings
+
+    stages = tuple(config.model.backbone.get("out_indices", (0, 1, 2, 3)))
+    settings, channels = backbone_settings(name, stages, dict(arguments or {}))
+    config.model.backbone = ConfigDict(settings)
+
+    head = config.model.get("neck") or config.model.get("decode_head")
+    if not isinstance(head, Mapping) or len(head.get("in_channels", ())) != len(channels):
+        raise InputError(
+            f"the layer after the backbone of {config.filename} does not take {len(channels)} maps; set the backbone "
+            "in the config"
+        )
+    head.in_channels = channels
+    auxiliary = config.model.get("auxiliary_head")
+    if auxiliary:
+        auxiliary.in_channels = channels[auxiliary.get("in_index", -1)]
+
+
+def fit_to_data(config: Config, spec: Any) -> None:
+    """Give the heads of a config the number of classes of the data, and its pipelines the size of the images.
+
+    Args:
+        config: what :func:`read_config` returns; it is changed.
+        spec: description of the data, a :class:`vision.openmmlab.data.OpenMMLabSpec`. Unless the data are files of the
+            user, the config stays as it is.
+    """
+    if not spec.own_files:
+        return
+    if spec.classes:
+        weights = list(getattr(spec, "class_weights", ())) or None
+        _set_classes(config.model, len(spec.classes), weights)
+    if spec.size is None:
+        return
+
+    width, height = spec.size
+    for split in ("train", "val", "test"):
+        for part in innermost(config[f"{split}_dataloader"].dataset):
+            for step in part.pipeline:
+                if "scale" in step:
+                    step["scale"] = (width, height)
+                if "crop_size" in step:  # MMDetection gives the width first, MMSegmentation the height
+                    is_detector = config.default_scope == "mmdet"
+                    step["crop_size"] = (width, height) if is_detector else (height, width)
+
+
+def _set_classes(settings: Any, count: int, weights: list[float] | None) -> None:
+    """Set ``num_classes`` at any depth, and ``class_weight`` in LarKit's loss; weights of other classes are removed."""
+    if isinstance(settings, list | tuple):
+        for inner in settings:
+            _set_classes(inner, count, weights)
+    if not isinstance(settings, dict):
+        return
+
+    for key, value in settings.items():
+        if key == "num_classes":
+            settings[key] = count
+        elif key == "class_weight":
+            settings[key] = weights if settings.get("type") == "PixelCrossEntropy" else None
+        else:
+            _set_classes(value, count, weights)
 
 
 def build_model(config: Config, *, pretrained: bool = False) -> nn.Module:
@@ -303,7 +378,7 @@ def unused_settings(config: Config, *, pretrained: bool, weights: str | None) ->
         One sentence, or None if everything is used.
     """
     name = Path(config.filename or "the config").name
-    if name.endswith("_a_digit_scenes.py"):
+    if name.endswith("_a_digit_scenes.py") or config.get("own_data"):
         return None  # det.yaml and seg.yaml set the same
 
     unused = _unused_optimization(config)

@@ -27,33 +27,49 @@ from vision.openmmlab.config_files import (
     read_config,
 )
 
-__all__ = ["DetectionSpec", "OpenMMLabData", "SegmentationSpec", "output_names", "to_bgr"]
+__all__ = ["DetectionSpec", "OpenMMLabData", "OpenMMLabSpec", "SegmentationSpec", "output_names", "to_bgr"]
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 """The splits of a config that each of Lightning's stages reads."""
 
 
 @dataclass(frozen=True)
-class SegmentationSpec(DataSpec):
-    """What a segmentor must know about its data.
+class OpenMMLabSpec(DataSpec):
+    """What a detector or a segmentor must know about its data.
 
     Attributes:
         palette: color of each class, (red, green, blue) in 0 to 255; empty if the data have no palette.
+        own_files: whether the data are files of the user. The heads then get their number of classes from the data;
+            otherwise the config says it.
+        size: (width, height), in pixels, into which images are resized; None for what the config says.
     """
 
     palette: tuple[tuple[int, int, int], ...] = ()
+    own_files: bool = False
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
-class DetectionSpec(DataSpec):
+class SegmentationSpec(OpenMMLabSpec):
+    """What a segmentor must know about its data.
+
+    Attributes:
+        values: value of each class in the label maps; empty if it is the number of the class.
+        class_weights: weight of each class in the loss; empty for what the config says.
+    """
+
+    values: tuple[int, ...] = ()
+    class_weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class DetectionSpec(OpenMMLabSpec):
     """What a detector must know about its data.
 
     Attributes:
-        palette: color of each class, (red, green, blue) in 0 to 255; empty if the data have no palette.
         category_ids: id of each class in the annotation file, where the ids may have gaps; empty if they are unknown.
     """
 
-    palette: tuple[tuple[int, int, int], ...] = ()
     category_ids: tuple[int, ...] = ()
 
 
@@ -72,6 +88,7 @@ class OpenMMLabData(SampleDataModule):
         batch_size: images for each process and step; that of the config is not used.
         num_workers: processes that load data, for each training process; 0 loads in the training process.
         drop_last: leave out the incomplete last training batch.
+        min_epoch_steps: an epoch goes over a small training set several times, until it has this many steps.
 
     Raises:
         MissingError: if the config or its files are missing.
@@ -90,17 +107,19 @@ class OpenMMLabData(SampleDataModule):
         batch_size: int = 2,
         num_workers: int = 2,
         drop_last: bool = True,
+        min_epoch_steps: int = 1,
     ) -> None:
         super().__init__(
             predict_path=predict_path,
             batch_size=batch_size,
             num_workers=num_workers,
             drop_last=drop_last,
+            min_epoch_steps=min_epoch_steps,
         )
         self.config = config
         self.options = options
         self.collate = pseudo_collate
-        self._config: Config | None = None
+        self.mm_config: Config | None = None
         self._spec: DataSpec | None = None
 
     @classmethod
@@ -112,9 +131,19 @@ class OpenMMLabData(SampleDataModule):
         """Return the config with the options replaced; it is read at the first call and kept."""
         if self.config is None:
             raise InputError("the data have no config; type --model.config FILE, or --data.config FILE")
-        if self._config is None:
-            self._config = read_config(self.config, self.options)
-        return self._config
+        if self.mm_config is None:
+            self.mm_config = read_config(self.config, self.options)
+        return self.mm_config
+
+    def use_config_of_model(self, config: Config, stage: str) -> None:
+        """Take the config of the model, whose pipelines fit the data that it was trained on, and set up again.
+
+        Args:
+            config: the config, with the sizes and classes of the model.
+            stage: Lightning's stage, 'fit', 'validate', 'test' or 'predict'.
+        """
+        self.mm_config = config
+        self.setup(stage)
 
     def settings(self) -> DataSpec:
         """Return the class names and colors that the config knows, without reading the data."""
@@ -172,7 +201,7 @@ class OpenMMLabData(SampleDataModule):
             self.classes = self._spec.classes
             if stage == "predict":
                 files = [dataset.get_data_info(i)["img_path"] for i in range(len(dataset))]
-                self.predict_set = _NamedImages(dataset, files)
+                self.predict_set = NamedImages(dataset, files)
             else:
                 setattr(self, f"{split}_set", dataset)
 
@@ -184,7 +213,7 @@ class OpenMMLabData(SampleDataModule):
         """Return the images to predict on, from files or arrays; the other splits are those of the config."""
         sources = [source for source, _ in samples]
         names = [source_name(source) for source in sources]
-        return _NamedImages(_TestImages(sources, self.read_config()), names)
+        return NamedImages(_TestImages(sources, self.read_config()), names)
 
 
 class _TestImages(Dataset[dict[str, Any]]):
@@ -214,7 +243,7 @@ class _TestImages(Dataset[dict[str, Any]]):
         return sample
 
 
-class _NamedImages(Dataset[tuple[dict[str, Any], str]]):
+class NamedImages(Dataset[tuple[dict[str, Any], str]]):
     """Samples with the names of their images. A data sample gets an ``output_name``, see :func:`output_names`.
 
     Args:

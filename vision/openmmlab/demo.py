@@ -58,6 +58,7 @@ class DigitScenes(OpenMMLabData):
         batch_size: images for each process and step; that of the config is not used.
         num_workers: processes that load data, for each training process; 0 loads in the training process.
         drop_last: leave out the incomplete last training batch.
+        min_epoch_steps: an epoch goes over a small training set several times, until it has this many steps.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class DigitScenes(OpenMMLabData):
         batch_size: int = 2,
         num_workers: int = 2,
         drop_last: bool = True,
+        min_epoch_steps: int = 1,
     ) -> None:
         super().__init__(
             config,
@@ -78,12 +80,13 @@ class DigitScenes(OpenMMLabData):
             batch_size=batch_size,
             num_workers=num_workers,
             drop_last=drop_last,
+            min_epoch_steps=min_epoch_steps,
         )
         self.root = Path(root)
 
     def read_config(self) -> Config:
         """Return the config with the options replaced, and with the scenes in :attr:`root`."""
-        if self._config is None:
+        if self.mm_config is None:
             for part in _parts(super().read_config()):
                 if part.get("data_root") == _DATA_ROOT:
                     part.data_root = f"{self.root}/"

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
@@ -78,13 +79,21 @@ def draw_objects(
     )
 
 
-def draw_label_map(path: str | Path, labels_HW: Tensor, colors: Sequence[Color], *, min_side: int = 384) -> Tensor:
+def draw_label_map(
+    path: str | Path,
+    labels_HW: Tensor,
+    colors: Sequence[Color],
+    names: Sequence[str] = (),
+    *,
+    min_side: int = 384,
+) -> Tensor:
     """Draw a label map over an image. Classes whose color is black, and those without a color, are not drawn.
 
     Args:
         path: path of the image.
         labels_HW: class numbers, of the size of the image.
         colors: color of each class.
+        names: name of each class, which is written onto its area unless that is small.
         min_side: enlarge a smaller image until its shorter side has this many pixels.
 
     Returns:
@@ -97,7 +106,28 @@ def draw_label_map(path: str | Path, labels_HW: Tensor, colors: Sequence[Color],
     if not drawn:
         return image
     masks = torch.stack([labels == label for label in drawn])
-    return draw_segmentation_masks(image, masks, alpha=0.6, colors=[colors[label] for label in drawn])
+    picture = draw_segmentation_masks(image, masks, alpha=0.6, colors=[colors[label] for label in drawn])
+    return _write_names(picture, masks, [names[label] for label in drawn]) if names else picture
+
+
+def _write_names(picture_3HW: Tensor, masks_NHW: Tensor, names: Sequence[str]) -> Tensor:
+    """Write a name where each mask is thickest; masks of less than a percent of the picture get none."""
+    side = min(picture_3HW.shape[1:])
+    window = 2 * (side // 16) + 1
+    pixels = Image.fromarray(picture_3HW.permute(1, 2, 0).numpy())
+    pen = ImageDraw.Draw(pixels)
+    font = ImageFont.truetype(str(_FONT), max(10, side // 24))
+
+    for mask_HW, name in zip(masks_NHW, names, strict=True):
+        if mask_HW.float().mean() < 0.01:
+            continue
+        thickness = F.avg_pool2d(mask_HW[None, None].float(), window, stride=1, padding=window // 2)[0, 0]
+        y, x = divmod(int(thickness.argmax()), thickness.shape[1])
+        half = pen.textlength(name, font) / 2
+        x = round(min(max(x, half + 2), picture_3HW.shape[2] - half - 2))  # names stay inside the picture
+        pen.rectangle(pen.textbbox((x, y), name, font, anchor="mm"), fill=(255, 255, 255))
+        pen.text((x, y), name, (0, 0, 0), font, anchor="mm")
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
 
 
 def _enlarged(path: str | Path, min_side: int) -> tuple[Tensor, float]:

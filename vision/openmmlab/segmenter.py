@@ -149,7 +149,7 @@ class Segmenter(OpenMMLabTask):
 
         Returns:
             Columns ``file``, ``classes`` (names, largest share first), ``shares`` (in [0, 1]) and ``labels`` (an array
-            (H, W) of class numbers).
+            (H, W) of class numbers, or of the values of the user's own masks).
         """
         columns: dict[str, list[Any]] = {"file": list(names), "classes": [], "shares": [], "labels": []}
         for sample in output:
@@ -159,15 +159,20 @@ class Segmenter(OpenMMLabTask):
 
             columns["classes"].append([self.class_names[label] for label in found])
             columns["shares"].append([int(counts[label]) / labels_HW.numel() for label in found])
-            columns["labels"].append(labels_HW.numpy())
+            columns["labels"].append(self.mask_values(labels_HW.numpy()))
         return columns
 
     def write_prediction(self, sample: Any, folder: Path) -> dict[str, Any]:
-        """Write the label map as a PNG whose pixels are the class numbers."""
+        """Write the label map as a PNG whose pixels are the class numbers, or the values of the user's own masks."""
         path = folder / "labels" / f"{sample.output_name}.png"
-        labels = sample.pred_sem_seg.data[0].cpu().numpy()
+        labels = self.mask_values(sample.pred_sem_seg.data[0].cpu().numpy())
         write_png(labels.astype(np.uint8 if self.num_classes <= 256 else np.uint16), path)
         return {"labels": str(path)}
+
+    def mask_values(self, labels_HW: np.ndarray) -> np.ndarray:
+        """Replace class numbers by the values that the classes have in the user's masks, if they are known."""
+        values = self.spec.values
+        return np.asarray(values, dtype=labels_HW.dtype)[labels_HW] if values else labels_HW
 
     def draw(self, sample: Any) -> Tensor:
         """Return the image with the predicted label map."""
@@ -178,7 +183,8 @@ class Segmenter(OpenMMLabTask):
         return self._draw(sample, sample.gt_sem_seg)
 
     def _draw(self, sample: Any, labels: Any) -> Tensor:
-        return draw_label_map(sample.img_path, labels.data[0], class_colors(self.num_classes, self.spec.palette))
+        colors = class_colors(self.num_classes, self.spec.palette)
+        return draw_label_map(sample.img_path, labels.data[0], colors, self.class_names)
 
     def to_export(self, raw: tuple[Any, ...], source: Literal["raw", "map"]) -> Exported:
         """Return the model from normalized images (B, 3, H, W) to the head's logits (B, C, H, W), to export.

@@ -27,11 +27,13 @@ from vision.openmmlab.config_files import (
     build_model,
     build_test_pipeline,
     config_path,
+    fit_to_data,
     is_harmless,
     read_config,
     unused_settings,
+    use_backbone,
 )
-from vision.openmmlab.data import OpenMMLabData, to_bgr
+from vision.openmmlab.data import OpenMMLabData, OpenMMLabSpec, to_bgr
 from vision.openmmlab.overlays import side_by_side
 
 __all__ = ["Batch", "OpenMMLabTask"]
@@ -52,7 +54,10 @@ class OpenMMLabTask(Task):
     Args:
         config: path of an OpenMMLab config, or the name of one in ``vision/openmmlab/configs``.
         options: values that replace those of the config, by dotted name, as in MMEngine's ``--cfg-options``.
-        spec: class names and colors of the data; the command passes it.
+        backbone: name of a model of LarKit or timm that takes the place of the config's backbone.
+        backbone_args: arguments of that model.
+        spec: class names and colors of the data; the command passes it. If the data are files of the user, the heads
+            get their number of classes from it.
         pretrained: load the weights that ``init_cfg`` of the config's backbone names.
         weights: file or Hub name with weights of the whole model or of its backbone, for :func:`core.load_weights`.
         kwargs: the other arguments of :class:`core.training.Task`.
@@ -68,6 +73,7 @@ class OpenMMLabTask(Task):
     scope: ClassVar[str]
     """The package whose configs the task takes, 'mmdet' or 'mmseg'."""
 
+    spec: OpenMMLabSpec
     num_classes: int
     val_score: Any
     test_score: Any
@@ -77,6 +83,8 @@ class OpenMMLabTask(Task):
         config: str,
         *,
         options: ConfigOptions | None = None,
+        backbone: str | None = None,
+        backbone_args: dict[str, Any] | None = None,
         spec: DataSpec | Mapping[str, Any] | None = None,
         pretrained: bool = False,
         weights: str | None = None,
@@ -87,10 +95,16 @@ class OpenMMLabTask(Task):
             raise InputError(
                 f"{config} is for {read.default_scope}; {type(self).__name__} takes configs of {self.scope}"
             )
+        if backbone is not None:
+            use_backbone(read, backbone, backbone_args)
+        elif backbone_args:
+            raise InputError("backbone_args need --model.backbone NAME; those of the config are set by --model.options")
+        fit_to_data(read, self.to_spec(spec))
         model = build_model(read, pretrained=pretrained and weights is None)
 
         super().__init__(model, spec=spec, weights=weights, **kwargs)
 
+        self.hparams["backbone"] = backbone  # the base does not store modules, and takes the model for one
         self.config_name = config
         self.config_options = options
         self.mm_config = read
@@ -152,6 +166,8 @@ class OpenMMLabTask(Task):
         """
         if isinstance(data, OpenMMLabData):
             self.check_config(data)
+            if self.spec.own_files and stage != "fit":
+                data.use_config_of_model(self.mm_config, stage)
         if stage == "fit" and self.unused:
             rank_zero_warn(self.unused)
 
@@ -173,12 +189,9 @@ class OpenMMLabTask(Task):
 
     def prediction_data(self, *, batch_size: int, num_workers: int) -> OpenMMLabData:
         """Return the data module that reads images for :meth:`predict`, with the test pipeline of the task's config."""
-        return OpenMMLabData(
-            self.config_name,
-            options=self.config_options,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
+        data = OpenMMLabData(self.config_name, batch_size=batch_size, num_workers=num_workers)
+        data.mm_config = self.mm_config
+        return data
 
     # The flow
 
