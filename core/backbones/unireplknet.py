@@ -69,6 +69,9 @@ BranchType = Literal["dilated", "none", "same_kernel", "same_equivalent_kernel"]
 ExtraStructure = Literal["se", "none", "bottleneck", "two_1x1", "two_dw3x3"]
 """Layers after the depthwise convolution of a block, see :func:`extra_structure`."""
 
+WeightInit = Literal["trunc_normal", "kaiming"]
+"""Initial weights of the convolutions and linear layers."""
+
 KernelSizes = Sequence[int | Sequence[int]]
 """For each stage, the kernel size of all its blocks, or the sizes of its blocks one by one."""
 
@@ -603,6 +606,9 @@ class UniRepLKNet(LargeKernelNet):
         drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
         drop_rate: dropout before the classifier.
         layer_scale_init_value: initial value of the layer scale of each block; 0 for no layer scale.
+        weight_init: initial weights of convolutions and linear layers: 'trunc_normal' is the published rule, a standard
+            deviation of 0.02. In narrow nets, activations are then so small that GELU is nearly linear, and a few
+            hundred steps on few samples teach the net little. 'kaiming' scales with the number of inputs of a layer.
         head_init_scale: factor by which the initial weights of the classifier are multiplied.
         output_stride: stride of the last map with respect to the input: 4, 8, 16, ... If it is smaller than that of
             the stages, the later strides become dilations, as in DeepLab and other segmentation networks.
@@ -631,6 +637,7 @@ class UniRepLKNet(LargeKernelNet):
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
         layer_scale_init_value: float | None = 1e-6,
+        weight_init: WeightInit = "trunc_normal",
         head_init_scale: float = 1.0,
         output_stride: int | None = None,
         feature_norms: bool = False,
@@ -647,6 +654,8 @@ class UniRepLKNet(LargeKernelNet):
         )
         if min(dims) < 4 or dims[0] % 2:
             raise InputError(f"dims={tuple(dims)}: the first must be even, and all must be at least 4")
+        if weight_init not in get_args(WeightInit):
+            raise InputError(f"weight_init={weight_init!r}; expected one of {', '.join(get_args(WeightInit))}")
         sizes = _sizes_of_blocks(kernel_sizes, depths)
         branches = {int(size): pairs for size, pairs in (branches or {}).items()}  # the keys in JSON are strings
         unused = set(branches) - {size for stage in sizes for size in stage if size >= 7}
@@ -683,15 +692,19 @@ class UniRepLKNet(LargeKernelNet):
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
-        self._init_weights(head_init_scale)
+        self._init_weights(weight_init, head_init_scale)
         self.to(device=device, dtype=dtype)
 
-    def _init_weights(self, head_init_scale: float) -> None:
+    def _init_weights(self, weight_init: WeightInit, head_init_scale: float) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
+                if weight_init == "kaiming" and module is not self.head:
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                else:
+                    trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
         if isinstance(self.head, nn.Linear):
             with torch.no_grad():
                 self.head.weight.mul_(head_init_scale)

@@ -214,3 +214,32 @@ def test_published_files(name: str) -> None:
         assert cfg.input_size[-1] == (384 if tag.endswith("384") else pretrained_at)
     expected = {TINY: 0, "unireplknet_s": 3, "unireplknet_b": 2, "unireplknet_l": 2, "unireplknet_xl": 2}
     assert len(tags) == expected.get(name, 1)
+
+
+def test_weight_init_sets_the_spread_of_the_weights_and_leaves_the_classifier() -> None:
+    torch.manual_seed(0)
+    published = timm.create_model("unireplknet_a", depths=(1, 1, 1, 1))
+    kaiming = timm.create_model("unireplknet_a", depths=(1, 1, 1, 1), weight_init="kaiming")
+
+    for name, module in kaiming.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear) or module.weight.numel() < 1000:
+            continue
+        inputs = module.weight[0].numel()
+        expected = 0.02 if name == "head" else (2 / inputs) ** 0.5
+        assert module.weight.std().item() == pytest.approx(expected, rel=0.1), name
+        assert published.get_submodule(name).weight.std().item() == pytest.approx(0.02, rel=0.1), name
+
+    # What enters GELU: the published rule keeps it in the linear part of GELU in narrow nets.
+    spreads = []
+    for model in (published, kaiming):
+        entering: list[torch.Tensor] = []
+        model.stages[0][0].act.register_forward_pre_hook(lambda _, args, to=entering: to.append(args[0].std()))
+        model(torch.randn(2, 3, 64, 64))
+        spreads.append(entering[0].item())
+    assert spreads[0] < 0.15
+    assert spreads[1] > 0.4
+
+
+def test_an_unknown_weight_init_is_refused() -> None:
+    with pytest.raises(core.errors.InputError, match="expected one of trunc_normal, kaiming"):
+        timm.create_model("unireplknet_a", weight_init="xavier")
