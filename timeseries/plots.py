@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from core.figures import new_figure, plain
@@ -14,7 +15,7 @@ from core.figures import new_figure, plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Example", "errors_figure", "forecast_figure"]
+__all__ = ["Example", "band_name", "date_axis", "errors_figure", "forecast_figure", "positions"]
 
 MAX_BARS = 40
 """Most channels in a bar chart; of more than that, those with the largest errors are shown."""
@@ -29,12 +30,23 @@ class Example:
         history: (L,).
         forecast: (T,), or (T, Q) with quantiles.
         truth: (T,), or None if it is not known.
+        times: ``pandas.DatetimeIndex`` of the L + T steps, or None if they have no timestamps.
+        band: name of the range between the outermost quantiles, such as '10 to 90 %'.
+        middle: index of the quantile that is drawn as the forecast; by default the one in the middle.
     """
 
     title: str
     history: Tensor
     forecast: Tensor
     truth: Tensor | None = None
+    times: Any | None = None
+    band: str = "outer quantiles"
+    middle: int | None = None
+
+
+def band_name(levels: Sequence[float]) -> str:
+    """Return the name of the range between the outermost quantiles, such as '10 to 90 %'."""
+    return f"{100 * levels[0]:g} to {100 * levels[-1]:g} %"
 
 
 def forecast_figure(examples: Sequence[Example]) -> Figure:
@@ -58,26 +70,60 @@ def forecast_figure(examples: Sequence[Example]) -> Figure:
 
 
 def _draw_example(axes: Any, example: Example) -> None:
-    """Draw the end of the history up to step 0, and the horizon from step 1 on."""
-    steps = range(1, len(example.forecast) + 1)
-    shown = example.history[-3 * len(steps) :]  # three times the horizon
+    """Draw the end of the history, and the horizon; over dates, or else with step 0 as the last of the history."""
+    steps = len(example.forecast)
+    shown = example.history[-3 * steps :]  # three times the horizon
+    x = positions(example.times, len(example.history), steps)
+    past = x[len(example.history) - len(shown) : len(example.history)]
+    ahead = x[len(example.history) :]
 
-    axes.plot(range(1 - len(shown), 1), shown.tolist(), color="0.45", lw=1, label="history")
+    axes.plot(past, shown.tolist(), color="0.45", lw=1, label="history")
     if example.truth is not None:
-        axes.plot(steps, example.truth.tolist(), color="black", lw=1, label="truth")
+        axes.plot(ahead, example.truth.tolist(), color="black", lw=1, label="truth", marker=_marker(steps))
 
     forecast = example.forecast
     if forecast.ndim == 2:
         low = forecast[:, 0].tolist()
         high = forecast[:, -1].tolist()
-        axes.fill_between(steps, low, high, color="tab:blue", alpha=0.2, lw=0, label="outer quantiles")
-        forecast = forecast[:, forecast.shape[1] // 2]
-    axes.plot(steps, forecast.tolist(), color="tab:blue", lw=1.5, label="forecast")
+        axes.fill_between(ahead, low, high, color="tab:blue", alpha=0.2, lw=0, label=example.band)
+        forecast = forecast[:, forecast.shape[1] // 2 if example.middle is None else example.middle]
+    axes.plot(ahead, forecast.tolist(), color="tab:blue", lw=1.5, label="forecast", marker=_marker(steps))
 
-    axes.axvline(0.5, color="0.7", lw=0.8, ls=":")  # where the horizon begins
     axes.set_title(plain(example.title), fontsize=9)
-    axes.set_xlabel(f"step (last {len(shown)} of {len(example.history)} steps of history)", fontsize=8)
     axes.tick_params(labelsize=8)
+    if x.dtype.kind == "M":
+        date_axis(axes)
+        axes.axvline(past[-1] + (ahead[0] - past[-1]) / 2, color="0.7", lw=0.8, ls=":")  # where the horizon begins
+    else:
+        axes.axvline(0.5, color="0.7", lw=0.8, ls=":")
+        axes.set_xlabel(f"step (last {len(shown)} of {len(example.history)} steps of history)", fontsize=8)
+
+
+def _marker(steps: int) -> str | None:
+    """Return a marker for a single step, since a line needs two points."""
+    return "." if steps == 1 else None
+
+
+def positions(times: Any | None, history: int, steps: int) -> np.ndarray:
+    """Return where the steps of a window stand on the axis, (history + steps,).
+
+    They stand at their dates, or, if there are none or they do not rise, at whole numbers that end with 0 for the last
+    step of the history.
+    """
+    if times is None or not times.is_monotonic_increasing:
+        return np.arange(1 - history, steps + 1)
+    dates: np.ndarray = times.tz_localize(None).to_numpy().astype("datetime64[s]")
+    return dates
+
+
+def date_axis(axes: Any) -> None:
+    """Write the dates of an axis once, in the shortest form that tells the ticks apart."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(minticks=3, maxticks=7)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.xaxis.get_offset_text().set_fontsize(8)
 
 
 def errors_figure(by_step: Mapping[str, Tensor], by_channel: Tensor, channels: Sequence[str]) -> Figure:

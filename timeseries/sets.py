@@ -10,7 +10,15 @@ import pandas as pd
 import torch
 
 from core.errors import InputError, MissingError
-from timeseries.data import MarkedHistory, SeriesDataModule, SeriesSpec, WindowDataModule, Windows, float_rows
+from timeseries.data import (
+    MarkedHistory,
+    SeriesDataModule,
+    SeriesSpec,
+    WindowDataModule,
+    Windows,
+    WindowSet,
+    float_rows,
+)
 from timeseries.feature_map import time_marks
 from timeseries.files import Series
 
@@ -28,17 +36,36 @@ class CSVSeries(SeriesDataModule):
 
     Args:
         path: the file; not needed for ``predict`` with ``predict_path``.
-        channels: columns to read, in this order; by default all but the date.
+        channels: columns to read, in this order; by default all but the date, the series column, and the columns that
+            are known ahead.
+        series_column: column that names the series of each row, for a file with several series one below the other.
         kwargs: arguments of :class:`SeriesDataModule`.
     """
 
-    def __init__(self, path: str | None = None, *, channels: Sequence[str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        channels: Sequence[str] | None = None,
+        series_column: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.path = Path(path) if path else None
         self.columns = channels
+        self.series_column = series_column
 
     def read(self) -> Series:
-        """Read the series of the file.
+        """Read the series of the file, or the first one.
+
+        Raises:
+            MissingError: if no file was given, or it is missing.
+            InputError: if the file cannot be used.
+        """
+        return self.read_all()[0]
+
+    def read_all(self) -> list[Series]:
+        """Read all series of the file.
 
         Raises:
             MissingError: if no file was given, or it is missing.
@@ -46,7 +73,16 @@ class CSVSeries(SeriesDataModule):
         """
         if self.path is None:
             raise MissingError("no series was given; type --data.path FILE, a CSV file with a date column")
-        return self.read_file(self.path)
+        return _of_one_dtype(self.read_file(self.path))
+
+
+def _of_one_dtype(every: list[Series]) -> list[Series]:
+    """Return the series in float64 if one of them needs it, since batches mix them; the known columns alike."""
+    if any(series.values.dtype == torch.float64 for series in every):
+        every = [replace(series, values=series.values.double()) for series in every]
+    if any(series.known is not None and series.known.dtype == torch.float64 for series in every):
+        every = [replace(series, known=None if series.known is None else series.known.double()) for series in every]
+    return every
 
 
 @dataclass(frozen=True)
@@ -158,7 +194,7 @@ class GlobalWeather(WindowDataModule):
             places=tuple(tuple(place) for place in stations.tolist()),
         )
 
-    def windows(self) -> tuple[Windows, Windows, Windows]:
+    def windows(self) -> tuple[WindowSet, WindowSet, WindowSet]:
         """Return the windows of each split; the arrays stay on disk."""
         train, val, test = (self._split_windows(split) for split in SPLITS)
         return train, val, test
@@ -196,6 +232,7 @@ class GlobalWeather(WindowDataModule):
             self.pred_len,
             marks_TM=time_marks(times),
             label_len=self.label_len,
+            times=times,
         )
 
     def read_stations(self) -> np.ndarray:

@@ -1,40 +1,51 @@
 """The forecasting tasks: one for any series, and one for all stations of the papers' global system.
 
-Shapes: B windows, L steps of history, T steps of the horizon, C channels, Q quantiles, G channels of one map.
+Shapes: B windows, L steps of history, T steps of the horizon, C channels, K covariates, Q quantiles, G channels of one
+map.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
-from core.data.module import DataModule
+from core.analysis.report import print_table
+from core.data.module import DataModule, attached_data_module
 from core.data.spec import DataSpec
 from core.errors import InputError, listed
 from core.export import Exported
+from core.io.atomic import atomic_write
 from core.io.weights import load_weights, read_state_dict
 from core.training.plots import draw_figure
+from core.training.run_folder import run_folder
 from core.training.task import Backbone, EvaluationSplit, Task
+from timeseries.backtest import run_backtest
 from timeseries.blend import SHARES, Blend
 from timeseries.corrformer import PUBLISHED, GlobalArchitecture
-from timeseries.data import SeriesSpec, WindowDataModule, numbered_channels
+from timeseries.data import Place, SeriesSpec, WindowDataModule, numbered_channels
 from timeseries.feature_map import Layout, Normalize, SeriesMap
 from timeseries.global_forecaster import GlobalForecaster, freeze_output_norm
-from timeseries.metrics import Baselines, ForecastErrors, quantile_loss
-from timeseries.plots import Example, errors_figure, forecast_figure
+from timeseries.metrics import Baselines, ForecastErrors, QuantileErrors, quantile_loss, seasonal_errors
+from timeseries.plots import Example, band_name, errors_figure, forecast_figure
 from timeseries.sets import CSVSeries, GlobalSpec, GlobalWeather
+from timeseries.tables import Measured, channel_table, mean_errors, screen_table, step_table
 
 __all__ = ["ForecastHead", "ForecastTask", "GlobalForecastTask", "SeriesTask"]
 
 EXAMPLES = 6
 """Panels in a picture of forecasts; each shows one channel of one window."""
+
+SHARPNESS = 10.0
+"""How sharply forecasts bend at zero with ``nonnegative``, for each standard deviation of the channel."""
 
 
 _BATCH_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
@@ -49,8 +60,12 @@ class SeriesTask(Task):
 
     Logs ``train_loss``, ``lr``, ``val_mse`` and ``val_mae``, and ``test_mse`` and ``test_mae``. If the data come from a
     data module of this package, three baselines are measured on the same windows and logged with their name at the end,
-    as in ``val_mse_linear``: the last value, the last period, and one linear layer fitted on the training rows. After
-    each evaluation, the run folder holds ``forecasts.png`` and ``errors.png``.
+    as in ``val_mse_linear``: the last value, the last period, and one linear layer fitted on the training rows. Errors
+    that need no unit are logged too: ``val_mase``, which divides by the error of the seasonal value within the training
+    rows, and ``val_mape`` in percent, the mean over the channels without zeros and changes of sign. With a single
+    channel, ``val_mae_units`` and ``val_rmse_units`` are in the units of the file. After each evaluation, the run
+    folder holds ``forecasts.png`` and ``errors.png``, and the errors in the units of the file in
+    ``errors_by_channel.csv`` and ``errors_by_step.csv``.
     """
 
     monitor: ClassVar[str] = "val_mse"
@@ -59,15 +74,22 @@ class SeriesTask(Task):
     pipeline_tag: ClassVar[str | None] = "time-series-forecasting"
     spec_class: ClassVar[type[SeriesSpec]] = SeriesSpec
     data_class: ClassVar[type[DataModule]] = CSVSeries
+    metric_unit: ClassVar[str] = "standard deviations"
+    """What the errors of the metrics are measured in."""
     spec: SeriesSpec
 
     def __init__(self, backbone: Backbone, **kwargs: Any) -> None:
         super().__init__(backbone, **kwargs)
         self.baselines: Baselines | None = None
+        self.series_names = [""]
+        self.seasonal_scale = np.full((1, len(self.spec.channels)), np.nan)
+        self.one_sign = np.zeros(len(self.spec.channels), dtype=bool)
         self.errors = nn.ModuleDict({"model": self._new_errors()})
-        self.coverage = MeanMetric()
+        self.quantiles: tuple[float, ...] = ()
+        self.quantile_errors: QuantileErrors | None = None
         self.examples: list[Example] = []
         self.batches_seen = 0
+        self.windows_seen = 0
 
     @property
     def channel_names(self) -> list[str]:
@@ -105,6 +127,7 @@ class SeriesTask(Task):
         """
         for name in self.fixed_by_model():
             _check_equal(name, model=getattr(self.spec, name), data=getattr(theirs, name))
+        _check_covariates(self.spec, theirs)
         self.check_channels(theirs.channels)
         if not self.knows_data and theirs.channels:
             self.adopt_spec(theirs)
@@ -158,18 +181,22 @@ class SeriesTask(Task):
             self.check_channels(data.channels)
             return
 
+        parts = data.training_parts()
         baselines = Baselines(
-            data.training_rows(),
+            parts,
             self.spec.seq_len,
             self.spec.pred_len,
             self.spec.period,
         )
         self.baselines = baselines.to(self.device)
-        for name in self.baseline_names:
+        self.series_names = data.series_names()
+        self.seasonal_scale = seasonal_errors(parts, data.season())
+        self.one_sign = data.has_one_sign()
+        for name in ("model", *self.baseline_names):
             self.errors[name] = self._new_errors()
 
     def _new_errors(self) -> ForecastErrors:
-        return ForecastErrors(self.spec.pred_len, len(self.spec.channels)).to(self.device)
+        return ForecastErrors(self.spec.pred_len, len(self.spec.channels), len(self.series_names)).to(self.device)
 
     # The flow
 
@@ -181,6 +208,10 @@ class SeriesTask(Task):
     def in_metric_units(self, error_BTC: Tensor) -> Tensor:
         """Convert errors from the units of the data to those of the metrics."""
         raise NotImplementedError
+
+    def unit(self) -> Tensor:
+        """Return what one unit of the metrics is in the units of the tables, (C,)."""
+        return torch.ones(len(self.spec.channels), device=self.device)
 
     def point_forecast(self, output: Tensor) -> Tensor:
         """Return the forecast (B, T, C) whose errors are measured."""
@@ -194,34 +225,70 @@ class SeriesTask(Task):
         if self.baselines is not None:
             forecasts |= self.baselines(_history(raw))
         for name, metric in self._metrics().items():
-            metric.update(self.in_metric_units(forecasts[name] - target))
-        if output.ndim == 4:
-            inside = (target >= output[..., 0]) & (target <= output[..., -1])
-            self.coverage.update(inside.double().mean(), weight=len(target))
+            self.measure(metric, split, forecasts[name], target)
+        if self.quantile_errors is not None:
+            self.quantile_errors.update(output, target)
+
+    def measure(self, metric: ForecastErrors, split: EvaluationSplit, forecast: Tensor, target: Tensor) -> None:
+        """Add the errors of one forecast (B, T, C) to a metric."""
+        error = forecast - target
+        # The channels without a zero were found in the data; in the others, a value may be zero.
+        one_sign = torch.from_numpy(self.one_sign).to(error.device)
+        relative = torch.where(one_sign, error.abs() / torch.where(one_sign, target.abs(), 1), 0)
+        data = self._window_data()
+        series = None
+        if data is not None and len(self.series_names) > 1:
+            series = data.series_of(split, self._indices(len(target)))
+        metric.update(self.in_metric_units(error), relative, series)
+
+    def _indices(self, count: int) -> list[int]:
+        """Return the indices in their split of the next windows of this process; see ``DistributedSampler``."""
+        first = self.windows_seen
+        return [i * self.trainer.world_size + self.trainer.global_rank for i in range(first, first + count)]
+
+    def _window_data(self) -> WindowDataModule | None:
+        """Return the data module of the run, if it knows where its windows lie."""
+        data = attached_data_module(self.trainer) if self._trainer is not None else None
+        return data if isinstance(data, WindowDataModule) else None
+
+    def _place(self, split: EvaluationSplit, window: int) -> Place:
+        """Return where a window of the next batch of this process lies."""
+        data = self._window_data()
+        return Place(0, "", None) if data is None else data.place(split, self._indices(window + 1)[-1])
 
     def keep_examples(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Any) -> None:
-        """Keep one channel of the first window of some batches; in ``predict``, several channels of one window."""
+        """Keep one channel of the first window of some batches; in ``predict``, channels of the first windows."""
         history = _history(raw)
         channels = history.shape[2]
         if split == "predict":
-            if not self.examples:
-                for channel in range(min(EXAMPLES, channels)):
-                    self._keep(history[0], output[0], None, channel)
-            return
-
-        every = max(1, self.batch_count(split) // EXAMPLES)
-        if self.batches_seen % every == 0 and len(self.examples) < EXAMPLES:
-            self._keep(history[0], output[0], target[0], len(self.examples) % channels)
+            for i in range(len(history)):
+                for channel in range(channels):
+                    if len(self.examples) < EXAMPLES:
+                        self._keep(history[i], output[i], None, channel, self._place(split, i))
+        else:
+            every = max(1, self.batch_count(split) // EXAMPLES)
+            if self.batches_seen % every == 0 and len(self.examples) < EXAMPLES:
+                self._keep(history[0], output[0], target[0], len(self.examples) % channels, self._place(split, 0))
         self.batches_seen += 1
+        self.windows_seen += len(history)
 
-    def _keep(self, x_LC: Tensor, forecast: Tensor, y_TC: Tensor | None, channel: int) -> None:
+    def _keep(self, x_LC: Tensor, forecast: Tensor, y_TC: Tensor | None, channel: int, place: Place) -> None:
+        name = self.channel_names[channel]
         example = Example(
-            title=self.channel_names[channel],
+            title=f"{place.name}: {name}" if place.name else name,
             history=_copy(x_LC[:, channel]),
             forecast=_copy(forecast[:, channel]),
             truth=None if y_TC is None else _copy(y_TC[:, channel]),
+            times=place.times,
+            band=band_name(self.quantiles) if self.quantiles else "",
+            middle=self.middle if self.quantiles else None,
         )
         self.examples.append(example)
+
+    @property
+    def middle(self) -> int:
+        """Index of the quantile nearest to the median."""
+        return min(range(len(self.quantiles)), key=lambda i: abs(self.quantiles[i] - 0.5))
 
     def report(self, split: EvaluationSplit) -> None:
         """Log the errors, draw them and the kept forecasts, and reset both."""
@@ -231,6 +298,7 @@ class SeriesTask(Task):
             draw_figure(self.trainer, "forecasts", partial(forecast_figure, list(self.examples)))
         self.examples.clear()
         self.batches_seen = 0
+        self.windows_seen = 0
 
     def _report_errors(self, split: EvaluationSplit) -> None:
         results = {name: metric.compute() for name, metric in self._metrics().items()}
@@ -238,21 +306,107 @@ class SeriesTask(Task):
             suffix = "" if name == "model" else f"_{name}"
             for kind in ("mse", "mae"):
                 self.log(f"{split}_{kind}{suffix}", values[kind].float(), prog_bar=not suffix)
-        if self.coverage.update_called:
-            self.log(f"{split}_coverage", self.coverage.compute())
+        quantiles = None if self.quantile_errors is None else self.quantile_errors.compute()
+        if quantiles is not None:
+            self.log(f"{split}_coverage", quantiles["coverage"].mean().float())
+            pinball = self.in_metric_units(quantiles["pinball"].reshape(self._sizes()))
+            self.log(f"{split}_pinball", pinball.mean().float())
+
+        measured = {name: self._measured(values) for name, values in results.items()}
+        if quantiles is not None:
+            measured["model"] = replace(
+                measured["model"],
+                pinball=(pinball * self.unit()).cpu().numpy(),
+                coverage=quantiles["coverage"].reshape(self._sizes()).cpu().numpy(),
+            )
+        for kind, value in mean_errors(measured["model"]).items():
+            name = {"mae": "mae_units", "rmse": "rmse_units", "mape_percent": "mape"}.get(kind, kind)
+            has_one_unit = kind not in ("mae", "rmse") or len(self.spec.channels) == 1
+            if has_one_unit and np.isfinite(value):
+                self.log(f"{split}_{name}", value)
 
         if not self.trainer.sanity_checking:
             # torchmetrics turns a tensor of one number into a scalar
             by_step = {name: values["by_step"].reshape(-1).cpu() for name, values in results.items()}
             by_channel = results["model"]["by_channel"].reshape(-1).cpu()
             draw_figure(self.trainer, "errors", partial(errors_figure, by_step, by_channel, self.channel_names))
+            if self.trainer.is_global_zero:
+                self._write_tables(split, measured)
 
-        self.coverage.reset()
+        if self.quantile_errors is not None:
+            self.quantile_errors.reset()
         for metric in self._metrics().values():
             metric.reset()
 
+    def _sizes(self) -> tuple[int, int]:
+        """Return (T, C)."""
+        return self.spec.pred_len, len(self.spec.channels)
+
+    def _measured(self, values: Mapping[str, Tensor]) -> Measured:
+        """Return the errors of one forecast in the units of the tables."""
+        shape = (len(self.series_names), *self._sizes())
+        unit = self.unit().double().cpu()
+        scale = self.in_metric_units(torch.from_numpy(self.seasonal_scale).to(self.device)).cpu() * unit
+        return Measured(
+            absolute=(values["absolute"].reshape(shape).cpu() * unit).numpy(),
+            squared=(values["squared"].reshape(shape).cpu() * unit.square()).numpy(),
+            relative=values["relative"].reshape(shape).cpu().numpy(),
+            scale=scale.numpy(),
+            one_sign=self.one_sign,
+            windows=values["windows"].reshape(-1).cpu().numpy(),
+        )
+
+    def _write_tables(self, split: EvaluationSplit, measured: Mapping[str, Measured]) -> None:
+        """Write the errors in the units of the file as tables, and print those by channel after a test."""
+        column = self.spec.series_column or "series"
+        by_channel = channel_table(measured, self.channel_names, self.series_names, column)
+        folder = run_folder(self.trainer)
+        if folder is not None:
+            tables = {"errors_by_channel": by_channel, "errors_by_step": step_table(measured, self.channel_names)}
+            for name, table in tables.items():
+                with atomic_write(folder / f"{name}.csv") as unfinished:
+                    table.to_csv(unfinished, index=False, float_format="%.6g")
+        if split != "test":
+            return
+
+        print_table(*screen_table(by_channel))
+        left_out = [name for name, keeps in zip(self.channel_names, self.one_sign, strict=True) if not keeps]
+        if left_out and self.baselines is not None:
+            rank_zero_info(f"MAPE is left out for channels with zeros or changes of sign: {listed(left_out)}")
+
     def _metrics(self) -> dict[str, ForecastErrors]:
         return {name: cast(ForecastErrors, metric) for name, metric in self.errors.items()}
+
+    # Backtests
+
+    def backtest(self, data: DataModule, folder: Path, *, stride: int | None = None) -> None:
+        """Forecast from many origins over the test part, and write the errors beside those of the baselines.
+
+        Args:
+            data: a data module of this package.
+            folder: folder for ``backtest.csv`` and ``backtest.png``.
+            stride: number of steps from one origin to the next; by default that of the horizon.
+
+        Raises:
+            InputError: if the stride is below 1, or the data contradict the model.
+        """
+        if not isinstance(data, WindowDataModule):
+            raise InputError(f"backtest needs a data module of series, and {type(data).__name__} is none")
+        data.prepare_data()
+        data.setup("test")
+        self.use_spec(data.spec())
+        self.use_data(data, "test")
+        assert self.baselines is not None
+
+        self.eval()
+        stride = self.spec.pred_len if stride is None else stride
+        result = run_backtest(self, self.baselines, data, self.seasonal_scale, stride)
+        with atomic_write(folder / "backtest.csv") as unfinished:
+            result.table(self.spec.series_column or "series").to_csv(unfinished, index=False, float_format="%.7g")
+        with atomic_write(folder / "backtest.png") as unfinished:
+            result.figure().savefig(unfinished, dpi=120, format="png")
+        print_table(*result.summary())
+        print(f"{len(result.origins)} origins, {stride} steps apart; wrote {folder}/backtest.csv and backtest.png")
 
     # Prediction
 
@@ -317,8 +471,10 @@ class ForecastTask(SeriesTask):
                                       └──────── Linear(L, T) ───────┘
 
     ``task(x)`` takes histories (B, L, C) in the units of the file and returns forecasts (B, T, C) in the same units, or
-    (B, T, C, Q) with ``quantiles``. Errors are logged in standard deviations of the training rows. With quantiles, they
-    are those of the quantile nearest to 0.5, and ``val_coverage`` is the share of values between the outermost two.
+    (B, T, C, Q) with ``quantiles``. If the data have covariates, ``task(x, covariates)`` takes those of history and
+    horizon too, (B, L + T, K), as :class:`timeseries.covariates.Covariates` makes them. Errors are logged in standard
+    deviations of the training rows. With quantiles, they are those of the quantile nearest to 0.5, ``val_coverage`` is
+    the share of values between the outermost two, and ``val_pinball`` the mean pinball loss.
 
     Args:
         backbone: name of a LarKit or timm model, or a module without classifier.
@@ -337,8 +493,12 @@ class ForecastTask(SeriesTask):
             'last' value, or 'revin' for its mean and standard deviation, with a learned affine map.
         linear: add a linear path from history to horizon, past the backbone.
         dropout: probability of the dropout before the linear layer of the head.
-        quantiles: rising levels in (0, 1), such as [0.1, 0.5, 0.9]; each gets a forecast of its own.
-        blend: move the forecast towards the last value, as far as is best on validation.
+        quantiles: rising levels in (0, 1), such as [0.1, 0.5, 0.9]; each gets a forecast of its own, trained with the
+            pinball loss. They are sorted, so that they never cross.
+        blend: move the forecast towards the last value, as far as is best on validation; the distances between
+            quantiles stay.
+        nonnegative: let no forecast fall below zero, for sales, loads or counts. The model is trained that way: its
+            output bends smoothly towards zero.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         weights: file or Hub name of a checkpoint of this task, or of weights of the backbone alone.
         kwargs: the other arguments of :class:`core.training.Task`.
@@ -368,12 +528,11 @@ class ForecastTask(SeriesTask):
         dropout: float = 0.5,
         quantiles: Sequence[float] = (),
         blend: bool = False,
+        nonnegative: bool = False,
         backbone_args: dict[str, Any] | None = None,
         weights: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if blend and quantiles:
-            raise InputError(f"blend moves a single forecast, and quantiles={tuple(quantiles)}; leave one of them out")
         if criterion not in ("mse", "mae", "huber"):
             raise InputError(f"criterion={criterion!r}; expected 'mse', 'mae' or 'huber'")
         if any(low >= high for low, high in pairwise((0.0, *quantiles, 1.0))):
@@ -397,6 +556,8 @@ class ForecastTask(SeriesTask):
             embed_dim=embed_dim,
             group=group,
             normalize=normalize,
+            covariates=len(known.covariates.names),
+            pred_len=known.pred_len,
         )
         if isinstance(backbone, str):
             backbone_args = {"in_chans": feature_map.in_chans, "num_classes": 0, **(backbone_args or {})}
@@ -404,7 +565,9 @@ class ForecastTask(SeriesTask):
 
         self.knows_data = knows_data
         self.criterion = criterion
+        self.nonnegative = nonnegative
         self.quantiles = tuple(quantiles)
+        self.quantile_errors = self._new_quantile_errors()
         self.feature_map = feature_map
         freeze_output_norm(self.backbone)
         self.head = ForecastHead(
@@ -424,6 +587,9 @@ class ForecastTask(SeriesTask):
             nn.init.zeros_(self.linear.bias)
 
         self.blend = Blend(known.pred_len, len(known.channels)) if blend else None
+        self.quantile_candidates = nn.ModuleList()
+        if blend and self.quantiles:
+            self.quantile_candidates.extend([cast(nn.Module, self._new_quantile_errors()) for _ in SHARES])
 
         self._set_scale()
         if weights is not None:
@@ -432,10 +598,12 @@ class ForecastTask(SeriesTask):
     def _count_features(self) -> int:
         """Return the number of values in the backbone's last map."""
         self.backbone.eval()
+        maps = self.feature_map
         zeros = torch.zeros(2, self.spec.seq_len, len(self.spec.channels))
+        covariates = torch.zeros(2, maps.steps, maps.covariates) if maps.covariates else None
         try:
             with torch.no_grad():
-                return self._features(self.feature_map(zeros)[:2])[0].numel()
+                return self._features(maps(zeros, covariates)[:2])[0].numel()
         except RuntimeError as error:
             raise InputError(
                 f"the backbone does not take these maps: {error}; build it with in_chans={self.feature_map.in_chans}"
@@ -451,27 +619,76 @@ class ForecastTask(SeriesTask):
     def _set_scale(self) -> None:
         if self.spec.mean and self.spec.std:
             self.feature_map.set_scale(self.spec.mean, self.spec.std)
+        if self.spec.known_mean and self.spec.known_std:
+            self.feature_map.set_known_scale(self.spec.known_mean, self.spec.known_std)
+
+    def use_data(self, data: DataModule, stage: str) -> None:
+        """Fit the baselines on the training rows, and get ready to measure.
+
+        Raises:
+            InputError: if forecasts should not be negative, and the training rows are.
+        """
+        super().use_data(data, stage)
+        if self.blend is not None:
+            self.blend.candidates = nn.ModuleList([self._new_errors() for _ in SHARES])
+        if not self.nonnegative or stage == "predict" or not isinstance(data, WindowDataModule):
+            return
+        lowest = np.min([part.min(axis=0) for part in data.training_parts()], axis=0)
+        negative = [f"{name} ({low:g})" for name, low in zip(self.channel_names, lowest, strict=True) if low < 0]
+        if negative:
+            raise InputError(
+                f"nonnegative forecasts, but the training rows have values below zero in {listed(negative)}; leave "
+                "--model.nonnegative out, or choose columns with --data.channels"
+            )
+
+    def _new_quantile_errors(self) -> QuantileErrors | None:
+        if not self.quantiles:
+            return None
+        return QuantileErrors(self.quantiles, *self._sizes()).to(self.device)
 
     # The flow
 
-    def forward(self, x_BLC: Tensor) -> Tensor:
+    def forward(self, x_BLC: Tensor, covariates_BTK: Tensor | None = None) -> Tensor:
         """Return forecasts (B, T, C), or (B, T, C, Q) with quantiles, in the units of the file.
 
         Args:
             x_BLC: histories in the units of the file. For histories of float64 or integers the forecasts are float64,
                 which holds the digits of channels far from zero; for all others they are float32.
+            covariates_BTK: covariates (B, L + T, K) of history and horizon, if the data have some; known columns in the
+                units of the file.
         """
-        z_BLC, level = self.feature_map.standardize(x_BLC)
-        y_BTCQ = self.read(self.feature_map.to_maps(z_BLC))
+        z_BLC, level = self.feature_map.standardize(x_BLC, covariates_BTK)
+        y_BTCQ = self.read(self.feature_map.to_maps(z_BLC, level.covariates))
         if self.linear is not None:
             z_BCL = z_BLC.transpose(1, 2).to(self.linear.weight.dtype)
             y_BTCQ = y_BTCQ + self.linear(z_BCL).transpose(1, 2)[..., None]
         y_BTCQ = self.feature_map.restore(y_BTCQ, level)
-        if self.quantiles:
-            return y_BTCQ
+        if self.nonnegative:
+            y_BTCQ = self._above_zero(y_BTCQ)
 
-        y_BTC = y_BTCQ[..., 0]
-        return y_BTC if self.blend is None or self._is_fitting() else self.blend(y_BTC, x_BLC)
+        # Sorting quantiles that cross never makes their pinball loss larger (Chernozhukov et al., 2010).
+        output = y_BTCQ.sort(dim=-1).values if self.quantiles else y_BTCQ[..., 0]
+        return output if self.blend is None or self._is_fitting() else self.blended(output, x_BLC)
+
+    def _above_zero(self, y_BTCQ: Tensor) -> Tensor:
+        """Bend forecasts towards zero, by at most 0.07 standard deviations: a softplus."""
+        sharpness = SHARPNESS / self.feature_map.std[:, None]
+        return F.softplus(y_BTCQ * sharpness) / sharpness
+
+    def blended(self, output: Tensor, history: Tensor, share: float | None = None) -> Tensor:
+        """Return the output of the model, moved towards the last value of the history; quantiles move together.
+
+        Args:
+            output: (B, T, C) or (B, T, C, Q), or without B and C for a single channel.
+            history: (B, L, C), or (L,).
+            share: share of the model; by default the chosen one.
+        """
+        assert self.blend is not None
+        if not self.quantiles:
+            return self.blend(output, history, share)
+        center = output[..., self.middle]
+        moved = output + (self.blend(center, history, share) - center)[..., None]
+        return moved.clamp(min=0) if self.nonnegative else moved
 
     def _is_fitting(self) -> bool:
         """Return whether a trainer trains the model; its validation then chooses the share of the blend."""
@@ -490,6 +707,10 @@ class ForecastTask(SeriesTask):
         """Convert errors to standard deviations of the training rows."""
         return error_BTC / self.feature_map.std
 
+    def unit(self) -> Tensor:
+        """Return the standard deviation of each channel, (C,)."""
+        return self.feature_map.std
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the criterion, or with quantiles their loss, on standardized channels."""
         std = self.feature_map.std
@@ -501,25 +722,28 @@ class ForecastTask(SeriesTask):
 
     def point_forecast(self, output: Tensor) -> Tensor:
         """Return the forecast itself, or the quantile nearest to the median."""
-        if not self.quantiles:
-            return output
-        nearest = min(range(len(self.quantiles)), key=lambda i: abs(self.quantiles[i] - 0.5))
-        return output[..., nearest]
+        return output[..., self.middle] if self.quantiles else output
 
     def update_metrics(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Tensor) -> None:
         """Add the errors of the model and of the baselines and, to choose the blend, of each share of the model."""
         super().update_metrics(split, raw, output, target)
-        if self.blend is not None and self._is_fitting():
-            for share, errors in zip(SHARES, self.blend.candidates, strict=True):
-                forecast = self.blend(output, _history(raw), share)
-                cast(ForecastErrors, errors).update(self.in_metric_units(forecast - target))
+        if self.blend is None or not self._is_fitting():
+            return
+        for i, share in enumerate(SHARES):
+            forecast = self.blended(output, _history(raw), share)
+            self.measure(cast(ForecastErrors, self.blend.candidates[i]), split, self.point_forecast(forecast), target)
+            if self.quantiles:
+                cast(QuantileErrors, self.quantile_candidates[i]).update(forecast, target)
 
     def report(self, split: EvaluationSplit) -> None:
         """Log and draw the errors; in training, after validation has chosen the share of the model in the blend."""
         if self.blend is not None and self._is_fitting():
             self.errors["model"] = self.blend.choose()
+            if self.quantiles:
+                chosen = SHARES.index(float(self.blend.share))
+                self.quantile_errors = cast(QuantileErrors, self.quantile_candidates[chosen])
             self.examples = [
-                replace(example, forecast=self.blend(example.forecast, example.history)) for example in self.examples
+                replace(example, forecast=self.blended(example.forecast, example.history)) for example in self.examples
             ]
             self.log("model_share", self.blend.share)
 
@@ -527,6 +751,9 @@ class ForecastTask(SeriesTask):
         if self.blend is not None:
             self.blend.reset()
             self.errors["model"] = self._new_errors()
+            self.quantile_errors = self._new_quantile_errors()
+            for candidate in self.quantile_candidates:
+                cast(QuantileErrors, candidate).reset()
 
     def channel_columns(self, name: str, forecast: Tensor) -> dict[str, list[float]]:
         """Return the column of a channel, or one for each quantile, as in ``temperature_q0.1``."""
@@ -558,6 +785,7 @@ class GlobalForecastTask(SeriesTask):
     spec_class: ClassVar[type[SeriesSpec]] = GlobalSpec
     data_class: ClassVar[type[DataModule]] = GlobalWeather
     can_export: ClassVar[bool] = False
+    metric_unit: ClassVar[str] = "units of the quantity"
     spec: GlobalSpec
 
     def __init__(
@@ -678,6 +906,18 @@ def _check_equal(name: str, *, model: int, data: int) -> None:
         raise InputError(
             f"the model has {name}={model}, the data {data}; leave --model.{name} out and set --data.{name}"
         )
+
+
+def _check_covariates(own: SeriesSpec, theirs: SeriesSpec) -> None:
+    """Raise an error if the data have other covariates than the model reads."""
+    for name in ("known", "calendar", "holidays"):
+        model, data = getattr(own, name), getattr(theirs, name)
+        if model != data:
+            given = f"[{', '.join(model)}]" if isinstance(model, tuple) else "null" if model is None else model
+            found = f"[{', '.join(data)}]" if isinstance(data, tuple) else data
+            raise InputError(
+                f"the model was built with {name}={given}, the data have {found}; set --data.{name} '{given}'"
+            )
 
 
 def _completed(spec: SeriesSpec, knows_data: bool, *, channels: int | None, **settings: int | None) -> SeriesSpec:

@@ -51,7 +51,10 @@ _SHORT = ("--pred_len", "--seq_len")
 _LEFT_OPEN = ("num_classes", "lr", "layer_decay")
 """Arguments of a task whose default, None, stands for a value that the task finds itself and stores."""
 
-_NEEDS_WEIGHTS = ("validate", "test", "predict", "export")
+_WITHOUT_RUN = ("export", "stats", "backtest")
+"""Verbs that make no run folder."""
+
+_NEEDS_WEIGHTS = ("validate", "test", "predict", "export", "backtest")
 """Verbs that make no sense with random weights."""
 
 
@@ -95,6 +98,7 @@ class LarKitCLI(LightningCLI):
             "predict": evaluation | {"return_predictions"},
             "export": {"model", "datamodule", "ckpt_path", "source"},
             "stats": {"model", "datamodule"},
+            "backtest": {"model", "datamodule", "ckpt_path"},
         }
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -348,7 +352,7 @@ class LarKitCLI(LightningCLI):
         from core.training.loggers import run_loggers  # TensorBoard takes a second to import
 
         has_other_logger = self.settings.trainer.get("logger") not in (None, True)
-        if has_other_logger or self.settings.trainer.get("barebones") or self.subcommand in ("export", "stats"):
+        if has_other_logger or self.settings.trainer.get("barebones") or self.subcommand in _WITHOUT_RUN:
             return super().instantiate_trainer(**kwargs)
 
         runs = self._runs()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -507,6 +508,19 @@ class Task(LightningModule, TaskHubMixin):
         """Build a data module that reads files and arrays as this task needs them."""
         data_class: Any = self.data_class
         return data_class.from_spec(self.spec, batch_size=batch_size, num_workers=num_workers)
+
+    def backtest(self, data: DataModule, folder: Path, *, stride: int | None = None) -> None:
+        """Forecast from many origins, and write the errors; tasks that forecast implement this.
+
+        Args:
+            data: data module with the series.
+            folder: folder for the results.
+            stride: number of steps from one origin to the next.
+
+        Raises:
+            InputError: if this task does not forecast.
+        """
+        raise InputError(f"{type(self).__name__} forecasts no series; backtest is for tasks that do")
 
     # Export
 

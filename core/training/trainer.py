@@ -1,4 +1,4 @@
-"""Lightning's trainer with two more methods: export and stats."""
+"""Lightning's trainer with three more methods: export, stats and backtest."""
 
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -19,7 +19,7 @@ __all__ = ["ExportingTrainer"]
 
 
 class ExportingTrainer(Trainer):
-    """A trainer that also exports models and measures data, for the verbs ``export`` and ``stats`` of the command."""
+    """A trainer that also exports models, measures data, and backtests, for these verbs of the command."""
 
     def stats(self, model: Task | None, datamodule: DataModule) -> dict[str, float]:
         """Measure and print statistics of the training data.
@@ -35,6 +35,36 @@ class ExportingTrainer(Trainer):
         for name, value in statistics.items():
             print(f"{name}: {value}")
         return statistics
+
+    def backtest(
+        self,
+        model: Task,
+        datamodule: DataModule,
+        stride: int | None = None,
+        output: str | None = None,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Forecast the test part of a series from many origins, and compare the errors with those of simple forecasts.
+
+        Args:
+            model: a task that forecasts.
+            datamodule: data module with the series.
+            stride: number of steps from one origin to the next; by default the length of the horizon.
+            output: folder of table and picture; by default backtest/ in the run folder of the checkpoint.
+            ckpt_path: checkpoint with the weights.
+
+        Raises:
+            InputError: if this task does not forecast, or the stride is below 1.
+        """
+        if ckpt_path is not None:
+            model.load_state_dict(TaskCheckpoint.read(ckpt_path).state_dict)
+        folder = Path("backtests", type(model).__name__)
+        if ckpt_path is not None and Path(ckpt_path).parent.name == "checkpoints":
+            folder = Path(ckpt_path).parents[1] / "backtest"
+
+        datamodule.trainer = self
+        model.to(self.strategy.root_device).eval()
+        model.backtest(datamodule, Path(output) if output else folder, stride=stride)
 
     def export(
         self,

@@ -11,7 +11,6 @@ from torch.testing import assert_close
 from training.small_runs import QUIET, metric
 
 from core.cli import main
-from core.errors import InputError
 from core.io.checkpoint import TaskCheckpoint
 from timeseries import ForecastTask
 from timeseries.blend import SHARES, Blend
@@ -48,9 +47,18 @@ def test_share_is_applied_outside_training_alone() -> None:
     assert_close(task(x), x[:, -1:].expand(-1, 6, -1))
 
 
-def test_blend_and_quantiles_contradict() -> None:
-    with pytest.raises(InputError, match="blend moves a single forecast"):
-        _task(quantiles=[0.1, 0.9])
+def test_quantiles_move_together() -> None:
+    """The middle one moves towards the last value, and the distances between quantiles stay."""
+    task, x = _task(quantiles=[0.1, 0.5, 0.9]), torch.randn(3, 24, 2)
+    assert task.blend is not None
+    torch.nn.init.normal_(task.head.projection.bias)
+    whole = task(x)
+    task.blend.share.fill_(0.25)
+    blended = task(x)
+    last = x[:, -1:]
+    assert_close(blended[..., 1], last + 0.25 * (whole[..., 1] - last))
+    assert_close(blended.diff(dim=-1), whole.diff(dim=-1), rtol=1e-3, atol=1e-5)
+    assert (whole.diff(dim=-1) > 0).all()
 
 
 def test_run_on_a_random_walk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
