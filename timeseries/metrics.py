@@ -62,10 +62,11 @@ class ForecastErrors(Metric):
         error = error_BTC.double()
         series = torch.zeros(len(error), dtype=torch.int64) if series_B is None else series_B
         series = series.to(error.device)
-        self.squared.index_add_(0, series, error.square())
-        self.absolute.index_add_(0, series, error.abs())
+        # A trainer of 16 bits has cast the states too, and sums of 16 bits would soon stop to grow.
+        self.squared = self.squared.double().index_add(0, series, error.square())
+        self.absolute = self.absolute.double().index_add(0, series, error.abs())
         if relative_BTC is not None:
-            self.relative.index_add_(0, series, relative_BTC.double())
+            self.relative = self.relative.double().index_add(0, series, relative_BTC.double())
         self.windows.index_add_(0, series, torch.ones_like(series))
 
     def compute(self) -> dict[str, Tensor]:
@@ -125,8 +126,9 @@ class QuantileErrors(Metric):
     def update(self, y_BTCQ: Tensor, target_BTC: Tensor) -> None:
         """Add the quantiles of a batch of windows, and the true values in the same units."""
         inside = (target_BTC >= y_BTCQ[..., 0]) & (target_BTC <= y_BTCQ[..., -1])
-        self.pinball += _pinball(y_BTCQ, target_BTC, self.levels).double().mean(dim=-1).sum(dim=0)
-        self.inside += inside.double().sum(dim=0)
+        loss = _pinball(y_BTCQ, target_BTC, self.levels).double()
+        self.pinball = self.pinball.double() + loss.mean(dim=-1).sum(dim=0)
+        self.inside = self.inside.double() + inside.double().sum(dim=0)
         self.windows += len(target_BTC)
 
     def compute(self) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal, cast
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -372,7 +371,7 @@ class SeriesTask(Task):
         print_table(*screen_table(by_channel))
         left_out = [name for name, keeps in zip(self.channel_names, self.one_sign, strict=True) if not keeps]
         if left_out and self.baselines is not None:
-            rank_zero_info(f"MAPE is left out for channels with zeros or changes of sign: {listed(left_out)}")
+            print(f"MAPE is left out for channels with zeros or changes of sign: {listed(left_out)}")
 
     def _metrics(self) -> dict[str, ForecastErrors]:
         return {name: cast(ForecastErrors, metric) for name, metric in self.errors.items()}

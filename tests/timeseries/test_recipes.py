@@ -62,7 +62,7 @@ def test_recipe_reads_the_public_file(name: str, tmp_path: Path) -> None:
     data = CSVSeries(**args | {"path": str(path)})
     data.setup("fit")
     _, _, rows, channels, splits = FILES[name]
-    assert len(data.series()) == rows
+    assert len(data.series()[0]) == rows
     assert list(data.spec().channels) == channels
     sets = (data.train_set, data.val_set, data.test_set)
     found = tuple(len(windows) + data.pred_len - 1 for windows in sets)  # type: ignore[arg-type]
@@ -73,6 +73,6 @@ def test_recipe_reads_the_public_file(name: str, tmp_path: Path) -> None:
 def test_forecasts_of_weather_go_on_after_the_last_date(tmp_path: Path) -> None:
     path = tmp_path / "weather.csv"
     _table("weather").tail(200).to_csv(path, index=False)
-    series = CSVSeries(str(path), in_order=True).series()
+    series = CSVSeries(str(path), in_order=True).series()[0]
     last = pd.Timestamp(_dates("weather")[-1])
     assert [time - last for time in series.ahead(2)] == [pd.Timedelta(minutes=10), pd.Timedelta(minutes=20)]

@@ -96,9 +96,9 @@ def test_columns_that_name_no_series(column: str | None, change: dict[str, Any],
 
 
 def test_series_of_other_steps_are_refused(tmp_path: Path) -> None:
-    hours, days = _stores(tmp_path / "a.csv", {"x": 40}), _stores(tmp_path / "b.csv", {"y": 40}, freq="D")
+    hours, days = _stores(tmp_path / "a.csv", {"x": 40}), _stores(tmp_path / "b.csv", {"y": 40}, freq="2h")
     pd.concat([pd.read_csv(hours), pd.read_csv(days)]).to_csv(tmp_path / "c.csv", index=False)
-    with pytest.raises(InputError, match="x has steps of h, y of D; bring all series to one frequency"):
+    with pytest.raises(InputError, match="x has steps of h, y of 2h; bring all series to one frequency"):
         read_group(tmp_path / "c.csv", series_column="store")
 
 
