@@ -210,7 +210,7 @@ class SeriesMap(FeatureMap):
         covariates = self._standardized(covariates_BTK)
         effect = None
         if self.effects is not None and covariates is not None:
-            effects = self.effects(covariates.to(self.effects[0].weight.dtype)).float()
+            effects = self.effects(covariates.to(next(self.effects.parameters()).dtype)).float()
             z = z - effects[:, : self.seq_len]
             effect = effects[:, self.seq_len :]
 

@@ -43,9 +43,6 @@ __all__ = ["ForecastHead", "ForecastTask", "GlobalForecastTask", "SeriesTask"]
 EXAMPLES = 6
 """Panels in a picture of forecasts; each shows one channel of one window."""
 
-SHARPNESS = 10.0
-"""How sharply forecasts bend at zero with ``nonnegative``, for each standard deviation of the channel."""
-
 
 _BATCH_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 """Lightning's precisions that cast the batches too, and the dtype they get."""
@@ -393,7 +390,7 @@ class SeriesTask(Task):
             raise InputError(f"backtest needs a data module of series, and {type(data).__name__} is none")
         data.prepare_data()
         data.setup("test")
-        self.use_spec(data.spec())
+        self.use_spec(cast(SeriesSpec, data.spec()))
         self.use_data(data, "test")
         assert self.baselines is not None
 
@@ -496,8 +493,7 @@ class ForecastTask(SeriesTask):
             pinball loss. They are sorted, so that they never cross.
         blend: move the forecast towards the last value, as far as is best on validation; the distances between
             quantiles stay.
-        nonnegative: let no forecast fall below zero, for sales, loads or counts. The model is trained that way: its
-            output bends smoothly towards zero.
+        nonnegative: cut forecasts off at zero, for sales, loads or counts; the loss sees them as they are.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         weights: file or Hub name of a checkpoint of this task, or of weights of the backbone alone.
         kwargs: the other arguments of :class:`core.training.Task`.
@@ -662,17 +658,12 @@ class ForecastTask(SeriesTask):
             z_BCL = z_BLC.transpose(1, 2).to(self.linear.weight.dtype)
             y_BTCQ = y_BTCQ + self.linear(z_BCL).transpose(1, 2)[..., None]
         y_BTCQ = self.feature_map.restore(y_BTCQ, level)
-        if self.nonnegative:
-            y_BTCQ = self._above_zero(y_BTCQ)
 
         # Sorting quantiles that cross never makes their pinball loss larger (Chernozhukov et al., 2010).
         output = y_BTCQ.sort(dim=-1).values if self.quantiles else y_BTCQ[..., 0]
+        if self.nonnegative and not self.training:  # in training, a value cut off at zero would have no gradient
+            output = output.clamp(min=0)
         return output if self.blend is None or self._is_fitting() else self.blended(output, x_BLC)
-
-    def _above_zero(self, y_BTCQ: Tensor) -> Tensor:
-        """Bend forecasts towards zero, by at most 0.07 standard deviations: a softplus."""
-        sharpness = SHARPNESS / self.feature_map.std[:, None]
-        return F.softplus(y_BTCQ * sharpness) / sharpness
 
     def blended(self, output: Tensor, history: Tensor, share: float | None = None) -> Tensor:
         """Return the output of the model, moved towards the last value of the history; quantiles move together.
