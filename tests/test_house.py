@@ -160,6 +160,7 @@ def test_environment_names_what_pyproject_names() -> None:
         project["dependencies"]
         + extras["export"]
         + extras["tune"]
+        + extras["holidays"]
         + extras["speech"]
         + extras["openmmlab"]
         + [d for d in extras["test"] if not d.startswith("larkit")]
