@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Backtest", "run_backtest"]
 
+ORIGINS = 6
+"""Most forecasts in the picture."""
+FAR = 4.0
+"""How many times the error of the model a forecast has that does not set the height of an axis."""
+
 
 @dataclass(frozen=True)
 class Backtest:
@@ -103,69 +108,69 @@ class Backtest:
         return ["forecast", f"MAE ({self.unit_name})", "MASE", "origins where the model is better"], rows
 
     def figure(self) -> Figure:
-        """Draw the forecasts of one channel over the test part, and the errors by origin and by step ahead."""
+        """Draw the last forecasts of one channel, and the errors by origin and by step ahead."""
         figure = new_figure(10, 9)
         forecasts, by_origin, by_step = figure.subplots(3, 1, height_ratios=[3, 2, 2])
         self._draw_forecasts(forecasts)
-        self._draw_by_origin(by_origin)
 
-        steps = range(1, self.truth.shape[1] + 1)
-        for i, name in enumerate(self.forecasts):
-            marker = "." if len(steps) == 1 else None  # a line needs two points
-            by_step.plot(steps, self.by_step(name), label=name, marker=marker, **_style(i))
-        by_step.set(xlabel="steps ahead", ylabel=f"MAE ({self.unit_name})", ylim=(0, None))
-        by_step.legend(fontsize=8, ncols=len(self.forecasts))
-        for axes in (by_origin, by_step):
-            axes.grid(alpha=0.3)
+        errors = {name: pd.Series(self.by_origin(name)).groupby(self.origins).mean() for name in self.forecasts}
+        self._draw_errors(by_origin, {name: (mean.index.to_numpy(), mean.to_numpy()) for name, mean in errors.items()})
+        by_origin.set_xlabel("origin")
+        self._date_axis(by_origin)
+
+        steps = np.arange(1, self.truth.shape[1] + 1)
+        self._draw_errors(by_step, {name: (steps, self.by_step(name)) for name in self.forecasts})
+        by_step.set_xlabel("steps ahead")
+        by_origin.legend(fontsize=8, ncols=len(self.forecasts))
         return figure
 
     def _draw_forecasts(self, axes: Any) -> None:
-        """Draw truth and forecasts of the first channel of the first series, from origins a horizon apart."""
-        steps = self.truth.shape[1]
+        """Draw truth and forecasts of the first channel of the first series, from the last origins a horizon apart."""
         model, *_ = self.forecasts
-        last = None
-        for n in np.flatnonzero(self.of_series == 0):
-            if last is not None and self.times[n, 0] <= last:
-                continue
-            is_first = last is None
-            last = self.times[n, -1]
-            marker = "." if steps == 1 else None
-            axes.plot(self.times[n], self.truth[n, :, 0], color="black", lw=1, label="truth" if is_first else None)
-            axes.plot(
-                self.times[n],
-                self.forecasts[model][n, :, 0],
-                color="tab:blue",
-                lw=1.5,
-                marker=marker,
-                label="forecast" if is_first else None,
-            )
-            axes.axvline(self.times[n, 0], color="0.85", lw=0.6, zorder=0)
+        chosen: list[int] = []
+        for n in np.flatnonzero(self.of_series == 0)[::-1]:
+            if len(chosen) < ORIGINS and (not chosen or self.times[n, -1] < self.times[chosen[-1], 0]):
+                chosen.append(int(n))
+
+        marker = "." if self.truth.shape[1] == 1 else None  # a line needs two points
+        for i, n in enumerate(reversed(chosen)):
+            times = self.times[n]
+            labels = ("truth", "forecast", band_name(self.levels) if self.levels else "") if i == 0 else (None,) * 3
+            axes.plot(times, self.truth[n, :, 0], color="black", lw=1, marker=marker, label=labels[0])
+            forecast = self.forecasts[model][n, :, 0]
+            axes.plot(times, forecast, color="tab:blue", lw=1.5, marker=marker, label=labels[1])
+            axes.axvline(times[0], color="0.8", lw=0.8, zorder=0)
             if self.quantiles is not None:
                 low, high = self.quantiles[n, :, 0, 0], self.quantiles[n, :, 0, -1]
-                label = band_name(self.levels) if is_first else None
-                axes.fill_between(self.times[n], low, high, color="tab:blue", alpha=0.2, lw=0, label=label)
+                axes.fill_between(times, low, high, color="tab:blue", alpha=0.2, lw=0, label=labels[2])
+
         name = f"{self.series[0]}: {self.channels[0]}" if self.series[0] else str(self.channels[0])
-        axes.set_title(f"{plain(name)}, forecast anew from each origin (gray)", fontsize=9)
+        origins = int((self.of_series == 0).sum())
+        axes.set_title(f"{plain(name)}, forecast anew at each gray line (the last of {origins} origins)", fontsize=9)
         axes.legend(fontsize=8, ncols=3)
         self._date_axis(axes)
 
-    def _draw_by_origin(self, axes: Any) -> None:
-        """Draw the mean error of all series that have a forecast from an origin."""
-        for i, name in enumerate(self.forecasts):
-            means = pd.Series(self.by_origin(name)).groupby(self.origins).mean()
-            marker = "." if len(means) < 40 else None
-            axes.plot(means.index.to_numpy(), means.to_numpy(), label=name, marker=marker, **_style(i))
-        axes.set(xlabel="origin", ylabel=f"MAE ({self.unit_name})", ylim=(0, None))
-        self._date_axis(axes)
+    def _draw_errors(self, axes: Any, lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Draw errors; a forecast that is far worse than the model does not set the height of the axis."""
+        model, *_ = lines
+        usual = [name for name in lines if lines[name][1].mean() <= FAR * lines[model][1].mean()]
+        for i, (name, (x, errors)) in enumerate(lines.items()):
+            axes.plot(
+                x,
+                errors,
+                label=name if name in usual else f"{name} (mean {errors.mean():.3g}, mostly above the axis)",
+                marker="." if len(x) < 40 else None,
+                color="tab:blue" if i == 0 else f"C{i}",
+                lw=2.0 if i == 0 else 1.2,
+                ls="-" if i == 0 else "--",
+            )
+        highest = max(float(lines[name][1].max()) for name in usual)
+        axes.set(ylabel=f"MAE ({self.unit_name})", ylim=(0, 1.1 * highest if highest > 0 else None))
+        axes.grid(alpha=0.3)
 
     def _date_axis(self, axes: Any) -> None:
         if self.times.dtype.kind == "M":
             date_axis(axes)
-
-
-def _style(i: int) -> dict[str, Any]:
-    """Return how the line of a forecast looks: a thick one for the model, the first."""
-    return {"color": "tab:blue" if i == 0 else f"C{i}", "lw": 2.0 if i == 0 else 1.2, "ls": "-" if i == 0 else "--"}
 
 
 @torch.no_grad()
