@@ -46,7 +46,6 @@ class AudioSpec(DataSpec):
         target_length: width of a map, in frames; None until it is chosen by the lengths of the training recordings.
         mean: mean of the log-mel values of the training data; None until it is measured.
         std: standard deviation of these values; None until it is measured.
-        multi_label: whether a recording may have any number of labels.
         overlap: share in [0, 1) of a window that the next one repeats, for recordings that are longer than a map.
 
     Raises:
@@ -60,7 +59,6 @@ class AudioSpec(DataSpec):
     target_length: int | None = 128
     mean: float | None = None
     std: float | None = None
-    multi_label: bool = False
     overlap: float = 0.5
 
     def __post_init__(self) -> None:
@@ -115,11 +113,6 @@ class AudioDataModule(SampleDataModule):
     Raises:
         InputError: if an option is out of range, or only one of ``mean`` and ``std`` is given.
     """
-
-    spec_only = ("classes", "multi_label")
-
-    multi_label = False
-    """Whether a recording may have several labels; data sets that know it override this."""
 
     def __init__(
         self,

@@ -1,19 +1,18 @@
 """Audio data sets: class folders, Speech Commands, ESC-50, and tables in the layout of AudioSet."""
 
-import csv
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from audio.data import AudioDataModule
 from core.data.folders import Labeled, class_files
 from core.data.labeled import FolderDataModule
 from core.data.samples import Splits
+from core.data.tables import read_csv, to_target
 from core.errors import InputError, MissingError
 
 __all__ = ["ESC50", "WORDS", "AudioFolder", "AudioTable", "SpeechCommands"]
@@ -116,7 +115,7 @@ class ESC50(AudioDataModule):
             InputError: if the table is not in UTF-8, or a column or a number is missing.
         """
         table = self.root / "meta" / "esc50.csv"
-        rows = _read_csv(table, ("filename", "fold", "target", "category"), numbers=("fold", "target"))
+        rows = read_csv(table, ("filename", "fold", "target", "category"), numbers=("fold", "target"))
         names = {int(row["target"]): row["category"] for row in rows}
         classes = [names[label] for label in sorted(names)]
 
@@ -176,7 +175,7 @@ class AudioTable(AudioDataModule):
             MissingError: if a file is missing.
             InputError: if a file does not have the layout, or a label is unknown.
         """
-        rows = _read_csv(self.labels_csv, ("index", "mid", "display_name"), numbers=("index",))
+        rows = read_csv(self.labels_csv, ("index", "mid", "display_name"), numbers=("index",))
         rows.sort(key=lambda row: int(row["index"]))
         classes = [row["display_name"] for row in rows]
         label_of = {row["mid"]: i for i, row in enumerate(rows)}
@@ -226,32 +225,7 @@ class AudioTable(AudioDataModule):
         if not self.multi_label:
             return label_of[names[0]]
 
-        target_K = torch.zeros(len(label_of))
-        target_K[[label_of[name] for name in names]] = 1
-        return target_K
-
-
-def _read_csv(path: Path, columns: Sequence[str], *, numbers: Sequence[str]) -> list[dict[str, str]]:
-    """Read the rows of a CSV file, and check its columns, some of which hold whole numbers from 0."""
-    if not path.is_file():
-        raise MissingError(f"there is no {path}; expected a CSV file with the columns {', '.join(columns)}")
-
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # Excel writes a byte-order mark at the beginning of a file
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not in UTF-8: {error}; save it in that encoding") from error
-
-    reader = csv.DictReader(text.splitlines())
-    if not set(columns) <= set(reader.fieldnames or ()):
-        raise InputError(f"{path} has the columns {reader.fieldnames}; expected {', '.join(columns)}")
-
-    rows = list(reader)
-    for row in rows:
-        for name in numbers:
-            if not (row[name] or "").isdigit():
-                raise InputError(f"{path} has {name}={row[name]!r} in the row {row}; expected a whole number from 0")
-
-    return rows
+        return to_target([label_of[name] for name in names], len(label_of))
 
 
 def _read_weights(path: Path, count: int) -> list[float]:

@@ -3,24 +3,22 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import compress
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from audio.augment import mix_waveforms, noise_and_roll, spec_augment
 from audio.data import AudioDataModule, AudioSpec, Waves
 from audio.feature_map import LogMel, cut_windows, pad_waves
-from audio.metrics import tagging_metrics
 from core.data.module import DataModule
 from core.data.spec import DataSpec
 from core.errors import InputError
 from core.export import Exported
 from core.training.classification import ClassificationTask
+from core.training.tagging import tagging_metrics
 from core.training.task import Backbone, EvaluationSplit
 
 __all__ = ["AudioClassifier"]
@@ -38,8 +36,8 @@ class AudioClassifier(ClassificationTask):
     are averaged.
 
     Also logs ``val_mAP``, ``val_auc`` and ``val_dprime``, which are means over the classes, each class against the
-    rest, and the same for the test split. With several labels, there is no ``val_acc``, and ``val_mAP`` chooses the
-    best checkpoint. The default augmentation is the one published for Speech Commands.
+    rest, and the same for the test split, also if a recording has one label. The default augmentation is the one
+    published for Speech Commands.
 
     Args:
         backbone: name of a LarKit or timm model, or a module that takes one channel.
@@ -73,7 +71,7 @@ class AudioClassifier(ClassificationTask):
         num_classes: int | None = None,
         *,
         spec: DataSpec | Mapping[str, Any] | None = None,
-        criterion: Literal["bce", "ce"] = "bce",
+        criterion: Literal["bce", "ce"] | None = "bce",
         label_smoothing: float = 0.0,
         mixup: float = 0.6,
         frequency_mask: int = 48,
@@ -98,27 +96,20 @@ class AudioClassifier(ClassificationTask):
             backbone,
             num_classes,
             spec=spec,
+            criterion=criterion,
             label_smoothing=label_smoothing,
             backbone_args=backbone_args,
             **kwargs,
         )
-        self.criterion = criterion
         self.mix_probability = mixup
         self.frequency_mask = frequency_mask
         self.time_mask = time_mask
         self.noise = noise
         self.roll = roll
 
-        self._check_criterion(self.spec)
-        self.use_metrics(tagging_metrics(self.num_classes))
         self.top1 = nn.ModuleDict(
             {split: MulticlassAccuracy(self.num_classes, average="micro") for split in ("val", "test")}
         )
-
-    @classmethod
-    def chosen_by(cls, args: Mapping[str, Any]) -> tuple[str, str]:
-        """Return ``val_acc`` or, for several labels, ``val_mAP``, since there is no accuracy then."""
-        return ("val_mAP", "max") if args.get("multi_label") else super().chosen_by(args)
 
     # What the task knows about its data
 
@@ -144,7 +135,7 @@ class AudioClassifier(ClassificationTask):
             InputError: if the classes, the settings of the maps or their statistics differ.
         """
         super().use_spec(theirs)
-        for name in ("sample_rate", "num_mels", "frame_length", "frame_shift", "target_length", "multi_label"):
+        for name in ("sample_rate", "num_mels", "frame_length", "frame_shift", "target_length"):
             self._refuse_other(name, theirs)
         self.store_spec(replace(self.spec, overlap=theirs.overlap))
 
@@ -165,16 +156,6 @@ class AudioClassifier(ClassificationTask):
                 f"the model was trained with {name}={own}, and the data have {name}={other}; leave --data.{name} out, "
                 f"or type --data.{name} {own}"
             )
-
-    def adopt_spec(self, theirs: DataSpec) -> None:
-        """Adopt the specification of the data if the criterion suits it."""
-        self._check_criterion(self.to_spec(theirs))
-        super().adopt_spec(theirs)
-
-    def _check_criterion(self, spec: AudioSpec) -> None:
-        """Raise an error if the criterion does not suit recordings with several labels."""
-        if spec.multi_label and self.criterion == "ce":
-            raise InputError("a recording may have several labels (multi_label), which needs criterion='bce', not 'ce'")
 
     # The flow
 
@@ -218,24 +199,7 @@ class AudioClassifier(ClassificationTask):
             parts.append(self.read(self.to_maps(padded)))
 
         logits_NK = torch.cat(parts)
-        return torch.stack([self._mean_logits(own_NK) for own_NK in logits_NK.split(counts)])
-
-    def _mean_logits(self, logits_NK: Tensor) -> Tensor:
-        """Return the logits (K,) whose probabilities are the mean over N windows.
-
-        The mean is computed with logarithms of probabilities, which stay exact near probabilities of 0 and 1.
-        """
-        if len(logits_NK) == 1:
-            return logits_NK[0]
-
-        logits_NK = logits_NK.float()
-        if self.criterion == "ce":
-            return logits_NK.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(logits_NK))
-
-        # The logit of a probability p is log(p) - log(1 - p), from which the division by N cancels.
-        log_yes_K = F.logsigmoid(logits_NK).logsumexp(dim=0)
-        log_no_K = F.logsigmoid(-logits_NK).logsumexp(dim=0)
-        return log_yes_K - log_no_K
+        return torch.stack([self.mean_logits(own_NK) for own_NK in logits_NK.split(counts)])
 
     def augment_batch(self, raw: Any, target: Tensor) -> tuple[Waves, Tensor]:
         """Mix waveforms; the targets become (B, num_classes) float.
@@ -250,7 +214,7 @@ class AudioClassifier(ClassificationTask):
             wave_BT = raw
             lengths_B = torch.full((len(raw),), raw.shape[1])
 
-        target_BK = self._one_hot(target).float()
+        target_BK = self.one_hot(target).float()
         mixed_BT, target_BK = mix_waveforms(wave_BT.float(), lengths_B, target_BK, probability=self.mix_probability)
         return Waves(mixed_BT, lengths_B), target_BK
 
@@ -265,37 +229,17 @@ class AudioClassifier(ClassificationTask):
         x = noise_and_roll(x, noise=self.noise, roll=self.roll)
         return x.to(maps.dtype), target
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the criterion with label smoothing: the mean over the batch and, for 'bce', also over the classes.
-
-        Args:
-            output: logits (B, num_classes).
-            target: labels (B,) int64, or (B, num_classes) float in [0, 1].
-        """
-        return self._criterion(output, target, self.label_smoothing)
-
-    def evaluation_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the criterion without smoothing, which is logged as ``val_loss`` and ``test_loss``."""
-        return self._criterion(output, target, 0.0)
-
-    def _criterion(self, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
-        """Return the criterion; ``smoothing`` is the share of the target that is spread over all classes."""
-        if self.criterion == "ce":
-            return F.cross_entropy(logits, target, label_smoothing=smoothing)
-
-        target_BK = self._one_hot(target).to(logits)
-        target_BK = target_BK * (1 - smoothing) + smoothing / self.num_classes
-        return F.binary_cross_entropy_with_logits(logits, target_BK)
-
-    def _one_hot(self, target: Tensor) -> Tensor:
-        """Turn labels (B,) into targets (B, num_classes) of 0 and 1; targets of that shape stay as they are."""
-        return F.one_hot(target, self.num_classes) if target.ndim == 1 else target
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        """Turn logits (B, num_classes) into probabilities in [0, 1], which add up to 1 only for 'ce'."""
-        return output.float().sigmoid() if self.criterion == "bce" else output.float().softmax(dim=1)
-
     # Metrics
+
+    def build_scores(self) -> MetricCollection:
+        """Return the means over the classes, each class against the rest."""
+        return tagging_metrics(self.num_classes)
+
+    def update_scores(self, scores: MetricCollection, output: Tensor, target: Tensor) -> None:
+        """Add one batch to the metrics and, unless there are several labels, to the confusion matrix."""
+        scores.update(self.probabilities(output), self.one_hot(target).long())
+        if not self.spec.multi_label:
+            self.confusion.update(output, target)
 
     def update_metrics(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Tensor) -> None:
         """Add one batch to the metrics of a split, among them the accuracy unless there are several labels."""
@@ -303,35 +247,13 @@ class AudioClassifier(ClassificationTask):
         if not self.spec.multi_label:
             cast(Metric, self.top1[split]).update(output, target)
 
-    def update_scores(self, scores: MetricCollection, output: Tensor, target: Tensor) -> None:
-        """Add one batch to the tagging metrics and the confusion matrix."""
-        scores.update(self.probabilities(output), self._one_hot(target).long())
-        if not self.spec.multi_label:
-            self.confusion.update(output, target)
-
     def log_metrics(self, split: EvaluationSplit) -> None:
-        """Log the loss and the metrics of a split; the progress bar shows the accuracy or, without one, the others."""
-        several = self.spec.multi_label
-        self.log(f"{split}_loss", cast(Metric, self.losses[split]), batch_size=1)
-        if not several:
+        """Log the loss and the metrics of a split, among them the accuracy unless there are several labels."""
+        super().log_metrics(split)
+        if not self.spec.multi_label:
             self.log(f"{split}_acc", cast(Metric, self.top1[split]), prog_bar=split == "val", batch_size=1)
-        self.log_dict(cast(Any, self.scores[split]), prog_bar=several and split == "val", batch_size=1)
 
     # Pictures
-
-    def report(self, split: EvaluationSplit) -> None:
-        """Draw the examples and, unless there are several labels, the confusion matrix."""
-        super().report("predict" if self.spec.multi_label else split)
-
-    def is_wrong(self, label: Tensor, target: Tensor) -> Tensor:
-        """Return which predicted labels (B,) are none of the recording's labels, (B,) bool."""
-        if not self.spec.multi_label:
-            return super().is_wrong(label, target)
-        return target.gather(1, label[:, None])[:, 0] < 0.5
-
-    def truths(self, target: Tensor) -> list[str]:
-        """Return the names of the true classes; with several labels none, since a title has no room for them."""
-        return [] if self.spec.multi_label else super().truths(target)
 
     def show(self, raw: Any) -> Tensor:
         """Return the maps (N, 1, F, T), each scaled to [0, 1], with low frequencies at the bottom.
@@ -344,13 +266,3 @@ class AudioClassifier(ClassificationTask):
         high = maps.amax(dim=(1, 2, 3), keepdim=True)
         scaled = (maps - low) / (high - low).clamp(min=1e-6)
         return scaled.flip(2)
-
-    # Prediction
-
-    def rows(self, output: Tensor, names: Any) -> dict[str, list[Any]]:
-        """Return the file, the most probable class and its probability, and with several labels all above 0.5."""
-        columns = super().rows(output, names)
-        if self.spec.multi_label:
-            is_probable = (self.probabilities(output) > 0.5).tolist()
-            columns["labels"] = [";".join(compress(self.class_names, row)) for row in is_probable]
-        return columns

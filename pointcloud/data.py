@@ -88,6 +88,7 @@ class PointDataModule(SampleDataModule):
             num_points=self.num_points,
             normalize=self.normalize,
             y_up=self.y_up,
+            multi_label=self.multi_label,
         )
 
     def find(self, path: Path) -> list[Path]:
@@ -98,6 +99,8 @@ class PointDataModule(SampleDataModule):
         """Return the dataset of a split; for training, it has only ``shots`` clouds of each class if that is set."""
         is_training = split == "train"
         if is_training and self.shots is not None:
+            if self.multi_label:
+                raise InputError(f"shots={self.shots} counts clouds of one class each; leave it out for several labels")
             samples = few_shots(samples, self.shots)
         return Clouds(samples, self.load_points, train=is_training, skip_broken=self.skip_broken)
 

@@ -15,7 +15,7 @@ from core.backbones import LargeKernelNet
 from core.data.spec import DataSpec
 from core.errors import InputError
 from core.export import Exported
-from core.training.classification import ClassificationTask, accuracies
+from core.training.classification import ClassificationTask
 from core.training.plots import Examples
 from core.training.task import Backbone
 from pointcloud.augment import Poses
@@ -114,7 +114,6 @@ class PointCloudClassifier(ClassificationTask):
             raise InputError(f"poses={poses}: {error}; expected fields of pointcloud.augment.Poses") from error
 
         self._apply_frozen(is_loaded=bool(kwargs.get("weights") or kwargs.get("pretrained")))
-        self.use_metrics(_scores(self.num_classes))
         self.examples = Examples(size=16, columns=4, width=3.0)
 
     # The model
@@ -214,8 +213,18 @@ class PointCloudClassifier(ClassificationTask):
         features = _pooled_features(self.backbone, images)
         return self.cls_head(features.unflatten(0, (-1, self.num_views)).flatten(1))
 
+    def build_scores(self) -> MetricCollection:
+        """Return the metrics of a split, with the mean class accuracy unless there are several labels."""
+        scores = super().build_scores()
+        if not self.spec.multi_label:
+            scores.add_metrics({"macc": MeanClassAccuracy(self.num_classes)})
+        return scores
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the cross entropy of logits (B, num_classes) and labels (B,), smoothed over the other classes only."""
+        """Return the criterion; the cross entropy of labels (B,) is smoothed over the other classes only."""
+        if self.uses_bce:
+            return super().loss(output, target)
+
         # torch spreads the smoothing over all classes, so the true class gets a part of it back.
         smoothing = self.label_smoothing * self.num_classes / (self.num_classes - 1)
         return F.cross_entropy(output, target, label_smoothing=smoothing)
@@ -230,7 +239,7 @@ class PointCloudClassifier(ClassificationTask):
             InputError: if the data have other classes.
         """
         super().use_spec(theirs)
-        self.store_spec(replace(theirs, classes=self.spec.classes))
+        self.store_spec(replace(theirs, classes=self.spec.classes, multi_label=self.spec.multi_label))
         self.feature_map.load_points = theirs.load_points
         self.feature_map.num_points = theirs.num_points
         self.feature_map.normalize = theirs.normalize
@@ -288,13 +297,6 @@ def _pooled_features(backbone: Any, images: Tensor) -> Tensor:
 
     has_channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
     return features.mean(dim=(1, 2) if has_channels_last else (2, 3))
-
-
-def _scores(num_classes: int) -> MetricCollection:
-    """Return the metrics overall accuracy, mean class accuracy and, with ten or more classes, top-5 accuracy."""
-    scores = accuracies(num_classes)
-    scores.add_metrics({"macc": MeanClassAccuracy(num_classes)})
-    return scores
 
 
 def _tiles(views: Tensor) -> Tensor:

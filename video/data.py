@@ -73,7 +73,7 @@ class VideoDataModule(SampleDataModule):
         InputError: if ``mean`` or ``std`` do not have one value for each channel, or an option is out of range.
     """
 
-    spec_only = ("classes", "mode")
+    spec_only = ("classes", "multi_label", "mode")
 
     def __init__(
         self,
@@ -137,6 +137,7 @@ class VideoDataModule(SampleDataModule):
             test_views=self.test_views,
             test_crops=self.test_crops,
             short_side=self.short_side,
+            multi_label=self.multi_label,
         )
 
     def find(self, path: Path) -> list[Source]:

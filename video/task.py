@@ -91,28 +91,27 @@ class VideoClassifier(PixelClassification):
             frames: clips (B, T, 3, H, W) or views (B, V, T, 3, H, W), float in [0, 1] or uint8.
 
         Returns:
-            Logits (B, num_classes); for views, the logarithm of their mean probabilities.
+            Logits (B, num_classes); for views, those of their mean probabilities.
         """
         if frames.ndim == 5:
             return self.read(self.to_maps(frames))
 
         # One view after another, since a batch of all views would need V times the memory.
-        probabilities = [self.probabilities(self(view)) for view in frames.unbind(dim=1)]
-        return torch.stack(probabilities).mean(dim=0).log()
+        return self.mean_logits(torch.stack([self(view) for view in frames.unbind(dim=1)]))
 
     def augment_batch(self, raw: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Erase and mix training clips.
 
         Args:
             raw: clips (B, T, 3, H, W), or N augmented clips of each video (B, N, T, 3, H, W).
-            target: labels (B,).
+            target: labels (B,), or (B, num_classes) of 0 and 1.
 
         Returns:
             Clips (B * N, T, 3, H, W), each of which counts as a sample, and their targets.
         """
         clips = raw
         if clips.ndim == 6:
-            target = target.repeat_interleave(clips.shape[1])
+            target = target.repeat_interleave(clips.shape[1], dim=0)
             clips = clips.flatten(0, 1)
 
         if self.erasing > 0:
@@ -126,7 +125,7 @@ class VideoClassifier(PixelClassification):
         return maps, target
 
     def mix(self, mixup: Mixup, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix an even number of clips (B, T, C, H, W) and their labels (B,), which become targets (B, num_classes)."""
+        """Mix an even number of clips (B, T, C, H, W) and their targets, which become (B, num_classes)."""
         # timm mixes images (B, C, H, W), so the frames of a clip become channels.
         mixed, mixed_target = mixup(maps.flatten(1, 2), target)
         return mixed.view_as(maps), mixed_target

@@ -93,7 +93,14 @@ class ImageDataModule(SampleDataModule):
 
     def settings(self) -> ImageSpec:
         """Return the size, crop, mode and statistics."""
-        return ImageSpec(size=self.size, mode=self.mode, mean=self.mean, std=self.std, crop=self.crop)
+        return ImageSpec(
+            size=self.size,
+            mode=self.mode,
+            mean=self.mean,
+            std=self.std,
+            crop=self.crop,
+            multi_label=self.multi_label,
+        )
 
     def find(self, path: Path) -> list[Path]:
         """Find all images below a folder; a path to an image gives that image alone."""

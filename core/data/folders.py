@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from core.data.samples import Splits, divide_in_folds, hold_out
+from core.data.samples import Sample, Samples, Splits, divide_in_folds, hold_out, labels_of
 from core.errors import InputError, MissingError, listed
 
 __all__ = ["ClassFolders", "Labeled", "class_files", "find_files"]
@@ -278,27 +278,43 @@ class ClassFolders:
                         f"to _{folder.name} to leave it out"
                     )
 
-    def _hold_out(self, classes: Sequence[str], files: Labeled) -> tuple[Labeled, Labeled]:
-        """Divide the training files into those to train on and those held out for validation."""
-        labels = [label for _, label in files]
-        counts = Counter(labels)
+    def hold_out(
+        self, classes: Sequence[str], samples: Samples, *, source: Path | None, remedy: str, reason: str
+    ) -> tuple[list[Sample], list[Sample]]:
+        """Divide training samples into those to train on and those held out for validation, as the options say.
+
+        Args:
+            classes: class names in the order of their labels.
+            samples: (source, target) pairs of all training files.
+            source: the folder or table that lists the files.
+            remedy: what the user can add besides files, for messages.
+            reason: why samples are held out, for messages.
+
+        Raises:
+            InputError: if a class has too few files.
+        """
+        targets = [target for _, target in samples]
+        counts = Counter(label for target in targets for label in labels_of(target))
         for label, name in enumerate(classes):
             if counts[label] < 2:
-                folder = self._folder(self.val_split)
                 raise InputError(
-                    f"class {name!r} has one file, too few to hold one out for validation; add files, or a folder "
-                    f"{folder}"
+                    f"class {name!r} has one file, too few to hold one out for validation; add files, or {remedy}"
                 )
 
         if self.folds:
-            divided = divide_in_folds(labels, self.folds)
+            divided = divide_in_folds(targets, self.folds)
             held_out = divided.pop(self.fold)
-            rank_zero_info(f"Fold {self.fold} of {self.folds}: {len(held_out)} of {len(files)} files are held out")
-            return [files[i] for fold in divided for i in fold], [files[i] for i in held_out]
+            rank_zero_info(f"Fold {self.fold} of {self.folds}: {len(held_out)} of {len(samples)} files are held out")
+            return [samples[i] for fold in divided for i in fold], [samples[i] for i in held_out]
 
-        kept, held_out = hold_out(labels, self.val_share)
+        kept, held_out = hold_out(targets, self.val_share)
         rank_zero_info(
-            f"{self.root} has no folder {self.val_split}: {len(held_out)} of its {len(files)} files are held out for "
-            "validation, the same share of each class and the same files in every run"
+            f"{source} {reason}: {len(held_out)} of its {len(samples)} files are held out for validation, the same "
+            "share of each class and the same files in every run"
         )
-        return [files[i] for i in kept], [files[i] for i in held_out]
+        return [samples[i] for i in kept], [samples[i] for i in held_out]
+
+    def _hold_out(self, classes: Sequence[str], files: Samples) -> tuple[list[Sample], list[Sample]]:
+        folder = self._folder(self.val_split)
+        remedy = f"a folder {folder}"
+        return self.hold_out(classes, files, source=self.root, remedy=remedy, reason=f"has no folder {self.val_split}")

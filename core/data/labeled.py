@@ -20,8 +20,9 @@ from torch.utils.data import Dataset
 
 from core.data.folders import ClassFolders
 from core.data.module import DataModule
-from core.data.samples import Samples, Splits, named
+from core.data.samples import Samples, Splits, labels_of, named
 from core.data.spec import DataSpec
+from core.data.tables import LabelTable
 from core.errors import InputError
 
 __all__ = ["FolderDataModule", "SampleDataModule", "Split"]
@@ -41,10 +42,16 @@ class SampleDataModule(DataModule):
         batch_size: samples for each process and step.
         num_workers: processes that load data, for each training process; 0 loads in the training process.
         drop_last: leave out the incomplete last training batch.
+        min_epoch_steps: an epoch goes over a small training set several times, until it has this many steps.
+        balance: b in [0, 1]: a training sample whose class has n samples is drawn with the weight n^-b; 0 takes each
+            sample once. Of several labels, the rarest one counts.
     """
 
-    spec_only: ClassVar[tuple[str, ...]] = ("classes",)
+    spec_only: ClassVar[tuple[str, ...]] = ("classes", "multi_label")
     """Fields of the specification that are not arguments of the data module."""
+
+    multi_label = False
+    """Whether a sample may have several labels; data sets that know it override this."""
 
     def __init__(
         self,
@@ -180,6 +187,8 @@ class SampleDataModule(DataModule):
 class FolderDataModule(SampleDataModule):
     """Class folders: ``root/train/<class>/<file>`` and ``root/val/<class>/<file>``, or ``root/<class>/<file>``.
 
+    With ``labels_csv``, the labels stand in a table instead, see :class:`core.data.tables.LabelTable`.
+
     Labels follow the sorted class names. ``root/test`` is the test split; without it, the validation split is used.
     Without ``root/val``, a share of each class is held out of the training files, and a message says so. Folders whose
     names begin with an underscore are left out. Evaluation needs no training folder.
@@ -188,6 +197,9 @@ class FolderDataModule(SampleDataModule):
 
     Args:
         root: folder of the data; only ``predict`` works without it.
+        labels_csv: CSV file with the columns ``file`` (relative to ``root``, or else to this file) and ``labels``, and
+            perhaps ``split``, instead of class folders.
+        multi_label: whether a file of ``labels_csv`` may have any number of labels, separated by ';'.
         train_split: name of the training folder.
         val_split: name of the validation folder.
         val_share: share of each class held out when there is no validation folder.
@@ -198,6 +210,7 @@ class FolderDataModule(SampleDataModule):
 
     Attributes:
         folders: the class folders, which list the files.
+        table: the table of labels, which lists the files if it was given.
     """
 
     pattern: ClassVar[str] = "*"
@@ -207,6 +220,8 @@ class FolderDataModule(SampleDataModule):
         self,
         root: str | None = None,
         *,
+        labels_csv: str | None = None,
+        multi_label: bool = False,
         train_split: str = "train",
         val_split: str = "val",
         val_share: float = 0.1,
@@ -215,6 +230,13 @@ class FolderDataModule(SampleDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if multi_label and labels_csv is None:
+            raise InputError(
+                "multi_label=True, and class folders give each file one label; type --data.labels_csv FILE, a CSV file "
+                "with the columns file, labels, or leave multi_label out"
+            )
+
+        self.multi_label = multi_label
         self.folders = ClassFolders(
             root=Path(root) if root else None,
             find=self.find,
@@ -225,6 +247,9 @@ class FolderDataModule(SampleDataModule):
             folds=folds,
             fold=fold or 0,
         )
+        self.table: LabelTable | None = None
+        if labels_csv is not None:
+            self.table = LabelTable(Path(labels_csv), self.folders, multi_label)
 
     def check_data(self) -> None:
         """Check the folder that defines the classes.
@@ -233,46 +258,50 @@ class FolderDataModule(SampleDataModule):
             MissingError: if the folder is missing, or one of its class folders is empty.
             InputError: if a folder looks like a split under another name.
         """
-        self.folders.check()
+        (self.table or self.folders).check()
 
     def prepare_data(self) -> None:
         """Check the files to predict on or the data set; ``fit`` needs training files."""
         super().prepare_data()
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            self.folders.check_training()
+            (self.table or self.folders).check_training()
 
     def setup(self, stage: str | None = None) -> None:
         """List the files of all splits; ``fit`` needs training files."""
         if stage in ("fit", None):
-            self.folders.check_training()
+            (self.table or self.folders).check_training()
         super().setup(stage)
 
     def splits(self) -> Splits:
         """List the files of all splits."""
-        return self.folders.split()
+        return (self.table or self.folders).split()
 
 
 def _class_weights(splits: Splits, balance: float) -> list[float] | None:
-    """Return the weight of each training sample, or None if the classes are even or samples have several labels.
+    """Return the weight of each training sample, or None if the classes are even.
+
+    A sample with several labels has the weight of its rarest one, as in repeat factor sampling (LVIS, CVPR 2019), and
+    samples without a label count as a class of their own.
 
     Args:
-        splits: the splits, with labels that count from 0.
+        splits: the splits, with labels that count from 0, or targets (K,).
         balance: b in the weight n^-b of a sample whose class has n of them.
     """
-    labels = [label for _, label in splits.train]
-    if not all(isinstance(label, int | np.integer) for label in labels):
+    if not all(isinstance(target, int | np.integer | Tensor) for _, target in splits.train):
         return None
 
-    counts = Counter(labels)
+    labels: list[Sequence[int | None]] = [labels_of(target) or [None] for _, target in splits.train]
+    counts: Counter[int | None] = Counter(label for own in labels for label in own)
     if not counts or max(counts.values()) <= _EVEN * min(counts.values()):
         return None
 
     rarest, commonest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    names = ["no label" if label is None else splits.classes[label] for label in (rarest, commonest)]
     rank_zero_info(
-        f"The classes have {counts[rarest]} ({splits.classes[rarest]}) to {counts[commonest]} "
-        f"({splits.classes[commonest]}) training samples; rare ones are drawn more often (--data.balance {balance})"
+        f"The classes have {counts[rarest]} ({names[0]}) to {counts[commonest]} ({names[1]}) training samples; rare "
+        f"ones are drawn more often (--data.balance {balance})"
     )
-    return [counts[label] ** -balance for label in labels]
+    return [min(counts[label] for label in own) ** -balance for own in labels]
 
 
 def _to_array(item: Any) -> np.ndarray:

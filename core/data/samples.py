@@ -1,6 +1,7 @@
 """Samples and splits of a data set: sources and targets, reading them, skipping broken ones, hold-out splits."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -21,6 +22,7 @@ __all__ = [
     "collate_found",
     "divide_in_folds",
     "hold_out",
+    "labels_of",
     "named",
     "read_or_skip",
     "source_name",
@@ -40,9 +42,10 @@ class Splits:
 
     Attributes:
         classes: class names in the order of their labels.
-        train: (source, label) pairs of the training split.
-        val: (source, label) pairs of the validation split.
-        test: (source, label) pairs of the test split.
+        train: (source, target) pairs of the training split. A target is a label or, if a sample may have several
+            labels, (K,) float32 of 0 and 1.
+        val: (source, target) pairs of the validation split.
+        test: (source, target) pairs of the test split.
     """
 
     classes: Sequence[str]
@@ -152,17 +155,27 @@ def collate_found(samples: Sequence[Any], kind: str, collate: Callable[[list[Any
     return collate(found) if found else EmptyBatch(kind)
 
 
-def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
+def labels_of(target: Any) -> list[int]:
+    """Return the labels of a sample: one, or all at which its target (K,) is 1."""
+    return target.nonzero()[:, 0].tolist() if isinstance(target, Tensor) and target.ndim else [int(target)]
+
+
+def hold_out(labels: Sequence[int] | Sequence[Tensor], share: float) -> tuple[list[int], list[int]]:
     """Hold out a share of each class, with a fixed seed.
 
     Args:
-        labels: class of each sample.
+        labels: class of each sample, or targets (K,) of samples with several labels. Of these, about the share of each
+            class is held out.
         share: share to hold out, in (0, 1). Of each class, at least one sample is held out and at least one is kept. If
             a class has a single sample, it is kept.
 
     Returns:
         The sorted indices of the samples to keep, and those of the held-out samples.
     """
+    if _have_several(labels):
+        kept, held_out = _divide_several([labels_of(target) for target in labels], [1 - share, share])
+        return _with_every_class(kept, held_out, labels)
+
     indices_of_class = _indices_of_classes(labels)
     generator = np.random.default_rng(0)
     held_out: set[int] = set()
@@ -175,16 +188,19 @@ def hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]
     return kept, sorted(held_out)
 
 
-def divide_in_folds(labels: Sequence[int], folds: int) -> list[list[int]]:
+def divide_in_folds(labels: Sequence[int] | Sequence[Tensor], folds: int) -> list[list[int]]:
     """Divide samples into folds, with a fixed seed; each class is divided evenly.
 
     Args:
-        labels: class of each sample.
+        labels: class of each sample, or targets (K,) of samples with several labels.
         folds: number of folds.
 
     Returns:
         The sorted indices of the samples of each fold.
     """
+    if _have_several(labels):
+        return _divide_several([labels_of(target) for target in labels], [1 / folds] * folds)
+
     indices_of_class = _indices_of_classes(labels)
     generator = np.random.default_rng(0)
     divided: list[list[int]] = [[] for _ in range(folds)]
@@ -196,12 +212,85 @@ def divide_in_folds(labels: Sequence[int], folds: int) -> list[list[int]]:
     return [sorted(fold) for fold in divided]
 
 
-def _indices_of_classes(labels: Sequence[int]) -> dict[int, list[int]]:
+def _indices_of_classes(labels: Sequence[Any]) -> dict[int, list[int]]:
     """Return the indices of the samples of each class."""
     indices_of_class: dict[int, list[int]] = {}
     for i, label in enumerate(labels):
         indices_of_class.setdefault(label, []).append(i)
     return indices_of_class
+
+
+def _have_several(labels: Sequence[Any]) -> bool:
+    return bool(labels) and isinstance(labels[0], Tensor) and labels[0].ndim > 0
+
+
+def _divide_several(labels: Sequence[Sequence[int]], shares: Sequence[float]) -> list[list[int]]:
+    """Divide samples with several labels into parts, by iterative stratification (Sechidis et al., ECML 2011).
+
+    The label with the fewest samples left comes first. Each of its samples goes into the part that lacks most samples
+    of this label and, among those, most samples in all. Samples without a label come last.
+
+    Args:
+        labels: labels of each sample.
+        shares: share of each part; they add up to 1.
+
+    Returns:
+        The sorted indices of the samples of each part.
+    """
+    order = np.random.default_rng(0).permutation(len(labels)).tolist()
+    left: dict[int, set[int]] = {}
+    for i in order:
+        for label in labels[i]:
+            left.setdefault(label, set()).add(i)
+
+    # Samples that each part still lacks, of each label and in all
+    lacking = {label: [share * len(members) for share in shares] for label, members in left.items()}
+    lacking_in_all = [share * len(labels) for share in shares]
+    place = {i: rank for rank, i in enumerate(order)}
+    parts: list[list[int]] = [[] for _ in shares]
+
+    def put(i: int, wanted: Sequence[float]) -> None:
+        part = max(range(len(shares)), key=lambda j: (wanted[j], lacking_in_all[j]))
+        parts[part].append(i)
+        lacking_in_all[part] -= 1
+        for label in labels[i]:
+            lacking[label][part] -= 1
+            left[label].discard(i)
+
+    while any(left.values()):
+        rarest = min((label for label in left if left[label]), key=lambda label: (len(left[label]), label))
+        for i in sorted(left[rarest], key=place.__getitem__):
+            put(i, lacking[rarest])
+    for i in order:
+        if not labels[i]:
+            put(i, lacking_in_all)
+
+    return [sorted(part) for part in parts]
+
+
+def _with_every_class(kept: list[int], held_out: list[int], targets: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Move samples so that each class of two samples or more is held out once, and above all each class is kept once.
+
+    Args:
+        kept: indices of the samples to keep.
+        held_out: indices of the held-out samples.
+        targets: targets (K,) of all samples.
+
+    Returns:
+        The sorted indices of both.
+    """
+    labels = [labels_of(target) for target in targets]
+    for source, other, fewest in ((kept, held_out, 2), (held_out, kept, 1)):
+        counts = Counter(label for i in source for label in labels[i])
+        found = {label for i in other for label in labels[i]}
+        for label in sorted(counts):
+            if counts[label] >= fewest and label not in found:
+                moved = next(i for i in source if label in labels[i])
+                source.remove(moved)
+                other.append(moved)
+                counts.subtract(labels[moved])
+                found.update(labels[moved])
+    return sorted(kept), sorted(held_out)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ class DataSpec:
 
     Attributes:
         classes: class names in the order of the labels; empty if there are no classes.
+        multi_label: whether a sample may have any number of these labels.
     """
 
     classes: tuple[str, ...] = ()
+    multi_label: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name as JSON values; tuples become lists."""

@@ -27,7 +27,7 @@ from core.figures import new_figure
 from core.io.atomic import atomic_write
 from core.training.plots import draw_figure
 from core.training.run_folder import run_folder
-from core.training.task import columns_to_rows
+from core.training.task import Task, columns_to_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +40,7 @@ __all__ = [
     "RunCheckpoint",
     "RunRecord",
     "SigtermCallback",
+    "best_mode",
     "from_here",
     "run_summary",
     "saved_checkpoint",
@@ -48,6 +49,9 @@ __all__ = [
 
 _BETTER = 0.02
 """Share by which a model must be better than a baseline: validation, which chose the epoch, flatters it a little."""
+
+_LOWER_IS_BETTER = ("loss", "mse", "mae", "mape", "mase", "error", "pinball", "ece")
+"""Parts of the names of metrics whose smallest value is best."""
 
 
 # What a run saves
@@ -83,7 +87,7 @@ class RunCheckpoint(_Measured, ModelCheckpoint):
         filename: name of the file, without a suffix.
         monitor: metric that chooses the best epoch; None keeps the last epoch. By default the command sets the metric
             of the task.
-        mode: whether the smallest ('min') or the largest ('max') value is best.
+        mode: whether the smallest ('min') or the largest ('max') value is best; by default 'min' for losses and errors.
         save_top_k: number of best epochs to keep; with more than one, put {epoch} into the file name. -1 keeps all.
         every_n_epochs: epochs from one checkpoint to the next.
         save_weights_only: leave out the state of the optimizer; such a run cannot be resumed.
@@ -94,7 +98,7 @@ class RunCheckpoint(_Measured, ModelCheckpoint):
         self,
         filename: str = "best",
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         save_top_k: int = 1,
         every_n_epochs: int = 1,
         save_weights_only: bool = False,
@@ -104,7 +108,7 @@ class RunCheckpoint(_Measured, ModelCheckpoint):
             dirpath=dirpath,
             filename=filename,
             monitor=monitor,
-            mode=mode,
+            mode=mode or best_mode(monitor or ""),
             save_top_k=save_top_k,
             every_n_epochs=every_n_epochs,
             save_weights_only=save_weights_only,
@@ -144,6 +148,11 @@ class RunCheckpoint(_Measured, ModelCheckpoint):
         if self.monitor is None or self.monitor.startswith("train_"):
             return False
         return bool(trainer.enable_validation) and sum(trainer.num_val_batches) > 0
+
+
+def best_mode(metric: str) -> Literal["min", "max"]:
+    """Return whether the smallest ('min') or the largest ('max') value of a metric is best, by its name."""
+    return "min" if any(part in metric for part in _LOWER_IS_BETTER) else "max"
 
 
 class RunRecord(_Measured):
@@ -432,7 +441,8 @@ def _best_epoch(trainer: Trainer) -> list[str]:
     choose = max if best.mode == "max" else min
     epoch, value = choose(points, key=lambda point: point[1])
     lines = [f"Best epoch: {epoch:g} (of 0 to {points[-1][0]:g}), {best.monitor} {value:.4g}"]
-    score = getattr(trainer.lightning_module, "monitor", best.monitor)
+    task = trainer.lightning_module
+    score = task.chosen()[0] if isinstance(task, Task) else best.monitor
     scores = dict(curves.history.get(score, []))
     if score != best.monitor and epoch in scores:
         lines[0] += f", {score} {scores[epoch]:.4g}"

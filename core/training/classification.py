@@ -1,8 +1,10 @@
 """The base of all classification tasks, whose modalities turn their data into 2D maps."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -17,6 +19,7 @@ from core.backbones.build import input_channels
 from core.data.spec import DataSpec, numbered_classes
 from core.errors import InputError
 from core.training.plots import Examples, confusion_figure, draw_figure
+from core.training.tagging import tagging_metrics
 from core.training.task import Backbone, EvaluationSplit, Task, check_class_count
 
 __all__ = ["ClassificationTask", "Confusion", "ConfusionCounts"]
@@ -34,15 +37,22 @@ class ClassificationTask(Task):
     are (raw, names). Logs ``train_loss``, ``lr``, ``val_loss``, ``val_acc`` and ``val_acc5`` (with ten or more
     classes), and the validation metrics for the test split as well.
 
-    Each evaluation draws ``confusion_matrix.png`` (up to 2000 classes) and, if the modality can show its samples,
-    ``examples.png``: samples from the whole split with the predicted class and its probability. Wrong predictions are
-    red, with the true class beside them.
+    If a sample may have several labels, which the data say (``spec.multi_label``), y is (B, num_classes) float of 0 and
+    1, and each class has a binary cross entropy of its own. ``val_mAP``, ``val_auc`` and ``val_dprime``, means over the
+    classes, take the place of the accuracies, and ``val_mAP`` chooses the best checkpoint.
+
+    Each evaluation draws ``confusion_matrix.png`` (up to 2000 classes; not for several labels) and, if the modality can
+    show its samples, ``examples.png``: samples from the whole split with the predicted class and its probability. Wrong
+    predictions are red, with the true class beside them.
 
     Args:
         backbone: name of a LarKit or timm model, or a module; its classifier gets one output for each class.
         num_classes: number of classes; taken from the data where they are known.
         spec: description of the data; the command passes it.
-        label_smoothing: share of the target that is spread over all classes.
+        criterion: 'ce' for the cross entropy over the classes, or 'bce' for the mean of the binary cross entropies of
+            the classes; by default 'bce' for several labels, which need it, and 'ce' otherwise.
+        label_smoothing: share of the target that is spread over all classes; for several labels, the target of each
+            class moves by this share towards 0.5, as in timm.
         mixup_alpha: a in mixup's distribution Beta(a, a); 0 for no mixup.
         cutmix_alpha: a in cutmix's distribution Beta(a, a); 0 for no cutmix. With both, one is drawn for each batch.
         backbone_args: arguments for ``timm.create_model`` if ``backbone`` is a name.
@@ -61,6 +71,7 @@ class ClassificationTask(Task):
         num_classes: int | None = None,
         *,
         spec: DataSpec | Mapping[str, Any] | None = None,
+        criterion: Literal["bce", "ce"] | None = None,
         label_smoothing: float = 0.1,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
@@ -75,26 +86,55 @@ class ClassificationTask(Task):
 
         super().__init__(backbone, spec=spec, backbone_args=backbone_args, **kwargs)
 
+        self.criterion = criterion
         self.label_smoothing = label_smoothing
-        self.mixup: Mixup | None = None
-        if mixup_alpha > 0 or cutmix_alpha > 0:
-            self.mixup = Mixup(
-                mixup_alpha,
-                cutmix_alpha,
-                label_smoothing=label_smoothing,
-                num_classes=self.num_classes,
-            )
+        self.mixup_alpha = mixup_alpha
+        self.cutmix_alpha = cutmix_alpha
 
+        self.mixup: Mixup | None = None
         self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
         self.scores = nn.ModuleDict()
-        self.use_metrics(accuracies(self.num_classes))
+        self.use_labels()
         self.confusion = Confusion(self.num_classes)
         self.examples = Examples()
+
+    def use_labels(self) -> None:
+        """Build what depends on whether a sample may have several labels: mixup and cutmix, and the metrics.
+
+        Raises:
+            InputError: if the criterion does not suit several labels.
+        """
+        several = self.spec.multi_label
+        if several and self.criterion == "ce":
+            raise InputError("a sample may have several labels (multi_label), which needs criterion='bce', not 'ce'")
+
+        if self.mixup_alpha > 0 or self.cutmix_alpha > 0:
+            self.mixup = Mixup(
+                self.mixup_alpha,
+                self.cutmix_alpha,
+                label_smoothing=0.0,  # the loss smooths all targets, mixed or not
+                num_classes=self.num_classes,
+                multi_label=several,
+            )
+
+        scores = self.build_scores().to(self.device)
+        self.scores["val"] = scores.clone(prefix="val_")
+        self.scores["test"] = scores.clone(prefix="test_")
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.spec.classes)
+
+    @property
+    def uses_bce(self) -> bool:
+        """Whether each class has a probability of its own, and the probabilities need not add up to 1."""
+        return self.spec.multi_label or self.criterion == "bce"
+
+    @classmethod
+    def chosen_by(cls, args: Mapping[str, Any]) -> tuple[str, str]:
+        """Return ``val_acc`` or, for several labels, ``val_mAP``, since there is no accuracy then."""
+        return ("val_mAP", "max") if args.get("multi_label") else super().chosen_by(args)
 
     def complete_spec(self, spec: Any) -> Any:
         """Number the classes if their names are not known.
@@ -160,12 +200,29 @@ class ClassificationTask(Task):
                 f"--model.backbone_args.in_chans out, or build the module with in_chans={wanted}"
             )
 
+    def use_spec(self, theirs: Any) -> None:
+        """Adopt or compare the specification of the data.
+
+        Raises:
+            InputError: if the data have other classes, or several labels where the model has one, or the reverse.
+        """
+        several = theirs.multi_label
+        if self.knows_data and theirs.classes and several != self.spec.multi_label:
+            raise InputError(
+                f"the model was trained with {_how_many(self.spec.multi_label)} for each sample, and the data have "
+                f"{_how_many(several)}; type --data.multi_label {str(self.spec.multi_label).lower()}, or start a new "
+                "run from its weights with --model.weights CHECKPOINT"
+            )
+        super().use_spec(theirs)
+
     def adopt_spec(self, theirs: DataSpec) -> None:
         """Adopt the specification of the data and rebuild the feature map from it.
 
         The new feature map has the statistics of the data, and all other values, such as trained weights, of the old.
         """
         super().adopt_spec(theirs)
+        self.use_labels()
+
         old = self.feature_map
         statistics = dict(old.named_buffers(recurse=False))
         kept = {name: value for name, value in old.state_dict().items() if name not in statistics}
@@ -176,7 +233,7 @@ class ClassificationTask(Task):
         self.check_channels()
 
     def augment_map(self, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply mixup or cutmix, which turn the labels into smoothed targets (B, num_classes) float.
+        """Apply mixup or cutmix, which turn the labels into targets (B, num_classes) float.
 
         Samples are mixed in pairs, so the last sample of an odd number is left out.
         """
@@ -187,34 +244,63 @@ class ClassificationTask(Task):
         return self.mix(self.mixup, maps[:even], target[:even])
 
     def mix(self, mixup: Mixup, maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix an even number of maps with labels (B,); return the mixed maps and their targets (B, num_classes)."""
+        """Mix an even number of maps and their targets; return the mixed maps and their targets (B, num_classes)."""
         return mixup(maps, target)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the cross entropy.
+        """Return the criterion with label smoothing: the mean over the batch and, for 'bce', also over the classes.
 
         Args:
             output: logits (B, num_classes).
-            target: labels (B,) int64, which are smoothed here, or probabilities (B, num_classes), which are taken as
-                they are.
+            target: labels (B,) int64, or (B, num_classes) float in [0, 1]; both are smoothed.
         """
-        smoothing = 0.0 if target.is_floating_point() else self.label_smoothing
-        return F.cross_entropy(output, target, label_smoothing=smoothing)
+        return self.smoothed_loss(output, target, self.label_smoothing)
 
     def evaluation_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the cross entropy without smoothing, which is logged as ``val_loss`` and ``test_loss``."""
-        return F.cross_entropy(output, target)
+        """Return the criterion without smoothing, which is logged as ``val_loss`` and ``test_loss``."""
+        return self.smoothed_loss(output, target, 0.0)
+
+    def smoothed_loss(self, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+        """Return the criterion; of the target, the share ``smoothing`` is spread over the classes."""
+        if not self.uses_bce:
+            return F.cross_entropy(logits, target, label_smoothing=smoothing)
+
+        elsewhere = 0.5 if self.spec.multi_label else 1 / self.num_classes
+        target_BK = self.one_hot(target).to(logits)
+        target_BK = target_BK * (1 - smoothing) + smoothing * elsewhere
+        return F.binary_cross_entropy_with_logits(logits, target_BK)
+
+    def one_hot(self, target: Tensor) -> Tensor:
+        """Turn labels (B,) into targets (B, num_classes) of 0 and 1; targets of that shape stay as they are."""
+        return F.one_hot(target, self.num_classes) if target.ndim == 1 else target
 
     def probabilities(self, output: Tensor) -> Tensor:
-        """Turn logits (B, num_classes) into probabilities in [0, 1]."""
-        return output.float().softmax(dim=1)
+        """Turn logits (B, num_classes) into probabilities in [0, 1], which add up to 1 only for 'ce'."""
+        return output.float().sigmoid() if self.uses_bce else output.float().softmax(dim=1)
+
+    def mean_logits(self, logits: Tensor) -> Tensor:
+        """Return the logits (..., K) whose probabilities are the mean over the parts of a sample.
+
+        The mean is computed with logarithms of probabilities, which stay exact near probabilities of 0 and 1.
+
+        Args:
+            logits: logits (N, ..., K) of N parts.
+        """
+        if len(logits) == 1:
+            return logits[0]
+
+        logits = logits.float()
+        if not self.uses_bce:
+            return logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(logits))
+
+        # The logit of a probability p is log(p) - log(1 - p), from which the division by N cancels.
+        return F.logsigmoid(logits).logsumexp(dim=0) - F.logsigmoid(-logits).logsumexp(dim=0)
 
     # Metrics
 
-    def use_metrics(self, scores: MetricCollection) -> None:
-        """Use copies of these metrics for the validation and test splits; :meth:`update_scores` updates them."""
-        self.scores["val"] = scores.clone(prefix="val_")
-        self.scores["test"] = scores.clone(prefix="test_")
+    def build_scores(self) -> MetricCollection:
+        """Return the metrics of a split: accuracies or, for several labels, means over the classes."""
+        return tagging_metrics(self.num_classes) if self.spec.multi_label else accuracies(self.num_classes)
 
     def update_metrics(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Tensor) -> None:
         """Add one batch to the loss, the scores and the confusion matrix of a split."""
@@ -223,14 +309,19 @@ class ClassificationTask(Task):
         self.update_scores(cast(MetricCollection, self.scores[split]), output, target)
 
     def update_scores(self, scores: MetricCollection, output: Tensor, target: Tensor) -> None:
-        """Add one batch to the scores and the confusion matrix."""
-        scores.update(output, target)
-        self.confusion.update(output, target)
+        """Add one batch to the scores and, unless there are several labels, to the confusion matrix."""
+        if self.spec.multi_label:
+            scores.update(self.probabilities(output), target.long())
+        else:
+            scores.update(output, target)
+            self.confusion.update(output, target)
 
     def log_metrics(self, split: EvaluationSplit) -> None:
-        """Log the loss and the scores of a split."""
+        """Log the loss and the scores of a split; the progress bar shows the accuracies or the mAP."""
         self.log(f"{split}_loss", cast(Metric, self.losses[split]), batch_size=1)
-        self.log_dict(cast(Any, self.scores[split]), prog_bar=split == "val", batch_size=1)
+        for name, metric in cast(MetricCollection, self.scores[split]).items(copy_state=False):
+            is_shown = split == "val" and not name.endswith(("_auc", "_dprime"))
+            self.log(name, metric, prog_bar=is_shown, batch_size=1)
 
     # Pictures
 
@@ -242,41 +333,58 @@ class ClassificationTask(Task):
 
         wrong = [False] * len(titles)
         if split != "predict":
-            wrong = self.is_wrong(label, target).tolist()
+            wrong = self.is_wrong(probability, label, target).tolist()
             for i, truth in enumerate(self.truths(target)):
                 if wrong[i]:
                     titles[i] += f" ({truth})"
 
         self.examples.keep(partial(self._show_some, raw), titles, wrong, self.batch_count(split))
 
-    def is_wrong(self, label: Tensor, target: Tensor) -> Tensor:
-        """Return a mask (B,) bool of the predicted labels (B,) that are wrong."""
-        return label != target
+    def is_wrong(self, probability: Tensor, label: Tensor, target: Tensor) -> Tensor:
+        """Return which predictions are wrong: none of the sample's labels, (B,) bool.
+
+        For a sample without labels, any class whose probability is above 0.5 is wrong.
+
+        Args:
+            probability: probability of the most probable class (B,).
+            label: the most probable class (B,) int64.
+            target: labels (B,) int64 or, if there are several, (B, num_classes) of 0 and 1.
+        """
+        if not self.spec.multi_label:
+            return label != target
+        has_label = target.gather(1, label[:, None])[:, 0] > 0.5
+        has_none = ~target.any(dim=1)
+        return ~has_label & ~(has_none & (probability <= 0.5))
 
     def truths(self, target: Tensor) -> list[str]:
-        """Return the names of the true classes, or an empty list if pictures do not show them."""
-        return [self.class_names[i] for i in target.tolist()]
+        """Return the names of the true classes; with several labels none, since a title has no room for them."""
+        return [] if self.spec.multi_label else [self.class_names[i] for i in target.tolist()]
 
     def _show_some(self, raw: Any, chosen: list[int]) -> Tensor | None:
         """Draw the chosen samples of a raw batch."""
         return self.show(_choose(raw, chosen))
 
     def report(self, split: EvaluationSplit) -> None:
-        """Draw the examples and the confusion matrix."""
+        """Draw the examples and, unless there are several labels, the confusion matrix."""
         self.examples.draw(self.trainer)
-        if split != "predict":
+        if split != "predict" and not self.spec.multi_label:
             self.confusion.draw(self.trainer, self.class_names)
 
     # Prediction
 
     def rows(self, output: Tensor, names: Any) -> dict[str, list[Any]]:
-        """Return the file, the most probable class and its probability for each sample."""
-        probability, label = self.probabilities(output).max(dim=1)
-        return {
+        """Return the file, the most probable class and its probability, and with several labels all above 0.5."""
+        probabilities_BK = self.probabilities(output)
+        probability, label = probabilities_BK.max(dim=1)
+        columns: dict[str, list[Any]] = {
             "file": list(names),
             "class": [self.class_names[i] for i in label.tolist()],
             "probability": [round(p, 6) for p in probability.tolist()],
         }
+        if self.spec.multi_label:
+            is_probable = (probabilities_BK > 0.5).tolist()
+            columns["labels"] = [";".join(compress(self.class_names, row)) for row in is_probable]
+        return columns
 
 
 class ConfusionCounts(MulticlassConfusionMatrix):
@@ -338,6 +446,10 @@ def accuracies(num_classes: int) -> MetricCollection:
     if num_classes >= 10:
         metrics["acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
     return MetricCollection(metrics)
+
+
+def _how_many(several: bool) -> str:
+    return "several labels" if several else "one label"
 
 
 def _choose(raw: Any, chosen: list[int]) -> Any:

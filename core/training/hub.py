@@ -495,8 +495,7 @@ def _is_plain(value: Any) -> bool:
 
 def _card_results(task: "Task", config: dict[str, Any]) -> list[EvalResult]:
     """List the metric that chose the checkpoint and the same metric on the test split, if they were measured."""
-    args = config["hyperparameters"]
-    chosen, _ = task.chosen_by({**(args.get("spec") or {}), **args})
+    chosen, _ = task.chosen()
     data = (config["data_module"] or {}).get("class_path", "unnamed data").rpartition(".")[2]
     results = []
     for name in (chosen, chosen.replace("val_", "test_")):

@@ -34,6 +34,7 @@ from core.training.callbacks import (
     RunCheckpoint,
     RunRecord,
     SigtermCallback,
+    best_mode,
     run_summary,
 )
 from core.training.folds import SeveralFolds
@@ -346,6 +347,8 @@ class LarKitCLI(LightningCLI):
             monitor, mode = _imported(self.settings.model.class_path).chosen_by(args)
             self.settings.checkpoint.monitor = monitor
             self.settings.checkpoint.mode = mode
+        elif self.settings.checkpoint.mode is None:
+            self.settings.checkpoint.mode = best_mode(self.settings.checkpoint.monitor)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, and give the run its own folder with a CSV and a TensorBoard log."""

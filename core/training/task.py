@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -552,6 +552,10 @@ class Task(LightningModule, TaskHubMixin):
         """
         return cls.monitor, cls.monitor_mode
 
+    def chosen(self) -> tuple[str, str]:
+        """Return the metric that chooses the best checkpoint of this task, and its mode."""
+        return self.chosen_by({**self.spec.to_dict(), **self.hparams})
+
     def train(self, mode: bool = True) -> Self:
         """Set train or eval mode; batch norms stay in eval mode with ``norm_eval``, and so does a frozen backbone."""
         super().train(mode)
@@ -615,8 +619,10 @@ class Task(LightningModule, TaskHubMixin):
         the epoch, and a resumed run would lack it.
         """
         trainer = self.trainer
-        chosen_by: Any = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), self)
-        monitor = str(chosen_by.monitor)
+        monitor, mode = self.chosen()
+        checkpoint: Any = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
+        if checkpoint is not None:
+            monitor, mode = checkpoint.monitor, checkpoint.mode
         every = trainer.check_val_every_n_epoch
         batches = trainer.val_check_batch or math.inf  # from one validation to the next
         validates = every == 1 and trainer.enable_validation and not math.isinf(batches)
@@ -629,7 +635,7 @@ class Task(LightningModule, TaskHubMixin):
 
         schedule = ReduceLROnPlateau(
             optimizer,
-            mode=getattr(chosen_by, "mode", self.monitor_mode),
+            mode=cast(Literal["min", "max"], mode),
             patience=patience,
             min_lr=[self.min_lr / self.lr * group["lr"] for group in optimizer.param_groups],
             eps=0.0,  # by default torch keeps rates below 1e-8, which early layers have with a layer decay

@@ -311,7 +311,7 @@ class _Base:
             has_layer_scale=is_unireplknet and bool(scale) and not starts_from_weights,
             monitor=settings.checkpoint.monitor,
             mode=settings.checkpoint.mode,
-            score=model.monitor,
+            score=model.chosen()[0],
             max_epochs=trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else math.inf,
             epoch_seconds=epoch_seconds,
             seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else 0,

@@ -128,7 +128,7 @@ def test_table_of_folds_that_is_missing_or_another(tmp_path: Path) -> None:
         data.spec()
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta" / "esc50.csv").write_text("file,fold\na.wav,1\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"has the columns \['file', 'fold'\]; expected filename, fold, target, categ"):
+    with pytest.raises(InputError, match=r"has the columns file, fold; expected filename, fold, target, categ"):
         data.spec()
 
 

@@ -16,9 +16,9 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
 from audio import AudioClassifier, AudioSpec, LogMel
-from audio.metrics import MeanAUC, MeanAveragePrecision, SensitivityIndex
 from core.data.module import DataModule
 from core.errors import InputError
+from core.training.tagging import MeanAUC, MeanAveragePrecision, SensitivityIndex
 
 QUIET: dict[str, Any] = {
     **{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False},

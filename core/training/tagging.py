@@ -1,4 +1,4 @@
-"""The metrics of tagging: means over the classes, each class against the rest."""
+"""The metrics of samples with several labels: means over the classes, each class against the rest."""
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
 
 
 class MeanAUC(MultilabelAUROC):
-    """Mean area under the ROC curve over the classes that some recordings of the split have and others do not.
+    """Mean area under the ROC curve over the classes that some samples of the split have and others do not.
 
     ``update`` takes probabilities (B, K) and labels (B, K) of 0 and 1.
     """
