@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.compliance.kaldi import get_mel_banks
 
+from core.data.memory import check_sample_memory
 from core.errors import InputError
 from core.layers.feature_map import FeatureMap
 
@@ -78,6 +79,14 @@ class LogMel(FeatureMap):
                 "must be positive, with at least two samples in a frame and at least four mels"
             )
 
+        fft_size = 1 << (window - 1).bit_length()
+        largest = max(target_length * shift + window, num_mels * target_length, num_mels * fft_size)
+        check_sample_memory(
+            4 * largest,
+            f"sample_rate={sample_rate}, num_mels={num_mels}, frame_length={frame_length}, frame_shift={frame_shift}, "
+            f"target_length={target_length}",
+        )
+
         self.sample_rate = sample_rate
         self.num_mels = num_mels
         self.frame_length = frame_length
@@ -90,7 +99,7 @@ class LogMel(FeatureMap):
 
         # As in Kaldi, frames are padded to a power of two for the Fourier transform, and no band covers its highest
         # frequency, for which a row of zeros is added.
-        self.fft_size = 1 << (window - 1).bit_length()
+        self.fft_size = fft_size
         bands_FS, _ = get_mel_banks(
             num_bins=num_mels,
             window_length_padded=self.fft_size,

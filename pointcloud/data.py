@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from core.data.labeled import SampleDataModule, Split
+from core.data.memory import check_sample_memory
 from core.data.samples import Sample, SampleDataset, Samples, collate_found
 from core.data.spec import DataSpec
 from core.errors import InputError
@@ -73,6 +74,8 @@ class PointDataModule(SampleDataModule):
                 f"load_points={load_points}, num_points={num_points}, shots={shots}; expected num_points from 1 to "
                 "load_points, from which they are sampled, and shots of at least 1 or null"
             )
+
+        check_sample_memory(3 * 8 * load_points, f"load_points={load_points}")
 
         self.load_points = load_points
         self.num_points = num_points

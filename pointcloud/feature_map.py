@@ -27,6 +27,7 @@ from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.data.memory import check_sample_memory
 from core.errors import InputError
 from core.layers.feature_map import FeatureMap
 from pointcloud.sampling import farthest_points, nearest_neighbors, take
@@ -95,6 +96,14 @@ class PointViews(FeatureMap):
                 f"trans_dim={trans_dim}; expected an img_size of at least obj_size (with fusion, a multiple of 7 such "
                 "as 224), a dim that is a multiple of 4, and neighbors and trans_dim of at least 1"
             )
+
+        features = num_points * max(neighbors * 2, dim)  # neighbors are indices of 8 bytes
+        pictures = num_views * max(dim * obj_size**2, 3 * img_size**2)
+        check_sample_memory(
+            4 * max(features, pictures),
+            f"num_points={num_points}, num_views={num_views}, obj_size={obj_size}, img_size={img_size}, "
+            f"neighbors={neighbors}, dim={dim}",
+        )
 
         self.load_points = load_points
         self.num_points = num_points

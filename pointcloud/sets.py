@@ -1,7 +1,6 @@
 """Point-cloud data sets: class folders, and ModelNet40 and ScanObjectNN in their usual layouts."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,6 +9,7 @@ import numpy as np
 
 from core.data.folders import class_files
 from core.data.labeled import FolderDataModule
+from core.data.memory import machine_memory
 from core.data.samples import Sample, Samples, Splits, Validation, source_name
 from core.errors import InputError, MissingError
 from core.io.untrusted import read_arrays
@@ -240,20 +240,13 @@ def _read_dataset(path: Path, file: Any, name: str) -> np.ndarray:
     if not is_complete:
         raise InputError(f"{path} declares {name} of shape {dataset.shape}, but holds only a part; download it again")
 
-    memory = _memory()
+    memory = machine_memory()
     if memory is not None and dataset.nbytes > memory:
         raise InputError(
             f"{path} has {name} of {dataset.nbytes / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f} GiB of "
             "memory; divide the file"
         )
     return np.asarray(dataset)
-
-
-def _memory() -> int | None:
-    """Return the size of the machine's memory in bytes, or None if Python cannot tell, as on Windows."""
-    if not hasattr(os, "sysconf"):
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class ScanObjectNN(_PublishedSet):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from core.data.images import PixelSpec, check_size
 from core.data.labeled import SampleDataModule, Split
+from core.data.memory import check_sample_memory
 from core.data.samples import SampleDataset, Samples, collate_found
 from core.errors import InputError
 from video.augment import TestCrops, TrainCrops
@@ -95,6 +96,12 @@ class VideoDataModule(SampleDataModule):
     ) -> None:
         super().__init__(**kwargs)
         check_size(size)
+        frame = 3 * size**2
+        check_sample_memory(
+            num_frames * frame * max(4, repeats, test_views * test_crops),  # a map has 4 bytes a number, raw clips 1
+            f"num_frames={num_frames}, size={size}, repeats={repeats}, test_views={test_views}, "
+            f"test_crops={test_crops}",
+        )
         if test_views < 1 or (short_side is not None and short_side < size):
             raise InputError(
                 f"test_views={test_views}, short_side={short_side}; expected 1 or more, and null or at least the size "

@@ -9,6 +9,7 @@ from PIL import ExifTags, Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from core.data.folders import find_files
+from core.data.memory import check_sample_memory
 from core.data.spec import DataSpec
 from core.errors import InputError, MissingError
 
@@ -22,6 +23,9 @@ Mode = Literal["RGB", "L"]
 
 _MAX_SIZE = 65_535
 """Largest side of a JPEG, in pixels; a larger number is a typing error."""
+
+_FLOAT = 4
+"""Bytes of a number in a map."""
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The only decoders that PIL may use. It chooses by content, and would have Ghostscript execute a PostScript file."""
@@ -51,9 +55,10 @@ class PixelSpec(DataSpec):
 
 
 def check_size(size: int) -> None:
-    """Raise an InputError if the side of an image, in pixels, is out of range."""
+    """Raise an InputError if the side of an image, in pixels, is out of range, or its map does not fit into memory."""
     if not 1 <= size <= _MAX_SIZE:
         raise InputError(f"size={size}; expected a number of pixels, 1 to {_MAX_SIZE:,}")
+    check_sample_memory(3 * size**2 * _FLOAT, f"size={size}")
 
 
 def image_files(path: Path) -> list[Path]:
