@@ -1,5 +1,6 @@
 """The base of all point-cloud data modules, which turn files and arrays into raw points."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from torch.utils.data import default_collate
 
 from core.data.labeled import SampleDataModule, Split
 from core.data.memory import check_sample_memory
-from core.data.samples import Sample, SampleDataset, Samples, collate_found
+from core.data.samples import Sample, SampleDataset, Samples, collate_found, source_name
 from core.data.spec import DataSpec
 from core.errors import InputError
 from pointcloud.feature_map import choose_points, drop_needless_digits
@@ -82,6 +83,7 @@ class PointDataModule(SampleDataModule):
         self.normalize = normalize
         self.y_up = y_up
         self.shots = shots
+        self._small_named = shared_flag()
         self.collate = partial(collate_found, kind="cloud", collate=_collate_clouds)
 
     def settings(self) -> PointSpec:
@@ -105,26 +107,44 @@ class PointDataModule(SampleDataModule):
             if self.multi_label:
                 raise InputError(f"shots={self.shots} counts clouds of one class each; leave it out for several labels")
             samples = few_shots(samples, self.shots)
-        return Clouds(samples, self.load_points, train=is_training, skip_broken=self.skip_broken)
+        return Clouds(
+            samples,
+            self.load_points,
+            train=is_training,
+            skip_broken=self.skip_broken,
+            small_named=self._small_named,
+        )
 
 
 class Clouds(SampleDataset):
     """A dataset of raw points from files and arrays, each cloud with a target.
 
     In training, every access gives other points in random order: new points of a mesh, or another random subset of a
-    larger cloud. Evaluation always reads the same points.
+    larger cloud. Evaluation always reads the same points. The points of a cloud that has too few are repeated, each as
+    often as the others or once more; a warning names the first such cloud.
 
     Args:
         samples: (cloud, target) pairs; a cloud is a file, or a pair of a name and an array (N, 3 or more).
         load_points: number of points to read from each cloud.
         train: read random points.
         skip_broken: leave out clouds that cannot be used, with a warning, instead of stopping.
+        small_named: flag (1,) bool in shared memory, which says whether a cloud with too few points was named; datasets
+            with the same flag name one in all.
     """
 
-    def __init__(self, samples: Samples, load_points: int, *, train: bool = False, skip_broken: bool = False) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        load_points: int,
+        *,
+        train: bool = False,
+        skip_broken: bool = False,
+        small_named: Tensor | None = None,
+    ) -> None:
         super().__init__(samples, skip_broken=skip_broken)
         self.load_points = load_points
         self.train = train
+        self.small_named = shared_flag() if small_named is None else small_named
 
     def read(self, source: Path | tuple[str, np.ndarray]) -> Tensor:
         """Return the points of a cloud (load_points, 3)."""
@@ -133,12 +153,35 @@ class Clouds(SampleDataset):
             array = read_cloud(source, self.load_points, seed=seed)
         else:
             name, array = source
-            array = check_cloud(array, name, self.load_points)
+            array = check_cloud(array, name)
 
         points = drop_needless_digits(torch.from_numpy(array))
+        if len(points) < self.load_points:
+            self._name_small(source_name(source), len(points))
+            points = repeat_points(points, self.load_points)
         if self.train:
             return points[torch.randperm(len(points))[: self.load_points]]
         return choose_points(points, self.load_points)
+
+    def _name_small(self, name: str, count: int) -> None:
+        """Warn of a cloud with too few points, unless one was named before, by any process that loads data."""
+        if not self.small_named:
+            self.small_named.fill_(True)
+            warnings.warn(
+                f"{name} has {count} points, and --data.load_points is {self.load_points}: clouds with fewer points "
+                "are drawn with repetition",
+                stacklevel=4,
+            )
+
+
+def shared_flag() -> Tensor:
+    """Return a flag (1,) bool, False at first, which all processes that load data share."""
+    return torch.zeros(1, dtype=torch.bool).share_memory_()
+
+
+def repeat_points(points: Tensor, count: int) -> Tensor:
+    """Repeat the points of a smaller cloud (N, 3) in order, until there are ``count``."""
+    return points[torch.arange(count) % len(points)]
 
 
 def few_shots(samples: Samples, shots: int) -> list[Sample]:

@@ -175,10 +175,10 @@ class PointViews(FeatureMap):
         total = points_BN3.shape[1]
         count = min(self.num_points, total)
         if not self.training:
-            return take(points_BN3, farthest_points(points_BN3, count))
+            return take(points_BN3, _cycled(farthest_points(points_BN3, count)))
 
         # 75 / 64 is 1200 / 1024.
-        farthest_BM = farthest_points(points_BN3, min(count * 75 // 64, total))
+        farthest_BM = _cycled(farthest_points(points_BN3, min(count * 75 // 64, total)))
         choice = torch.randperm(farthest_BM.shape[1])[:count]
         return take(points_BN3, farthest_BM[:, choice.to(farthest_BM.device)])
 
@@ -222,6 +222,23 @@ class PointViews(FeatureMap):
             seen = torch.einsum("vij,bnj->bvni", euler_matrices(views[:, 0]), posed) - views[:, 1][:, None]
 
         return pixels(seen.flatten(0, 1), self.obj_size).unflatten(0, seen.shape[:2])
+
+
+def _cycled(farthest_BM: Tensor) -> Tensor:
+    """Repeat the distinct points of a cloud alike, where the sampling ran out of them and took the first one again.
+
+    Args:
+        farthest_BM: result of :func:`pointcloud.sampling.farthest_points`, which begins with 0 and then has 0 only if
+            all points left coincide with points of the sample.
+    """
+    is_first_BM = farthest_BM[:, 1:] == 0
+    if not is_first_BM.any():
+        return farthest_BM
+
+    place_BM = torch.arange(farthest_BM.shape[1], device=farthest_BM.device).expand_as(farthest_BM)
+    ran_out_B = is_first_BM.any(dim=1)
+    distinct_B = torch.where(ran_out_B, 1 + is_first_BM.int().argmax(dim=1), farthest_BM.shape[1])
+    return farthest_BM.gather(1, place_BM % distinct_B[:, None])
 
 
 def choose_points(points: Tensor, count: int) -> Tensor:

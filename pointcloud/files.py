@@ -37,7 +37,7 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
     Args:
         path: a mesh (.off, .obj, .ply, .stl), which may have vertices alone, or points (.npy, .txt, .pcd), of which the
             first three columns are read.
-        count: number of points to draw from a mesh, and smallest number of points of a cloud.
+        count: number of points to draw from a mesh.
         seed: seed of the points that are drawn from a mesh.
 
     Returns:
@@ -46,8 +46,8 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if the file is broken or has fewer than ``count`` points, if a coordinate is NaN, infinite or too
-            large for float32, or if all points are the same.
+        InputError: if the file is broken or has no points, if a coordinate is NaN, infinite or too large for float32,
+            or if all points are the same.
     """
     if not path.is_file():
         raise MissingError(f"there is no cloud {path}; correct the list that names it")
@@ -64,16 +64,15 @@ def read_cloud(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
     except Exception as error:  # the readers raise errors of any type for damaged files
         raise InputError(f"{path} cannot be read as a cloud or mesh: {error}; replace it") from error
 
-    return check_cloud(points, str(path), count)
+    return check_cloud(points, str(path))
 
 
-def check_cloud(points: np.ndarray, name: str, count: int) -> np.ndarray:
-    """Check that an array is a cloud of at least ``count`` points, and return its first three columns.
+def check_cloud(points: np.ndarray, name: str) -> np.ndarray:
+    """Check that an array is a cloud, and return its first three columns.
 
     Args:
         points: array (N, 3 or more) of any dtype.
         name: name of the cloud in messages.
-        count: smallest number of points.
 
     Returns:
         Points (N, 3) float32, or float64 if the dtype of the array is wider than float32.
@@ -86,11 +85,8 @@ def check_cloud(points: np.ndarray, name: str, count: int) -> np.ndarray:
 
     fits_float32 = points.dtype.kind == "f" and points.dtype.itemsize <= 4
     points = points[:, :3].astype(np.float32 if fits_float32 else np.float64)
-    if len(points) < count:
-        raise InputError(
-            f"{name} has {len(points)} points, {count} are needed; type --data.load_points {max(len(points), 1)} with "
-            "a --data.num_points that is not larger, or leave the file out"
-        )
+    if len(points) == 0:
+        raise InputError(f"{name} has no points; replace it, or leave it out")
 
     _check_range(points, name)
     if (points == points[0]).all():
@@ -186,11 +182,6 @@ def _read_mesh(path: Path, count: int, seed: int) -> np.ndarray:
     _check_range(vertices, str(path))
     faces = np.asarray(getattr(mesh, "faces", []))  # a cloud has no such attribute
     if len(faces) == 0:
-        if len(vertices) < count:
-            raise InputError(
-                f"{path} has no faces to draw points from, and {len(vertices)} vertices, but {count} points are "
-                "needed; give a mesh with faces, or a larger cloud"
-            )
         return vertices
 
     if faces.min() < 0 or faces.max() >= len(vertices):

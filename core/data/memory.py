@@ -30,6 +30,6 @@ def check_sample_memory(needed: int, options: str) -> None:
     memory = machine_memory()
     if memory is not None and needed > memory * _SHARE:
         raise InputError(
-            f"{options}: one sample would take {needed / 2**30:,.1f} GiB, and this machine has {memory / 2**30:.1f} GiB "
-            "of memory, of which a sample may take an eighth; choose smaller numbers"
+            f"{options}: one sample would take {needed / 2**30:,.1f} GiB, and this machine has "
+            f"{memory / 2**30:.1f} GiB of memory, of which a sample may take an eighth; choose smaller numbers"
         )

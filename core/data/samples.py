@@ -173,8 +173,8 @@ def hold_out(labels: Sequence[int] | Sequence[Tensor], share: float) -> tuple[li
         The sorted indices of the samples to keep, and those of the held-out samples.
     """
     if _have_several(labels):
-        kept, held_out = _divide_several([labels_of(target) for target in labels], [1 - share, share])
-        return _with_every_class(kept, held_out, labels)
+        first, second = _divide_several([labels_of(target) for target in labels], [1 - share, share])
+        return _with_every_class(first, second, labels)
 
     indices_of_class = _indices_of_classes(labels)
     generator = np.random.default_rng(0)

@@ -1,5 +1,7 @@
 """``task(points)`` answers as ``lightning predict`` does, from the task alone, however it was stored."""
 
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,8 +90,43 @@ def test_prediction_of_paths_and_arrays(tmp_path: Path, make_task: MakeTask) -> 
         assert row["class"] in SPEC.classes
     assert task.predict(clouds)[2]["file"] == "array 2"
     assert task.training  # as it was before
-    with pytest.raises(InputError, match="array 0 has 20 points, 60 are needed"):
-        task.predict(clouds[0][:20])
+
+
+def test_small_clouds_are_drawn_with_repetition_and_one_is_named(
+    make_task: MakeTask, make_shapes: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Once in a run with data-loading processes, and once in each call of ``predict``."""
+    root = make_shapes(train=4, val=2)
+    for file in sorted(root.rglob("*.npy")):
+        np.save(file, np.load(file)[:25])
+    said = r"\.npy has 25 points, and --data\.load_points is 60: clouds with fewer points are drawn with repetition"
+
+    data = PointFolder(str(root), load_points=60, num_points=40, y_up=False, batch_size=4, num_workers=0)
+    data.setup("fit")
+    points, _ = data.train_set[0]  # type: ignore[index]
+    assert points.shape == (60, 3)
+    assert sorted(points.unique(dim=0, return_counts=True)[1].tolist()) == [2] * 15 + [3] * 10
+    assert torch.equal(data.val_set[0][0], data.val_set[0][0])  # type: ignore[index]
+
+    task = make_task(num_classes=None, spec=SPEC)
+    files = sorted(root.rglob("*.npy"))[:3]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rows = task.predict(files)
+    assert [bool(re.search(said, str(warning.message))) for warning in caught] == [True]
+    assert len(rows) == 3
+
+
+def test_repeated_points_are_sampled_alike(make_task: MakeTask) -> None:
+    cloud = torch.randn(1, 25, 3)
+    feature_map = make_task(num_classes=None, spec=SPEC).feature_map.eval()
+    feature_map.load_points, feature_map.num_points = 60, 40
+    repeated = cloud[:, torch.arange(60) % 25]
+    sampled = feature_map.sample(repeated)
+    assert sorted(sampled[0].unique(dim=0, return_counts=True)[1].tolist()) == [1] * 10 + [2] * 15
+    many = feature_map.sample(torch.cat([repeated, torch.randn(1, 60, 3)]))  # beside a cloud of distinct points
+    assert torch.equal(many[:1], sampled)
+    assert len(many[1].unique(dim=0)) == 40
 
 
 def test_the_data_say_the_classes_and_how_points_are_read(
