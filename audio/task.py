@@ -44,7 +44,7 @@ class AudioClassifier(ClassificationTask):
         num_classes: number of classes; taken from the data where they are known.
         spec: description of the data; the command passes it.
         criterion: 'bce' for the binary cross entropy of each class, as published, or 'ce' for the cross entropy over
-            the classes.
+            the classes; None for 'bce' with several labels and 'ce' otherwise.
         label_smoothing: share of the target that is spread over all classes.
         mixup: probability that a training waveform is mixed with another one.
         frequency_mask: upper limit of the number of mel bands that training masks (exclusive); 0 for no mask.

@@ -87,7 +87,7 @@ class RunCheckpoint(_Measured, ModelCheckpoint):
         filename: name of the file, without a suffix.
         monitor: metric that chooses the best epoch; None keeps the last epoch. By default the command sets the metric
             of the task.
-        mode: whether the smallest ('min') or the largest ('max') value is best; by default 'min' for losses and errors.
+        mode: whether the smallest ('min') or the largest ('max') value is best; 'auto' means 'min' for losses and errors.
         save_top_k: number of best epochs to keep; with more than one, put {epoch} into the file name. -1 keeps all.
         every_n_epochs: epochs from one checkpoint to the next.
         save_weights_only: leave out the state of the optimizer; such a run cannot be resumed.
@@ -98,7 +98,7 @@ class RunCheckpoint(_Measured, ModelCheckpoint):
         self,
         filename: str = "best",
         monitor: str | None = None,
-        mode: Literal["min", "max"] | None = None,
+        mode: Literal["auto", "min", "max"] = "auto",
         save_top_k: int = 1,
         every_n_epochs: int = 1,
         save_weights_only: bool = False,
@@ -108,7 +108,7 @@ class RunCheckpoint(_Measured, ModelCheckpoint):
             dirpath=dirpath,
             filename=filename,
             monitor=monitor,
-            mode=mode or best_mode(monitor or ""),
+            mode=best_mode(monitor or "") if mode == "auto" else mode,
             save_top_k=save_top_k,
             every_n_epochs=every_n_epochs,
             save_weights_only=save_weights_only,

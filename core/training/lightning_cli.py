@@ -347,7 +347,7 @@ class LarKitCLI(LightningCLI):
             monitor, mode = _imported(self.settings.model.class_path).chosen_by(args)
             self.settings.checkpoint.monitor = monitor
             self.settings.checkpoint.mode = mode
-        elif self.settings.checkpoint.mode is None:
+        elif self.settings.checkpoint.mode == "auto":
             self.settings.checkpoint.mode = best_mode(self.settings.checkpoint.monitor)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
