@@ -87,7 +87,7 @@ class RunCheckpoint(_Measured, ModelCheckpoint):
         filename: name of the file, without a suffix.
         monitor: metric that chooses the best epoch; None keeps the last epoch. By default the command sets the metric
             of the task.
-        mode: whether the smallest ('min') or the largest ('max') value is best; 'auto' means 'min' for losses and errors.
+        mode: whether the smallest ('min') or the largest ('max') value is best; 'auto': 'min' for losses and errors.
         save_top_k: number of best epochs to keep; with more than one, put {epoch} into the file name. -1 keeps all.
         every_n_epochs: epochs from one checkpoint to the next.
         save_weights_only: leave out the state of the optimizer; such a run cannot be resumed.
