@@ -13,7 +13,7 @@ from core.data.memory import check_sample_memory
 from core.data.spec import DataSpec
 from core.errors import InputError, MissingError
 
-__all__ = ["SUFFIXES", "Mode", "PixelSpec", "check_size", "image_files", "read_image"]
+__all__ = ["SUFFIXES", "Mode", "PixelSpec", "check_size", "image_files", "read_image", "upright_size"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Suffixes of the files that are taken for images, in lower case."""
@@ -32,6 +32,9 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 _BITS_PER_SAMPLE = 258
 """Number of the TIFF tag that holds the number of bits of each channel."""
+
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 
 _PHOTOMETRIC = 262
 """Number of the TIFF tag that says what the values mean; 0 means that the value 0 is white."""
@@ -69,6 +72,13 @@ def image_files(path: Path) -> list[Path]:
         InputError: if the user may not read a folder.
     """
     return find_files(path, SUFFIXES, "images")
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return (width, height) of an opened image after its EXIF rotation; its pixels are not decoded."""
+    width, height = image.size
+    is_turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    return (height, width) if is_turned else (width, height)
 
 
 def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:

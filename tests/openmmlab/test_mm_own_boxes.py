@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from mm_files import CONFIGS, SIDE, edit_truth, write_scenes
 from PIL import Image
 
@@ -105,6 +107,10 @@ def test_files_of_validation_and_test_are_used(photos: Path, tmp_path: Path, cap
         _fit(photos, *more)
     assert "held out" not in caplog.text
     assert "10 training images" in caplog.text
+
+    _fit(photos, *more, "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    (run,) = tmp_path.glob("lightning_logs/Detector/*")
+    assert TaskCheckpoint.read(run / "checkpoints" / "last.ckpt").hyperparameters["backbone"] == "test_unireplknet"
 
     main(["predict", "--ckpt_path", "best", *QUIET])
     (written,) = tmp_path.glob("lightning_logs/Detector/*/predictions.json")
@@ -281,7 +287,7 @@ def test_small_boxes_ask_for_larger_images(tmp_path: Path) -> None:
         scenes = write_scenes(tmp_path / str(side), 4, (800, 600))
         edit_truth(scenes, lambda c: [note.update(bbox=[9, 9, side, side]) for note in c["annotations"]])  # noqa: B023
         sizes[side] = _data(scenes).spec().size
-    assert sizes == {150: (320, 256), 20: (480, 384)}
+    assert sizes == {150: (256, 192), 20: (640, 480)}
     assert _data(scenes, size=640).spec().size == (640, 480)
 
 
@@ -291,21 +297,38 @@ def test_images_are_seen_in_the_size_of_the_training(photos: Path, tmp_path: Pat
     (run,) = tmp_path.glob("lightning_logs/Detector/*")
     task = Detector.load_from_checkpoint(run / "checkpoints" / "best.ckpt").eval()
     assert task.spec.size == (96, 96)
-    (sample,) = task(np_to_pixels(photos / "images" / "0.png"))
+    (sample,) = task(_pixels(photos / "images" / "0.png"))
     assert sample.img_shape == (96, 96)
     main(["test", "--ckpt_path", str(run), "--data.size", "64", *QUIET])
 
 
-def np_to_pixels(file: Path) -> Any:
+def _pixels(file: Path) -> Any:
     """(1, 3, H, W) uint8."""
-    import torch
-
     return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[None]
 
 
 def test_any_timm_model_is_a_backbone(photos: Path) -> None:
     _fit(photos, "--data.images", str(photos / "images"), "--model.backbone", "test_convnext")
     main(["validate", "--ckpt_path", "best", *QUIET])
+
+
+def test_published_weights_are_those_of_the_backbone(tmp_path: Path) -> None:
+    net = timm.create_model("test_unireplknet")
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    options = {
+        "model.backbone.variant": "test_unireplknet",
+        "model.backbone.init_cfg.checkpoint": str(tmp_path / "w.pth"),
+        "model.neck.in_channels": [16, 24, 32],
+    }
+    task = Detector(CONFIG, options=options, pretrained=True)
+    assert task.lr < 1e-3
+    own = task.backbone.state_dict()
+    for name, value in net.state_dict().items():
+        assert not name.startswith("stages") or torch.equal(own[name], value)
+    assert any(name.startswith("stages") for name in own)
+
+    with pytest.raises(InputError, match="no published weights are known for the backbone test_unireplknet"):
+        Detector(CONFIG, backbone="test_unireplknet", pretrained=True)
 
 
 def test_unknown_backbones_are_named() -> None:

@@ -71,6 +71,9 @@ def test_the_command_learns_and_writes_masks_with_the_values_of_the_files(
     spec = TaskCheckpoint.read(run / "checkpoints" / "best.ckpt").spec
     assert (spec["classes"], spec["values"]) == (["red", "green", "blue"], [0, 100, 200])
 
+    main(["export", "--ckpt_path", str(run), "--trainer.accelerator", "cpu"])
+    assert list(tmp_path.glob("exports/Segmenter/*.onnx"))
+
     (photos / "labels" / "0.png").unlink()  # the checkpoint is enough
     main(["predict", "--ckpt_path", str(run), "--data.predict_path", str(photos / "images"), *QUIET])
     found = sorted(tmp_path.glob("lightning_logs/Segmenter/*/labels/*.png"))

@@ -23,6 +23,7 @@ from mmdet.registry import DATASETS as DET_DATASETS
 from mmengine.registry import DATASETS
 from PIL import Image, UnidentifiedImageError
 
+from core.data.images import upright_size
 from core.errors import InputError, MissingError, listed
 
 __all__ = [
@@ -37,10 +38,6 @@ __all__ = [
     "checked_coco",
     "read_coco",
 ]
-
-_EXIF_ORIENTATION = 0x0112
-_ROTATED = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
 
 
 # COCO's format
@@ -381,9 +378,7 @@ def _check_size(image_path: str, label_path: str) -> None:
     """Compare the sizes of an image and its label map; formats that Pillow does not know are not checked."""
     try:
         with Image.open(image_path) as image, Image.open(label_path) as labels:
-            size = image.size
-            if image.getexif().get(_EXIF_ORIENTATION) in _ROTATED:
-                size = (size[1], size[0])  # MMSegmentation rotates the image upright
+            size = upright_size(image)  # MMSegmentation rotates the image
             if labels.mode in ("RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr"):
                 raise InputError(
                     f"the label map {label_path} is a color picture ({labels.mode}); expected one channel, whose "

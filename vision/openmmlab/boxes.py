@@ -1,5 +1,6 @@
 """Your own boxes: photos with a COCO file, or with Pascal VOC's or YOLO's files."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from vision.openmmlab.config_files import quiet
 from vision.openmmlab.data import DetectionSpec
 from vision.openmmlab.own_data import (
     HELD_OUT,
+    MULTIPLE,
     FileSplit,
     OwnData,
     differing_sizes,
@@ -26,8 +28,10 @@ from vision.openmmlab.own_data import (
 
 __all__ = ["LabeledBoxes"]
 
-_SMALLEST_SIDE = 12
-"""Nine of ten boxes should have at least this many pixels as a side (of a square of the same area) after resizing."""
+_SMALLEST_SIDE = 16
+"""Half of the boxes of each class should have at least this side, in pixels after resizing."""
+_RARE = 0.02
+"""Classes with a smaller share of the boxes do not ask for a larger size."""
 _MOST_PIXELS = 640
 """Longer side, in pixels, of the size that is chosen for large images with small boxes."""
 
@@ -73,8 +77,6 @@ class LabeledBoxes(OwnData):
         MissingError: if a file is missing.
         InputError: if the annotations cannot be used.
     """
-
-    most_pixels = 320
 
     def __init__(
         self,
@@ -150,16 +152,22 @@ class LabeledBoxes(OwnData):
         return [(image["width"], image["height"]) for image in images if image["id"] in chosen]
 
     def chosen_side(self, sizes: Sequence[tuple[int, int]]) -> int:
-        """Return the longer side that fits the images, or a larger one, up to 640 pixels, if many boxes are small."""
-        side = super().chosen_side(sizes)
-        longer = {image["id"]: max(image["width"], image["height"]) for image in self._files["train"].content["images"]}
-        relative = [
-            float(np.sqrt(note["bbox"][2] * note["bbox"][3])) / longer[note["image_id"]]
-            for note in self._files["train"].content["annotations"]
-        ]
-        needed = _SMALLEST_SIDE / float(np.quantile(relative, 0.1))
+        """Return the longer side that fits the images, or a larger one, up to 640 pixels, if a class has small boxes.
+
+        The side of a box is that of a square of its area.
+        """
+        content = self._files["train"].content
+        longer = {image["id"]: max(image["width"], image["height"]) for image in content["images"]}
+        relative: dict[int, list[float]] = {}
+        for note in content["annotations"]:
+            _, _, width, height = note["bbox"]
+            relative.setdefault(note["category_id"], []).append(math.sqrt(width * height) / longer[note["image_id"]])
+
+        fewest = min(_RARE * len(content["annotations"]), max(len(sides) for sides in relative.values()))
+        smallest = min(float(np.median(sides)) for sides in relative.values() if len(sides) >= fewest)
         largest = min(_MOST_PIXELS, float(np.median(list(longer.values()))))
-        return max(side, round(min(needed, largest)))
+        needed = min(_SMALLEST_SIDE / smallest, largest)
+        return max(super().chosen_side(sizes), MULTIPLE * round(needed / MULTIPLE))
 
     def split_dataset(self, split: FileSplit, pipeline: Any) -> Any:
         """Return the data set of a split; the category ids become those of its file."""

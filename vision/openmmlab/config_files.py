@@ -225,9 +225,15 @@ def build_model(config: Config, *, pretrained: bool = False) -> nn.Module:
         pretrained: load the weights that the backbone's ``init_cfg`` names; otherwise ``init_cfg`` is ignored.
 
     Raises:
-        InputError: if the model cannot be built from its settings.
+        InputError: if the model cannot be built from its settings, or its backbone names no weights to load.
     """
     settings = config.model.copy()
+    if pretrained and not settings.backbone.get("init_cfg"):
+        name = settings.backbone.get("variant") or settings.backbone.get("name") or settings.backbone.type
+        raise InputError(
+            f"no published weights are known for the backbone {name} of {config.filename}; leave --model.pretrained "
+            "out, or give a file with --model.weights FILE"
+        )
     if not pretrained:
         settings.backbone = {key: value for key, value in settings.backbone.items() if key != "init_cfg"}
 

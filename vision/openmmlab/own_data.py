@@ -12,25 +12,22 @@ from mmengine.config import Config
 from PIL import Image
 
 from core.data.folders import find_files
-from core.data.images import SUFFIXES, check_size
+from core.data.images import SUFFIXES, check_size, upright_size
 from core.data.samples import hold_out
 from core.errors import InputError, MissingError, listed
 from vision.openmmlab.config_files import fit_to_data, innermost
 from vision.openmmlab.data import NamedImages, OpenMMLabSpec
 from vision.openmmlab.demo import DigitScenes, draw_scenes
 
-__all__ = ["HELD_OUT", "FileSplit", "OwnData", "divided", "image_sizes", "relative_files"]
+__all__ = ["HELD_OUT", "MULTIPLE", "FileSplit", "OwnData", "divided", "image_sizes", "relative_files"]
 
 FileSplit = Literal["train", "val", "test"]
 
 HELD_OUT: tuple[FileSplit, ...] = ("val", "test")
 """The splits that need not be given."""
 
-_MULTIPLE = 32
+MULTIPLE = 32
 """Detectors and segmentors pad images to multiples of this number of pixels."""
-_ORIENTATION = 0x0112
-_ROTATED = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
 
 
 class OwnData(DigitScenes):
@@ -165,7 +162,7 @@ class OwnData(DigitScenes):
     def chosen_side(self, sizes: Sequence[tuple[int, int]]) -> int:
         """Return the longer side, in pixels, that fits images of these sizes."""
         longer = float(np.median([max(size) for size in sizes]))
-        return min(self.most_pixels, math.ceil(longer / _MULTIPLE) * _MULTIPLE)
+        return min(self.most_pixels, math.ceil(longer / MULTIPLE) * MULTIPLE)
 
     def use_config_of_model(self, config: Config, stage: str) -> None:
         """Take the config of the model, whose classes and size are those that it was trained with."""
@@ -224,9 +221,9 @@ def fitting_size(sizes: Sequence[tuple[int, int]], longer: int) -> tuple[int, in
         sizes: (width, height) of the images.
         longer: the longer side.
     """
-    longer = max(_MULTIPLE, math.ceil(longer / _MULTIPLE) * _MULTIPLE)
+    longer = max(MULTIPLE, math.ceil(longer / MULTIPLE) * MULTIPLE)
     ratio = float(np.median([min(size) / max(size) for size in sizes]))
-    shorter = min(longer, max(_MULTIPLE, math.ceil(longer * ratio / _MULTIPLE) * _MULTIPLE))
+    shorter = min(longer, max(MULTIPLE, math.ceil(longer * ratio / MULTIPLE) * MULTIPLE))
 
     wide = float(np.mean([width >= height for width, height in sizes]))
     if wide >= 0.8:
@@ -246,7 +243,9 @@ def divided(labels: Sequence[int], share: float, kind: str) -> tuple[list[int], 
         InputError: if there are fewer than two samples.
     """
     if len(labels) < 2:
-        raise InputError(f"there is {len(labels)} of the {kind} at least two that are needed, to hold one out")
+        raise InputError(
+            f"there are {len(labels)} {kind}, and at least two are needed, since one is held out for validation"
+        )
 
     kept, held_out = hold_out(labels, share)
     if not held_out:  # a single sample of each class
@@ -276,11 +275,9 @@ def image_sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
     for file in files:
         try:
             with Image.open(file) as image:
-                width, height = image.size
-                is_rotated = image.getexif().get(_ORIENTATION) in _ROTATED
+                sizes.append(upright_size(image))
         except Exception as error:  # PIL's decoders raise errors of any type
             raise InputError(f"{file} cannot be decoded as an image: {error}; replace it") from error
-        sizes.append((height, width) if is_rotated else (width, height))
     return sizes
 
 
