@@ -34,7 +34,16 @@ from core.training.finite import check_gradients, check_loss, check_output
 from core.training.hub import TaskHubMixin
 from core.training.optim import check_recipe, parameter_groups, run_factor
 
-__all__ = ["Backbone", "EvaluationSplit", "Task", "check_class_count", "columns_to_rows", "first_samples"]
+__all__ = [
+    "FINE_TUNING_LAYER_DECAY",
+    "FINE_TUNING_LR",
+    "Backbone",
+    "EvaluationSplit",
+    "Task",
+    "check_class_count",
+    "columns_to_rows",
+    "first_samples",
+]
 
 if TYPE_CHECKING:
     Backbone = str | nn.Module
@@ -44,9 +53,9 @@ else:
 
 _LR = 1e-3
 """Learning rate of training from scratch, with AdamW and batches of 32 to 128."""
-_FINE_TUNING_LR = 2e-4
+FINE_TUNING_LR = 2e-4
 """Learning rate of training that starts from weights."""
-_FINE_TUNING_LAYER_DECAY = 0.8
+FINE_TUNING_LAYER_DECAY = 0.8
 
 EvaluationSplit = Literal["val", "test", "predict"]
 
@@ -150,8 +159,8 @@ class Task(LightningModule, TaskHubMixin):
         self.save_hyperparameters(ignore=not_stored)
 
         fine_tunes = pretrained or weights is not None
-        lr = (_FINE_TUNING_LR if fine_tunes else _LR) if lr is None else lr
-        layer_decay = (_FINE_TUNING_LAYER_DECAY if fine_tunes else 1.0) if layer_decay is None else layer_decay
+        lr = (FINE_TUNING_LR if fine_tunes else _LR) if lr is None else lr
+        layer_decay = (FINE_TUNING_LAYER_DECAY if fine_tunes else 1.0) if layer_decay is None else layer_decay
         self.hparams["lr"] = lr  # a resumed run does not load the weights again that decided about them
         self.hparams["layer_decay"] = layer_decay
         check_recipe(opt, lr, min_lr, weight_decay, layer_decay, warmup_epochs)

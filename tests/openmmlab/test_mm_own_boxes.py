@@ -321,7 +321,8 @@ def test_published_weights_are_those_of_the_backbone(tmp_path: Path) -> None:
         "model.neck.in_channels": [16, 24, 32],
     }
     task = Detector(CONFIG, options=options, pretrained=True)
-    assert task.lr < 1e-3
+    assert (task.lr, task.layer_decay) == (2e-4, 0.8)
+    assert task.hparams["lr"] == 2e-4
     own = task.backbone.state_dict()
     for name, value in net.state_dict().items():
         assert not name.startswith("stages") or torch.equal(own[name], value)

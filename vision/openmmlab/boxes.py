@@ -270,7 +270,8 @@ def _use_paths(content: dict[str, Any], file: str, folder: Path, files: dict[str
         raise InputError(f"{file} lists an image without file_name: {images[names.index(None)]!r}; add it")
 
     by_name = {Path(name).name: path for name, path in files.items()}
-    paths = [files.get(PurePosixPath(name).as_posix()) or by_name.get(PurePosixPath(name).name) for name in names]
+    places = [PurePosixPath(str(name)) for name in names]
+    paths = [files.get(place.as_posix()) or by_name.get(place.name) for place in places]
     missing = [name for name, path in zip(names, paths, strict=True) if path is None]
     if missing:
         share = "none" if len(missing) == len(names) else f"{len(missing)} are not"

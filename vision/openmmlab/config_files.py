@@ -162,12 +162,12 @@ def use_backbone(config: Config, name: str, arguments: Mapping[str, Any] | None 
     config.model.backbone = ConfigDict(settings)
 
     head = config.model.get("neck") or config.model.get("decode_head")
-    if not isinstance(head, Mapping) or len(head.get("in_channels", ())) != len(channels):
+    if not isinstance(head, dict) or len(head.get("in_channels", ())) != len(channels):
         raise InputError(
             f"the layer after the backbone of {config.filename} does not take {len(channels)} maps; set the backbone "
             "in the config"
         )
-    head.in_channels = channels
+    head["in_channels"] = channels
     auxiliary = config.model.get("auxiliary_head")
     if auxiliary:
         auxiliary.in_channels = channels[auxiliary.get("in_index", -1)]

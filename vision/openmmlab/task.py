@@ -21,7 +21,7 @@ from core.io.atomic import atomic_write
 from core.io.weights import load_weights
 from core.training.plots import Examples
 from core.training.run_folder import run_folder
-from core.training.task import EvaluationSplit, Task
+from core.training.task import FINE_TUNING_LAYER_DECAY, FINE_TUNING_LR, EvaluationSplit, Task
 from vision.openmmlab.config_files import (
     ConfigOptions,
     build_model,
@@ -101,6 +101,9 @@ class OpenMMLabTask(Task):
             raise InputError("backbone_args need --model.backbone NAME; those of the config are set by --model.options")
         fit_to_data(read, self.to_spec(spec))
         model = build_model(read, pretrained=pretrained and weights is None)
+        if pretrained:  # the base sees a module, whose weights it does not know
+            defaults = {"lr": FINE_TUNING_LR, "layer_decay": FINE_TUNING_LAYER_DECAY}
+            kwargs |= {name: value for name, value in defaults.items() if kwargs.get(name) is None}
 
         super().__init__(model, spec=spec, weights=weights, **kwargs)
 
