@@ -91,7 +91,8 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     share = counts.float() / counts.sum(dim=1, keepdim=True).clamp(min=1)
     accuracy = counts.diagonal().sum().item() / max(counts.sum().item(), 1)
 
-    inches = min(4 + 0.3 * size, 14)
+    longest = max(map(len, classes)) if size <= 40 else 0
+    inches = min(4 + 0.3 * size + 0.09 * longest, 14)  # names take their room from the matrix
     figure = new_figure(inches, inches)
     axes = figure.subplots()
     image = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="Blues")

@@ -56,6 +56,15 @@ def test_confusion_matrix_names_rows_and_columns_and_takes_empty_classes() -> No
     assert "accuracy 0.000" in confusion_figure(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"]).axes[0].get_title()
 
 
+@pytest.mark.parametrize("names", [["a", "b"], ["great spotted woodpecker", "european robin bird"]])
+def test_title_of_the_confusion_matrix_ends_before_the_color_bar(names: list[str]) -> None:
+    figure = confusion_figure(torch.tensor([[300, 0], [100, 200]]), names)
+    rendered(figure)
+    title = figure.axes[0].title.get_window_extent()
+    bar = figure.axes[1].get_window_extent()
+    assert title.x1 < bar.x0
+
+
 def test_labels_of_the_confusion_matrix_end_at_their_column() -> None:
     names = ["a name of a class", "another long name", "the last of them"]
     figure = confusion_figure(torch.eye(3, dtype=torch.int64), names)
