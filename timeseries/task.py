@@ -25,6 +25,7 @@ from core.export import Exported
 from core.io.atomic import atomic_write
 from core.io.weights import load_weights, read_state_dict
 from core.training.plots import draw_figure
+from core.training.report import Section, logged_figures, picture_sections, table_sections
 from core.training.run_folder import run_folder
 from core.training.task import Backbone, EvaluationSplit, Task
 from timeseries.backtest import run_backtest
@@ -35,6 +36,7 @@ from timeseries.feature_map import Layout, Normalize, SeriesMap
 from timeseries.global_forecaster import GlobalForecaster, freeze_output_norm
 from timeseries.metrics import Baselines, ForecastErrors, QuantileErrors, quantile_loss, seasonal_errors
 from timeseries.plots import Example, band_name, errors_figure, forecast_figure
+from timeseries.report import result_section, window_errors
 from timeseries.sets import CSVSeries, GlobalSpec, GlobalWeather
 from timeseries.tables import Measured, channel_table, mean_errors, screen_table, step_table
 
@@ -42,6 +44,8 @@ __all__ = ["ForecastHead", "ForecastTask", "GlobalForecastTask", "SeriesTask"]
 
 EXAMPLES = 6
 """Panels in a picture of forecasts; each shows one channel of one window."""
+TABLES = {"errors_by_channel": "Errors by channel", "errors_by_step": "Errors by step"}
+"""Tables of an evaluation that its report shows: title by file name."""
 
 
 _BATCH_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
@@ -68,6 +72,7 @@ class SeriesTask(Task):
     monitor_mode: ClassVar[Literal["min", "max"]] = "min"
     baseline_names: ClassVar[tuple[str, ...]] = ("last", "seasonal", "linear")
     pipeline_tag: ClassVar[str | None] = "time-series-forecasting"
+    pictures: ClassVar[Mapping[str, str]] = {"forecasts": "Forecasts", "errors": "Errors by step and channel"}
     spec_class: ClassVar[type[SeriesSpec]] = SeriesSpec
     data_class: ClassVar[type[DataModule]] = CSVSeries
     metric_unit: ClassVar[str] = "standard deviations"
@@ -369,6 +374,22 @@ class SeriesTask(Task):
         left_out = [name for name, keeps in zip(self.channel_names, self.one_sign, strict=True) if not keeps]
         if left_out and self.baselines is not None:
             print(f"MAPE is left out for channels with zeros or changes of sign: {listed(left_out)}")
+
+    def sample_results(self, raw: Any, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the errors of the model and of the baselines in each window."""
+        forecasts = {"model": self.point_forecast(output)}
+        if self.baselines is not None:
+            forecasts |= self.baselines(_history(raw))
+        return window_errors({name: self.in_metric_units(y - target) for name, y in forecasts.items()})
+
+    def report_sections(self, split: EvaluationSplit, results: Mapping[str, np.ndarray]) -> list[Section]:
+        """Return the errors beside those of the baselines with their intervals, and the pictures."""
+        if not results:
+            return super().report_sections(split, results)
+        logged = logged_figures(self.trainer, split)
+        section = result_section(results, logged, self.spec.pred_len, self.metric_unit)
+        pictures = picture_sections(self.trainer, self.pictures)
+        return [section, *pictures, *table_sections(self.trainer, TABLES)]
 
     def _metrics(self) -> dict[str, ForecastErrors]:
         return {name: cast(ForecastErrors, metric) for name, metric in self.errors.items()}
@@ -744,6 +765,23 @@ class ForecastTask(SeriesTask):
             self.quantile_errors = self._new_quantile_errors()
             for candidate in self.quantile_candidates:
                 cast(QuantileErrors, candidate).reset()
+
+    def sample_results(self, raw: Any, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the errors in each window; in training those of each share of the model in the blend too."""
+        columns = super().sample_results(raw, output, target)
+        if self.blend is not None and self._is_fitting():
+            blends = {f"model at {share:g}": self.blended(output, _history(raw), share) for share in SHARES}
+            points = {name: self.point_forecast(y) for name, y in blends.items()}
+            columns |= window_errors({name: self.in_metric_units(y - target) for name, y in points.items()})
+        return columns
+
+    def report_sections(self, split: EvaluationSplit, results: Mapping[str, np.ndarray]) -> list[Section]:
+        """Return the sections of the report, on the share of the model in the blend that validation has chosen."""
+        if self.blend is not None and self._is_fitting():
+            chosen = f"model at {float(self.blend.share):g}"
+            own = {f"{kind} model": results[f"{kind} {chosen}"] for kind in ("mse", "mae")} if results else {}
+            results = {name: values for name, values in results.items() if " model at " not in name} | own
+        return super().report_sections(split, results)
 
     def channel_columns(self, name: str, forecast: Tensor) -> dict[str, list[float]]:
         """Return the column of a channel, or one for each quantile, as in ``temperature_q0.1``."""

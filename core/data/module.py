@@ -10,14 +10,14 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
 from core.data.sampler import EpochSampler, SeededDataset
 from core.data.samples import EmptyBatch
 from core.data.spec import DataSpec
 from core.errors import InputError, MissingError
 
-__all__ = ["DataModule", "attached_data_module", "padding_in_batch"]
+__all__ = ["DataModule", "PlacedDataset", "attached_data_module", "padding_in_batch", "positions_in_batch"]
 
 _MOST = 1_000_000
 """A larger batch, or a larger number of steps in an epoch, is a typing error."""
@@ -230,7 +230,9 @@ class DataModule(LightningDataModule):
         Every process gets the same number of samples, so the last ones may repeat the first samples of the dataset.
         """
         rank, replicas = self._rank_and_replicas()
-        return self._loader(dataset, DistributedSampler(dataset, replicas, rank, shuffle=False))
+        sampler: Sampler[Any] = DistributedSampler(dataset, replicas, rank, shuffle=False)
+        collate = _PlacedCollate(self.evaluation_collate or self.collate or default_collate)
+        return self._loader(PlacedDataset(dataset), sampler, collate=collate)
 
     def _loader(
         self,
@@ -238,6 +240,7 @@ class DataModule(LightningDataModule):
         sampler: Sampler[Any],
         *,
         drop_last: bool = False,
+        collate: Callable[[list[Any]], Any] | None = None,
     ) -> DataLoader[Any]:
         trains = isinstance(sampler, EpochSampler)
         return _LazyLoader(
@@ -245,7 +248,7 @@ class DataModule(LightningDataModule):
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=self.collate if trains else self.evaluation_collate or self.collate,
+            collate_fn=collate or (self.collate if trains else self.evaluation_collate or self.collate),
             pin_memory=torch.cuda.is_available(),
             drop_last=drop_last,
             generator=torch.Generator(),  # a loader draws a number, which would change those of the training
@@ -266,6 +269,40 @@ class DataModule(LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
 
+class PlacedDataset(Dataset[tuple[int, Any]]):
+    """Gives each sample of another dataset with its position there, so that a report can name it.
+
+    Args:
+        dataset: the dataset to read from.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        """Return the position and the sample."""
+        return index, self.dataset[index]
+
+
+class _PlacedCollate:
+    """Makes a batch of samples with their positions: the batch of another function, and the positions of its samples.
+
+    A sample that is None was left out, since it is broken.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, placed: list[tuple[int, Any]]) -> tuple[Any, list[int]]:
+        """Return the batch, and the positions of the samples in it."""
+        batch = self.collate([sample for _, sample in placed])
+        return batch, [position for position, sample in placed if sample is not None]
+
+
 class _LazyLoader(DataLoader[Any]):
     """A loader whose workers start when the first batch is asked for, and which leaves out empty batches.
 
@@ -274,17 +311,32 @@ class _LazyLoader(DataLoader[Any]):
 
     A batch is empty if every one of its samples is broken. In training, the last good batch is repeated once for each
     empty one, because schedules, validation and other processes rely on the number of steps in an epoch.
+
+    Attributes:
+        positions: positions in the dataset of the samples of each evaluation batch, by the number of the batch among
+            those that were given out.
     """
+
+    positions: dict[int, list[int]]
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # This method is a generator, so nothing happens before the first batch is asked for.
+        self.positions = {}
+        given = 0
         last = None
         empty: list[EmptyBatch] = []
         for batch in super().__iter__():
+            positions = None
+            if isinstance(self.collate_fn, _PlacedCollate):
+                batch, positions = batch
+
             if isinstance(batch, EmptyBatch):
                 empty.append(batch)
                 self._check_may_leave_out(batch)
             else:
+                if positions is not None:
+                    self.positions[given] = positions
+                given += 1
                 last = batch
                 yield batch
 
@@ -309,6 +361,18 @@ def attached_data_module(trainer: Trainer) -> DataModule | None:
     """Return the data module of a trainer, or None if it has none or one that is not a LarKit data module."""
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, DataModule) else None
+
+
+def positions_in_batch(loader: Any, batch_idx: int) -> list[int] | None:
+    """Return the positions in the dataset of the samples of an evaluation batch, or None if they are not known.
+
+    Args:
+        loader: evaluation loader of this process, alone or in a list.
+        batch_idx: index of the batch, which was just given out.
+    """
+    loader = loader[0] if isinstance(loader, list | tuple) else loader
+    positions: dict[int, list[int]] = getattr(loader, "positions", {})
+    return positions.pop(batch_idx, None)
 
 
 def padding_in_batch(loader: Any, batch_idx: int, size: int) -> int:

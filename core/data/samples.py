@@ -25,6 +25,7 @@ __all__ = [
     "labels_of",
     "named",
     "read_or_skip",
+    "sample_name",
     "source_name",
 ]
 
@@ -65,6 +66,14 @@ def source_name(source: Any) -> str:
         return str(source[0])
 
     return str(source)
+
+
+def sample_name(dataset: Any, position: int) -> str:
+    """Return the name of a sample: that of its source if the dataset lists ``samples``, or else its number."""
+    samples = getattr(dataset, "samples", None)  # SampleDataset and the image folders of torchvision
+    if samples is None:
+        return f"sample {position}"
+    return source_name(samples[position][0])
 
 
 def read_or_skip(read: Callable[[], T], *, skip_broken: bool) -> T | None:

@@ -8,6 +8,9 @@ import os
 import shlex
 import signal
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -16,6 +19,7 @@ import torch.distributed as dist
 import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
 from rich.progress import TimeRemainingColumn
 from torch import Tensor
@@ -26,8 +30,18 @@ from core.errors import listed, printable
 from core.figures import new_figure
 from core.io.atomic import atomic_write
 from core.training.plots import draw_figure
-from core.training.run_folder import run_folder
-from core.training.task import Task, columns_to_rows
+from core.training.report import (
+    Block,
+    Preformatted,
+    Section,
+    Table,
+    figure_picture,
+    render_page,
+    takes_page,
+    write_page,
+)
+from core.training.run_folder import from_here, run_folder
+from core.training.task import EvaluationSplit, Task, columns_to_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,9 +53,9 @@ __all__ = [
     "ProgressLine",
     "RunCheckpoint",
     "RunRecord",
+    "RunReport",
     "SigtermCallback",
     "best_mode",
-    "from_here",
     "run_summary",
     "saved_checkpoint",
 ]
@@ -248,13 +262,18 @@ class LearningCurves(_Measured):
     def figure(self) -> Figure:
         """Return a figure with a panel for each metric, which training, validation and the baselines share."""
         panels = self._panels()
-        figure = new_figure(4 * len(panels), 3.4)
-        grid = figure.subplots(1, len(panels), squeeze=False)
-        for axes, (metric, names) in zip(grid.flat, panels.items(), strict=True):
+        columns = min(len(panels), 3)
+        rows = math.ceil(len(panels) / columns)
+        figure = new_figure(4 * columns, 3.4 * rows)
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.remove()
+        for axes, (metric, names) in zip(grid.flat, panels.items(), strict=False):
             for name in names:
                 epochs, values = zip(*self.history[name], strict=True)
                 axes.plot(epochs, values, marker=".", label=name)
             axes.set(xlabel="epoch", title=metric)
+            axes.locator_params(axis="x", integer=True)
             axes.grid(alpha=0.3)
             axes.legend()
         return figure
@@ -276,6 +295,169 @@ class LearningCurves(_Measured):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the history of a checkpoint."""
         self.history = state_dict["history"]
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """The part of a report that one evaluation gives."""
+
+    epoch: int
+    sections: list[Section]
+
+
+class RunReport(Callback):
+    """Writes ``report.html``: one file with figures and their intervals, pictures, configuration and commands.
+
+    After ``validate`` and ``test`` it is on that evaluation. At the end of ``fit`` it is on the validation whose
+    weights are those of the best checkpoint, as it was measured in training, so that nothing is evaluated again; if no
+    checkpoint was chosen, or it was measured before the run was resumed, on the last validation. An epoch costs no
+    more than keeping a few numbers of each sample.
+    """
+
+    def __init__(self) -> None:
+        self.latest: _Evaluation | None = None
+        self.best: _Evaluation | None = None
+        self.best_score: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the best value so far, which a resumed run already has."""
+        self.best_score = _best_score(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what the report needs; write it unless the run trains."""
+        if not trainer.sanity_checking:
+            self._keep(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the report."""
+        self._keep(trainer, pl_module, "test")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the report on the best validation, or else on the last one."""
+        self._keep_best(trainer)
+        if trainer.is_global_zero:
+            self._write(trainer, pl_module, "val", self.best or self.latest)
+
+    def _keep(self, trainer: Trainer, task: Any, split: EvaluationSplit) -> None:
+        self._keep_best(trainer)
+        if getattr(trainer, "fast_dev_run", False) or not hasattr(task, "report_sections"):
+            return
+
+        results = task.evaluated.gather(trainer.world_size)
+        task.evaluated.clear()
+        if not trainer.is_global_zero or not takes_page(trainer):
+            return
+        self.latest = _Evaluation(trainer.current_epoch, task.report_sections(split, results))
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._write(trainer, task, split, self.latest)
+
+    def _keep_best(self, trainer: Trainer) -> None:
+        """Keep the last evaluation if a checkpoint of its weights was saved as the best one since."""
+        score = _best_score(trainer)
+        if self.latest is not None and score != self.best_score:
+            self.best = self.latest
+            self.best_score = score
+
+    def _write(
+        self, trainer: Trainer, task: LightningModule, split: EvaluationSplit, evaluation: _Evaluation | None
+    ) -> None:
+        """Write the page."""
+        if getattr(trainer, "fast_dev_run", False) or not takes_page(trainer):
+            return
+
+        fits = trainer.state.fn == TrainerFn.FITTING
+        sections = list(evaluation.sections) if evaluation is not None else []
+        callbacks: list[Callback] = cast(Any, trainer).callbacks
+        curves = next((c for c in callbacks if isinstance(c, LearningCurves)), None)
+        if fits and curves is not None and curves.history:
+            sections.append(Section("Learning curves", partial(_curves, curves)))
+        record = next((c for c in callbacks if isinstance(c, RunRecord)), None)
+        sections.append(Section("Run", partial(_run_facts, trainer, task)))
+        if record is not None:
+            sections.append(Section("Configuration", partial(_text, record.config, "config.yaml")))
+
+        commands = [line for line in _report_commands(trainer, fits) if line.split()[1] != split]
+        if commands:
+            sections.append(Section("Commands", partial(_text, "\n".join(commands))))
+
+        name = {"val": "validation", "test": "test"}[split]
+        title = f"{type(task).__name__}: {name}"
+        path = write_page(trainer, render_page(title, self._subtitle(trainer, evaluation, fits), sections))
+        if path is not None and not fits:
+            rank_zero_info(f"Wrote the report to {from_here(path)}")
+
+    def _subtitle(self, trainer: Trainer, evaluation: _Evaluation | None, fits: bool) -> str:
+        """Return which weights were measured."""
+        if evaluation is None:
+            return "The run has no validation."
+        if not fits:
+            given = getattr(trainer, "ckpt_path", None)
+            return f"Weights: {from_here(Path(given))}" if given else "Weights: as the task was built"
+
+        checkpoint = _monitored(trainer)
+        text = f"Epoch {evaluation.epoch}"
+        if self.best is None and checkpoint is not None and checkpoint.best_model_path:
+            return (
+                f"{text}, the last one. The best checkpoint was measured before the run was resumed; for its report, "
+                f"type: lightning validate --ckpt_path {shlex.quote(from_here(Path(checkpoint.best_model_path)))}"
+            )
+        if self.best is None or checkpoint is None:
+            return f"{text}, the last one."
+        return (
+            f"{text}, the best one by {checkpoint.monitor}, as measured in training. Validation chose this epoch, "
+            "which flatters its results a little; lightning test measures the test split."
+        )
+
+
+def _curves(curves: LearningCurves) -> list[Block]:
+    """Return the learning curves as a picture."""
+    return [figure_picture(curves.figure(), "Each metric over the epochs")]
+
+
+def _text(text: str, title: str = "") -> list[Block]:
+    """Return lines to copy."""
+    return [Preformatted(text, title)]
+
+
+def _run_facts(trainer: Trainer, task: Any) -> list[Block]:
+    """Return what was run, on what, and with which versions."""
+    backbone = task.hparams.get("backbone") or type(getattr(task, "backbone", task)).__name__
+    data = attached_data_module(trainer)
+    rows = [
+        ["backbone", str(task.hparams.get("config") or backbone)],
+        ["parameters", f"{_count(task):,}"],
+        ["data", "loaders of the user" if data is None else type(data).__name__],
+        ["seed", os.environ.get("PL_GLOBAL_SEED", "none")],
+        ["processes", f"{trainer.world_size} on {type(trainer.accelerator).__name__.removesuffix('Accelerator')}"],
+        ["precision", str(trainer.precision)],
+        ["versions", ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "timm"))],
+    ]
+    if trainer.state.fn == TrainerFn.FITTING:
+        rows.insert(3, ["trained", f"{trainer.current_epoch} epochs, {trainer.global_step:,} steps"])
+    return [Table(["", ""], rows, texts=2)]
+
+
+def _report_commands(trainer: Trainer, fits: bool) -> list[str]:
+    """Return the commands that go on from the weights of a report."""
+    if fits:
+        source = _source_of_commands(trainer)
+    else:
+        given = getattr(trainer, "ckpt_path", None)
+        source = Path(given) if given else None
+    return [line.strip() for line in _next_commands(trainer, source)[1:]] if source is not None else []
+
+
+def _monitored(trainer: Trainer) -> ModelCheckpoint | None:
+    """Return the callback that chooses the best checkpoint by a metric, if there is one."""
+    best = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
+    return best if isinstance(best, ModelCheckpoint) else None
+
+
+def _best_score(trainer: Trainer) -> float | None:
+    """Return the metric of the best checkpoint so far."""
+    checkpoint = _monitored(trainer)
+    score = None if checkpoint is None else checkpoint.best_model_score
+    return None if score is None else float(score)
 
 
 class PredictionWriter(Callback):
@@ -414,24 +596,31 @@ def run_summary(trainer: Trainer) -> str:
 
     folder = run_folder(trainer)
     if folder is not None:
-        files = sorted(path.name for path in folder.iterdir() if path.suffix in (".png", ".csv"))
+        files = sorted(path.name for path in folder.iterdir() if path.suffix in (".html", ".png", ".csv"))
         lines += [f"Run folder: {from_here(folder)}", f"  {', '.join(files)}"]
 
-    checkpoint = saved_checkpoint(trainer)
-    if checkpoint is not None:
-        # The run folder is shorter to type, and stands for its best checkpoint.
-        is_in_folder = folder is not None and checkpoint.parent == folder / "checkpoints"
-        lines += _next_commands(trainer, folder if folder is not None and is_in_folder else checkpoint)
+    source = _source_of_commands(trainer)
+    if source is not None:
+        lines += _next_commands(trainer, source)
 
     return "\n".join(lines)
 
 
+def _source_of_commands(trainer: Trainer) -> Path | None:
+    """Return the path to type for the best checkpoint: the run folder, which is shorter, or the file; None if none."""
+    folder = run_folder(trainer)
+    checkpoint = saved_checkpoint(trainer)
+    if checkpoint is None or folder is None or checkpoint.parent != folder / "checkpoints":
+        return checkpoint
+    return folder
+
+
 def _best_epoch(trainer: Trainer) -> list[str]:
     """Return lines on the best value of the monitored metric, and on the baselines in the same epoch."""
-    best = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
+    best = _monitored(trainer)
     callbacks: list[Callback] = cast(Any, trainer).callbacks
     curves = next((c for c in callbacks if isinstance(c, LearningCurves)), None)
-    if not isinstance(best, ModelCheckpoint) or curves is None or best.monitor not in curves.history:
+    if best is None or best.monitor is None or curves is None or best.monitor not in curves.history:
         return []
 
     points = [(epoch, value) for epoch, value in curves.history[best.monitor] if math.isfinite(value)]
@@ -483,9 +672,3 @@ def _next_commands(trainer: Trainer, source: Path) -> list[str]:
     if getattr(trainer.lightning_module, "can_export", False):
         lines.append(f"  lightning export --ckpt_path {given}")
     return lines
-
-
-def from_here(path: Path) -> str:
-    """Return a path as a user in the current folder would type it."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

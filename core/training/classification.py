@@ -7,6 +7,7 @@ from functools import partial
 from itertools import compress
 from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
 import torch
 from lightning import Trainer
 from timm.data.mixup import Mixup
@@ -19,6 +20,8 @@ from core.backbones.build import input_channels
 from core.data.spec import DataSpec, numbered_classes
 from core.errors import InputError
 from core.training.plots import Examples, confusion_figure, draw_figure
+from core.training.report import Section, logged_figures, shown_sample
+from core.training.report_classification import label_results, label_sections, several_results, several_sections
 from core.training.tagging import tagging_metrics
 from core.training.task import Backbone, EvaluationSplit, Task, check_class_count
 
@@ -369,6 +372,21 @@ class ClassificationTask(Task):
         self.examples.draw(self.trainer)
         if split != "predict" and not self.spec.multi_label:
             self.confusion.draw(self.trainer, self.class_names)
+
+    def sample_results(self, raw: Any, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return label, prediction and probabilities of each sample, or of each class if there are several labels."""
+        if target.ndim == 2:
+            return several_results(self.probabilities(output), target)
+        return label_results(self.probabilities(output), target)
+
+    def report_sections(self, split: EvaluationSplit, results: Mapping[str, np.ndarray]) -> list[Section]:
+        """Return figures beside those of the best constant answer, classes, confusion, mistakes and calibration."""
+        if not results:
+            return super().report_sections(split, results)
+        logged = logged_figures(self.trainer, split)
+        show = partial(shown_sample, self, split)
+        make = several_sections if "labels" in results else label_sections
+        return make(results, self.class_names, logged, show)
 
     # Prediction
 

@@ -33,6 +33,7 @@ from core.training.callbacks import (
     ProgressLine,
     RunCheckpoint,
     RunRecord,
+    RunReport,
     SigtermCallback,
     best_mode,
     run_summary,
@@ -78,7 +79,10 @@ class LarKitCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             trainer_class=ExportingTrainer,
-            trainer_defaults={"callbacks": [LearningCurves(), PredictionWriter()], "log_every_n_steps": 10},
+            trainer_defaults={
+                "callbacks": [LearningCurves(), RunReport(), PredictionWriter()],
+                "log_every_n_steps": 10,
+            },
             seed_everything_default=0,
             save_config_callback=None,
             auto_configure_optimizers=False,
@@ -382,7 +386,7 @@ class LarKitCLI(LightningCLI):
         measures_speed = bool(config.get("barebones"))
         if measures_speed:
             config = config | {"log_every_n_steps": 0}  # Lightning would refuse this command's default
-            callbacks = [c for c in callbacks if not isinstance(c, LearningCurves)]
+            callbacks = [c for c in callbacks if not isinstance(c, LearningCurves | RunReport)]
 
         if self.subcommand != "fit" or measures_speed or config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]

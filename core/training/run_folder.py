@@ -21,6 +21,7 @@ from core.io.checkpoint import checkpoint_file
 
 __all__ = [
     "find_checkpoint",
+    "from_here",
     "new_run",
     "only_writer",
     "resume_hint",
@@ -29,6 +30,12 @@ __all__ = [
 
 _CHOSEN_RUN = "LARKIT_RUN"
 """Environment variable with the name of the run folder, for the further processes that Lightning starts."""
+
+
+def from_here(path: Path) -> str:
+    """Return a path as a user in the current folder would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def run_folder(trainer: Trainer) -> Path | None:

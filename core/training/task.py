@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from core.backbones.build import build_backbone
-from core.data.module import DataModule, attached_data_module, padding_in_batch
+from core.data.module import DataModule, attached_data_module, padding_in_batch, positions_in_batch
 from core.data.spec import DataSpec, numbered_classes
 from core.errors import InputError, listed
 from core.export import Exported, exported
@@ -33,6 +33,8 @@ from core.io.weights import load_weights
 from core.training.finite import check_gradients, check_loss, check_output
 from core.training.hub import TaskHubMixin
 from core.training.optim import check_recipe, parameter_groups, run_factor
+from core.training.report import Section, default_sections
+from core.training.results import SampleResults
 
 __all__ = [
     "FINE_TUNING_LAYER_DECAY",
@@ -72,7 +74,8 @@ class Task(LightningModule, TaskHubMixin):
     stores it in every checkpoint. A saved, shared or exported task therefore needs nothing from its training data.
 
     A modality implements only the parts that differ: the feature map, ``read`` (backbone and head), ``loss``,
-    ``update_metrics``, ``keep_examples``, ``report`` and ``rows``. This class implements the steps of training,
+    ``update_metrics``, ``keep_examples``, ``report`` and ``rows``, and for more than the logged figures in
+    ``report.html`` also ``sample_results`` and ``report_sections``. This class implements the steps of training,
     evaluation and prediction.
 
     Optimization follows the papers (UniRepLKNet, appendix A): AdamW, no weight decay on norms and biases, layer-wise
@@ -113,6 +116,8 @@ class Task(LightningModule, TaskHubMixin):
     monitor_mode: ClassVar[Literal["min", "max"]] = "min"
     baseline_names: ClassVar[tuple[str, ...]] = ()
     """Simple models to which the task is compared; their metrics end in these names, such as ``val_mse_last``."""
+    pictures: ClassVar[Mapping[str, str]] = {"examples": "Examples"}
+    """Pictures of an evaluation that its report shows: title by file name."""
     can_export: ClassVar[bool] = True
     """Whether ``lightning export`` can write the model."""
     spec_class: ClassVar[type[DataSpec]] = DataSpec
@@ -195,6 +200,7 @@ class Task(LightningModule, TaskHubMixin):
         self.norm_eval = norm_eval
         self.freeze_part = freeze
         self._planned: tuple[float, ...] | None = None  # see _plan
+        self.evaluated = SampleResults()
 
         self.knows_data = spec is not None
         self.store_spec(self.complete_spec(self.to_spec(spec)))
@@ -407,7 +413,9 @@ class Task(LightningModule, TaskHubMixin):
         self._evaluate("test", batch, batch_idx, self.trainer.test_dataloaders)
 
     def _evaluate(self, split: EvaluationSplit, batch: Any, batch_idx: int, loader: Any) -> None:
-        """Add one batch to the metrics and examples of a split."""
+        """Add one batch to the metrics, the examples and the results of a split."""
+        if batch_idx == 0:
+            self.evaluated.clear()
         raw, target = self.unpack(batch)
         output = self._checked_output(raw)
 
@@ -422,7 +430,15 @@ class Task(LightningModule, TaskHubMixin):
         if unique:
             self.update_metrics(split, raw, output, target)
             self.keep_examples(split, raw, output, target)
+        if unique and not self.trainer.sanity_checking:
+            positions = positions_in_batch(loader, batch_idx) or self._counted(unique)
+            self.evaluated.add(positions[:unique], self.sample_results(raw, output, target))
         self.log_metrics(split)
+
+    def _counted(self, samples: int) -> list[int]:
+        """Return the positions of samples that a loader of the user gives in order, divided among the processes."""
+        first = len(self.evaluated.positions)
+        return [(first + i) * self.trainer.world_size + self.global_rank for i in range(samples)]
 
     def _checked_output(self, raw: Any) -> Any:
         """Return the output for a raw batch; stop the run if it holds NaN."""
@@ -454,6 +470,23 @@ class Task(LightningModule, TaskHubMixin):
 
     def report(self, split: EvaluationSplit) -> None:
         """Log the results of a split, draw its pictures, and reset both; called at the end of the split."""
+
+    def sample_results(self, raw: Any, output: Any, target: Any) -> dict[str, Tensor]:
+        """Return what the report needs of each sample of a batch: columns (B, ...) by name; by default none."""
+        return {}
+
+    def report_sections(self, split: EvaluationSplit, results: Mapping[str, np.ndarray]) -> list[Section]:
+        """Return the sections on an evaluation in ``report.html``, by default the logged figures and the pictures.
+
+        It is called after each evaluation whose report may be written, in the first process only. The content of the
+        sections is made at the end of the run, from the values that they were given here.
+
+        Args:
+            split: the split.
+            results: columns of :meth:`sample_results`, in the order of the split, with the ``position`` of each sample;
+                empty if there are none.
+        """
+        return default_sections(self.trainer, split, self.baseline_names, self.pictures)
 
     def batch_count(self, split: EvaluationSplit) -> int:
         """Return the number of batches of a split, which is smaller in Lightning's sanity check."""

@@ -22,10 +22,9 @@ from core.analysis.report import print_table
 from core.backbones import UniRepLKNet
 from core.errors import InputError
 from core.io.atomic import atomic_write
-from core.training.callbacks import from_here
 from core.training.folds import SeveralFolds
 from core.training.lightning_cli import LarKitCLI
-from core.training.run_folder import run_folder
+from core.training.run_folder import from_here, run_folder
 from core.training.watch import LearningWatch
 
 if TYPE_CHECKING:

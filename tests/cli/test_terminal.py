@@ -47,7 +47,7 @@ def test_end_of_a_run_is_its_result_and_the_next_commands(
     assert lines == [
         f"Best epoch: {accuracies.index(best)} (of 0 to 2), val_acc {best:.4g}",
         f"Run folder: {folder}",
-        "  confusion_matrix.png, examples.png, learning_curves.png, metrics.csv",
+        "  confusion_matrix.png, examples.png, learning_curves.png, metrics.csv, report.html",
         "Next:",
         f"  lightning test --ckpt_path {folder}",
         f"  lightning predict --ckpt_path {folder} --data.predict_path FILE_OR_FOLDER",

@@ -100,8 +100,9 @@ def add_callbacks(monkeypatch: Any, *added: Callback) -> list[Trainer]:
 
 @contextmanager
 def nothing_drawn() -> Iterator[None]:
-    """Runs draw nothing, which takes most of the time of a run as short as these."""
+    """Runs draw nothing and write no report, which takes most of the time of a run as short as these."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("core.training.callbacks.takes_page", lambda _: False)
         for name in ("classification", "callbacks", "plots"):
             patch.setattr(f"core.training.{name}.draw_figure", lambda *_: None)
         yield

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from torch.testing import assert_close
+from training.report_page import report_of
 from training.small_runs import CLASSES, PLAIN, QUIET, command, metric, picture, runs, saved, table, write_config
 
 pytestmark = pytest.mark.slow
@@ -94,6 +95,17 @@ def test_metrics_are_those_of_one_process(one: Path, two: Path) -> None:
     for name in ("val_loss", "val_acc", "train_loss"):
         assert len(metric(two, name)) == 1
         assert metric(two, name) == pytest.approx(metric(one, name), abs=1e-5)
+
+
+def test_report_is_that_of_one_process(one: Path, two: Path) -> None:
+    got, expected = report_of(two), report_of(one)
+    assert list(got.sections) == list(expected.sections)
+    for name in ("Results", "Classes", "Confusion", "Worst mistakes"):
+        assert got.sections[name]["tables"] == expected.sections[name]["tables"]
+        assert got.sections[name]["texts"] == expected.sections[name]["texts"]
+        for shown, alone in zip(got.sections[name]["pictures"], expected.sections[name]["pictures"], strict=True):
+            assert (shown == alone).all()
+    assert expected.sections["Results"]["texts"][0].startswith("9 samples")  # each counts once
 
 
 def test_pictures_and_files_of_a_run_in_processes(one: Path, two: Path) -> None:

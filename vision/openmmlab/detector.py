@@ -1,6 +1,7 @@
 """MMDetection's detectors as LightningModules."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,10 +16,12 @@ from torchmetrics.detection import MeanAveragePrecision
 from core.errors import InputError
 from core.export import Exported
 from core.io.atomic import atomic_write
+from core.training.report import Section
 from core.training.run_folder import run_folder
 from core.training.task import EvaluationSplit
 from vision.openmmlab.data import DetectionSpec
 from vision.openmmlab.overlays import class_colors, draw_objects
+from vision.openmmlab.report import class_precisions, detection_section
 from vision.openmmlab.task import Batch, OpenMMLabTask
 
 __all__ = ["Detector"]
@@ -53,8 +56,11 @@ class Detector(OpenMMLabTask):
         self.results: list[dict[str, Any]] = []
 
         self.kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if self.has_masks else ("bbox",)
-        self.val_score = MeanAveragePrecision(iou_type=self.kinds, backend="pycocotools")
-        self.test_score = MeanAveragePrecision(iou_type=self.kinds, backend="pycocotools")
+        # The summary holds the curves of each class, from which the report has their average precision.
+        options: dict[str, Any] = {"iou_type": self.kinds, "backend": "pycocotools", "extended_summary": True}
+        self.val_score = MeanAveragePrecision(**options)
+        self.test_score = MeanAveragePrecision(**options)
+        self.precisions: dict[str, np.ndarray] = {}
 
     def count_classes(self, model: nn.Module) -> int:
         """Return the number of classes of the head that predicts boxes.
@@ -109,11 +115,33 @@ class Detector(OpenMMLabTask):
         self.score(split).reset()
 
         scores = {}
+        self.precisions = {}
         for kind in self.kinds:
             prefix = f"{kind}_" if self.has_masks else ""  # torchmetrics has no prefix if there is only one kind
             for name in ("map", "map_50", "map_75"):
                 scores[f"{kind}_{name}"] = values[f"{prefix}{name}"]
+            curves = values.get(f"{prefix}precision")  # missing without images
+            if curves is not None:
+                self.precisions[kind] = class_precisions(curves, values["classes"].cpu(), self.num_classes)
         return scores
+
+    def sample_results(self, raw: Batch, output: list[Any], target: list[Any]) -> dict[str, Tensor]:
+        """Return how many objects of each class an image has, and how many were found."""
+        truths = [sample.gt_instances.labels for sample in output]
+        found = [s.pred_instances.labels[s.pred_instances.scores >= self.shown_score] for s in output]
+        return {
+            "objects": torch.stack([labels.bincount(minlength=self.num_classes).short() for labels in truths]),
+            "found": torch.stack([labels.bincount(minlength=self.num_classes).short() for labels in found]),
+        }
+
+    def report_sections(self, split: EvaluationSplit, results: Mapping[str, np.ndarray]) -> list[Section]:
+        """Return the average precision of each class besides the logged figures and the pictures."""
+        first, *others = super().report_sections(split, results)
+        if not results or not self.precisions:
+            return [first, *others]
+        objects, found = results["objects"], results["found"]
+        classes = detection_section(self.precisions, self.class_names, objects, found, self.shown_score)
+        return [first, classes, *others]
 
     def _values(self, instances: Any) -> dict[str, Tensor]:
         """Return objects in the form that torchmetrics takes; those that are true have no scores."""

@@ -1,5 +1,7 @@
 """MMSegmentation's segmentors as LightningModules."""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,10 +15,12 @@ from core.data.module import DataModule
 from core.errors import InputError
 from core.export import Exported
 from core.training.classification import ConfusionCounts
+from core.training.report import Section, logged_figures, picture_sections
 from core.training.task import EvaluationSplit
 from vision.openmmlab.config_files import innermost
 from vision.openmmlab.data import OpenMMLabData, SegmentationSpec
 from vision.openmmlab.overlays import class_colors, draw_label_map
+from vision.openmmlab.report import pixel_counts, segmentation_sections
 from vision.openmmlab.task import Batch, OpenMMLabTask, write_png
 
 __all__ = ["MeanIoU", "PixelAccuracy", "Segmenter"]
@@ -143,6 +147,22 @@ class Segmenter(OpenMMLabTask):
         values: dict[str, Tensor] = dict(self.score(split).compute())
         self.score(split).reset()
         return values
+
+    def sample_results(self, raw: Batch, output: list[Any], target: list[Any]) -> dict[str, Tensor]:
+        """Return how many pixels of each class an image has, how many were predicted, and how many of them rightly."""
+        counts = [
+            pixel_counts(s.pred_sem_seg.data, s.gt_sem_seg.data, self.num_classes, self.ignore_index) for s in output
+        ]
+        return {"pixels": torch.stack(counts)}
+
+    def report_sections(self, split: EvaluationSplit, results: Mapping[str, np.ndarray]) -> list[Section]:
+        """Return the results beside those of the most frequent class, the classes, the worst images, the pictures."""
+        if not results:
+            return super().report_sections(split, results)
+        logged = logged_figures(self.trainer, split)
+        file_of = partial(self.file_name, split, results["position"])
+        sections = segmentation_sections(results["pixels"], self.class_names, logged, file_of)
+        return sections + picture_sections(self.trainer, self.pictures)
 
     def rows(self, output: list[Any], names: Any) -> dict[str, list[Any]]:
         """Return the file, the classes found, their shares of the pixels and the label map of each image.

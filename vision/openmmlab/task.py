@@ -14,13 +14,13 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import Tensor, nn
 
-from core.data.module import DataModule
+from core.data.module import DataModule, attached_data_module
 from core.data.spec import DataSpec, numbered_classes
 from core.errors import InputError, listed
 from core.io.atomic import atomic_write
 from core.io.weights import load_weights
 from core.training.plots import Examples
-from core.training.run_folder import run_folder
+from core.training.run_folder import from_here, run_folder
 from core.training.task import FINE_TUNING_LAYER_DECAY, FINE_TUNING_LR, EvaluationSplit, Task
 from vision.openmmlab.config_files import (
     ConfigOptions,
@@ -294,6 +294,20 @@ class OpenMMLabTask(Task):
         scores = self.compute_scores(split)
         self.log_dict({f"{split}_{name}": value for name, value in scores.items()}, prog_bar=True)
         self.examples.draw(self.trainer)
+
+    def file_name(self, split: EvaluationSplit, positions: np.ndarray, place: int) -> str:
+        """Return the file of an image of an evaluation.
+
+        Args:
+            split: the split.
+            positions: positions in the data set of the images that were evaluated.
+            place: place of the image among them.
+        """
+        data = attached_data_module(self.trainer)
+        dataset: Any = None if data is None else getattr(data, f"{split}_set")
+        if dataset is None:
+            return f"image {positions[place]}"
+        return from_here(Path(dataset.get_data_info(int(positions[place]))["img_path"]))
 
     # Prediction
 
