@@ -367,7 +367,7 @@ class SeriesTask(Task):
             for name, table in tables.items():
                 with atomic_write(folder / f"{name}.csv") as unfinished:
                     table.to_csv(unfinished, index=False, float_format="%.6g")
-        if split != "test":
+        if split != "test" or not self.trainer.test_loop.verbose:
             return
 
         print_table(*screen_table(by_channel))
