@@ -1,6 +1,7 @@
 """Time series: histories become maps, maps become forecasts."""
 
 from timeseries.corrformer import GlobalArchitecture
+from timeseries.covariates import Covariates
 from timeseries.data import SeriesDataModule, SeriesSpec
 from timeseries.demo import MadeUpWorld, NewYorkWeather
 from timeseries.feature_map import SeriesMap, dominant_period, fold_by_period, map_shape, time_marks
@@ -10,6 +11,7 @@ from timeseries.task import ForecastTask, GlobalForecastTask, SeriesTask
 
 __all__ = [
     "CSVSeries",
+    "Covariates",
     "ForecastTask",
     "GlobalArchitecture",
     "GlobalForecastTask",

@@ -94,8 +94,10 @@ class Covariates:
 
     def _on_holidays(self, times: Any) -> Tensor:
         assert self.holidays is not None
-        days = _holidays_of(self.holidays, sorted(set(times.year)))
-        return torch.tensor([[float(time.date() in days)] for time in times])
+        public = _holidays_of(self.holidays, sorted(set(times.year)))
+        days = times.normalize()
+        off = [day for day in days.unique() if day.date() in public]
+        return torch.from_numpy(days.isin(off).astype("float32"))[:, None]
 
 
 def _share_of_cycle(times: Any, feature: CalendarFeature) -> Tensor:
