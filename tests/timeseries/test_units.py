@@ -204,7 +204,9 @@ def test_pictures_have_dates_and_the_band_its_name(tmp_path: Path) -> None:
     assert list(axes.get_lines()[0].get_xdata())[-1] == 0  # such rows are taken in order, and have no axis of dates
 
 
-def test_examples_of_a_run_know_their_dates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_a_run_know_their_dates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen: list[list[Example]] = []
     monkeypatch.setattr("timeseries.task.forecast_figure", lambda examples: seen.append(examples))
     monkeypatch.setattr(
@@ -215,6 +217,7 @@ def test_examples_of_a_run_know_their_dates(tmp_path: Path, monkeypatch: pytest.
     data = CSVSeries(str(file), **LENGTHS, num_workers=0, batch_size=5)
     task = ForecastTask(**TINY, spec=data.spec())
     _quiet(tmp_path).test(task, data, verbose=False)
+    assert "mae_seasonal" not in capsys.readouterr().out
     _quiet(tmp_path).predict(task, data)
     assert [len(examples) for examples in seen] == [6, 1]
     for example in seen[0]:
