@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from torchaudio.compliance.kaldi import get_mel_banks
 
 from core.data.memory import check_sample_memory
+from core.data.windows import window_starts
 from core.errors import InputError
 from core.layers.feature_map import FeatureMap
 
-__all__ = ["LogMel", "cut_windows", "pad_waves"]
+__all__ = ["LogMel", "cut_windows", "pad_waves", "starts_of_windows"]
 
 _LOWEST_FREQUENCY = 20.0
 """Lower edge of the first mel band in Hz; Kaldi's default."""
@@ -262,10 +263,9 @@ def cut_windows(wave: Tensor, size: int, overlap: float) -> list[Tensor]:
     Returns:
         The windows, as views of the waveform.
     """
-    if len(wave) <= size:
-        return [wave]
+    return [wave[start : start + size] for start in starts_of_windows(len(wave), size, overlap)]
 
-    step = max(1, round(size * (1 - overlap)))
-    last_start = len(wave) - size
-    starts = [*range(0, last_start, step), last_start]
-    return [wave[start : start + size] for start in starts]
+
+def starts_of_windows(length: int, size: int, overlap: float) -> list[int]:
+    """Return where the windows of :func:`cut_windows` begin in a waveform of ``length`` samples."""
+    return window_starts(length, size, max(1, round(size * (1 - overlap))))

@@ -12,11 +12,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from audio.augment import mix_waveforms, noise_and_roll, spec_augment
 from audio.data import AudioDataModule, AudioSpec, Waves
-from audio.feature_map import LogMel, cut_windows, pad_waves
+from audio.feature_map import LogMel, cut_windows, pad_waves, starts_of_windows
 from core.data.module import DataModule
 from core.data.spec import DataSpec
 from core.errors import InputError
 from core.export import Exported
+from core.training.answers import WindowOutput
 from core.training.classification import ClassificationTask
 from core.training.tagging import tagging_metrics
 from core.training.task import Backbone, EvaluationSplit
@@ -60,6 +61,7 @@ class AudioClassifier(ClassificationTask):
 
     spec_class: ClassVar[type[DataSpec]] = AudioSpec
     data_class: ClassVar[type[DataModule]] = AudioDataModule
+    has_windows: ClassVar[bool] = True
     pipeline_tag: ClassVar[str | None] = "audio-classification"
 
     spec: AudioSpec
@@ -186,20 +188,20 @@ class AudioClassifier(ClassificationTask):
 
     def _read_windows(self, waves: Tensor | Sequence[Tensor]) -> Tensor:
         """Return the logits (B, num_classes) of recordings that are cut into windows."""
-        windows: list[Tensor] = []
-        counts: list[int] = []
-        for wave in waves:
-            cut = cut_windows(wave, self.feature_map.samples(), self.spec.overlap)
-            windows += cut
-            counts.append(len(cut))
+        logits_NK, cuts = self._window_logits(waves)
+        return torch.stack([self.mean_logits(own_NK) for own_NK in logits_NK.split([len(cut) for cut in cuts])])
+
+    def _window_logits(self, waves: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[list[Tensor]]]:
+        """Return the logits (N, num_classes) of all windows of recordings, and the windows of each recording."""
+        cuts = [cut_windows(wave, self.feature_map.samples(), self.spec.overlap) for wave in waves]
+        windows = [window for cut in cuts for window in cut]
 
         parts: list[Tensor] = []
         for first in range(0, len(windows), _WINDOWS_AT_ONCE):
             padded = pad_waves(windows[first : first + _WINDOWS_AT_ONCE])
             parts.append(self.read(self.to_maps(padded)))
 
-        logits_NK = torch.cat(parts)
-        return torch.stack([self.mean_logits(own_NK) for own_NK in logits_NK.split(counts)])
+        return torch.cat(parts), cuts
 
     def augment_batch(self, raw: Any, target: Tensor) -> tuple[Waves, Tensor]:
         """Mix waveforms; the targets become (B, num_classes) float.
@@ -266,3 +268,30 @@ class AudioClassifier(ClassificationTask):
         high = maps.amax(dim=(1, 2, 3), keepdim=True)
         scaled = (maps - low) / (high - low).clamp(min=1e-6)
         return scaled.flip(2)
+
+    # Prediction
+
+    def window_output(self, raw: Sequence[Tensor], names: Any) -> WindowOutput:
+        """Return the logits of each window of the recordings, which overlap by ``spec.overlap``."""
+        logits_NK, cuts = self._window_logits(raw)
+        size = self.feature_map.samples()
+        rate = self.spec.sample_rate
+        starts: list[float] = []
+        ends: list[float] = []
+        for wave in raw:
+            for start in starts_of_windows(len(wave), size, self.spec.overlap):
+                starts.append(start / rate)
+                ends.append(min(start + size, len(wave)) / rate)
+
+        counts = [len(cut) for cut in cuts]
+        each = [name for name, count in zip(names, counts, strict=True) for _ in range(count)]
+        return WindowOutput(logits_NK, each, starts, ends, counts)
+
+    def pool_features(self, features: list[Tensor], raw: Sequence[Tensor]) -> Tensor:
+        """Return the features of each window, or their mean for each recording."""
+        features_ND = torch.cat(features)
+        if self.answer_options.reads_windows:
+            return features_ND
+        size = self.feature_map.samples()
+        counts = [len(starts_of_windows(len(wave), size, self.spec.overlap)) for wave in raw]
+        return torch.stack([own_ND.mean(dim=0) for own_ND in features_ND.split(counts)])

@@ -42,7 +42,7 @@ Train and use large-kernel ConvNets on images, sound, point clouds, videos and t
             lightning validate --ckpt_path best
   test      measure a checkpoint on the test split
             lightning test --ckpt_path best
-  predict   write predictions.csv: the class of every file, or the next values of a series
+  predict   write predictions.csv: the classes of every file, or the next values of a series
             lightning predict --ckpt_path best --data.predict_path photos/
   export    write an ONNX or torch.export file in inference form, and compare its outputs with the model's
             lightning export --ckpt_path best --format onnx

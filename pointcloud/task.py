@@ -208,9 +208,14 @@ class PointCloudClassifier(ClassificationTask):
         """Apply backbone and head to views (B, V * 3, H, W), and return logits (B, num_classes)."""
         images = maps.reshape(-1, maps.shape[1] // self.num_views, *maps.shape[2:])
         if self.cls_head is None:
-            return self.backbone(images).unflatten(0, (-1, self.num_views)).mean(dim=1)
+            logits = super().read(images).unflatten(0, (-1, self.num_views)).mean(dim=1)
+            if self._kept_features is not None:
+                self._kept_features[-1] = self._kept_features[-1].unflatten(0, (-1, self.num_views)).mean(dim=1)
+            return logits
 
         features = _pooled_features(self.backbone, images)
+        if self._kept_features is not None:
+            self._kept_features.append(features.float().unflatten(0, (-1, self.num_views)).mean(dim=1))
         return self.cls_head(features.unflatten(0, (-1, self.num_views)).flatten(1))
 
     def build_scores(self) -> MetricCollection:

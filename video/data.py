@@ -1,26 +1,30 @@
 """The base of all video data modules, which turn videos into clips of raw frames and augment them in training."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
+from tqdm import tqdm
 
 from core.data.images import PixelSpec, check_size
 from core.data.labeled import SampleDataModule, Split
 from core.data.memory import check_sample_memory
-from core.data.samples import SampleDataset, Samples, collate_found
+from core.data.samples import Broken, SampleDataset, Samples, collate_found, source_name
+from core.data.windows import window_starts
 from core.errors import InputError
 from video.augment import TestCrops, TrainCrops
-from video.files import Source, open_video, video_files
+from video.files import Source, Video, open_video, video_files
 from video.sampling import FrameIndices, Sampling, SamplingMode
 
-__all__ = ["Clips", "VideoDataModule", "VideoSpec"]
+__all__ = ["Clips", "VideoDataModule", "VideoSpec", "Window", "WindowClips"]
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,21 @@ class VideoDataModule(SampleDataModule):
             skip_broken=self.skip_broken,
         )
 
+    def use_windows(self) -> None:
+        """Predict a clip of each window of the videos, one after another; their lengths are read at once.
+
+        Raises:
+            InputError: if a clip is spread over the whole video, so that there are no windows.
+        """
+        if self.sampling.mode == "uniform":
+            raise InputError(
+                "sampling='uniform' spreads a clip over the whole video, so that there are no windows; leave "
+                "--predict.windows and --predict.threshold out"
+            )
+        if isinstance(self.predict_set, Clips):
+            self.predict_set = WindowClips(self.predict_set, self.sampling, self.val_transform)
+            self.evaluation_collate = _collate_windows
+
 
 class Clips(SampleDataset):
     """A dataset of clips of videos, each with the target of its video.
@@ -220,3 +239,101 @@ class Clips(SampleDataset):
         # The crops and the views of a video become one axis: (crops, V, T, C, H, W) to (N, T, C, H, W).
         clips = self.transform(chosen).flatten(0, -5)
         return clips[0] if len(clips) == 1 else clips
+
+
+class Window(NamedTuple):
+    """A part of a video.
+
+    Attributes:
+        name: name of the video.
+        start: start in seconds.
+        end: end in seconds.
+    """
+
+    name: str
+    start: float
+    end: float
+
+
+class WindowClips(SampleDataset):
+    """A dataset of the windows of videos, one after another; the target of a clip is its :class:`Window`.
+
+    A window has the length of a dense clip, and the next one begins where it ends; the last one ends with the video. A
+    video that cannot be read has a single sample, which is :class:`core.data.samples.Broken`.
+
+    Args:
+        videos: the videos, with their names as targets.
+        sampling: choice of the frames of a clip.
+        transform: function from frames (T, C, H, W) uint8 to clips (1, T, C, size, size) uint8.
+    """
+
+    def __init__(self, videos: Clips, sampling: Sampling, transform: Callable[[Tensor], Tensor]) -> None:
+        self.sampling = sampling
+        self.transform = transform
+        self.short_side = videos.short_side
+        self._opened: tuple[Source, AbstractContextManager[Video], Video] | None = None
+
+        hidden = bool(getattr(rank_zero_only, "rank", 0))
+        progress = tqdm(videos.samples, desc="Reading the lengths of the videos", leave=False, disable=hidden)
+        super().__init__([window for source, _ in progress for window in self._windows_of(source)])
+
+    def _windows_of(self, source: Source) -> list[tuple[Any, Any]]:
+        """Return a sample for each window: the video and the end of the window in frames, and the window."""
+        name = source_name(source)
+        try:
+            with open_video(source) as video:
+                length, seconds = len(video), video.seconds
+            if seconds is None:
+                raise InputError(
+                    f"{name} has frames without times, so its windows have no start and end in seconds; give a video "
+                    "file"
+                )
+        except InputError as error:
+            return [(None, Broken(name, str(error)))]
+
+        size = min(self.sampling.window, length)
+        starts = window_starts(length, size, size)
+        second = seconds / length
+        return [((source, start + size), Window(name, start * second, (start + size) * second)) for start in starts]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Window] | Broken:
+        """Return the clip of a window (T, C, size, size) uint8 and the window, or the reason why there is none."""
+        source, window = self.samples[index]
+        if isinstance(window, Broken):
+            return window
+        try:
+            return self.read(source), window
+        except InputError as error:
+            return Broken(window.name, str(error))
+
+    def read(self, source: tuple[Source, int]) -> Tensor:
+        """Return the clip of the window of a video that ends before a frame."""
+        path, end = source
+        video = self._open(path)
+        length = len(video)
+        indices = self.sampling.ending_at(length, end)
+        frames = torch.from_numpy(np.ascontiguousarray(video.read(indices))).permute(0, 3, 1, 2)
+        return self.transform(frames).flatten(0, -5)[0]
+
+    def _open(self, source: Source) -> Video:
+        """Return the open video; it stays open for its next window."""
+        if self._opened is None or self._opened[0] is not source:
+            if self._opened is not None:
+                self._opened[1].__exit__(None, None, None)
+                self._opened = None
+            context = open_video(source, short_side=self.short_side)
+            self._opened = (source, context, context.__enter__())
+        return self._opened[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the open video, which another process cannot use."""
+        return self.__dict__ | {"_opened": None}
+
+
+def _stack_windows(samples: list[tuple[Tensor, Window]]) -> tuple[Tensor, list[Window]]:
+    """Make a batch of clips (B, T, C, size, size) and their windows."""
+    clips, windows = zip(*samples, strict=True)
+    return torch.stack(clips), list(windows)
+
+
+_collate_windows = partial(collate_found, kind="video", collate=_stack_windows)

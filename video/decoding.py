@@ -73,6 +73,15 @@ class VideoFile:
         """Return the number of frames."""
         return len(self.times)
 
+    @property
+    def seconds(self) -> float | None:
+        """Duration in seconds; None if it is unknown."""
+        unit = self.stream.time_base
+        if not self.times_restart and unit is not None:
+            return float((self.end - int(self.times[0])) * unit)
+        rate = self.stream.average_rate
+        return float(len(self) / rate) if rate else None
+
     def __enter__(self) -> Self:
         return self
 

@@ -36,6 +36,11 @@ SUFFIXES = (
 class Video(Protocol):
     """What all sources have in common once they are open: frames that are read by index."""
 
+    @property
+    def seconds(self) -> float | None:
+        """Duration in seconds; None if it is unknown."""
+        ...
+
     def __len__(self) -> int:
         """Return the number of frames."""
         ...
@@ -64,6 +69,11 @@ class FrameFolder:
 
     def __post_init__(self) -> None:
         _check_length(str(self.folder), self.frames)
+
+    @property
+    def seconds(self) -> None:
+        """None, since the images have no times."""
+        return None
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -117,6 +127,11 @@ class FrameArray:
                 "(T, H, W, 3) uint8"
             )
         _check_length(self.name, len(self.frames))
+
+    @property
+    def seconds(self) -> None:
+        """None, since the frames have no times."""
+        return None
 
     def __len__(self) -> int:
         """Return the number of frames."""

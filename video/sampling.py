@@ -86,6 +86,18 @@ class Sampling:
 
         return self._dense(length, (self.window + length) // 2)
 
+    def ending_at(self, length: int, end: int) -> FrameIndices:
+        """Choose the dense clip of the window that ends before a frame.
+
+        Args:
+            length: number of frames of the video.
+            end: number of the frame after the window, at most ``length``.
+
+        Returns:
+            Ascending indices (T,) in [0, length).
+        """
+        return self._dense(length, end)
+
     def views(self, length: int, count: int) -> FrameIndices:
         """Choose several clips that are spread over the length of the video.
 

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from core.data.module import DataModule
 from core.data.spec import DataSpec
 from core.errors import InputError
+from core.training.answers import WindowOutput
 from core.training.classification import ClassificationTask
 from core.training.pixels import PixelClassification
 from core.training.task import Backbone
 from video.augment import erase
-from video.data import VideoDataModule, VideoSpec
+from video.data import VideoDataModule, VideoSpec, Window
 from video.feature_map import ClipMap, Layout, clip_to_map, rectangle, rows_nearest_square, to_unit_range
 
 __all__ = ["VideoClassifier"]
@@ -47,6 +48,7 @@ class VideoClassifier(PixelClassification):
 
     spec_class: ClassVar[type[DataSpec]] = VideoSpec
     data_class: ClassVar[type[DataModule]] = VideoDataModule
+    has_windows: ClassVar[bool] = True
     pipeline_tag: ClassVar[str | None] = "video-classification"
 
     feature_map: ClipMap
@@ -98,6 +100,16 @@ class VideoClassifier(PixelClassification):
 
         # One view after another, since a batch of all views would need V times the memory.
         return self.mean_logits(torch.stack([self(view) for view in frames.unbind(dim=1)]))
+
+    def window_output(self, raw: Tensor, names: list[Window]) -> WindowOutput:
+        """Return the logits of clips (B, T, 3, H, W), each of which is a window of a video."""
+        return WindowOutput(
+            output=self(raw),
+            names=[window.name for window in names],
+            starts=[window.start for window in names],
+            ends=[window.end for window in names],
+            counts=[1] * len(names),
+        )
 
     def augment_batch(self, raw: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Erase and mix training clips.

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from core.data.folders import ClassFolders
 from core.data.module import DataModule
-from core.data.samples import Samples, Splits, labels_of, named
+from core.data.samples import SampleDataset, Samples, Splits, labels_of, named
 from core.data.spec import DataSpec
 from core.data.tables import LabelTable
 from core.errors import InputError
@@ -38,7 +38,8 @@ class SampleDataModule(DataModule):
 
     Args:
         predict_path: a file or a folder of files for ``predict``; by default the test split is predicted.
-        skip_broken: leave out files that cannot be used, with a warning, instead of stopping.
+        skip_broken: leave out files that cannot be used, with a warning, instead of stopping; ``predict`` gives them a
+            row with the reason in any case.
         batch_size: samples for each process and step.
         num_workers: processes that load data, for each training process; 0 loads in the training process.
         drop_last: leave out the incomplete last training batch.
@@ -159,6 +160,9 @@ class SampleDataModule(DataModule):
         """Predict on files, folders or arrays instead of ``predict_path``; see :meth:`sources`."""
         self.predict_set = self._prediction_set(self.sources(given))
 
+    def use_windows(self) -> None:
+        """Prepare ``predict_set`` for a prediction of windows in time; by default the task cuts them."""
+
     def sources(self, given: Any) -> list[Any]:
         """Turn user input into a list of sources.
 
@@ -181,7 +185,10 @@ class SampleDataModule(DataModule):
 
     def _prediction_set(self, sources: Sequence[Any]) -> Dataset[Any]:
         samples = named([(source, None) for source in sources])
-        return self.dataset(samples, "predict")
+        dataset = self.dataset(samples, "predict")
+        if isinstance(dataset, SampleDataset):
+            dataset.keeps_broken = True
+        return dataset
 
 
 class FolderDataModule(SampleDataModule):

@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +13,9 @@ from torch.utils.data import Dataset, default_collate
 from core.errors import InputError, MissingError
 
 __all__ = [
+    "Broken",
     "EmptyBatch",
+    "PartlyBroken",
     "Sample",
     "SampleDataset",
     "Samples",
@@ -99,7 +101,33 @@ def read_or_skip(read: Callable[[], T], *, skip_broken: bool) -> T | None:
         return None
 
 
-class SampleDataset(Dataset[tuple[Tensor, Any] | None]):
+class Broken(NamedTuple):
+    """A sample that cannot be read, in its place.
+
+    Attributes:
+        name: name of the sample.
+        reason: why it cannot be read.
+    """
+
+    name: str
+    reason: str
+
+
+class PartlyBroken(NamedTuple):
+    """A batch for prediction that has samples which cannot be read.
+
+    It is a named tuple, since trainers move those between devices.
+
+    Attributes:
+        batch: batch of the other samples; None if there are none.
+        broken: the samples that cannot be read, each after its place among all samples of the batch.
+    """
+
+    batch: Any
+    broken: list[tuple[int, Broken]]
+
+
+class SampleDataset(Dataset[tuple[Tensor, Any] | Broken | None]):
     """Base of the datasets that read one source after another, each with its target.
 
     Subclasses implement :meth:`read`.
@@ -107,7 +135,13 @@ class SampleDataset(Dataset[tuple[Tensor, Any] | None]):
     Args:
         samples: (source, target) pairs.
         skip_broken: leave out samples that cannot be read, with a warning, instead of stopping.
+
+    Attributes:
+        keeps_broken: give :class:`Broken` in place of a sample that cannot be read, whatever ``skip_broken`` says; for
+            prediction, whose targets are names.
     """
+
+    keeps_broken = False
 
     def __init__(self, samples: Samples, *, skip_broken: bool = False) -> None:
         self.samples = samples
@@ -126,14 +160,20 @@ class SampleDataset(Dataset[tuple[Tensor, Any] | None]):
         """Return the number of samples."""
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any] | None:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any] | Broken | None:
         """Return the raw sample of a source and its target, or None if it is broken and may be skipped.
 
         Raises:
-            MissingError: from :meth:`read`.
-            InputError: from :meth:`read`.
+            MissingError: from :meth:`read`, unless ``keeps_broken`` is set.
+            InputError: from :meth:`read`, unless ``keeps_broken`` is set.
         """
         source, target = self.samples[index]
+        if self.keeps_broken:
+            try:
+                return self.read(source), target
+            except InputError as error:
+                return Broken(source_name(source), str(error))
+
         raw = read_or_skip(lambda: self.read(source), skip_broken=self.skip_broken)
         return None if raw is None else (raw, target)
 
@@ -150,7 +190,7 @@ class EmptyBatch:
 
 
 def collate_found(samples: Sequence[Any], kind: str, collate: Callable[[list[Any]], Any] = default_collate) -> Any:
-    """Collate a batch without the samples that were skipped.
+    """Collate a batch without the samples that were skipped or cannot be read.
 
     Args:
         samples: samples of the batch, with None in place of each skipped one.
@@ -158,9 +198,13 @@ def collate_found(samples: Sequence[Any], kind: str, collate: Callable[[list[Any
         collate: function that makes the batch; by default torch's.
 
     Returns:
-        The batch, or :class:`EmptyBatch` if all samples were skipped.
+        The batch, :class:`EmptyBatch` if all samples were skipped, or :class:`PartlyBroken` if there is a
+        :class:`Broken` sample.
     """
-    found = [sample for sample in samples if sample is not None]
+    broken = [(i, sample) for i, sample in enumerate(samples) if isinstance(sample, Broken)]
+    found = [sample for sample in samples if sample is not None and not isinstance(sample, Broken)]
+    if broken:
+        return PartlyBroken(collate(found) if found else None, broken)
     return collate(found) if found else EmptyBatch(kind)
 
 

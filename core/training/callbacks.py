@@ -1,21 +1,18 @@
-"""The callbacks that the command adds to every run: checkpoints, learning curves, predictions, and its display."""
+"""The callbacks that the command adds to every run: checkpoints, learning curves, and its display."""
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Sized
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import torch.distributed as dist
 import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
@@ -26,7 +23,7 @@ from torch import Tensor
 
 from core.data.labeled import SampleDataModule
 from core.data.module import attached_data_module
-from core.errors import listed, printable
+from core.errors import listed
 from core.figures import new_figure
 from core.io.atomic import atomic_write
 from core.training.plots import draw_figure
@@ -41,7 +38,7 @@ from core.training.report import (
     write_page,
 )
 from core.training.run_folder import from_here, run_folder
-from core.training.task import EvaluationSplit, Task, columns_to_rows
+from core.training.task import EvaluationSplit, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +46,6 @@ if TYPE_CHECKING:
 __all__ = [
     "LearningCurves",
     "ModelTable",
-    "PredictionWriter",
     "ProgressLine",
     "RunCheckpoint",
     "RunRecord",
@@ -460,63 +456,6 @@ def _best_score(trainer: Trainer) -> float | None:
     return None if score is None else float(score)
 
 
-class PredictionWriter(Callback):
-    """Writes predictions to ``predictions.csv``, in the order of the data.
-
-    ``predict_step`` returns columns: lists of the same length, by name. With several processes, the first one writes
-    the rows of all. The file appears only when it is complete.
-
-    Args:
-        path: file to write; by default ``predictions.csv`` in the run folder.
-    """
-
-    def __init__(self, path: str | None = None) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the rows of one batch."""
-        self.rows += columns_to_rows(outputs)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather the rows of all processes and write them."""
-        rows = self._gathered(trainer.world_size)
-        self.rows = []
-        if not trainer.is_global_zero or not rows:
-            return
-
-        folder = run_folder(trainer) or Path(trainer.default_root_dir)
-        path = Path(self.path) if self.path else folder / "predictions.csv"
-        with atomic_write(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            for row in rows:
-                texts = {key: printable(value) for key, value in row.items() if isinstance(value, str)}
-                writer.writerow(row | texts)
-
-        rank_zero_info(f"Wrote {len(rows)} predictions to {path}")
-
-    def _gathered(self, processes: int) -> list[dict[str, Any]]:
-        """Return the rows of all processes in the order of the data."""
-        if processes == 1:
-            return self.rows
-
-        parts: list[Sequence[dict[str, Any]]] = [[] for _ in range(processes)]
-        dist.all_gather_object(parts, self.rows)
-
-        # Process p has samples p, p + P, p + 2P, ..., so take one row of each process in turn.
-        in_order = chain.from_iterable(zip_longest(*parts))
-        return [row for row in in_order if row is not None]
-
-
 class SigtermCallback(Callback):
     """Keeps the command's SIGTERM handler in runs of several processes, so that the signal ends each at once.
 
@@ -583,11 +522,44 @@ class ProgressLine(RichProgressBar):
         bar.bar_width = 10
         return [description, bar, batches, TimeRemainingColumn(elapsed_when_finished=True)]
 
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Let the bar count samples, such as files, instead of batches."""
+        super().on_predict_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        if self.progress is not None and self.predict_progress_bar_id is not None and not self.is_disabled:
+            self.progress.update(self.predict_progress_bar_id, total=_samples_in(trainer, dataloader_idx))
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Advance the bar by the samples of a batch in every process."""
+        if not self.is_disabled:
+            self._update(self.predict_progress_bar_id, _samples_in(trainer, dataloader_idx, batch_idx + 1))
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the metrics that tasks log with ``prog_bar=True``."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return dict(metrics)
+
+
+def _samples_in(trainer: Trainer, dataloader_idx: int, batches: int | None = None) -> int:
+    """Return the number of samples that all processes predict in their first batches, by default in all of them."""
+    loaders = trainer.predict_dataloaders
+    loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
+    count = trainer.num_predict_batches[dataloader_idx] if batches is None else batches
+    size = getattr(loader, "batch_size", None)  # Lightning takes any iterable
+    dataset = getattr(loader, "dataset", None)
+    if size is None or not isinstance(dataset, Sized):
+        return int(count)
+    return int(min(count * size * trainer.world_size, len(dataset)))
 
 
 def run_summary(trainer: Trainer) -> str:

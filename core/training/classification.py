@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from core.backbones.build import input_channels
 from core.data.spec import DataSpec, numbered_classes
 from core.errors import InputError
+from core.training.answers import TOP_K, significant
 from core.training.plots import Examples, confusion_figure, draw_figure
 from core.training.report import Section, logged_figures, shown_sample
 from core.training.report_classification import label_results, label_sections, several_results, several_sections
@@ -67,6 +68,7 @@ class ClassificationTask(Task):
 
     monitor: ClassVar[str] = "val_acc"
     monitor_mode: ClassVar[Literal["min", "max"]] = "max"
+    answers_classes: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -299,6 +301,15 @@ class ClassificationTask(Task):
         # The logit of a probability p is log(p) - log(1 - p), from which the division by N cancels.
         return F.logsigmoid(logits).logsumexp(dim=0) - F.logsigmoid(-logits).logsumexp(dim=0)
 
+    def answered_probabilities(self, output: Tensor) -> Tensor:
+        """Return the probabilities (B, num_classes) that predictions show; those of exclusive classes add up to 1.
+
+        With 'bce', p_k of each class is divided by their sum: if it says how often class k is right, the sum is near 1.
+        """
+        if self.uses_bce and not self.spec.multi_label:
+            return F.logsigmoid(output.float()).softmax(dim=1)
+        return self.probabilities(output)
+
     # Metrics
 
     def build_scores(self) -> MetricCollection:
@@ -330,7 +341,7 @@ class ClassificationTask(Task):
 
     def keep_examples(self, split: EvaluationSplit, raw: Any, output: Tensor, target: Any) -> None:
         """Keep some samples of a batch with the predicted class and, except in ``predict``, the true class."""
-        probability, label = self.probabilities(output).max(dim=1)
+        probability, label = self.answered_probabilities(output).max(dim=1)
         names = [self.class_names[i] for i in label.tolist()]
         titles = [f"{name} {p:.2f}" for name, p in zip(names, probability.tolist(), strict=True)]
 
@@ -391,18 +402,36 @@ class ClassificationTask(Task):
     # Prediction
 
     def rows(self, output: Tensor, names: Any) -> dict[str, list[Any]]:
-        """Return the file, the most probable class and its probability, and with several labels all above 0.5."""
-        probabilities_BK = self.probabilities(output)
-        probability, label = probabilities_BK.max(dim=1)
-        columns: dict[str, list[Any]] = {
-            "file": list(names),
-            "class": [self.class_names[i] for i in label.tolist()],
-            "probability": [round(p, 6) for p in probability.tolist()],
-        }
+        """Return the file, the most probable classes and their probabilities for each sample.
+
+        Returns:
+            Columns ``file``, ``class``, ``probability``, then ``class_2``, ``probability_2`` and so on, with
+            ``answer_options.all`` the probability of every class, such as ``p_cat``, and with several labels
+            ``labels``, all above 0.5.
+        """
+        probabilities = self.answered_probabilities(output).cpu()
+        count = min(self.answer_options.top_k or TOP_K, self.num_classes)
+        top, labels = probabilities.topk(count, dim=1)
+
+        columns: dict[str, list[Any]] = {"file": list(names)}
+        for k in range(count):
+            suffix = f"_{k + 1}" if k else ""
+            columns[f"class{suffix}"] = [self.class_names[i] for i in labels[:, k].tolist()]
+            columns[f"probability{suffix}"] = [significant(p) for p in top[:, k].tolist()]
+        if self.answer_options.all:
+            for name, values in zip(self.class_names, probabilities.T.tolist(), strict=True):
+                columns[f"p_{name}"] = [significant(p) for p in values]
         if self.spec.multi_label:
-            is_probable = (probabilities_BK > 0.5).tolist()
+            is_probable = (probabilities > 0.5).tolist()
             columns["labels"] = [";".join(compress(self.class_names, row)) for row in is_probable]
         return columns
+
+    def classes_above(self, output: Tensor, threshold: float) -> list[dict[str, float]]:
+        """Return the classes of each window whose probability is above a threshold, with it."""
+        return [
+            {name: significant(p) for name, p in zip(self.class_names, row, strict=True) if p > threshold}
+            for row in self.answered_probabilities(output).tolist()
+        ]
 
 
 class ConfusionCounts(MulticlassConfusionMatrix):

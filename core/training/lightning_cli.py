@@ -29,7 +29,6 @@ from core.stopping import refused_by_trainer
 from core.training.callbacks import (
     LearningCurves,
     ModelTable,
-    PredictionWriter,
     ProgressLine,
     RunCheckpoint,
     RunRecord,
@@ -40,6 +39,7 @@ from core.training.callbacks import (
 )
 from core.training.folds import SeveralFolds
 from core.training.hub import modality_class
+from core.training.predictions import PredictionWriter
 from core.training.run_folder import find_checkpoint, new_run, only_writer, resume_hint, run_folder
 from core.training.task import Task
 from core.training.trainer import ExportingTrainer
@@ -79,10 +79,7 @@ class LarKitCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             trainer_class=ExportingTrainer,
-            trainer_defaults={
-                "callbacks": [LearningCurves(), RunReport(), PredictionWriter()],
-                "log_every_n_steps": 10,
-            },
+            trainer_defaults={"callbacks": [LearningCurves(), RunReport()], "log_every_n_steps": 10},
             seed_everything_default=0,
             save_config_callback=None,
             auto_configure_optimizers=False,
@@ -127,6 +124,9 @@ class LarKitCLI(LightningCLI):
         if subcommand == "export":
             text = "input of the file: 'raw' samples or the 'map'; by default raw, if the exporter can follow that way"
             parser.add_argument("--from", type=Source | None, default=None, help=text)
+
+        if subcommand == "predict":
+            parser.add_lightning_class_args(PredictionWriter, "predict")
 
         self._subcommand_method_arguments[subcommand] = options
         self._needs_model = subcommand != "stats"
@@ -420,10 +420,15 @@ class LarKitCLI(LightningCLI):
     # The run
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Return the arguments of the trainer's method; ``--from`` is not a name in Python, so it is renamed."""
+        """Return the arguments of the trainer's method.
+
+        ``--from`` is not a name in Python, so it is renamed.
+        """
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "export":
             kwargs["source"] = self.settings["from"]
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False  # they are written, and a folder may have more than the memory holds
         return kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -26,10 +26,20 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from core.backbones.build import build_backbone
 from core.data.module import DataModule, attached_data_module, padding_in_batch, positions_in_batch
+from core.data.samples import PartlyBroken
 from core.data.spec import DataSpec, numbered_classes
 from core.errors import InputError, listed
 from core.export import Exported, exported
 from core.io.weights import load_weights
+from core.training.answers import (
+    Answer,
+    AnswerOptions,
+    EventMerger,
+    Predictions,
+    WindowOutput,
+    check_some_answered,
+    columns_to_rows,
+)
 from core.training.finite import check_gradients, check_loss, check_output
 from core.training.hub import TaskHubMixin
 from core.training.optim import check_recipe, parameter_groups, run_factor
@@ -43,7 +53,6 @@ __all__ = [
     "EvaluationSplit",
     "Task",
     "check_class_count",
-    "columns_to_rows",
     "first_samples",
 ]
 
@@ -124,6 +133,10 @@ class Task(LightningModule, TaskHubMixin):
     """The modality's subclass of ``DataSpec``."""
     data_class: ClassVar[type[DataModule]] = DataModule
     """The modality's data module, which reads files for :meth:`predict`."""
+    answers_classes: ClassVar[bool] = False
+    """Whether the answer to a sample is one row with a class, to which an embedding belongs."""
+    has_windows: ClassVar[bool] = False
+    """Whether samples have a time axis, so that windows of them can be answered."""
     runs_files: ClassVar[tuple[str, ...]] = ()
     """Arguments that name files whose code is executed; an untrusted checkpoint must not choose them."""
     pipeline_tag: ClassVar[str | None] = None
@@ -134,6 +147,8 @@ class Task(LightningModule, TaskHubMixin):
     spec: DataSpec
     knows_data: bool
     """Whether ``spec`` describes actual data; otherwise it holds default values until data are attached."""
+    answer_options: AnswerOptions = AnswerOptions()
+    """What predictions contain; :meth:`predict` and the command set it for the time that they predict."""
 
     def __init__(
         self,
@@ -201,6 +216,7 @@ class Task(LightningModule, TaskHubMixin):
         self.freeze_part = freeze
         self._planned: tuple[float, ...] | None = None  # see _plan
         self.evaluated = SampleResults()
+        self._kept_features: list[Tensor] | None = None  # see read
 
         self.knows_data = spec is not None
         self.store_spec(self.complete_spec(self.to_spec(spec)))
@@ -333,8 +349,17 @@ class Task(LightningModule, TaskHubMixin):
     # The flow
 
     def read(self, maps: Tensor) -> Any:
-        """Apply backbone and head to maps (B, C, H, W). The classifier of a timm backbone counts as the head."""
-        return self.backbone(maps)
+        """Apply backbone and head to maps (B, C, H, W). The classifier of a timm backbone counts as the head.
+
+        While embeddings are computed, the features that the classifier takes are kept.
+        """
+        if self._kept_features is None:
+            return self.backbone(maps)
+
+        backbone: Any = self.backbone
+        last_map = backbone.forward_features(maps)
+        self._kept_features.append(backbone.forward_head(last_map, pre_logits=True).flatten(1).float())
+        return backbone.forward_head(last_map)
 
     def to_maps(self, raw: Any) -> Tensor:
         """Turn a raw batch into maps (B, C, H, W), in the dtype of the backbone."""
@@ -502,10 +527,67 @@ class Task(LightningModule, TaskHubMixin):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, list[Any]]:
         """Return the columns of ``predictions.csv`` for one batch."""
-        raw, names = self.unpack(batch)
-        output = self._checked_output(raw)
-        self.keep_examples("predict", raw, output, names)
-        return self.rows(output, names)
+        return Predictions.of(self._answers_to(batch, keeps_examples=True))
+
+    def _answers_to(self, batch: Any, *, keeps_examples: bool = False) -> list[Answer]:
+        """Return an answer for each sample of a batch, in their order, with those that could not be read."""
+        found, broken = batch if isinstance(batch, PartlyBroken) else (batch, [])
+        answers = [] if found is None else self._answers_to_found(*self.unpack(found), keeps_examples=keeps_examples)
+        for place, sample in broken:  # in rising order
+            answers.insert(place, Answer.of_broken(sample))
+        return answers
+
+    def _answers_to_found(self, raw: Any, names: Any, *, keeps_examples: bool) -> list[Answer]:
+        """Return an answer for each sample of a raw batch."""
+        options = self.answer_options
+        self._kept_features = [] if options.embeddings else None
+        try:
+            if options.reads_windows:
+                windows = self.window_output(raw, names)
+                check_output(windows.output, self, partial(self.window_output, raw, names))
+                output, counts = windows.output, windows.counts
+                rows = _with_times(self.rows(output, windows.names), windows)
+            else:
+                output = self._checked_output(raw)
+                rows = columns_to_rows(self.rows(output, names))
+                length = self.batch_length(raw)
+                counts = [len(rows) // length] * length  # a forecast has a row for each step
+                if keeps_examples:
+                    self.keep_examples("predict", raw, output, names)
+            vectors = None
+            if self._kept_features is not None:
+                vectors = self.pool_features(self._kept_features, raw).cpu().numpy()
+        finally:
+            self._kept_features = None
+
+        above = [] if options.threshold is None else self.classes_above(output, options.threshold)
+        if self.answers_classes:
+            rows = [{**row, "error": None} for row in rows]
+
+        answers: list[Answer] = []
+        first = 0
+        for count in counts:
+            part = slice(first, first + count)
+            answers.append(Answer(rows[part], None if vectors is None else vectors[part], above[part]))
+            first += count
+        return answers
+
+    def window_output(self, raw: Any, names: Any) -> WindowOutput:
+        """Return the output for each window of the samples of a raw batch; for tasks with ``has_windows``."""
+        raise NotImplementedError
+
+    def classes_above(self, output: Any, threshold: float) -> list[dict[str, float]]:
+        """Return the classes of each window whose probability is above a threshold, with it."""
+        raise NotImplementedError
+
+    def pool_features(self, features: list[Tensor], raw: Any) -> Tensor:
+        """Turn the features (B, D) of each call of :meth:`read` into one vector for each row: their mean.
+
+        Args:
+            features: features (B, D) float32 of the views of the samples.
+            raw: the raw batch.
+        """
+        return torch.stack(features).mean(dim=0)
 
     def rows(self, output: Any, names: Any) -> dict[str, list[Any]]:
         """Return the columns of ``predictions.csv`` for one batch: a list of values, one for each sample, by name.
@@ -516,9 +598,57 @@ class Task(LightningModule, TaskHubMixin):
         """
         raise NotImplementedError
 
-    @torch.no_grad()
-    def predict(self, source: Any, *, batch_size: int = 32, num_workers: int = 0) -> list[dict[str, Any]]:
+    def predict(
+        self,
+        source: Any,
+        *,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        top_k: int | None = None,
+        all: bool = False,
+        windows: bool = False,
+        threshold: float | None = None,
+    ) -> list[dict[str, Any]]:
         """Predict on files or arrays, as ``lightning predict`` does, without a trainer.
+
+        Args:
+            source: a file, a folder, an array of one sample in the form that ``task(raw)`` takes, or a list of these.
+            batch_size: number of samples in a batch.
+            num_workers: processes that read files; 0 reads in this process.
+            top_k: number of the most probable classes in a row; by default 3, or all if there are fewer.
+            all: add the probability of every class, in columns such as ``p_cat``.
+            windows: return a row for each window of a recording or video, with its start and end in seconds.
+            threshold: return events instead: neighboring windows of a class whose probability is above this number.
+
+        Returns:
+            The rows of ``predictions.csv``, as dictionaries, or of events. A file that cannot be read is a row with the
+            reason as ``error``, which is None in all other rows.
+
+        Raises:
+            MissingError: if there is no such file.
+            InputError: if no file can be read, the task does not know the data that it was trained on, or an option
+                does not suit it.
+        """
+        options = AnswerOptions(top_k=top_k, all=all, windows=windows, threshold=threshold)
+        events = EventMerger()
+        rows: list[dict[str, Any]] = []
+        for answers in self._answer_batches(source, options, batch_size, num_workers):
+            if threshold is None:
+                rows += [row for answer in answers for row in answer.rows]
+            else:
+                rows += events.add(answers)
+
+        rows += events.finish()
+        if threshold is not None:
+            return rows
+        names = next((list(row) for row in rows if row.get("error") is None), [])
+        return [{name: row.get(name) for name in names} for row in rows] if self.answers_classes else rows
+
+    def embed(self, source: Any, *, batch_size: int = 32, num_workers: int = 0) -> Tensor:
+        """Return the embeddings of files or arrays: the features that the classifier takes.
+
+        For one image, they are ``backbone.forward_head(backbone.forward_features(map), pre_logits=True)``, as timm has
+        them. Those of the windows of a recording, or of the views of a video or cloud, are averaged.
 
         Args:
             source: a file, a folder, an array of one sample in the form that ``task(raw)`` takes, or a list of these.
@@ -526,25 +656,47 @@ class Task(LightningModule, TaskHubMixin):
             num_workers: processes that read files; 0 reads in this process.
 
         Returns:
-            The rows of ``predictions.csv``, as dictionaries.
+            Features (N, D) float32 on the CPU, in the order of the files.
 
         Raises:
             MissingError: if there is no such file.
-            InputError: if a file cannot be read, or the task does not know the data that it was trained on.
+            InputError: if a file cannot be read, or the task has no such features.
         """
+        vectors: list[np.ndarray] = []
+        for answers in self._answer_batches(source, AnswerOptions(embeddings=True), batch_size, num_workers):
+            for answer in answers:
+                if answer.vectors is None:
+                    raise InputError(answer.error or "there are no features")
+                vectors.append(answer.vectors)
+        return torch.from_numpy(np.concatenate(vectors))
+
+    @torch.no_grad()
+    def _answer_batches(
+        self, source: Any, options: AnswerOptions, batch_size: int, num_workers: int
+    ) -> Iterator[list[Answer]]:
+        """Yield the answers to the samples of one batch after another; raise an error if none could be read."""
+        options.check(self)
         data = self.prediction_data(batch_size=batch_size, num_workers=num_workers)
         data.use_sources(source)
+        if options.reads_windows:
+            data.use_windows()
 
         was_training = self.training
+        before = self.answer_options
         self.eval()
-        rows: list[dict[str, Any]] = []
-        for batch in data.predict_dataloader():
-            raw, names = self.unpack(move_data_to_device(batch, self.device))
-            output = self(*_arguments(raw))
-            rows += columns_to_rows(self.rows(output, names))
-        self.train(was_training)
+        self.answer_options = options
+        reasons: list[str | None] = []
+        try:
+            for batch in data.predict_dataloader():
+                answers = self._answers_to(move_data_to_device(batch, self.device))
+                reasons += [answer.error for answer in answers]
+                yield answers
+        finally:
+            self.train(was_training)
+            self.answer_options = before
 
-        return rows
+        failed = [reason for reason in reasons if reason is not None]
+        check_some_answered(len(failed), len(reasons), failed[0] if failed else None)
 
     def prediction_data(self, *, batch_size: int, num_workers: int) -> Any:
         """Build a data module that reads files and arrays as this task needs them."""
@@ -802,9 +954,15 @@ def _arguments(raw: Any) -> tuple[Any, ...]:
     return raw if isinstance(raw, tuple) else (raw,)
 
 
-def columns_to_rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Turn columns of the same length, by name, into rows: a dictionary for each sample."""
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+def _with_times(columns: Mapping[str, Sequence[Any]], windows: WindowOutput) -> list[dict[str, Any]]:
+    """Return rows with the start and the end of their windows after the probability."""
+    full: dict[str, Sequence[Any]] = {}
+    for name, values in columns.items():
+        full[name] = values
+        if name == "probability":
+            full["start"] = [round(start, 3) for start in windows.starts]
+            full["end"] = [round(end, 3) for end in windows.ends]
+    return columns_to_rows(full)
 
 
 def first_samples(values: Any, count: int) -> Any:

@@ -261,9 +261,10 @@ def test_metric_that_chooses_the_checkpoint() -> None:
 @pytest.mark.parametrize("criterion", ["bce", "ce"])
 def test_rows_name_the_most_probable_class(criterion: Any) -> None:
     logits = torch.tensor([[2.0, -1, 0], [-3, 1, 0], [0.2, 3, -1]])
-    p = logits.sigmoid() if criterion == "bce" else logits.softmax(dim=1)
+    p = logits.sigmoid() / logits.sigmoid().sum(dim=1, keepdim=True) if criterion == "bce" else logits.softmax(dim=1)
     rows = _plain(criterion=criterion).rows(logits, ["a.wav", "b.wav", "c.wav"])
-    assert list(rows) == ["file", "class", "probability"]
+    top = ["class", "probability", "class_2", "probability_2", "class_3", "probability_3"]
+    assert list(rows) == ["file", *top]
     assert rows["file"] == ["a.wav", "b.wav", "c.wav"]
     assert rows["class"] == ["c0", "c1", "c1"]
     assert rows["probability"] == pytest.approx(p.amax(dim=1).tolist(), abs=1e-6)

@@ -68,9 +68,9 @@ def test_every_way_to_an_answer_gives_the_same_one(criterion: Any, recordings: P
     task = _task(criterion=criterion)
     waves = _waves(recordings)
     with torch.no_grad():
-        expected = torch.cat([task.probabilities(task(wave[None])) for wave in waves])
-        assert_close(task.probabilities(task(waves)), expected, rtol=0, atol=1e-5)
-        assert_close(task.probabilities(task(*pad_waves(waves))), expected, rtol=0, atol=1e-5)
+        expected = torch.cat([task.answered_probabilities(task(wave[None])) for wave in waves])
+        assert_close(task.answered_probabilities(task(waves)), expected, rtol=0, atol=1e-5)
+        assert_close(task.answered_probabilities(task(*pad_waves(waves))), expected, rtol=0, atol=1e-5)
     assert expected.std(dim=0).min() > 1e-4  # else a comparison would say nothing
     _equal(_by_trainer(task, recordings), expected, recordings)
     _equal(task.predict(recordings), expected, recordings)
@@ -93,7 +93,7 @@ def test_every_way_to_an_answer_gives_the_same_one(criterion: Any, recordings: P
         assert other.spec == SPEC
         _equal(other.predict(recordings), expected, recordings)
         with torch.no_grad():
-            assert_close(other.probabilities(other(waves)), expected, rtol=0, atol=1e-5)
+            assert_close(other.answered_probabilities(other(waves)), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("criterion", ["bce", "ce"])

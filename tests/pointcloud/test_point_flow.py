@@ -219,3 +219,24 @@ def test_half_precision_draws_and_turns_in_single_precision(tmp_path: Path, make
         assert task.poses.draw(2)[0].dtype == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("head", ["concat", "mean"])
+def test_embedding_is_the_mean_over_views_and_poses(head: str, tmp_path: Path, make_task: MakeTask) -> None:
+    task: Any = make_task(num_classes=None, spec=SPEC, head=head).eval()
+    _write_questions(tmp_path / "files")
+    (tmp_path / "files" / "broken.npy").write_bytes(b"no cloud")
+    rows = task.predict(tmp_path / "files", all=True)
+    assert [bool(row["error"]) for row in rows] == [Path(row["file"]).stem == "broken" for row in rows]
+    for row in rows:
+        if not row["error"]:
+            assert sum(row[f"p_{name}"] for name in task.class_names) == pytest.approx(1, abs=1e-6)
+
+    vectors = task.embed([tmp_path / "files" / "a_larger.npy", tmp_path / "files" / "b_mesh.off"])
+    assert vectors.shape == (2, task.backbone.num_features)
+    assert float((vectors[0] - vectors[1]).abs().max()) > 1e-4
+    if head == "mean":  # then the classifier reads each view, and is linear
+        points = torch.from_numpy(read_cloud(tmp_path / "files" / "a_larger.npy", 60))
+        with torch.no_grad():
+            logits, again = task(points[None]), task.backbone.get_classifier()(vectors[:1])
+        torch.testing.assert_close(again, logits, rtol=1e-3, atol=1e-4)

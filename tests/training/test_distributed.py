@@ -1,6 +1,7 @@
 """Two processes through the command against one process with the whole batch."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch.testing import assert_close
 from training.report_page import report_of
@@ -116,17 +118,26 @@ def test_pictures_and_files_of_a_run_in_processes(one: Path, two: Path) -> None:
     assert len(list(two.glob("events*"))) == 1
 
 
-def test_prediction_in_processes_writes_every_file_once_in_order(config: Path, one: Path) -> None:
+def test_prediction_in_processes_writes_every_file_once_in_order(config: Path, one: Path, tmp_path: Path) -> None:
+    """Of 9 files in batches of 2, one process has 3 batches and the other 2; the third file is broken."""
+    files = shutil.copytree(config.parent / "val", tmp_path / "files")
+    broken = sorted(files.rglob("*.png"))[2]
+    broken.write_bytes(b"no image")
     words = ["--ckpt_path", str(one / "checkpoints" / "last.ckpt"), "--data.batch_size", "2"]
-    command("predict", config, config.parent / "p1", *words)
-    output = _in_processes("predict", config, config.parent / "p2", *words)
+    words += ["--data.predict_path", str(files), "--predict.embeddings"]
+    command("predict", config, config.parent / "p1", *words, str(tmp_path / "1.npy"))
+    output = _in_processes("predict", config, config.parent / "p2", *words, str(tmp_path / "2.npy"))
     (alone,), (shared,) = runs(config.parent / "p1"), runs(config.parent / "p2")
     expected, got = table(alone / "predictions.csv"), table(shared / "predictions.csv")
     assert [row["file"] for row in got] == [row["file"] for row in expected]
-    assert len({row["file"] for row in got}) == len(got) == 9
+    assert [row["file"] for row in got] == [str(file) for file in sorted(files.rglob("*.png"))]
+    assert [row["file"] for row in got if row["error"]] == [str(broken)]
     assert [row["class"] for row in got] == [row["class"] for row in expected]
-    assert [float(row["probability"]) for row in got] == pytest.approx([float(r["probability"]) for r in expected])
-    assert output.count("Wrote 9 predictions") == 1
+    for row, other in zip(got, expected, strict=True):
+        assert float(row["probability"] or 0) == pytest.approx(float(other["probability"] or 0), abs=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "2.npy"), np.load(tmp_path / "1.npy"), atol=1e-4)
+    assert len(got) == len(np.load(tmp_path / "2.npy")) == 9
+    assert output.count("Wrote 8 predictions") == output.count("1 of 9 files could not be read") == 1
 
 
 def test_processes_that_torchrun_starts_share_one_folder(config: Path, tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ def test_predictions_of_a_folder(trained: dict[str, Path], tmp_path: Path) -> No
     (some / "readme.txt").write_text("no image")
     command("predict", trained["config"], tmp_path, *_best(trained), "--data.predict_path", str(some))
     rows = _rows(tmp_path)
-    assert list(rows[0]) == ["file", "class", "probability"]
+    top = ["class", "probability", "class_2", "probability_2", "class_3", "probability_3"]
+    assert list(rows[0]) == ["file", *top, "error"]
+    assert {row["error"] for row in rows} == {""}
     assert [row["file"] for row in rows] == sorted(str(p) for p in some.rglob("*") if p.suffix in (".jpg", ".png"))
     assert all(0 < float(row["probability"]) <= 1 for row in rows)
     assert sum(row["class"] == Path(row["file"]).parent.name for row in rows) >= 7
@@ -65,8 +67,7 @@ def test_without_a_path_the_test_split_is_predicted(trained: dict[str, Path], tm
 
 
 def test_predictions_may_go_elsewhere(trained: dict[str, Path], tmp_path: Path) -> None:
-    words = ["--trainer.callbacks+", "core.training.PredictionWriter"]
-    words += ["--trainer.callbacks.path", str(tmp_path / "deep" / "here.csv")]
+    words = ["--predict.output", str(tmp_path / "deep" / "here.csv")]
     command("predict", trained["config"], tmp_path, *_best(trained), *words)
     assert len(table(tmp_path / "deep" / "here.csv")) == 6
 
@@ -151,9 +152,33 @@ def test_skipping_goes_together_with_mixup(damaged: Path, tmp_path: Path, monkey
     assert len(metric(runs(tmp_path)[0], "train_loss")) > 0
 
 
-def test_predictions_skip_a_damaged_file_on_request(trained: dict[str, Path], damaged: Path, tmp_path: Path) -> None:
-    words = [*_best(trained), "--data.predict_path", str(damaged / "val"), "--data.skip_broken", "true"]
-    with pytest.warns(UserWarning, match="skipped"):
+@pytest.mark.parametrize("words", [[], ["--data.skip_broken", "true"], ["--data.num_workers", "1"]])
+def test_damaged_file_is_a_row_with_its_reason(
+    words: list[str], trained: dict[str, Path], damaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        command(
+            *("predict", trained["config"], tmp_path / "out", *_best(trained), *words),
+            *("--data.predict_path", str(damaged / "val"), "--data.batch_size", "1"),
+        )
+    rows = _rows(tmp_path / "out")
+    broken = str(damaged / "val" / "leaf" / "1.jpg")
+    assert [row["file"] for row in rows] == sorted(str(p) for p in (damaged / "val").rglob("*.*"))
+    for row in rows:
+        if row["file"] == broken:
+            assert row["error"].startswith(f"{broken} cannot be decoded as an image")
+            assert row["class"] == row["probability"] == ""
+        else:
+            assert row["class"] in CLASSES
+            assert row["error"] == ""
+    assert caplog.messages[-1] == "1 of 6 files could not be read; the column 'error' says why"
+
+
+def test_files_none_of_which_can_be_read_are_refused(trained: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / "bad" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bad" / name).write_bytes(b"no image")
+    words = [*_best(trained), "--data.predict_path", str(tmp_path / "bad")]
+    with pytest.raises(SystemExit, match=r"none of the 2 samples can be read; the first: .*a\.png cannot be decoded"):
         command("predict", trained["config"], tmp_path / "out", *words)
-    assert len(_rows(tmp_path / "out")) == 5
-    assert str(damaged / "val" / "leaf" / "1.jpg") not in {row["file"] for row in _rows(tmp_path / "out")}
+    assert not list((tmp_path / "out").rglob("*predictions*"))
