@@ -159,6 +159,7 @@ def test_environment_names_what_pyproject_names() -> None:
     named = (
         project["dependencies"]
         + extras["export"]
+        + extras["parquet"]
         + extras["tune"]
         + extras["holidays"]
         + extras["speech"]

@@ -555,7 +555,9 @@ def _samples_in(trainer: Trainer, dataloader_idx: int, batches: int | None = Non
     loaders = trainer.predict_dataloaders
     loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
     count = trainer.num_predict_batches[dataloader_idx] if batches is None else batches
-    size = getattr(loader, "batch_size", None)  # Lightning takes any iterable
+    # For prediction, Lightning gives a loader another batch sampler, and its own batch size is then None. It also takes
+    # any iterable.
+    size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
     dataset = getattr(loader, "dataset", None)
     if size is None or not isinstance(dataset, Sized):
         return int(count)
