@@ -35,6 +35,7 @@ Train and use large-kernel ConvNets on images, sound, point clouds, videos and t
   fit       train, validate after each epoch, keep the best and the last checkpoint
             lightning fit -c vision/configs/cls.yaml
             lightning fit -c vision/configs/folder.yaml --data.root photos/                (your own images)
+            lightning fit -c vision/configs/det.yaml --data.coco boxes.json --data.images photos/
             lightning fit -c vision/configs/cls.yaml --ckpt_path last --trainer.max_epochs 20        (resume)
   tune      search learning rate, layer scale, augmentation and input size within a given time, before fit
             lightning tune -c vision/configs/folder.yaml --data.root photos/ --minutes 20
