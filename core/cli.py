@@ -79,7 +79,7 @@ _M_TOP_PAD = -2
 _M_MMAP_MAX = -4
 """Numbers of glibc's settings, from malloc.h."""
 
-PACKAGES = ("core", "vision", "audio", "pointcloud", "timeseries", "video")
+PACKAGES = ("core", "vision", "audio", "pointcloud", "timeseries", "video", "multimodal")
 """Top-level packages of LarKit, beside each other."""
 
 VERBS = ("fit", "validate", "test", "predict", "export", "stats", "backtest")

@@ -107,9 +107,33 @@ def _check_yaml(path: Path) -> None:
         raise InputError(f"{path} is not YAML: {error}") from error
 
     content = parse_yaml(text, path)
+    _check_unique(text, path)
     if content is None:
         raise InputError(f"{path} is empty; expected settings by their names, such as model: and data:")
     if not isinstance(content, dict):
         raise InputError(
             f"{path} holds {type(content).__name__}; expected settings by their names, such as model: and data:"
         )
+
+
+def _check_unique(text: str, path: Path) -> None:
+    """Raise an error if a setting stands twice, of which YAML's parser would silently take the second."""
+    import yaml
+
+    nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            nodes += [value for _, value in node.value]
+            lines: dict[object, int] = {}
+            for key, _ in node.value:
+                line = key.start_mark.line + 1
+                if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
+                    first = lines[key.value]
+                    raise InputError(
+                        f"{path} names {key.value!r} twice, in lines {first} and {line}; remove one of them"
+                    )
+                if isinstance(key, yaml.ScalarNode):
+                    lines[key.value] = line

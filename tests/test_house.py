@@ -85,10 +85,14 @@ def _small(command: str) -> list[str]:
     if "timeseries/" in command:
         words = ["16" if previous == "--pred_len" else word for previous, word in pairwise(["", *words])]
         extra["--seq_len"] = "16"
+    elif "multimodal/" in command:
+        small = small_data({"class_path": "multimodal.JointDataModule"}, Path.cwd())
+        extra |= {f"--{name}": value for name, value in small.items()}
+        extra |= {"--model.backbone": "test_unireplknet", "--model.backbone_args": "{}"}
     elif "audio/" in command or "pointcloud/" in command or "video/" in command:
-        small = {"audio": {}, "pointcloud": {"load_points": "64", "num_points": "40"}, "video": {"size": "32"}}
+        sizes = {"audio": {}, "pointcloud": {"load_points": "64", "num_points": "40"}, "video": {"size": "32"}}
         modality = command.split(" -c ")[1].partition("/")[0]
-        extra |= {f"--data.{name}": value for name, value in (small[modality] | {"batch_size": "2"}).items()}
+        extra |= {f"--data.{name}": value for name, value in (sizes[modality] | {"batch_size": "2"}).items()}
         extra |= {"--model.backbone": "test_unireplknet", "--data.num_workers": "0"}
     else:
         extra |= _small_images(command)

@@ -194,18 +194,20 @@ class Baselines(nn.Module):
         z = [((torch.from_numpy(float_rows(part)) - mean) / std).float() for part in parts]
         weight = fit_linear(z, seq_len, pred_len)
 
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
-        self.register_buffer("weight", weight, persistent=False)
+        # No buffers: they come after the model was built, when an average of its tensors may already exist.
+        self.mean = mean
+        self.std = std
+        self.weight = weight
 
     def forward(self, x_BLC: Tensor) -> dict[str, Tensor]:
         """Return the forecasts 'last', 'seasonal' and 'linear', each (B, T, C) in the units of the data."""
-        z = ((x_BLC - self.mean) / self.std).to(self.weight.dtype)
-        z = linear_forecast(z, self.weight)
+        mean, std, weight = (tensor.to(x_BLC.device) for tensor in (self.mean, self.std, self.weight))
+        z = ((x_BLC - mean) / std).to(weight.dtype)
+        z = linear_forecast(z, weight)
         return {
             "last": last_value(x_BLC, self.pred_len),
             "seasonal": seasonal_value(x_BLC, self.pred_len, self.period),
-            "linear": z * self.std + self.mean,
+            "linear": z * std + mean,
         }
 
 

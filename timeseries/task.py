@@ -183,13 +183,12 @@ class SeriesTask(Task):
             return
 
         parts = data.training_parts()
-        baselines = Baselines(
+        self.baselines = Baselines(
             parts,
             self.spec.seq_len,
             self.spec.pred_len,
             self.spec.period,
         )
-        self.baselines = baselines.to(self.device)
         self.series_names = data.series_names()
         self.seasonal_scale = seasonal_errors(parts, data.season())
         self.one_sign = data.has_one_sign()

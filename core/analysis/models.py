@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from core.backbones.build import build_backbone, input_channels
 from core.data.images import Mode
-from core.errors import InputError
+from core.errors import InputError, listed
 from core.io.weights import load_weights
 
 if TYPE_CHECKING:
@@ -71,6 +71,12 @@ def _backbone_of(checkpoint: "TaskCheckpoint") -> nn.Module:
         raise InputError(
             f"{checkpoint.path} holds a detector or segmentor, and the analyses take other tasks' checkpoints; name "
             "its backbone alone, such as unireplknet_t"
+        )
+    if isinstance(args.get("members"), dict):
+        member = next(iter(args["members"]))
+        raise InputError(
+            f"{checkpoint.path} holds several tasks, {listed(args['members'])}; take one out and give that: "
+            f"python -m multimodal.extract {checkpoint.path} {member} {member}.ckpt"
         )
     if not isinstance(args.get("backbone"), str):
         raise InputError(f"{checkpoint.path} does not say what backbone it holds; type NAME={checkpoint.path}")

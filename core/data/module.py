@@ -52,6 +52,8 @@ class DataModule(LightningDataModule):
 
     runs_files: ClassVar[tuple[str, ...]] = ()
     """Arguments that name files whose code is executed; an untrusted checkpoint must not choose them."""
+    holds: ClassVar[tuple[str, ...]] = ()
+    """Arguments that hold other data modules by name, each with ``class_path`` and ``init_args``."""
     from_task: ClassVar[tuple[str, ...]] = ()
     """Arguments for which the command passes those of the task, unless they are given."""
 
@@ -142,9 +144,38 @@ class DataModule(LightningDataModule):
             MissingError: if there is no training set.
             InputError: if a process would get a single sample.
         """
+        passes = self._passes(self.min_epoch_steps, self.batch_size) if self.min_epoch_steps > 1 else 1
+        loader = self._shuffled_loader(self.batch_size, passes)
+        if passes > 1:
+            rank_zero_info(
+                f"{self.count_training_samples()} training samples: an epoch goes over them {passes} times, for "
+                f"{len(loader)} steps of {self.batch_size} (--data.min_epoch_steps {self.min_epoch_steps})"
+            )
+        return loader
+
+    def count_training_samples(self) -> int:
+        """Return the number of training samples of all processes.
+
+        Raises:
+            MissingError: if there is no training set.
+        """
+        return len(self._filled(self.train_set, "train"))  # type: ignore[arg-type]
+
+    def loader_of_steps(self, steps: int, batch_size: int) -> DataLoader[Any]:
+        """Return a loader of exactly so many shuffled training batches in an epoch.
+
+        An epoch goes over a small training set several times, and over a part of a large one.
+
+        Raises:
+            MissingError: if there is no training set.
+            InputError: if a process would get a single sample.
+        """
+        return self._shuffled_loader(batch_size, self._passes(steps, batch_size), limit=steps * batch_size)
+
+    def _shuffled_loader(self, batch_size: int, passes: int, limit: int | None = None) -> DataLoader[Any]:
+        """Return a loader of shuffled training batches, as :class:`EpochSampler` orders them."""
         dataset = self._filled(self.train_set, "train")
         rank, replicas = self._rank_and_replicas()
-        passes = self._passes(dataset, replicas)
         sampler = EpochSampler(
             dataset,
             replicas=replicas,
@@ -152,6 +183,7 @@ class DataModule(LightningDataModule):
             seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
             weights=self.train_weights,
             passes=passes,
+            limit=limit,
         )
         if sampler.num_samples < 2:
             raise InputError(
@@ -160,22 +192,16 @@ class DataModule(LightningDataModule):
             )
 
         # A data set that is smaller than one batch is always used, and a last batch of a single sample never.
-        drop_last = self.drop_last and len(sampler) >= self.batch_size
-        if len(sampler) % self.batch_size == 1 and self.batch_size > 1:
+        drop_last = self.drop_last and len(sampler) >= batch_size
+        if len(sampler) % batch_size == 1 and batch_size > 1:
             drop_last = True
+        return self._loader(SeededDataset(dataset), sampler, batch_size=batch_size, drop_last=drop_last)
 
-        loader = self._loader(SeededDataset(dataset), sampler, drop_last=drop_last)
-        if passes > 1:
-            rank_zero_info(
-                f"{len(dataset)} training samples: an epoch goes over them {passes} times, for {len(loader)} steps of "  # type: ignore[arg-type]
-                f"{self.batch_size} (--data.min_epoch_steps {self.min_epoch_steps})"
-            )
-        return loader
-
-    def _passes(self, dataset: Dataset[Any], replicas: int) -> int:
-        """Return how often an epoch goes over the training set, so that it has ``min_epoch_steps``."""
-        wanted = self.min_epoch_steps * self.batch_size * replicas
-        return math.ceil(wanted / len(dataset)) if isinstance(dataset, Sized) and self.min_epoch_steps > 1 else 1
+    def _passes(self, steps: int, batch_size: int) -> int:
+        """Return how often an epoch goes over the training set, so that it has so many steps."""
+        dataset = self._filled(self.train_set, "train")
+        _, replicas = self._rank_and_replicas()
+        return math.ceil(steps * batch_size * replicas / len(dataset)) if isinstance(dataset, Sized) else 1
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return a loader of ``val_set`` in order.
@@ -239,13 +265,14 @@ class DataModule(LightningDataModule):
         dataset: Dataset[Any],
         sampler: Sampler[Any],
         *,
+        batch_size: int | None = None,
         drop_last: bool = False,
         collate: Callable[[list[Any]], Any] | None = None,
     ) -> DataLoader[Any]:
         trains = isinstance(sampler, EpochSampler)
         return _LazyLoader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=batch_size or self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate or (self.collate if trains else self.evaluation_collate or self.collate),

@@ -89,6 +89,7 @@ class EpochSampler(DistributedSampler[Any]):
         seed: seed, which must be the same in all processes.
         weights: weight of each sample, by which samples are drawn with replacement. None takes each sample once.
         passes: how often an epoch goes over the dataset, each time in another order.
+        limit: end the epoch after so many samples of this process; None takes all of them.
     """
 
     def __init__(
@@ -100,19 +101,22 @@ class EpochSampler(DistributedSampler[Any]):
         seed: int = 0,
         weights: Sequence[float] | None = None,
         passes: int = 1,
+        limit: int | None = None,
     ) -> None:
         super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=True, seed=seed)
         self.weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
         self.passes = passes
+        self.limit = limit
 
     def __len__(self) -> int:
         """Return the number of samples of this process in an epoch."""
-        return self.num_samples * self.passes
+        count = self.num_samples * self.passes
+        return count if self.limit is None else min(count, self.limit)
 
     def __iter__(self) -> Iterator[SeededIndex]:
         """Iterate over the sample indices of this process."""
         indices = self._shuffled() if self.weights is None else self._drawn(self.weights)
-        own = indices[self.rank :: self.num_replicas]
+        own = indices[self.rank :: self.num_replicas][: len(self)]
         return (SeededIndex(i, self._sample_seed(place)) for place, i in enumerate(own))
 
     def _shuffled(self) -> list[int]:

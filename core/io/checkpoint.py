@@ -14,7 +14,7 @@ from core.errors import InputError, MissingError, listed
 from core.io.atomic import atomic_write
 from core.io.untrusted import parse_yaml, read_torch_file
 
-__all__ = ["AtomicCheckpointIO", "TaskCheckpoint", "checkpoint_file"]
+__all__ = ["AtomicCheckpointIO", "TaskCheckpoint", "checkpoint_file", "is_of_split"]
 
 
 @dataclass(frozen=True)
@@ -205,3 +205,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             checkpoint: dict[str, Any] = read_torch_file(Path(path))
             return checkpoint
         return super().load_checkpoint(path, map_location, weights_only=True)
+
+
+def is_of_split(metric: str, *splits: str) -> bool:
+    """Return whether a metric, such as ``val_acc`` or ``image/val_acc`` of a member, is of one of these splits."""
+    return metric.rpartition("/")[2].startswith(tuple(f"{split}_" for split in splits))

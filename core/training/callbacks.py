@@ -26,6 +26,7 @@ from core.data.module import attached_data_module
 from core.errors import listed
 from core.figures import new_figure
 from core.io.atomic import atomic_write
+from core.io.checkpoint import is_of_split
 from core.training.plots import draw_figure
 from core.training.report import (
     Block,
@@ -208,7 +209,7 @@ class RunRecord(_Measured):
             return
 
         values = trainer.callback_metrics.items()
-        self.metrics = {name: float(value) for name, value in values if name.startswith("val_")}
+        self.metrics = {name: float(value) for name, value in values if is_of_split(name, "val")}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the configuration, and the metrics if they belong to these weights."""
@@ -237,18 +238,19 @@ class LearningCurves(_Measured):
             return
 
         share = progress.current.ready / batches
-        self._add(trainer, round(trainer.current_epoch - 1 + share, 4), only="val_")
+        self._add(trainer, round(trainer.current_epoch - 1 + share, 4), only_validation=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the metrics of this epoch and redraw the picture."""
         self._add(trainer, trainer.current_epoch)
         draw_figure(trainer, "learning_curves", self.figure)
 
-    def _add(self, trainer: Trainer, epoch: float, only: str = "") -> None:
-        """Add the current metrics whose names begin with ``only``, without those of an earlier validation."""
+    def _add(self, trainer: Trainer, epoch: float, only_validation: bool = False) -> None:
+        """Add the current metrics, or only those of validation, without those of an earlier validation."""
         for name, value in trainer.callback_metrics.items():
-            is_outdated = name.startswith("val_") and not self.measured
-            if is_outdated or not name.startswith(only):
+            is_validation = is_of_split(name, "val")
+            is_outdated = is_validation and not self.measured
+            if is_outdated or (only_validation and not is_validation):
                 continue
 
             points = self.history.setdefault(name, [])
@@ -275,10 +277,10 @@ class LearningCurves(_Measured):
         return figure
 
     def _panels(self) -> dict[str, list[str]]:
-        """Return the names of the curves in each panel, by the name of the metric without its split."""
+        """Return the names of the curves in each panel, by the name of the metric without its split and its member."""
         panels: dict[str, list[str]] = {}
-        for name in sorted(self.history):
-            metric = name.removeprefix("train_").removeprefix("val_")
+        for name in sorted(self.history, key=lambda name: name.rpartition("/")[::-1]):
+            metric = name.rpartition("/")[2].removeprefix("train_").removeprefix("val_")
             # A baseline such as val_mse_last belongs to the panel of val_mse, which comes first in sorted order.
             panel = next((known for known in panels if metric.startswith(f"{known}_")), metric)
             panels.setdefault(panel, []).append(name)
@@ -485,7 +487,8 @@ class SigtermCallback(Callback):
 class ModelTable(Callback):
     """Prints the parts of the model with their numbers of parameters before training.
 
-    The table has the feature map and every other part that has parameters.
+    The table has the feature map and every other part that has parameters. Parameters that a part has in common with
+    one above it are not counted again.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -493,11 +496,14 @@ class ModelTable(Callback):
         if not trainer.is_global_zero:
             return
 
-        parts = [
-            (name, type(module).__name__, _count(module))
-            for name, module in pl_module.named_children()
-            if _count(module) or name == "feature_map"
-        ]
+        named = pl_module.parts() if isinstance(pl_module, Task) else dict(pl_module.named_children())
+        counted: set[int] = set()
+        parts = []
+        for name, module in named.items():
+            own = {id(weight): weight.numel() for weight in module.parameters() if id(weight) not in counted}
+            counted.update(own)
+            if own or name == "feature_map":
+                parts.append((name, type(module).__name__, sum(own.values())))
         name_width = max((len(name) for name, _, _ in parts), default=0)
         kind_width = max((len(kind) for _, kind, _ in parts), default=0)
         for name, kind, count in parts:

@@ -21,7 +21,7 @@ from torch import Tensor
 from core.data.module import attached_data_module
 from core.errors import InputError, MissingError, listed
 from core.io.atomic import atomic_folder
-from core.io.checkpoint import TaskCheckpoint
+from core.io.checkpoint import TaskCheckpoint, is_of_split
 from core.io.downloads import hub_file
 
 if TYPE_CHECKING:
@@ -417,7 +417,7 @@ def _describe(
     measured: dict[str, float] = {}
     if task._trainer is not None:
         values = task.trainer.callback_metrics.items()
-        measured = {name: float(value) for name, value in values if name.startswith(("val_", "test_"))}
+        measured = {name: float(value) for name, value in values if is_of_split(name, "val", "test")}
 
         data = attached_data_module(task.trainer)
         if data is not None and data_module is None:

@@ -312,6 +312,13 @@ class LarKitCLI(LightningCLI):
     def _differing(self, stored: Mapping[str, Any]) -> list[str]:
         """Return descriptions of the model settings of this command that differ from those of the checkpoint."""
         given = self.settings.model.as_dict().get("init_args", {})
+        given, stored = dict(given), dict(stored)
+        for name in _imported(self.settings.model.class_path).holds:  # compare the members one by one
+            for settings in (given, stored):
+                settings |= {f"{name}.{key}": value for key, value in (settings.pop(name, None) or {}).items()}
+            stored |= {key: None for key in given if key.startswith(f"{name}.") and key not in stored}
+            given |= {key: None for key in stored if key.startswith(f"{name}.") and key not in given}
+
         differing = []
         for name, value in given.items():
             decided_elsewhere = name in ("pretrained", "weights", "spec")
@@ -631,7 +638,8 @@ def _trusted_configuration(checkpoint: TaskCheckpoint, given: set[str]) -> dict[
     """Return the part of a checkpoint's configuration that may come from anybody.
 
     A file must not choose what code runs. So only the task, the data module and the precision are taken. Both classes
-    must be exported by an installed modality, no argument may name a class, and Python files must be installed ones.
+    must be exported by an installed modality, no argument may name a class (but those of the members of a joint task,
+    which must be exported as well), and Python files must be installed ones.
 
     Args:
         checkpoint: a checkpoint of any origin.
@@ -656,20 +664,7 @@ def _trusted_configuration(checkpoint: TaskCheckpoint, given: set[str]) -> dict[
             )
 
         args = content.get("init_args") or {}
-        kind: Any = modality_class(class_path, base)
-        if _names_a_class(args):
-            raise InputError(
-                f"the configuration in {checkpoint.path} names a class among the arguments of {class_path}, and a file "
-                "must not choose what code runs; look into it, and if you trust it, save it and give it with -c FILE"
-            )
-
-        for name in kind.runs_files:
-            value = args.get(name)
-            if value is not None and f"--{section}.{name}" not in given and not kind.trusts_file(name, value):
-                raise InputError(
-                    f"{checkpoint.path} names the Python file {value!r}, which would be run; look into it, and if you "
-                    f"trust it add --{section}.{name} {value}"
-                )
+        _check_trusted(class_path, args, base, section, checkpoint.path, given)
         trusted[section] = {"class_path": class_path, "init_args": args}
 
     trainer = config.get("trainer")
@@ -677,6 +672,45 @@ def _trusted_configuration(checkpoint: TaskCheckpoint, given: set[str]) -> dict[
     if isinstance(precision, str | int):
         trusted["trainer"] = {"precision": precision}
     return trusted
+
+
+def _check_trusted(
+    class_path: str, args: dict[str, Any], base: type, section: str, path: Path, given: set[str]
+) -> None:
+    """Check that a class and its arguments, which are from a file, do not choose what code runs.
+
+    Args:
+        class_path: import path of the class, which an installed modality must export.
+        args: its arguments; those in the class's ``holds`` may have further classes of modalities.
+        base: class from which all of them must derive.
+        section: 'model' or 'data'.
+        path: path of the file.
+        given: names of the options in the command.
+
+    Raises:
+        InputError: if they could; the message says how to give them explicitly.
+    """
+    kind: Any = modality_class(class_path, base)
+    for name in kind.holds:
+        held = args.get(name)
+        for inner in held.values() if isinstance(held, dict) else ():
+            settings = inner if isinstance(inner, dict) else {}
+            inner_args = settings.get("init_args") or {}
+            _check_trusted(str(settings.get("class_path")), inner_args, base, section, path, set())
+
+    if _names_a_class({name: value for name, value in args.items() if name not in kind.holds}):
+        raise InputError(
+            f"the configuration in {path} names a class among the arguments of {class_path}, and a file must not "
+            "choose what code runs; look into it, and if you trust it, save it and give it with -c FILE"
+        )
+
+    for name in kind.runs_files:
+        value = args.get(name)
+        if value is not None and f"--{section}.{name}" not in given and not kind.trusts_file(name, value):
+            raise InputError(
+                f"{path} names the Python file {value!r}, which would be run; look into it, and if you trust it add "
+                f"--{section}.{name} {value}"
+            )
 
 
 def _names_a_class(value: Any) -> bool:

@@ -31,7 +31,7 @@ def draw_figure(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> Path
 
     Args:
         trainer: trainer with the run folder and the loggers; if none of them takes pictures, nothing is drawn.
-        name: name of the picture.
+        name: name of the picture; a trainer with a ``picture_prefix`` puts that before it.
         draw: function that makes the figure; called in the first process only.
 
     Returns:
@@ -40,6 +40,7 @@ def draw_figure(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> Path
     if not trainer.is_global_zero or not _keeps_pictures(trainer):
         return None
 
+    name = getattr(trainer, "picture_prefix", "") + name
     pixels = rendered(draw())
     for logger in trainer.loggers:
         send = _image_method(logger)

@@ -53,6 +53,7 @@ __all__ = [
     "EvaluationSplit",
     "Task",
     "check_class_count",
+    "explain_batch_norm_error",
     "first_samples",
 ]
 
@@ -137,6 +138,8 @@ class Task(LightningModule, TaskHubMixin):
     """Whether the answer to a sample is one row with a class, to which an embedding belongs."""
     has_windows: ClassVar[bool] = False
     """Whether samples have a time axis, so that windows of them can be answered."""
+    holds: ClassVar[tuple[str, ...]] = ()
+    """Arguments that hold other tasks by name, each with ``class_path`` and ``init_args``."""
     runs_files: ClassVar[tuple[str, ...]] = ()
     """Arguments that name files whose code is executed; an untrusted checkpoint must not choose them."""
     pipeline_tag: ClassVar[str | None] = None
@@ -223,7 +226,7 @@ class Task(LightningModule, TaskHubMixin):
 
         if isinstance(backbone, str):
             backbone_args = self.complete_backbone_args(backbone_args or {})
-            backbone = build_backbone(backbone, pretrained=pretrained and weights is None, **backbone_args)
+            backbone = self.create_backbone(backbone, backbone_args, pretrained=pretrained and weights is None)
         elif backbone_args or pretrained:
             raise InputError("backbone_args and pretrained need the name of a model; a module is already built")
         self.build(backbone)
@@ -233,6 +236,10 @@ class Task(LightningModule, TaskHubMixin):
         if freeze == "backbone":
             self._freeze_backbone()
         self.train()  # a backbone may come in eval mode, and Lightning keeps the modes that it finds
+
+    def create_backbone(self, name: str, backbone_args: dict[str, Any], *, pretrained: bool) -> nn.Module:
+        """Create the backbone of this name; ``pretrained`` loads its published weights."""
+        return build_backbone(name, pretrained=pretrained, **backbone_args)
 
     def build(self, backbone: nn.Module) -> None:
         """Store the backbone; subclasses also build the feature map and the head from ``self.spec``."""
@@ -410,7 +417,7 @@ class Task(LightningModule, TaskHubMixin):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of one batch, and log ``train_loss`` and ``lr``."""
         raw, target = self.unpack(batch)
-        with _explain_batch_norm_error():
+        with explain_batch_norm_error():
             loss = self.training_loss(raw, target)
 
         check_loss(loss, self.global_step, self, lambda: self.training_output(raw, target))
@@ -735,6 +742,10 @@ class Task(LightningModule, TaskHubMixin):
         """Return whether a checkpoint may set this argument of ``runs_files`` to this value; by default never."""
         return False
 
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the parts of the model by name, which the command lists with their parameters."""
+        return dict(self.named_children())
+
     # Modes, seeds and the optimizer
 
     @classmethod
@@ -793,7 +804,7 @@ class Task(LightningModule, TaskHubMixin):
         self._planned = self._plan()
         lr = self.lr * self._batch_scale()
 
-        groups = parameter_groups(self, lr=lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
+        groups = self.parameter_groups(lr)
         try:
             optimizer = create_optimizer_v2(groups, opt=self.opt, lr=lr, weight_decay=0.0, **self.opt_args)
         except (TypeError, ValueError) as error:
@@ -805,6 +816,10 @@ class Task(LightningModule, TaskHubMixin):
             return {"optimizer": optimizer, "lr_scheduler": self._plateau(optimizer, self.plateau_patience)}
         schedule = LambdaLR(optimizer, self._schedule())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the parameter groups of the optimizer, each with its learning rate and weight decay."""
+        return parameter_groups(self, lr=lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
 
     def _plateau(self, optimizer: Optimizer, patience: int) -> LRSchedulerConfigType:
         """Return a scheduler that lowers the learning rate when validation stops getting better.
@@ -935,7 +950,7 @@ def _refuse_other_names(*, trained: tuple[str, ...], given: tuple[str, ...]) -> 
 
 
 @contextmanager
-def _explain_batch_norm_error() -> Iterator[None]:
+def explain_batch_norm_error() -> Iterator[None]:
     """Replace torch's error for a batch norm with one value for each channel by an error that says what to type."""
     try:
         yield

@@ -94,6 +94,8 @@ class ExportingTrainer(Trainer):
         Raises:
             InputError: if this task cannot be exported, or not from this source.
         """
+        if not model.can_export:
+            model.to_export((), source or "raw")  # says why, before data are read
         if ckpt_path is not None:
             model.load_state_dict(TaskCheckpoint.read(ckpt_path).state_dict)
         model.eval()

@@ -38,9 +38,11 @@ class LearningWatch(Callback):
         """Warn if the run is too short."""
         steps = trainer.estimated_stepping_batches
         if steps < _FEW_STEPS and not _starts_from_weights(pl_module) and not getattr(trainer, "fast_dev_run", False):
+            data = getattr(trainer, "datamodule", None)
+            option = "epoch_steps" if hasattr(data, "epoch_steps") else "min_epoch_steps"
             _warn(
                 f"the run has {steps} optimizer steps, and a net with random weights needs some hundreds to learn: "
-                f"raise --data.min_epoch_steps or --trainer.max_epochs, or {_FRESH_START}"
+                f"raise --data.{option} or --trainer.max_epochs, or {_FRESH_START}"
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,8 +63,11 @@ class LearningWatch(Callback):
 
     def _reason(self, task: Any) -> str | None:
         """Return what is wrong and what to try, or None if the run learns."""
-        counts_KK = getattr(getattr(task, "confusion", None), "latest", None)
-        if counts_KK is not None and not _is_at_chance(counts_KK):
+        tasks = dict(getattr(task, "members", {"": task}).items())  # a joint task has several classifiers
+        counts = {name: getattr(getattr(part, "confusion", None), "latest", None) for name, part in tasks.items()}
+        known = {name: counts_KK for name, counts_KK in counts.items() if counts_KK is not None}
+        at_chance = [name for name, counts_KK in known.items() if _is_at_chance(counts_KK)]
+        if known and not at_chance:
             return None
 
         first, last = self.losses[0], self.losses[-1]
@@ -72,21 +77,12 @@ class LearningWatch(Callback):
                 f"the training loss has hardly fallen ({first:.3g} in the first epoch, now {last:.3g}); {rates}, "
                 f"or {_FRESH_START}"
             )
-        if counts_KK is None:
+        if not at_chance:
             return None
 
-        total = int(counts_KK.sum())
-        predicted_K = counts_KK.sum(dim=0)
-        if predicted_K.max().item() > _ONE_CLASS * total:
-            name = task.class_names[int(predicted_K.argmax())]
-            return f"nearly all validation samples are taken for {name!r}; {rates}, or {_FRESH_START}"
-
-        accuracy = counts_KK.diagonal().sum().item() / total
-        return (
-            f"the training loss falls, and the validation accuracy of {accuracy:.2f} is that of chance: the net learns "
-            f"the training samples by heart. Give more samples, or {_FRESH_START}; examples.png shows whether the "
-            "labels are right"
-        )
+        name = at_chance[0]
+        reason = _reason_at_chance(known[name], tasks[name].class_names, rates)
+        return f"{reason} (member {name!r})" if name else reason
 
     def state_dict(self) -> dict[str, Any]:
         """Return the losses so far, for a resumed run."""
@@ -111,6 +107,28 @@ def _is_at_chance(counts_KK: Tensor) -> bool:
     accuracy = counts_KK.diagonal().sum().item() / total
     chance = counts_KK.sum(dim=1).max().item() / total
     return accuracy <= chance + math.sqrt(chance * (1 - chance) / total)
+
+
+def _reason_at_chance(counts_KK: Tensor, class_names: list[str], rates: str) -> str:
+    """Return why a classifier may be no better than chance, and what to try.
+
+    Args:
+        counts_KK: confusion matrix, with the true classes in the rows and the predicted ones in the columns.
+        class_names: names of the K classes.
+        rates: advice on the learning rate.
+    """
+    total = int(counts_KK.sum())
+    predicted_K = counts_KK.sum(dim=0)
+    if predicted_K.max().item() > _ONE_CLASS * total:
+        name = class_names[int(predicted_K.argmax())]
+        return f"nearly all validation samples are taken for {name!r}; {rates}, or {_FRESH_START}"
+
+    accuracy = counts_KK.diagonal().sum().item() / total
+    return (
+        f"the training loss falls, and the validation accuracy of {accuracy:.2f} is that of chance: the net learns "
+        f"the training samples by heart. Give more samples, or {_FRESH_START}; examples.png shows whether the "
+        "labels are right"
+    )
 
 
 def _warn(text: str) -> None:

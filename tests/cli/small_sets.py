@@ -215,6 +215,20 @@ def _published_world(folder: Path) -> Options:
     return {**_world(folder), "model.architecture.d_model": "32"}
 
 
+def _members(folder: Path) -> Options:
+    words = {"words": ["yes", "no"], "num_mels": 40, "frame_shift": 15.0, "target_length": 64, "mean": -5.1, "std": 3.6}
+    root, videos = (next(iter(_small(folder).values())) for _small in (_words, _moves))
+    args: dict[str, tuple[str, dict[str, Any]]] = {
+        "image": ("vision.Digits", {}),
+        "sound": ("audio.SpokenWords", {"root": root, **words}),
+        "cloud": ("pointcloud.DigitClouds", {"load_points": 64, "num_points": 40}),
+        "video": ("video.CameraMoves", {"root": videos, "size": 16}),
+        "weather": ("timeseries.NewYorkWeather", {}),
+    }
+    members = {name: {"class_path": kind, "init_args": init_args} for name, (kind, init_args) in args.items()}
+    return {"data.members": json.dumps(members), "data.batch_size": "10", "data.epoch_steps": "2"}
+
+
 SETS: dict[str, Callable[[Path], Options]] = {
     "vision.CIFAR10": _cifar10,
     "vision.Digits": _digits,
@@ -227,6 +241,7 @@ SETS: dict[str, Callable[[Path], Options]] = {
     "audio.ESC50": _esc50,
     "audio.SpeechCommands": _words,
     "audio.SpokenWords": _spoken_words,
+    "multimodal.JointDataModule": _members,
     "pointcloud.DigitClouds": _digit_clouds,
     "pointcloud.ModelNet40": _modelnet40,
     "pointcloud.PointFolder": _shape_folders,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ["core", "vision", "audio", "pointcloud", "timeseries", "video"]
+PACKAGES = ["core", "vision", "audio", "pointcloud", "timeseries", "video", "multimodal"]
 MODALITIES = [name for name in PACKAGES[1:] if (ROOT / name).is_dir()]
 FOLDERS = ["analysis", "backbones", "layers", "ops"]
 WITHOUT_LIGHTNING = [
