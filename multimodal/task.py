@@ -389,7 +389,7 @@ class JointTask(Task):
             errors.append(value.float() if mode == "min" else 1 - value.float())
         self.log("val_error", torch.stack(errors).mean(), prog_bar=True)
 
-    def predict(self, source: Any, *, batch_size: int = 32, num_workers: int = 0) -> list[dict[str, Any]]:
+    def predict(self, source: Any, **options: Any) -> list[dict[str, Any]]:
         """Raise an error that says how a member predicts."""
         raise InputError(f"choose who predicts: task.member('{next(iter(self.members))}').predict(...)")
 
