@@ -1,4 +1,4 @@
-"""The documents agree with the code: every command and program of the README runs, both environments name the same."""
+"""The documents agree with the code: commands and programs of README and pages run, environments name the same."""
 
 import json
 import re
@@ -18,11 +18,18 @@ from PIL import Image
 from core.cli import main
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    .*?(lightning (?:fit|test|predict|export|push) .*)$", README, re.MULTILINE)
-ANALYSES = re.findall(r"^    (lightning (?:erf|shape-bias|cost) .*)$", README, re.MULTILINE)
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXT = "\n".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+FOUND = dict.fromkeys(re.findall(r"^    .*?(lightning (?:fit|test|predict|export|push) .*)$", TEXT, re.MULTILINE))
+PARSED = [command for command in FOUND if "--model.pretrained true" in command]  # they would download
+COMMANDS = [command for command in FOUND if command not in PARSED]
+ANALYSES = list(dict.fromkeys(re.findall(r"^    (lightning (?:erf|shape-bias|cost) .*)$", TEXT, re.MULTILINE)))
 NETS = {"resnet50": "test_resnet", "unireplknet_t": "test_unireplknet", "replknet_31b": "test_replknet"}
-PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PROGRAMS = {
+    f"{document.stem}-{i}": program
+    for document in DOCUMENTS
+    for i, program in enumerate(re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL))
+}
 SMALL = {
     "--trainer.enable_progress_bar": "false",
     "--trainer.enable_model_summary": "false",
@@ -111,23 +118,33 @@ def _small_images(command: str) -> dict[str, str]:
     return extra
 
 
-def test_readme_has_commands_and_programs() -> None:
+def test_documents_have_commands_and_programs() -> None:
     assert len(COMMANDS) >= 6
+    assert PARSED
     assert {command.split()[1] for command in ANALYSES} == {"erf", "shape-bias", "cost"}
-    assert len(PROGRAMS) >= 2
+    assert any(name.startswith("README") for name in PROGRAMS)
+    assert len(PROGRAMS) >= 10
+
+
+def test_the_readme_is_short_and_has_both_commands() -> None:
+    readme = DOCUMENTS[0].read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 150
+    assert "    pip install -e . && lightning fit -c vision/configs/cls.yaml\n" in readme
+    assert "    pip install -e '.[test]' && pytest -n logical\n" in readme
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("workplace")
-def test_commands_of_the_readme() -> None:
-    for command in COMMANDS:  # in the order of the README: later ones use the checkpoints of earlier ones
+def test_commands_of_the_documents() -> None:
+    for command in COMMANDS:  # the README's first: later ones use the checkpoints of earlier ones
         if "devices 2" in command:  # processes that start themselves again by their program's name
             subprocess.run([Path(sys.executable).with_name("lightning"), *_small(command)], check=True, timeout=300)
         else:
             main(_small(command))
     runs = Path("lightning_logs")
     assert len(list(runs.glob("*/*/checkpoints/best.ckpt"))) == sum(c.split()[1] == "fit" for c in COMMANDS)
-    assert len(list(runs.glob("*/*/predictions.csv"))) == sum(c.split()[1] == "predict" for c in COMMANDS)
+    predicted = {c.split()[3] for c in COMMANDS if c.split()[1] == "predict"}  # each in its run folder
+    assert len(list(runs.glob("*/*/predictions.csv"))) == len(predicted)
     assert list(Path("exports/ImageClassifier").glob("*.onnx"))
     assert {path.name for path in Path("shared").iterdir()} == {"README.md", "config.json", "model.safetensors"}
     for command in ANALYSES:
@@ -140,7 +157,7 @@ def test_the_command_for_a_cluster_is_understood(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(ROOT)
-    (command,) = re.findall(r"^srun .*?(lightning .*?)\n```", README, re.MULTILINE | re.DOTALL)
+    (command,) = re.findall(r"^srun .*?(lightning .*?)\n```", TEXT, re.MULTILINE | re.DOTALL)
     with pytest.raises(SystemExit, match=r"^0$"):
         main([*shlex.split(command.replace("\\\n", " "))[1:], "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
@@ -149,12 +166,19 @@ def test_the_command_for_a_cluster_is_understood(
     assert config["trainer"]["plugins"][0]["class_path"].endswith("SLURMEnvironment")
 
 
+@pytest.mark.parametrize("command", PARSED)
+def test_commands_that_download_are_understood(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([*shlex.split(command)[1:], "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["pretrained"] is True
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_programs_of_the_readme(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_programs_of_the_documents(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     program = program.replace("Trainer(max_epochs=1)", "Trainer(max_epochs=1, limit_train_batches=2)")
-    exec(compile(program, "README.md", "exec"), {})
+    exec(compile(program, "a page", "exec"), {"__name__": "page"})
 
 
 def test_environment_names_what_pyproject_names() -> None:
@@ -176,6 +200,28 @@ def test_environment_names_what_pyproject_names() -> None:
     assert f"python={project['requires-python'].removeprefix('>=')}" <= environment[0]
 
 
+def test_the_lint_hooks_are_those_of_the_check() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    check = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    lint = [line for line in check if line.split()[:1] in (["ruff"], ["mypy"], ["mkdocs"])]
+    assert [hook["entry"] for hook in hooks] == lint
+    assert all(hook["language"] == "system" for hook in hooks)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == version
+    assert f"version = {{{version}}}" in (ROOT / "docs" / "citation.md").read_text(encoding="utf-8")
+
+
+def test_the_workflows_run_what_pyproject_supports() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    supported = [line.rpartition(" ")[2] for line in project["classifiers"] if line.startswith("Programming Language")]
+    assert workflow["jobs"]["tests"]["strategy"]["matrix"]["python"] == supported
+    assert {"lint", "tests", "docs", "wheel"} == set(workflow["jobs"])
+
+
 def test_every_dependency_has_a_reason() -> None:
     lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("dependencies = [")[2].partition("\n]")[0]
     assert all("#" in line for line in lines.strip().splitlines())
@@ -184,7 +230,7 @@ def test_every_dependency_has_a_reason() -> None:
 def test_every_configuration_is_in_a_readme() -> None:
     for file in ROOT.glob("*/configs/**/*.yaml"):
         package = file.relative_to(ROOT).parts[0]
-        readme = ROOT / "README.md" if package == "core" else ROOT / package / "README.md"
+        readme = ROOT / "docs" / "how_to" / "scale_out.md" if package == "core" else ROOT / package / "README.md"
         text = readme.read_text(encoding="utf-8")
         family, _, variant = file.stem.partition("_")
         assert file.name in text or (f"{family}_" in text and f"`_{variant}`" in text), file
