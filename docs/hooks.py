@@ -36,6 +36,7 @@ API = {
     "pointcloud": "pointcloud/__init__.py",
     "video": "video/__init__.py",
     "timeseries": "timeseries/__init__.py",
+    "multimodal": "multimodal/__init__.py",
 }
 INCLUDE = re.compile(r"^<!-- include (\S+)#(\S+) -->$", re.MULTILINE)
 TABLE = re.compile(r"^<!-- zoo: (\w+) -->$", re.MULTILINE)

@@ -61,7 +61,7 @@ def enlarge_kernels(
     Example:
         >>> import timm
         >>> net = enlarge_kernels(timm.create_model("mobilenetv2_050"), 13, where=r"^blocks\.[56]")
-        >>> net.blocks[6][0].conv_dw.lkb_origin.conv.kernel_size
+        >>> net.get_submodule("blocks.6.0.conv_dw.lkb_origin.conv").kernel_size
         (13, 13)
     """
     if kernel_size % 2 == 0 or not 0 <= small_kernel < kernel_size or (small_kernel > 0 and small_kernel % 2 == 0):

@@ -24,6 +24,7 @@ PACKAGES = (
     "core.ops",
     "core.reparam",
     "core.training",
+    "multimodal",
     "pointcloud",
     "timeseries",
     "video",
