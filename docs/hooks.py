@@ -161,6 +161,13 @@ def _table(name: str) -> str:
     return {"variants": zoo.variants, "speed": zoo.speed}[name]()
 
 
+def on_page_content(html: str, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
+    """Take out what Sphinx would read in the docstrings: roles before names, and the colons before figures."""
+    if not page.file.src_uri.startswith("api/"):
+        return html
+    return re.sub(r":[a-z]+:(?=<code>)", "", html).replace("<p>::</p>", "")
+
+
 def on_post_build(config: "MkDocsConfig") -> None:
     """Refuse a site that would load something from the network."""
     from mkdocs.exceptions import PluginError

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -114,3 +115,11 @@ def test_the_zoo_has_the_measured_speed() -> None:
     lines = zoo.speed().splitlines()
     assert len(lines) > 3
     assert any("`unireplknet_t`, inference" in line and "| float32 |" in line for line in lines)
+
+
+def test_api_pages_show_no_marks_of_sphinx() -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="api/core.md"))
+    html = "<p>See :func:<code>fold</code>.</p><p>::</p><p>a :class: b</p>"
+    assert hooks.on_page_content(html, page, None, None) == "<p>See <code>fold</code>.</p><p>a :class: b</p>"
+    page.file.src_uri = "index.md"
+    assert hooks.on_page_content(html, page, None, None) == html
