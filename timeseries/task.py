@@ -498,22 +498,20 @@ class ForecastTask(SeriesTask):
         spec: description of the data, from a data module's ``spec()`` or a checkpoint; the command passes it.
         seq_len: L, steps of history; by default that of the data.
         pred_len: T, steps to forecast; by default that of the data.
-        period: steps of a season, which are one row of the folded map; by default that of the data.
-        criterion: 'mse', 'mae', or 'huber', which is squared below an error of one standard deviation and absolute
-            above; for forecasts without quantiles.
-        layout: 'fold' for maps with one row for each period, 'embed' for maps of tokens; see :class:`SeriesMap`.
-        enlarge: factor by which height and width of a folded map grow, because a backbone's stem shrinks it.
+        period: steps of a season, one row of the folded map; by default that of the data.
+        criterion: 'mse', 'mae', or 'huber' (squared up to one standard deviation, absolute above).
+        layout: 'fold', with a row for each period, or 'embed', a map of tokens; see :class:`SeriesMap`.
+        enlarge: factor by which a folded map grows, because a backbone's stem shrinks it.
         embed_dim: size of a token of the layout 'embed'.
-        group: number of neighboring channels in one map: 1 reads the channels independently, C all together.
-        normalize: the level that is taken out of each window and put back into its forecast: 'none', its 'mean', its
-            'last' value, or 'revin' for its mean and standard deviation, with a learned affine map.
+        group: number of neighboring channels in one map; 1 reads each on its own.
+        normalize: the level that is taken out of a window and put back into its forecast: 'none', 'mean', 'last' value,
+            or 'revin', mean and standard deviation with a learned affine map.
         linear: add a linear path from history to horizon, past the backbone.
-        dropout: probability of the dropout before the linear layer of the head.
-        quantiles: rising levels in (0, 1), such as [0.1, 0.5, 0.9]; each gets a forecast of its own, trained with the
-            pinball loss. They are sorted, so that they never cross.
-        blend: move the forecast towards the last value, as far as is best on validation; the distances between
-            quantiles stay.
-        nonnegative: cut forecasts off at zero, for sales, loads or counts; the loss sees them as they are.
+        dropout: probability of the dropout before the head.
+        quantiles: rising levels in (0, 1), such as [0.1, 0.5, 0.9], forecast with the pinball loss and sorted, so that
+            they never cross.
+        blend: move the forecast towards the last value, as far as is best on validation.
+        nonnegative: cut forecasts off at zero.
         backbone_args: arguments for ``timm.create_model`` when ``backbone`` is a name.
         weights: file or Hub name of a checkpoint of this task, or of weights of the backbone alone.
         kwargs: the other arguments of :class:`core.training.Task`.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from mm_files import CONFIGS, SIDE, edit_truth, write_scenes
+from mm_files import CONFIGS, SIDE, edit_truth, tiny, write_config, write_scenes
 from PIL import Image
 
 from core.cli import main
@@ -305,6 +305,25 @@ def test_images_are_seen_in_the_size_of_the_training(photos: Path, tmp_path: Pat
 def _pixels(file: Path) -> Any:
     """(1, 3, H, W) uint8."""
     return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[None]
+
+
+def test_another_config_learns_the_classes_of_the_files(photos: Path, tmp_path: Path) -> None:
+    """The heads for boxes and masks get two classes; sizes stay those of its own pipelines."""
+
+    def without_blue(content: Any) -> None:
+        content["categories"] = content["categories"][:2]
+        content["annotations"] = [note for note in content["annotations"] if note["category_id"] != 90]
+
+    path = write_config(tiny("mask_rcnn", root=photos), tmp_path / "mine.py")
+    edit_truth(photos, without_blue)
+    _fit(photos, "--data.images", str(photos / "images"), "--model.config", path)
+    (run,) = tmp_path.glob("lightning_logs/Detector/*")
+    task = Detector.load_from_checkpoint(run / "checkpoints" / "best.ckpt")
+    heads = [task.model.get_submodule(f"roi_head.{name}_head") for name in ("bbox", "mask")]
+    assert [head.num_classes for head in heads] == [2, 2]
+    assert (task.class_names, task.spec.size) == (["red", "green"], None)
+    with pytest.raises(SystemExit, match=r"--data\.size is for the configs of det\.yaml and seg\.yaml"):
+        _fit(photos, "--data.images", str(photos / "images"), "--model.config", path, "--data.size", "64")
 
 
 def test_any_timm_model_is_a_backbone(photos: Path) -> None:
