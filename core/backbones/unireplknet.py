@@ -606,9 +606,9 @@ class UniRepLKNet(LargeKernelNet):
         drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
         drop_rate: dropout before the classifier.
         layer_scale_init_value: initial value of the layer scale of each block; 0 for no layer scale.
-        weight_init: initial weights of convolutions and linear layers: 'trunc_normal' is the published rule, a standard
-            deviation of 0.02. In narrow nets, activations are then so small that GELU is nearly linear, and a few
-            hundred steps on few samples teach the net little. 'kaiming' scales with the number of inputs of a layer.
+        weight_init: initial weights of convolutions and linear layers. 'trunc_normal', the published rule, has a
+            standard deviation of 0.02, so that what enters GELU in a narrow net is small, and the net nearly linear at
+            first. 'kaiming' scales with the inputs of a layer; it may help if the training loss does not fall.
         head_init_scale: factor by which the initial weights of the classifier are multiplied.
         output_stride: stride of the last map with respect to the input: 4, 8, 16, ... If it is smaller than that of
             the stages, the later strides become dilations, as in DeepLab and other segmentation networks.

@@ -7,6 +7,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from core.backbones import UniRepLKNet
+
 __all__ = ["LearningWatch"]
 
 _FEW_STEPS = 200
@@ -19,6 +21,7 @@ _ONE_CLASS = 0.95
 """Share of the predictions from which on a class counts as the only one."""
 
 _FRESH_START = "start from published weights with --model.pretrained true"
+_WIDER_WEIGHTS = "try --model.backbone_args.weight_init kaiming"
 _OTHER_RATE = "try another learning rate (--model.lr {lower:g} or {higher:g})"
 
 
@@ -73,9 +76,10 @@ class LearningWatch(Callback):
         first, last = self.losses[0], self.losses[-1]
         rates = _OTHER_RATE.format(lower=task.lr / 5, higher=task.lr * 5)
         if last > first - _FALL * abs(first) and not _starts_from_weights(task):
+            wider = f"{_WIDER_WEIGHTS}, " if _starts_nearly_linear(task) else ""
             return (
                 f"the training loss has hardly fallen ({first:.3g} in the first epoch, now {last:.3g}); {rates}, "
-                f"or {_FRESH_START}"
+                f"{wider}or {_FRESH_START}"
             )
         if not at_chance:
             return None
@@ -133,6 +137,12 @@ def _reason_at_chance(counts_KK: Tensor, class_names: list[str], rates: str) -> 
 
 def _warn(text: str) -> None:
     rank_zero_warn(f"This run may not learn: {text}")
+
+
+def _starts_nearly_linear(task: Any) -> bool:
+    """Return whether a UniRepLKNet has the published initial weights, with which a narrow net is nearly linear."""
+    backbone_args = task.hparams.get("backbone_args") or {}
+    return isinstance(getattr(task, "backbone", None), UniRepLKNet) and "weight_init" not in backbone_args
 
 
 def _starts_from_weights(task: Any) -> bool:

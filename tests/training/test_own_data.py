@@ -125,6 +125,20 @@ def test_loss_that_does_not_fall_is_said() -> None:
     assert _watched([1.10, 1.09], None) is not None
 
 
+def test_wider_initial_weights_are_the_advice_for_a_unireplknet_that_begins_with_the_published_ones() -> None:
+    small = {"depths": (1, 1), "dims": (8, 16), "kernel_sizes": (3, 7)}
+    for backbone, backbone_args, is_advised in (
+        ("unireplknet_a", small, True),
+        ("unireplknet_a", small | {"weight_init": "kaiming"}, False),
+        ("resnet10t", None, False),
+    ):
+        watch = LearningWatch()
+        watch.losses = [1.10, 1.09]
+        said = watch._reason(ImageClassifier(backbone, 3, backbone_args=backbone_args))
+        assert said is not None
+        assert ("--model.backbone_args.weight_init kaiming" in said) == is_advised
+
+
 def test_one_class_for_everything_is_said() -> None:
     said = _watched([1.1, 0.5], [[0, 10, 0], [0, 10, 0], [0, 10, 0]])
     assert said is not None
