@@ -156,7 +156,8 @@ def test_the_command_needs_the_checkpoint_alone(
     name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    draw_scenes(tmp_path / "data" / "digit_scenes", {"train": 4, "val": 2, "test": 2})
+    # enough scenes for each digit to be in the training split
+    draw_scenes(tmp_path / "data" / "digit_scenes", {"train": 24, "val": 2, "test": 2})
     photo = tmp_path / "photo.png"
     (tmp_path / "data" / "digit_scenes" / "images" / "test" / "0001.png").rename(photo)
     small = ["--trainer.limit_train_batches", "2", "--data.batch_size", "2", "--trainer.accelerator", "cpu", *WORDS]

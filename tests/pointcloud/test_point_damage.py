@@ -248,6 +248,6 @@ def test_h5_files_that_name_other_files_or_declare_too_much(tmp_path: Path, monk
             write(file)
         with pytest.raises(InputError, match=rf"{i}\.h5 .*{message}"):
             read_h5(tmp_path / f"{i}.h5")
-    monkeypatch.setattr("pointcloud.sets._memory", lambda: 700)
+    monkeypatch.setattr("pointcloud.sets.machine_memory", lambda: 700)
     with pytest.raises(InputError, match="and this machine has 0 GiB of memory"):
         read_h5(secret)

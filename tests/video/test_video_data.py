@@ -1,5 +1,6 @@
 """Lists, class folders and folders of frames; batches of clips; wrong lines and videos that cannot be read."""
 
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from small_clips import PLAIN, SMALL, number_of, numbered, write_colors, write_list, write_sound, write_video
 
+from core.data.samples import Broken, PartlyBroken
 from core.errors import InputError, MissingError
 from video import FrameList, VideoDataModule, VideoFolder, VideoList, VideoSpec
 from video.decoding import VideoFile
@@ -170,11 +172,24 @@ def test_missing_and_empty_lists(lists: Path) -> None:
 def test_broken_video_stops_with_its_name(lists: Path) -> None:
     (lists / "videos" / "c.mp4").write_bytes(b"damaged")
     data = _set_up(VideoList(str(lists), **BOTH))
-    for part, number in ((data.train_set, 1), (data.val_set, 0), (data.test_set, 0), (data.predict_set, 0)):
+    for part, number in ((data.train_set, 1), (data.val_set, 0), (data.test_set, 0)):
         with pytest.raises(
             InputError, match=r"c\.mp4 cannot be decoded .*; replace it, or type --data.skip_broken true"
         ):
             part[number]
+
+
+def test_broken_video_is_a_row_of_the_prediction_with_its_reason(lists: Path) -> None:
+    broken = lists / "videos" / "c.mp4"
+    broken.write_bytes(b"damaged")
+    data = _set_up(VideoList(str(lists), **BOTH | {"batch_size": 3}))
+    (batch,) = data.predict_dataloader()
+    assert isinstance(batch, PartlyBroken)
+    [(place, sample)] = batch.broken
+    assert (place, sample.name) == (0, str(broken))
+    assert "c.mp4 cannot be decoded" in sample.reason
+    _, names = batch.batch
+    assert list(names) == [str(lists / "videos" / "d.mp4")]
 
 
 def test_broken_video_is_left_out_on_request(lists: Path) -> None:
@@ -184,12 +199,11 @@ def test_broken_video_is_left_out_on_request(lists: Path) -> None:
         (data.train_dataloader(), [0, 1]),
         (data.val_dataloader(), [1]),
         (data.test_dataloader(), [1]),
-        (data.predict_dataloader(), [str(lists / "videos" / "d.mp4")]),
     ):
         with pytest.warns(UserWarning, match=r"skipped: .*c\.mp4 cannot be decoded as a video"):
             ((frames, targets),) = loader
         assert len(frames) == len(labels)
-        assert sorted(targets if isinstance(targets, tuple | list) else targets.tolist()) == labels
+        assert sorted(targets.tolist()) == labels
 
 
 def test_missing_video_is_never_left_out(lists: Path) -> None:
@@ -227,8 +241,9 @@ def test_arrays_are_read_like_files(lists: Path) -> None:
         (array[:1], r"array 0 has too few frames \(1\); a clip needs at least two"),
     ):
         data.use_sources(wrong)
-        with pytest.raises(InputError, match=message):
-            data.predict_set[0]  # type: ignore[index]
+        sample = data.predict_set[0]  # type: ignore[index]
+        assert isinstance(sample, Broken)
+        assert re.search(message, sample.reason)
 
 
 @pytest.fixture
