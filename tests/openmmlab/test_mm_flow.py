@@ -159,7 +159,7 @@ def test_the_command_needs_the_checkpoint_alone(
     # enough scenes for each digit to be in the training split
     draw_scenes(tmp_path / "data" / "digit_scenes", {"train": 24, "val": 2, "test": 2})
     photo = tmp_path / "photo.png"
-    (tmp_path / "data" / "digit_scenes" / "images" / "test" / "0001.png").rename(photo)
+    shutil.copy(tmp_path / "data" / "digit_scenes" / "images" / "test" / "0001.png", photo)
     small = ["--trainer.limit_train_batches", "2", "--data.batch_size", "2", "--trainer.accelerator", "cpu", *WORDS]
     main(["fit", "-c", str(CONFIGS.parents[1] / "configs" / f"{name}.yaml"), *small, "--trainer.max_epochs", "1"])
     (run,) = (tmp_path / "lightning_logs").glob("*/version_0")
