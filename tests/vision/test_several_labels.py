@@ -199,6 +199,13 @@ def test_each_class_is_kept_and_held_out() -> None:
         assert {label for i in kept for label in labels_of(targets[i])} == occurring
 
 
+def test_a_class_of_one_sample_is_kept() -> None:
+    targets = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0], [1, 0, 1, 0, 0]]).float()  # the last two classes are rare
+    kept, held_out = hold_out(list(targets), 0.2)
+    assert 0 in kept
+    assert sorted(kept + held_out) == [0, 1, 2]
+
+
 def test_folds_divide_each_class() -> None:
     targets = _random_targets(200)
     folds = divide_in_folds(targets, 4)
