@@ -279,7 +279,8 @@ class _Logits(torch.utils.data.Dataset[Any]):
     """Pixels that the backbone reads as logits, and targets."""
 
     def __init__(self, logits: Tensor, targets: Tensor) -> None:
-        self.logits, self.targets = logits, targets
+        self.logits = logits
+        self.targets = targets
 
     def __len__(self) -> int:
         return len(self.logits)
